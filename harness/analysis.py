@@ -1,0 +1,204 @@
+"""From records to the three tables: times, gaps, identity. Pure: the same records, the same tables."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import stats
+from harness.measure import BATCHED, TWIN, median_s
+from harness.records import Record, latest
+from harness.study import Study
+
+SEAT = ["framework", "device", "threads", "execution", "precision"]
+SIZES = ["cell", "B", "T", "I", "H", "O"]
+ARM = ["recurrence", "projection"]
+TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
+GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
+GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted"]
+IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
+ERRORS = ["fp64_rel_error", "fp32_rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
+IDENTITY = [*IDENTITY_KEYS, *ERRORS]
+CONTENDERS = ("in_loop", "per_step", TWIN)
+
+
+class Tables:
+    """The tables of one run; `heading` is its first record and `study` the study in it."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.heading = records[0]
+        self.study = Study.model_validate(self.heading["study"])
+        done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*SEAT, "replicate", "pass")])
+        self.checks = [record for record in done if record["kind"] == "check"]
+        wrong = _wrong_in_fp64(self.checks)
+        self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
+        self.times = _times(self)
+        self.gaps = _gaps(self)
+        self.identity = _identity(self)
+
+    def save(self, folder: Path) -> None:
+        """Write times.csv, gaps.csv and identity.csv."""
+        for name in ("times", "gaps", "identity"):
+            getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+
+
+def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
+    """Framework, device, execution, pass and arm -> why its fp64 verification failed."""
+    return {
+        (*_check_key(check), name): f"in fp64 {arm['reason']}"
+        for check in checks
+        for name, arm in check["arms"].items()
+        if arm["status"] == "wrong"
+    }
+
+
+def _check_key(record: Record) -> tuple[str, ...]:
+    return record["framework"], record["device"], record["execution"], record["pass"]
+
+
+def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
+    """The block without the times of arms that failed the fp64 gate."""
+    arms = {}
+    for name, arm in record["arms"].items():
+        reason = wrong.get((*_check_key(record), name.replace(TWIN, BATCHED)))
+        withheld: Record = {"status": "wrong", "reason": reason, "samples_ns": [], "first_call_ns": None}
+        arms[name] = arm | withheld if reason else arm
+    return record | {"arms": arms}
+
+
+def _place(record: Record) -> dict[str, Any]:
+    workload = record["workload"]
+    sizes = {size: workload[size] for size in SIZES}
+    return {name: record[name] for name in SEAT} | {"workload": workload["name"]} | sizes | {"pass": record["pass"]}
+
+
+def _arm(name: str) -> dict[str, str]:
+    recurrence, _, projection = name.partition("_")
+    return {"recurrence": recurrence, "projection": projection}
+
+
+def _times(tables: Tables) -> pd.DataFrame:
+    """A row for each arm and process measured, and one for each cell that was not, with its reason."""
+    rows = []
+    for record in tables.blocks:
+        for name, arm in record["arms"].items():
+            rows.append(_place(record) | _arm(name) | {"process": record["replicate"]} | _time(record, arm))
+    frame = pd.DataFrame(rows, columns=TIMES)
+    seen = set(frame[[*SEAT, "workload", "pass", *ARM]].itertuples(index=False, name=None))
+    budget = tables.study.budget_s
+    why = f"the budget of {budget:g} s ended first" if budget else "the run was interrupted"
+    keys = [*SEAT, "workload", "pass", *ARM]
+    unseen = (cell for cell in tables.heading["cells"] if tuple(cell[key] for key in keys) not in seen)
+    rows.extend(cell | {"status": "not_reached", "reason": why} for cell in unseen)
+    rows.extend(tables.heading["absent"])
+    rows.extend(m | {"status": "unavailable"} for m in tables.heading["missing"])
+    order = [*SEAT, "workload", "pass", *ARM, "process"]
+    return pd.DataFrame(rows, columns=TIMES).sort_values(order, kind="stable", ignore_index=True)
+
+
+def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
+    """Times in seconds. A first call is a result only in replicate 0, whose caches were empty."""
+    cold = record["replicate"] == 0 and record["key"].endswith("-0") and arm["first_call_ns"] is not None
+    return {
+        "median_s": median_s(arm) if arm["samples_ns"] and arm["status"] == "ok" else None,
+        "rounds": len(arm["samples_ns"]) or None,
+        "first_call_s": arm["first_call_ns"] / 1e9 if cold else None,
+        "status": arm["status"],
+        "reason": arm["reason"],
+    }
+
+
+def _gaps(tables: Tables) -> pd.DataFrame:
+    """A row for each contender against batched. Holm's correction is over one workload and pass."""
+    found: dict[tuple[Any, ...], list[tuple[float, int]]] = {}
+    for record in tables.blocks:
+        place = _place(record)
+        for name, arm in record["arms"].items():
+            recurrence, projection = _arm(name).values()
+            base = record["arms"].get(f"{recurrence}_{BATCHED}")
+            if projection in CONTENDERS and base and _good(arm) and _good(base):
+                key = (*(place[k] for k in SEAT), place["workload"], place["pass"], recurrence, projection)
+                ratio = stats.log_ratio(_per_call(arm), _per_call(base))
+                found.setdefault(key, []).append((ratio, len(arm["samples_ns"])))
+    rows = []
+    for key, values in found.items():
+        gap = stats.gap([ratio for ratio, _ in values], tables.study.margin)
+        rounds = statistics.median(count for _, count in values)
+        row = dict(zip(GAP_KEYS, key, strict=True)) | {"baseline": BATCHED, "gap": gap, "processes": gap.processes}
+        rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
+    frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
+    frame = frame.sort_values(GAP_KEYS, kind="stable", ignore_index=True)
+    return _judged(frame).drop(columns="gap")
+
+
+def _judged(frame: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts, one family a workload and pass (twins apart), and whether the block's twin is 1."""
+    frame["verdict"] = frame["verdict"].astype(object)
+    family = frame.contender.eq(TWIN)
+    for _, part in frame.groupby([frame.workload, frame["pass"], family], sort=False):
+        frame.loc[part.index, "verdict"] = stats.verdicts(list(part.gap))
+    twins = frame[family].set_index([k for k in GAP_KEYS if k != "contender"])
+    # A 95% interval misses 1 in one twin of twenty by chance; the ones that miss are marked all the same.
+    holds = (twins.ci_low <= 1) & (twins.ci_high >= 1)
+    keys = frame[[k for k in GAP_KEYS if k != "contender"]].itertuples(index=False, name=None)
+    frame["trusted"] = [bool(holds.get(key, default=False)) for key in keys]
+    return frame
+
+
+def _good(arm: dict[str, Any]) -> bool:
+    return arm["status"] == "ok" and bool(arm["samples_ns"])
+
+
+def _per_call(arm: dict[str, Any]) -> list[float]:
+    return [sample / arm["calls"] for sample in arm["samples_ns"]]
+
+
+def _identity(tables: Tables) -> pd.DataFrame:
+    """A row for each quantity of each arm: the worst over processes of its error against the oracle.
+
+    The fp64 error beside an fp32 row is that of the same framework, device, execution, arm and pass.
+    """
+    checked = _worst(tables.checks)
+    in_fp64 = {(*_check_key(r), arm, quantity): found for (r, arm, quantity), found in _labelled(checked)}
+    rows = []
+    for (record, arm, quantity), found in _labelled(_worst(tables.blocks)):
+        row = _place(record) | _arm(arm) | {"quantity": quantity, "bound": found["worst_bound"]}
+        other = in_fp64.get((*_check_key(record), arm, quantity))
+        errors = {"fp64_rel_error": other["worst"] if other else None}
+        errors |= {f"{record['precision']}_rel_error": found["worst"]}
+        apart = {"bitwise_equal_to_batched": found.get("bitwise"), "max_ulp": found.get("max_ulp")}
+        ok = found["ok"] and (other is None or other["ok"])
+        rows.append(row | errors | apart | {"status": "ok" if ok else "wrong"})
+    frame = pd.DataFrame(rows, columns=IDENTITY)
+    return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
+
+
+Worst = dict[tuple[Any, ...], tuple[Record, str, str, dict[str, Any]]]
+
+
+def _worst(records: list[Record]) -> Worst:
+    """The worst of each quantity over the processes of a cell, with a record it belongs to."""
+    worst: Worst = {}
+    for record in records:
+        for name, arm in record["arms"].items():
+            for quantity, found in arm.get("quantities", {}).items():
+                if _arm(name)["projection"] != TWIN:
+                    key = (*(_place(record)[k] for k in (*SEAT, "workload", "pass")), name, quantity)
+                    before = worst[key][3] if key in worst else None
+                    worst[key] = (record, name, quantity, _worse(before, found))
+    return worst
+
+
+def _labelled(worst: Worst) -> list[tuple[tuple[Record, str, str], dict[str, Any]]]:
+    return [((record, name, quantity), found) for record, name, quantity, found in worst.values()]
+
+
+def _worse(a: dict[str, Any] | None, b: dict[str, Any]) -> dict[str, Any]:
+    if a is None:
+        return b
+    worse = max(a, b, key=lambda q: q["worst"] / (q["worst_bound"] or 1))
+    both = {"ok": a["ok"] and b["ok"]}
+    if "bitwise" in a and "bitwise" in b:
+        both |= {"bitwise": a["bitwise"] and b["bitwise"], "max_ulp": max(a["max_ulp"], b["max_ulp"])}
+    return worse | both

@@ -1,0 +1,134 @@
+"""`verify` and `list`: what can be said without timing anything."""
+
+import math
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import load_file, save_file
+
+from harness import environment, jobs, plan, run, study
+from harness.plan import Framework, Job, Todo
+from harness.progress import Report
+from harness.records import Record
+from harness.study import Refused, Study
+from harness.verify import Judge
+
+
+def verify(made: Study, save_outputs: Path | None) -> int:
+    """Verify every arm of a study at full size; prints a table; returns the exit status."""
+    threads = plan.thread_counts(made, environment.cores())
+    frameworks = plan.selected(made, run.probe(made, threads))
+    planned = plan.make(made, frameworks, threads)
+    if not planned.cells:
+        raise Refused(f"nothing of this study can be verified here: {planned.absent[0][2]}")
+    todo = plan.verifications(planned)
+    with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
+        place = Path(folder)
+        run.prepare(made, place / "weights")
+        many = len(made.workloads) > 1
+        keep = None if save_outputs is None else _saver(save_outputs, many)
+        known = {framework.name: framework for framework in frameworks}
+        bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights"), {}, keep)
+        with Report(sum(len(job.blocks) for job in todo)) as report:
+            records = list(run.together(bench, todo, lambda: math.inf, report))
+    return _say(records, planned, frameworks)
+
+
+def _saver(folder: Path, many: bool) -> Any:
+    """A function that keeps a block's outputs, one file an arm; a folder a workload if there are many."""
+
+    def keep(job: Job, todo: Todo, outputs: Path) -> None:
+        place = folder / todo.workload.name if many else folder
+        place.mkdir(parents=True, exist_ok=True)
+        arrays = load_file(outputs)
+        seat = job.seat
+        for arm in todo.arms:
+            start = f"{arm.name}/after/"
+            mine = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
+            if arm.projection == "none" and "y" in mine:
+                mine["h"] = mine.pop("y")  # the hidden states: there is no projection, so no y
+            parts = (
+                seat.framework,
+                seat.device,
+                seat.execution,
+                seat.precision,
+                arm.recurrence,
+                arm.projection,
+                todo.pass_,
+            )
+            if mine:
+                save_file(mine, place / f"{'-'.join(parts)}.safetensors")
+
+    return keep
+
+
+def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework]) -> int:
+    """Print what passed and what did not; 1 when anything did not."""
+    table = Table("framework", "execution", "precision", "workload", "pass", "arms ok", "worst error / bound")
+    bad: list[str] = []
+    for record in records:
+        arms = record["arms"]
+        found = [q for arm in arms.values() for q in arm.get("quantities", {}).values()]
+        over = max((q["worst"] / (q["worst_bound"] or 1) for q in found), default=math.nan)
+        ok = sum(arm["status"] == "ok" for arm in arms.values())
+        place = [
+            record["framework"],
+            record["execution"],
+            record["precision"],
+            record["workload"]["name"],
+            record["pass"],
+        ]
+        table.add_row(*place, f"{ok} of {len(arms)}", f"{over:.2f}")
+        bad += [
+            f"{arm['status']}: {' '.join(place)} {name}: {arm['reason']}"
+            for name, arm in arms.items()
+            if arm["status"] != "ok"
+        ]
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for (status, reason), count in Counter((status, reason) for _, status, reason in planned.absent).items():
+        console.print(f"{status}: {count} cells: {reason}", markup=False)
+    for framework in frameworks:
+        if framework.missing:
+            console.print(f"unavailable: {plan.advice(framework)}", markup=False)
+    for line in bad:
+        print(line, file=sys.stderr)
+    return 1 if bad else 0
+
+
+def listing() -> None:
+    """Print frameworks, executions, devices and workloads, and what is missing with its reason."""
+    everything = Study()
+    threads = plan.thread_counts(everything, environment.cores())
+    console = Console(soft_wrap=True)
+    table = Table("framework", "version", "device", "execution", "recurrences", "")
+    for framework in run.probe(everything, threads):
+        if framework.missing:
+            table.add_row(framework.name, "–", "–", "–", "–", plan.advice(framework))
+            continue
+        version = next(iter(framework.versions.values()))
+        for device, no_device in framework.devices.items():
+            for name, execution in framework.executions.items():
+                has = [r for r in everything.recurrences if r not in execution["without"]]
+                reasons = [no_device or execution["missing"] or ""] + [
+                    f"no {r}: {why}" for r, why in execution["without"].items()
+                ]
+                table.add_row(
+                    framework.name,
+                    version,
+                    device,
+                    name,
+                    ", ".join(has),
+                    "; ".join(filter(None, reasons)) or "available",
+                )
+    console.print(table)
+    sizes = Table("workload", "B", "T", "I", "H", "O", "cell")
+    for w in study.NAMED.values():
+        sizes.add_row(w.name, *(str(getattr(w, size)) for size in "BTIHO"), w.cell)
+    console.print(sizes)
+    console.print(f"threads: {', '.join(map(str, threads))}")

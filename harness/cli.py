@@ -1,0 +1,234 @@
+"""The command line: python -m harness run | verify | report | list."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from harness.study import Refused, Study, load
+
+app = typer.Typer(
+    help="fusegap: is projecting an RNN's output once per step slower than once for all steps?",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+BAD = ("wrong", "failed", "timeout", "refused")
+
+Many = list[str] | None
+Toml = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags override it.")]
+FrameworkF = Annotated[Many, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")]
+DeviceF = Annotated[Many, typer.Option("--device", help="cpu, gpu.")]
+ThreadsF = Annotated[Many, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")]
+ExecutionF = Annotated[Many, typer.Option("--execution", help="eager, graph, xla, inductor.")]
+RecurrenceF = Annotated[Many, typer.Option("--recurrence", help="unrolled, scan.")]
+ProjectionF = Annotated[Many, typer.Option("--projection", help="none, in_loop, per_step, batched.")]
+PassF = Annotated[Many, typer.Option("--pass", help="forward, train.")]
+PrecisionF = Annotated[Many, typer.Option("--precision", help="fp32, fp64.")]
+WorkloadF = Annotated[
+    Many, typer.Option("--workload", help="book, vocab, stream, or B=..,T=..,I=..,H=..,O=..[,cell=..].")
+]
+SeedF = Annotated[int | None, typer.Option("--seed", help="Of weights, inputs and orders.")]
+TimeoutF = Annotated[float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")]
+LimitF = Annotated[
+    int | None,
+    typer.Option("--unroll-limit", help="Unroll traced programs up to this many steps; 0 for none, -1 for any."),
+]
+WeightsF = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="Weights to use (safetensors).")]
+InputsF = Annotated[
+    str | None, typer.Option("--inputs", metavar="FILE", help="Inputs to use (safetensors): x, target.")
+]
+
+
+@app.command()
+def run(
+    study: Toml = None,
+    all_: Annotated[bool, typer.Option("--all", help="Everything available here (also the default).")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The same matrix in minutes: a smoke run, no claims.")] = False,
+    rigorous: Annotated[bool, typer.Option("--rigorous", help="More processes and rounds, no time limit.")] = False,
+    framework: FrameworkF = None,
+    device: DeviceF = None,
+    threads: ThreadsF = None,
+    execution: ExecutionF = None,
+    recurrence: RecurrenceF = None,
+    projection: ProjectionF = None,
+    pass_: PassF = None,
+    precision: PrecisionF = None,
+    workload: WorkloadF = None,
+    processes: Annotated[int | None, typer.Option(help="Worker processes per cell.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Most rounds per block.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds after which no further block is begun; 0 for no limit.")
+    ] = None,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    unroll_limit: LimitF = None,
+    weights: WeightsF = None,
+    inputs: InputsF = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/latest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Measure, verify and report."""
+    if quick and rigorous:
+        raise Refused("--quick and --rigorous contradict each other")
+    narrowed = [framework, device, threads, execution, recurrence, projection, pass_, workload]
+    if all_ and (study or any(narrowed)):
+        raise Refused("--all means everything and takes no study file and no selection beside it")
+    flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags |= {
+        "seed": seed,
+        "timeout_s": timeout,
+        "weights": weights,
+        "inputs": inputs,
+        "processes": processes,
+        "rounds": rounds,
+    }
+    if rounds is not None and rounds < 3:
+        flags["rounds_min"] = rounds
+    scale = "quick" if quick else "rigorous" if rigorous else None
+    made = load(study, scale, flags)
+    made = _limits(made, budget, unroll_limit)
+    _run(made, out, resume)
+
+
+@app.command()
+def verify(
+    study: Toml = None,
+    framework: FrameworkF = None,
+    device: DeviceF = None,
+    threads: ThreadsF = None,
+    execution: ExecutionF = None,
+    recurrence: RecurrenceF = None,
+    projection: ProjectionF = None,
+    pass_: PassF = None,
+    precision: PrecisionF = None,
+    workload: WorkloadF = None,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    unroll_limit: LimitF = None,
+    weights: WeightsF = None,
+    inputs: InputsF = None,
+    save_outputs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors).")
+    ] = None,
+) -> None:
+    """Verify every arm at full size in fp32 and fp64, without timing.
+
+    A workload asked for by name or sizes is unrolled whatever its steps; else --unroll-limit holds.
+    """
+    flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
+    flags["precisions"] = flags["precisions"] or ["fp32", "fp64"]
+    flags["threads"] = flags["threads"] or ["all"]
+    if unroll_limit is None and (workload or study):
+        unroll_limit = -1
+    made = _limits(load(study, None, flags), 0, unroll_limit)
+    from harness import check
+
+    raise typer.Exit(check.verify(made, save_outputs))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Write a run's report again, from its records alone."""
+    from harness import report as reports
+
+    print(reports.write(folder))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """What can be studied here, and what can not and why."""
+    from harness import check
+
+    check.listing()
+
+
+def _run(study: Study, out: Path, resume: bool) -> None:
+    from harness import report as reports
+    from harness import run as runs
+
+    command = f"python -m harness run {shlex.join(_again(sys.argv[2:]))}".rstrip()
+    try:
+        records = runs.run(study, out, resume, command)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what is done is kept. Go on with: {command} --out {out} --resume", file=sys.stderr)
+        if (out / "records.jsonl").exists():
+            reports.write(out)
+        raise typer.Exit(130) from None
+    path = reports.write(out)
+    statuses = [arm["status"] for r in records[1:] for arm in r["arms"].values()]
+    print(path)
+    bad = sum(status in BAD for status in statuses)
+    if bad:
+        print(f"{bad} measurements went wrong or failed; the report names them", file=sys.stderr)
+    raise typer.Exit(1 if bad else 0)
+
+
+def _again(arguments: list[str]) -> list[str]:
+    """The arguments without --resume and --out, which are not part of what was measured."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument != "--resume" and argument != "--out" and not argument.startswith("--out="):
+            kept.append(argument)
+        skip = argument == "--out"
+    return kept
+
+
+def _flags(
+    framework: Many, device: Many, threads: Many, execution: Many, recurrence: Many,
+    projection: Many, pass_: Many, precision: Many, workload: Many,
+) -> dict[str, Any]:  # fmt: skip
+    """The selection flags as fields of a study."""
+    return {
+        "frameworks": _split(framework),
+        "devices": _split(device),
+        "threads": [_threads(t) for t in _split(threads) or []] or None,
+        "executions": _split(execution),
+        "recurrences": _split(recurrence),
+        "projections": _split(projection),
+        "passes": _split(pass_),
+        "precisions": _split(precision),
+        "workloads": [part for text in workload for part in ([text] if "=" in text else text.split(","))]
+        if workload
+        else None,
+    }
+
+
+def _split(values: Many) -> Many:
+    return [part.strip() for value in values for part in value.split(",")] if values else None
+
+
+def _threads(text: str) -> int | str:
+    if text == "all":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise Refused(f"--threads takes 'all' or a number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _limits(study: Study, budget: float | None, unroll_limit: int | None) -> Study:
+    """The study with the two limits that flags can also lift."""
+    lifted: dict[str, Any] = {}
+    if budget is not None:
+        if budget < 0:
+            raise Refused(f"--budget takes seconds, not {budget:g}")
+        lifted["budget_s"] = budget or None
+    if unroll_limit is not None:
+        if unroll_limit < -1:
+            raise Refused(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")
+        lifted["unroll_limit"] = None if unroll_limit == -1 else unroll_limit
+    return study.model_copy(update=lifted)
+
+
+def main() -> NoReturn:
+    """Run the command line; a refused request is one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except Refused as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

@@ -1,0 +1,77 @@
+"""The machine, the versions and the code: what a number depends on besides the study."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURING = ("study", "weights", "plan", "launch", "worker", "measure", "verify", "jobs")  # modules a number depends on
+LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
+
+
+def cores() -> int:
+    """Physical cores this process may use: the smallest of the machine's, its affinity's and its quota's."""
+    import psutil
+
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, min(physical, len(os.sched_getaffinity(0)), _quota() or physical))
+
+
+def machine() -> dict[str, Any]:
+    """Facts of the machine that a reader needs to judge a time. Memory in GiB."""
+    import cpuinfo
+    import psutil
+
+    return {
+        "cpu": cpuinfo.get_cpu_info().get("brand_raw", platform.processor() or "unknown"),
+        "cores": cores(),
+        "logical_cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the harness's own libraries."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def load() -> float:
+    """Runnable processes in the last minute, on average."""
+    return os.getloadavg()[0]
+
+
+def code() -> dict[str, str]:
+    """The commit, and a hash of every file that measuring depends on."""
+    files = sorted(Path(ROOT / "impls").rglob("*.py")) + [ROOT / "harness" / f"{name}.py" for name in MEASURING]
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(file.read_bytes())
+    return {"commit": _commit(), "hash": hashed.hexdigest()[:16]}
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "not a git checkout"
+
+
+def _quota() -> int | None:
+    """Whole cores of the control group's quota, if there is one."""
+    quota, _, period = (_text("/sys/fs/cgroup/cpu.max") or "max").partition(" ")
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

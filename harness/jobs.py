@@ -1,0 +1,189 @@
+"""Carry out one job: a worker, its blocks one by one, each judged and turned into a record."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness import environment
+from harness.launch import Answer, Lost, Worker
+from harness.plan import Framework, Job, Todo
+from harness.records import Record, digest
+from harness.study import Study
+from harness.verify import Judge
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every job of a run needs.
+
+    `weights` holds the workloads' weights and inputs, `cache` the frameworks' compilation caches;
+    `basis` is what a record's key depends on besides the job: code, versions, hardware.
+    """
+
+    study: Study
+    frameworks: dict[str, Framework]
+    weights: Path
+    cache: Path
+    judge: Judge
+    basis: dict[str, Any]
+    keep: Callable[[Job, Todo, Path], None] | None = None
+    worker: Callable[..., Worker] = Worker
+
+
+@dataclass
+class Pending:
+    """A block yet to be done, and the arms that a worker was lost at."""
+
+    todo: Todo
+    lost: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> Iterator[Record]:
+    """The records of a job's blocks. A block that is not begun while `left_s` > 0 has none.
+
+    When a worker is lost at an arm, the arm is recorded and its block tried again without it in a
+    new worker; when it is lost anywhere else, the block is recorded as it ended.
+    """
+    pending = [Pending(todo) for todo in job.blocks]
+    while pending and left_s() > 0:
+        opened = False
+        try:
+            with _worker(bench, job) as worker:
+                proof = _open(bench, job, worker)
+                opened = True
+                if proof["proven"] is False:
+                    reason = f"threads not proven: {job.seat.threads} set, {proof['threads_used']:.2f} cores used"
+                    yield from (_ended(bench, job, p, "refused", reason) for p in pending)
+                    return
+                while pending and left_s() > 0:
+                    yield _block(bench, job, pending[0], worker, proof, left_s(), stage)
+                    pending.pop(0)
+        except Lost as lost:
+            if not opened:
+                yield from (_ended(bench, job, p, lost.status, str(lost)) for p in pending)
+                return
+            yield from _after_loss(bench, job, pending, lost)
+
+
+def _after_loss(bench: Bench, job: Job, pending: list[Pending], lost: Lost) -> Iterator[Record]:
+    block = pending[0]
+    left = tuple(arm for arm in block.todo.arms if arm.name != lost.arm)
+    if len(left) == len(block.todo.arms) or not left:
+        yield _ended(bench, job, pending.pop(0), lost.status, str(lost))
+        return
+    ended: Record = {"status": lost.status, "reason": str(lost), "first_call_ns": None, "calls": 1, "samples_ns": []}
+    pending[0] = Pending(replace(block.todo, arms=left), {**block.lost, lost.arm: ended})
+
+
+def _worker(bench: Bench, job: Job) -> Worker:
+    seat = job.seat
+    framework = bench.frameworks[seat.framework]
+    cache = _cache(bench, job)
+    cache.mkdir(parents=True, exist_ok=True)
+    variables = framework.environment(seat.device, seat.threads, str(cache))
+    return bench.worker(seat.framework, variables, bench.study.timeout_s)
+
+
+def _cache(bench: Bench, job: Job) -> Path:
+    seat = job.seat
+    return bench.cache / f"{seat.framework}-{seat.device}-{seat.threads}-{seat.execution}-{seat.precision}"
+
+
+def _open(bench: Bench, job: Job, worker: Worker) -> Answer:
+    seat = job.seat
+    settings = {
+        "device": seat.device,
+        "threads": seat.threads,
+        "precision": seat.precision,
+        "cache": str(_cache(bench, job)),
+    }
+    timed = any(todo.timed for todo in job.blocks)
+    return worker.ask({"do": "open", "settings": settings, "prove": timed and seat.device == "cpu"})
+
+
+def _block(
+    bench: Bench, job: Job, pending: Pending, worker: Worker, proof: Answer, left_s: float, stage: Stage
+) -> Record:
+    """Have one block done, judge what it gave, and return its record."""
+    todo, study = pending.todo, bench.study
+    label = f"{_place(job)} {todo.workload.name} {todo.pass_}"
+    begun = _heading(bench, job, todo)
+    scratch = Path(tempfile.mkdtemp(prefix="fusegap-"))
+    try:
+        outputs = scratch / "outputs.safetensors"
+        rounds = {"least": study.rounds_min, "most": study.rounds, "block_s": study.block_s}
+        request = {
+            "do": "block",
+            "workload": todo.workload.model_dump(),
+            "steps": todo.steps,
+            "pass": todo.pass_,
+            "execution": job.seat.execution,
+            "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
+            "weights": str(bench.weights),
+            "rounds": rounds if todo.timed else None,
+            "seed": begun["seed"],
+            "seconds": left_s,
+            "outputs": str(outputs),
+        }
+        answer = worker.ask(request, lambda said: stage(f"{label} {said['arm']}: {said['what']}"))
+        stage(f"{label}: judging")
+        judged = bench.judge.judge(outputs, todo.workload, todo.steps, todo.pass_, job.seat.precision)
+        if bench.keep:
+            bench.keep(job, todo, outputs)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    arms = {name: _judged(arm, judged.get(name)) for name, arm in answer["arms"].items()} | pending.lost
+    status = "ok" if all(arm["status"] in ("ok", "not_reached") for arm in arms.values()) else "failed"
+    reason = "; ".join(f"{name}: {arm['reason']}" for name, arm in arms.items() if arm["reason"])
+    end = {"timer_ns": answer["timer_ns"], "threads_used": proof["threads_used"], "arms": arms}
+    return begun | {"status": status, "reason": reason} | end
+
+
+def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any]:
+    """An arm with what the gates say; the times of a wrong one are withheld."""
+    if judged is None:
+        return arm
+    arm = arm | {"quantities": judged["quantities"]}
+    if judged["ok"]:
+        return arm
+    withheld: Record = {"first_call_ns": None, "samples_ns": []}
+    return arm | withheld | {"status": "wrong", "reason": judged["reason"]}
+
+
+def _ended(bench: Bench, job: Job, pending: Pending, status: str, reason: str) -> Record:
+    arm: Record = {"status": status, "reason": reason, "first_call_ns": None, "calls": 1, "samples_ns": []}
+    arms = {a.name: dict(arm) for a in pending.todo.arms} | pending.lost
+    heading = _heading(bench, job, pending.todo)
+    return heading | {"status": status, "reason": reason, "timer_ns": None, "threads_used": None, "arms": arms}
+
+
+def _heading(bench: Bench, job: Job, todo: Todo) -> Record:
+    """What identifies a block, and the circumstances it began in."""
+    seat = asdict(job.seat)
+    what = seat | {
+        "replicate": job.replicate,
+        "workload": todo.workload.model_dump(),
+        "steps": todo.steps,
+        "pass": todo.pass_,
+    }
+    key = block_key(bench.basis, job, todo)
+    begun = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
+    seed = int(digest([bench.study.seed, key]), 16) % 2**31
+    return {"key": key, "kind": "block" if todo.timed else "check"} | what | begun | {"seed": seed}
+
+
+def block_key(basis: dict[str, Any], job: Job, todo: Todo) -> str:
+    """Hash of a block's job, the code, the framework's versions and the hardware."""
+    what = [asdict(job.seat), job.replicate, todo.workload.model_dump(), todo.pass_, todo.steps, todo.timed]
+    return digest([basis, what])
+
+
+def _place(job: Job) -> str:
+    seat = job.seat
+    return f"[{job.replicate}] {seat.framework} {seat.execution} {seat.device}×{seat.threads} {seat.precision}"

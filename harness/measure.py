@@ -1,0 +1,232 @@
+"""One block: its arms' first calls, their outputs, and their alternating rounds.
+
+Runs in the worker. The backend, the clock and the random order are handed in.
+"""
+
+import gc
+import math
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from impls.interface import Arm, Backend, Data, Outputs, Program, Run, Weights
+
+TWIN = "twin"  # the batched arm under a second name: the A/A control
+BATCHED = "batched"
+TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often each arm is timed: about `block_s` seconds, within the two limits."""
+
+    least: int
+    most: int
+    block_s: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """One workload and pass; `rounds` is None when outputs are wanted and no times."""
+
+    cell: str
+    pass_: str
+    execution: str
+    arms: list[Arm]
+    data: Data
+    rounds: Rounds | None
+    seed: int
+    seconds: float = math.inf  # no first call is begun later than this
+
+
+@dataclass
+class Timed:
+    """One arm in one block. Times in nanoseconds; a sample is the time of `calls` calls."""
+
+    status: str = "ok"
+    reason: str = ""
+    first_call_ns: int | None = None
+    calls: int = 1
+    samples_ns: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Entry:
+    """A prepared arm: what is called, with what, and what it gave."""
+
+    run: Run
+    data: Data
+    before: Outputs  # from the probe, fetched after a later call: a reused buffer would show
+    after: Any = None  # of the last call, as the framework gives it
+
+
+@dataclass
+class Result:
+    """What a block gave. `outputs` maps arm name and moment (before, after) to arrays."""
+
+    arms: dict[str, Timed]
+    outputs: dict[tuple[str, str], Outputs]
+    timer_ns: float
+
+
+def timed(clock: Callable[[], int], wait: Callable[[Any], None], run: Run, data: Data, calls: int) -> tuple[int, Any]:
+    """The one timed region: nanoseconds of `calls` calls, each waited for, and the last outputs."""
+    start = clock()
+    for _ in range(calls):
+        outputs = run(*data)
+        wait(outputs)
+    return clock() - start, outputs
+
+
+def probe(data: Data) -> Data:
+    """Other inputs of the same shapes. An output that does not follow its inputs is found by them."""
+    return Data(data.weights, np.ascontiguousarray(0.75 * data.x[::-1] - 0.125).astype(data.x.dtype), data.target)
+
+
+def target_for(arm: Arm, data: Data) -> Data:
+    """The data an arm is called with: for projection none the target is zeros [T, B, H]."""
+    if arm.projection != "none":
+        return data
+    steps, batch, _ = data.x.shape
+    return Data(data.weights, data.x, np.zeros((steps, batch, data.weights.w_rec.shape[0]), data.x.dtype))
+
+
+def block(backend: Backend, todo: Block, clock: Callable[[], int], stage: Callable[[str, str], None]) -> Result:
+    """Run one block. `stage` is told what is about to happen to which arm."""
+    began = clock()
+    arms: dict[str, Timed] = {}
+    entries: dict[str, Entry] = {}
+    for arm in todo.arms:
+        if (clock() - began) / 1e9 > todo.seconds:
+            arms[arm.name] = Timed("not_reached", "the time for this process ended before its first call")
+            continue
+        stage(arm.name, "first call")
+        arms[arm.name] = Timed()
+        _first(backend, todo, arm, arms[arm.name], entries, clock)
+    timer = timer_ns(clock)
+    if todo.rounds and entries:
+        _add_twins(arms, entries)
+        stage("", "rounds")
+        _rounds(backend, todo, arms, entries, clock, timer)
+    outputs = {}
+    for name, entry in entries.items():
+        outputs[name, "before"] = entry.before
+        outputs[name, "after"] = backend.get(entry.after)
+    return Result(arms, outputs, timer)
+
+
+def _first(
+    backend: Backend, todo: Block, arm: Arm, into: Timed, entries: dict[str, Entry], clock: Callable[[], int]
+) -> None:
+    """An arm's first call, on the probe, and one on the real inputs; a failure stays with the arm."""
+    data = target_for(arm, todo.data)
+    try:
+        run = backend.prepare(Program(arm, todo.cell, todo.pass_, todo.execution))
+        real, other = backend.put(data), backend.put(probe(data))
+        into.first_call_ns, outputs = timed(clock, backend.wait, run, other, 1)
+        _, after = timed(clock, backend.wait, run, real, 1)
+        entries[arm.name] = Entry(run, real, backend.get(outputs), after)
+    except Exception as error:  # whatever a framework raises is a record, not a crash
+        into.status, into.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+
+
+def _add_twins(arms: dict[str, Timed], entries: dict[str, Entry]) -> None:
+    for name in list(entries):
+        recurrence, _, projection = name.partition("_")
+        if projection == BATCHED:
+            twin = f"{recurrence}_{TWIN}"
+            arms[twin] = Timed(first_call_ns=arms[name].first_call_ns)
+            entries[twin] = Entry(entries[name].run, entries[name].data, entries[name].before)
+
+
+def _rounds(
+    backend: Backend,
+    todo: Block,
+    arms: dict[str, Timed],
+    entries: dict[str, Entry],
+    clock: Callable[[], int],
+    timer: float,
+) -> None:
+    """Time every arm once a round, in a new random order each round (that of `seed`)."""
+    rounds = todo.rounds
+    assert rounds is not None
+    spent = 0.0
+    for name, entry in entries.items():  # the second of two calls is the estimate
+        for _ in range(2):
+            took, entry.after = timed(clock, backend.wait, entry.run, entry.data, 1)
+        arms[name].calls = max(1, math.ceil(TIMER_COSTS * timer / max(took, 1)))
+        spent += arms[name].calls * took
+    count = int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // max(spent, 1))))
+    shuffle = random.Random(todo.seed).shuffle
+    names = list(entries)
+    before = backend.compilations()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(count):
+            shuffle(names)
+            for name in names:
+                entry = entries[name]
+                took, entry.after = timed(clock, backend.wait, entry.run, entry.data, arms[name].calls)
+                arms[name].samples_ns.append(took)
+    finally:
+        gc.enable()
+    if backend.compilations() != before:
+        for arm in arms.values():
+            if arm.status == "ok":
+                arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
+
+
+def timer_ns(clock: Callable[[], int]) -> float:
+    """What reading the clock costs, in nanoseconds: the mean of a thousand readings."""
+    start = clock()
+    for _ in range(1000):
+        clock()
+    return max((clock() - start) / 1001, 1.0)
+
+
+def threads_used(
+    product: Callable[[], None], cpu: Callable[[], int], clock: Callable[[], int], least_s: float = 0.3
+) -> float:
+    """Processor time over wall time of a large product repeated for at least `least_s` seconds."""
+    product()
+    start_cpu, start = cpu(), clock()
+    while clock() - start < least_s * 1e9:
+        product()
+    return (cpu() - start_cpu) / (clock() - start)
+
+
+def threads_proven(
+    threads: int, product: Callable[[], None], cpu: Callable[[], int], clock: Callable[[], int], tries: int = 6
+) -> tuple[bool, float]:
+    """Whether a product keeps `threads` cores busy to within 10%, and the nearest ratio seen.
+
+    A busy machine takes cores away for a moment, so a few tries are allowed.
+    """
+    seen: list[float] = []
+    for _ in range(tries):
+        seen.append(threads_used(product, cpu, clock))
+        if abs(seen[-1] / threads - 1) <= 0.1:
+            return True, seen[-1]
+    return False, min(seen, key=lambda ratio: abs(ratio / threads - 1))
+
+
+def first_line(error: BaseException) -> str:
+    """The first telling line of an error, cut to a sentence's length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("backend=")]
+    return (telling or lines or ["no message"])[0][:300]
+
+
+def cast(data: Data, dtype: str) -> Data:
+    """The data in another precision."""
+    return Data(Weights(*(a.astype(dtype) for a in data.weights)), data.x.astype(dtype), data.target.astype(dtype))
+
+
+def median_s(arm: dict[str, Any]) -> float:
+    """Median seconds per call of a recorded arm."""
+    return statistics.median(arm["samples_ns"]) / arm["calls"] / 1e9

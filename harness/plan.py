@@ -1,0 +1,232 @@
+"""From a study and what the frameworks say of themselves to cells, and from cells to jobs.
+
+A cell is one arm of one workload and pass in one framework, device, thread count, execution and
+precision. Every cell is either planned or named with the reason why not.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from harness.study import Refused, Study, Workload, nearest
+from impls.interface import Arm
+
+CHECK_STEPS = 4  # steps a workload is shortened to for the fp64 verification inside `run`
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What a framework said in its own process. `missing` is why it can not be used, or None."""
+
+    name: str
+    missing: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    executions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    devices: dict[str, str | None] = field(default_factory=dict)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+
+    def environment(self, device: str, threads: int, cache: str) -> dict[str, str]:
+        """The variables a worker is started with; `cache` replaces the place held for it."""
+        found = next(e for e in self.environments if (e["device"], e["threads"]) == (device, threads))
+        return {name: value.replace(CACHE, cache) for name, value in found["variables"].items()}
+
+
+CACHE = "<cache>"
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a worker sits: what is fixed for the life of a process, but for the replicate."""
+
+    framework: str
+    device: str
+    threads: int
+    execution: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    seat: Seat
+    workload: Workload
+    pass_: str
+    arm: Arm
+
+    def row(self) -> dict[str, Any]:
+        """The cell's keys, as the tables name them."""
+        w = self.workload
+        sizes = {size: getattr(w, size) for size in "BTIHO"}
+        return {
+            **asdict(self.seat),
+            "workload": w.name,
+            "cell": w.cell,
+            **sizes,
+            "pass": self.pass_,
+            "recurrence": self.arm.recurrence,
+            "projection": self.arm.projection,
+        }
+
+
+@dataclass
+class Plan:
+    """Cells to measure, and those that can not be, with status and reason."""
+
+    cells: list[Cell]
+    absent: list[tuple[Cell, str, str]]
+
+
+@dataclass(frozen=True)
+class Todo:
+    """One block of a job. `steps` shortens the workload; `timed` is false for a verification."""
+
+    workload: Workload
+    pass_: str
+    arms: tuple[Arm, ...]
+    steps: int
+    timed: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: a seat, its replicate (the process number of the tables) and its blocks."""
+
+    seat: Seat
+    replicate: int
+    blocks: tuple[Todo, ...]
+
+
+def thread_counts(study: Study, cores: int) -> list[int]:
+    """The study's thread counts, `all` being the cores there are, without repetition."""
+    counts = [cores if threads == "all" else int(threads) for threads in study.threads]
+    if above := [count for count in counts if count > cores]:
+        raise Refused(f"{above[0]} threads were asked for, but {cores} cores can be used")
+    return list(dict.fromkeys(counts))
+
+
+def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
+    """The frameworks to study. Raises Refused when one asked for by name is missing or unknown."""
+    known = {framework.name: framework for framework in frameworks}
+    for name in study.frameworks or ():
+        try:
+            found = known[nearest("framework", name, known)]
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        if found.missing:
+            raise Refused(f"framework {name} was asked for, but {advice(found)}")
+    chosen = [known[name] for name in study.frameworks] if study.frameworks else frameworks
+    if all(framework.missing for framework in chosen):
+        raise Refused(f"no framework can be used: {'; '.join(advice(f) for f in chosen)}")
+    _check_executions(study, chosen)
+    return chosen
+
+
+def advice(framework: Framework) -> str:
+    return f"{framework.missing}: pip install '.[{framework.name}]'"
+
+
+def _check_executions(study: Study, chosen: list[Framework]) -> None:
+    there = {name: e for framework in chosen for name, e in framework.executions.items()}
+    for name in study.executions or ():
+        try:
+            execution = there[nearest("execution", name, there)]
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        if execution["missing"] and study.frameworks:
+            raise Refused(f"execution {name} was asked for, but {execution['missing']}")
+    for device in study.devices or ():
+        reasons = [framework.devices.get(device) for framework in chosen if not framework.missing]
+        if all(reasons):
+            raise Refused(f"device {device} was asked for, but {'; '.join(str(reason) for reason in reasons)}")
+
+
+def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
+    """Every cell of the study, planned or absent with its reason."""
+    plan = Plan([], [])
+    for framework in frameworks:
+        for cell in _cells(study, framework, threads):
+            if why := why_not(study, framework, cell):
+                plan.absent.append((cell, *why))
+            else:
+                plan.cells.append(cell)
+    return plan
+
+
+def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[Cell]:
+    executions = [e for e in framework.executions if not study.executions or e in study.executions]
+    devices = [d for d in framework.devices if not study.devices or d in study.devices]
+    arms = [Arm(*pair) for pair in itertools.product(study.recurrences, study.projections)]
+    for device, execution, precision in itertools.product(devices, executions, study.precisions):
+        for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's threads are no axis
+            seat = Seat(framework.name, device, count, execution, precision)
+            for workload, pass_, arm in itertools.product(study.workloads, study.passes, arms):
+                yield Cell(seat, workload, pass_, arm)
+
+
+def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] | None:
+    """Status and reason of a cell that can not be measured, or None."""
+    execution = framework.executions[cell.seat.execution]
+    if missing := framework.devices[cell.seat.device]:
+        return "unavailable", missing
+    if execution["missing"]:
+        return "unavailable", execution["missing"]
+    if reason := execution["without"].get(cell.arm.recurrence):
+        return "unavailable", reason
+    limit, steps = study.unroll_limit, cell.workload.T
+    if limit is not None and execution["traced"] and cell.arm.recurrence == "unrolled" and steps > limit:
+        return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
+    return None
+
+
+def jobs(plan: Plan, study: Study, frameworks: list[Framework]) -> Iterator[list[Job]]:
+    """The timed jobs, one list a replicate: seats in random order, blocks too but in the first.
+
+    The first replicate pays for the compiling. It takes what needs none first and goes through its
+    blocks in the study's order, so that a budget that ends early has cut the least central cells.
+    """
+    traced = {(f.name, name) for f in frameworks for name, e in f.executions.items() if e["traced"]}
+    grouped = group(plan.cells)
+    for replicate in range(study.processes):
+        shuffle = random.Random(f"{study.seed}/{replicate}").shuffle
+        seats = list(grouped)
+        shuffle(seats)
+        if replicate == 0:
+            seats.sort(key=lambda seat: (seat.framework, seat.execution) in traced)
+        made = []
+        for seat in seats:
+            blocks = [Todo(w, p, tuple(arms), w.T, timed=True) for (w, p), arms in grouped[seat].items()]
+            if replicate:
+                shuffle(blocks)
+            made.append(Job(seat, replicate, tuple(blocks)))
+        yield made
+
+
+def checks(plan: Plan, study: Study) -> list[Job]:
+    """The fp64 verification inside `run`: each framework, device and execution once, at few steps."""
+    found: dict[tuple[str, str, str], Job] = {}
+    first = study.workloads[0]
+    for seat, blocks in group(plan.cells).items():
+        arms: dict[Arm, None] = {}
+        for each in blocks.values():
+            arms.update(dict.fromkeys(each))
+        seat64 = Seat(seat.framework, seat.device, seat.threads, seat.execution, "fp64")
+        todo = [Todo(first, p, tuple(arms), min(first.T, CHECK_STEPS), timed=False) for p in study.passes]
+        found[seat.framework, seat.device, seat.execution] = Job(seat64, 0, tuple(todo))
+    return list(found.values())
+
+
+def verifications(plan: Plan) -> list[Job]:
+    """Every cell of the plan at full size, without times."""
+    return [
+        Job(seat, 0, tuple(Todo(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in blocks.items()))
+        for seat, blocks in group(plan.cells).items()
+    ]
+
+
+def group(cells: list[Cell]) -> dict[Seat, dict[tuple[Workload, str], list[Arm]]]:
+    """Seat -> (workload, pass) -> arms, in the order of the cells."""
+    grouped: dict[Seat, dict[tuple[Workload, str], list[Arm]]] = {}
+    for cell in cells:
+        grouped.setdefault(cell.seat, {}).setdefault((cell.workload, cell.pass_), []).append(cell.arm)
+    return grouped

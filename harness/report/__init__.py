@@ -1,0 +1,34 @@
+"""The report: a pure function of a run's records. The same records give the same bytes."""
+
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from harness.analysis import Tables
+from harness.records import read
+from harness.report import figures, words
+
+
+def write(folder: Path, out: Path | None = None) -> Path:
+    """Write report.md, figures/, the three tables and environment.json of the records in `folder`.
+
+    They go into `out` (by default `folder`); returns the report's path. Raises Refused on records
+    that can not be read.
+    """
+    records = read(folder)
+    out = out or folder
+    out.mkdir(parents=True, exist_ok=True)
+    tables = Tables(records)
+    tables.save(out)
+    heading = tables.heading
+    facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
+    (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    drawn = figures.forests(tables, out / "figures")
+    environment = Environment(
+        loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("report.md.j2").render(words.everything(tables, drawn))
+    path = out / "report.md"
+    path.write_text(text, encoding="utf-8")
+    return path

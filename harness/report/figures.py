@@ -1,0 +1,82 @@
+"""Figures: one forest plot of the gaps for each workload and pass, as SVG and PNG."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+
+from harness.analysis import Tables
+from harness.measure import TWIN
+
+COLOURS = {"in_loop": "#c0392b", "per_step": "#2c6fbb", TWIN: "#888888"}
+MARKS = {"in_loop": "o", "per_step": "s", TWIN: "|"}
+LABELS = {"in_loop": "in_loop / batched", "per_step": "per_step / batched", TWIN: "batched / batched (A/A)"}
+Drawn = dict[tuple[str, str], str]
+
+
+def forests(tables: Tables, folder: Path) -> Drawn:
+    """Draw every workload and pass that has gaps; returns (workload, pass) -> file name without ending."""
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9})
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    for (workload, pass_), part in tables.gaps.groupby(["workload", "pass"], sort=True):
+        name = f"gap-{workload}-{pass_}"
+        _forest(part, f"{workload}, {pass_}", tables.study.margin, folder / name)
+        drawn[str(workload), str(pass_)] = name
+    return drawn
+
+
+def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
+    from matplotlib import pyplot
+
+    part = part.assign(seat=[seat(row) for row in part.to_dict("records")])
+    seats = list(dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).seat))
+    figure, axes = pyplot.subplots(figsize=(8, 1.3 + 0.34 * len(seats)), layout="constrained")
+    axes.axvspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0, label=f"±{margin:.0%} margin")
+    axes.axvline(1, color="black", linewidth=0.8, zorder=1)
+    for offset, contender in zip((-0.22, 0.0, 0.22), COLOURS, strict=True):
+        rows = part[part.contender == contender]
+        y = [seats.index(s) + offset for s in rows.seat]
+        low = (rows.ratio - rows.ci_low).fillna(0)
+        high = (rows.ci_high - rows.ratio).fillna(0)
+        style: dict[str, Any] = {
+            "fmt": MARKS[contender],
+            "color": COLOURS[contender],
+            "markersize": 4,
+            "linewidth": 1.2,
+        }
+        axes.errorbar(rows.ratio, y, xerr=[low, high], label=LABELS[contender], **style)
+    axes.set_xscale("log")
+    low, high = part.ratio.min(), part.ratio.max()
+    _ticks(axes, min(0.9, low / 1.05), max(1.1, high * 1.05))
+    axes.set_yticks(range(len(seats)), seats)
+    axes.set_ylim(len(seats) - 0.5, -0.5)
+    axes.grid(axis="y", color="#f0f0f0")
+    axes.set_xlabel("ratio of times, log scale; right of 1: projecting once is faster (95% interval over processes)")
+    axes.set_title(title, loc="left", fontweight="bold")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _ticks(axes: Any, low: float, high: float) -> None:
+    """Ticks at round ratios, named as ratios; intervals that leave the axis are cut at its edge."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xlim(low, high)
+    step = 0.05 if high / low < 1.5 else 0.1 if high / low < 2 else 0.25 if high / low < 4 else 1.0
+    count = int(high / step) + 1
+    axes.xaxis.set_major_locator(FixedLocator([round(step * i, 2) for i in range(1, count + 1) if step * i >= low]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def seat(row: dict[str, Any]) -> str:
+    """How a row of a figure or table is called."""
+    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    device = "" if row["device"] == "cpu" else f" {row['device']}"
+    precision = "" if row["precision"] == "fp32" else f" {row['precision']}"
+    return f"{row['framework']} {row['execution']}{device}{precision} {row['recurrence']}, {threads}"

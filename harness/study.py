@@ -1,0 +1,204 @@
+"""What is to be studied: read from TOML and flags, validated before anything runs."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES
+
+Size = Annotated[int, Field(ge=1, le=65536)]
+LARGEST_BYTES = 2 << 30  # of the arrays of one float32 call
+
+
+class Refused(Exception):  # noqa: N818  a word of the command line, not an error class of a library
+    """What the user gave can not be used; the message is one sentence that says why. Exit status 2."""
+
+
+def nearest(what: str, value: str, known: Iterable[str]) -> str:
+    """`value`, when it is known; else ValueError with the nearest match."""
+    known = list(known)
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise ValueError(f"unknown {what} {value!r}: {hint}")
+
+
+class Workload(BaseModel):
+    """Sizes and cell of one problem: batch B, steps T, inputs I, hidden H, outputs O."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str
+    B: Size
+    T: Size
+    I: Size  # noqa: E741  the word of the study
+    H: Size
+    O: Size  # noqa: E741
+    cell: str = "rnn_tanh"
+
+    @field_validator("cell")
+    @classmethod
+    def _known(cls, cell: str) -> str:
+        return nearest("cell", cell, CELLS)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Workload":
+        states = self.T * self.B * (self.I + 4 * self.H + 3 * self.O)
+        weights = GATES[self.cell] * self.H * (self.I + self.H) + self.H * self.O
+        if 4 * (states + 2 * weights) > LARGEST_BYTES:
+            raise ValueError("its arrays would take more than 2 GiB")
+        return self
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights and inputs, by name."""
+        wide = GATES[self.cell] * self.H
+        return {
+            "w_in": (self.I, wide),
+            "w_rec": (self.H, wide),
+            "b_rec": (wide,),
+            "w_out": (self.H, self.O),
+            "b_out": (self.O,),
+            "x": (self.T, self.B, self.I),
+            "target": (self.T, self.B, self.O),
+        }
+
+
+NAMED = {
+    w.name: w
+    for w in (
+        Workload(name="book", B=50, T=20, I=1, H=100, O=1, cell="rnn_relu"),
+        Workload(name="vocab", B=32, T=64, I=64, H=256, O=1000, cell="rnn_tanh"),
+        Workload(name="stream", B=1, T=128, I=64, H=128, O=64, cell="rnn_tanh"),
+    )
+}
+
+
+class Study(BaseModel):
+    """A study. A selection of None means everything there is on this machine.
+
+    `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
+    `budget_s`: after this long no further block is started (None: no limit).
+    `block_s`: how long a block's rounds should take, between `rounds_min` and `rounds` of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    label: Literal["default", "quick", "rigorous"] = "default"
+    frameworks: list[str] | None = None
+    devices: list[str] | None = None
+    threads: list[Annotated[int, Field(ge=1, le=1024)] | Literal["all"]] = [1, "all"]
+    executions: list[str] | None = None
+    recurrences: list[str] = list(RECURRENCES)
+    projections: list[str] = list(PROJECTIONS)
+    passes: list[str] = list(PASSES)
+    precisions: list[str] = ["fp32"]
+    workloads: list[Workload] = list(NAMED.values())
+    processes: Annotated[int, Field(ge=1, le=1000)] = 5
+    rounds: Annotated[int, Field(ge=1, le=10000)] = 20
+    rounds_min: Annotated[int, Field(ge=1, le=10000)] = 3
+    block_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
+    timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
+    budget_s: Annotated[float, Field(gt=0)] | None = 1050.0
+    unroll_limit: Annotated[int, Field(ge=0)] | None = 32
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    weights: str | None = None
+    inputs: str | None = None
+
+    @field_validator("recurrences", "projections", "passes", "precisions", "devices")
+    @classmethod
+    def _known(cls, values: list[str] | None, info: Any) -> list[str] | None:
+        return None if values is None else [nearest(info.field_name[:-1], v, WORDS[info.field_name]) for v in values]
+
+    @field_validator("workloads", mode="before")
+    @classmethod
+    def _spelled(cls, values: Any) -> Any:
+        return [workload(v) if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Study":
+        for name, values in self:
+            if isinstance(values, list) and len({str(v) for v in values}) != len(values):
+                raise ValueError(f"{name} names something twice")
+            if values == []:
+                raise ValueError(f"{name} is empty")
+        if self.rounds_min > self.rounds:
+            raise ValueError("rounds_min is above rounds")
+        return self
+
+
+WORDS = {
+    "recurrences": RECURRENCES,
+    "projections": PROJECTIONS,
+    "passes": ("forward", "train"),
+    "precisions": PRECISIONS,
+    "devices": DEVICES,
+}
+SCALES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "quick": {"processes": 1, "rounds": 3, "block_s": 0.2, "budget_s": 195.0},
+    "rigorous": {"processes": 10, "rounds": 40, "block_s": 4.0, "budget_s": None, "unroll_limit": None},
+}
+
+
+def workload(text: str) -> Workload:
+    """A name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..]; the cell is rnn_tanh if not said."""
+    if "=" not in text:
+        return NAMED[nearest("workload", text, NAMED)]
+    parts = [part.partition("=") for part in text.split(",")]
+    given = {key.strip(): value.strip() for key, _, value in parts}
+    if len(given) != len(parts):
+        raise ValueError(f"{text!r} gives a size twice")
+    sizes: dict[str, Any] = {}
+    for key, value in given.items():
+        nearest("size", key, [*"BTIHO", "cell"])
+        if key != "cell" and not re.fullmatch(r"[0-9]{1,9}", value):
+            raise ValueError(f"{key}={value} is not a whole number of at least 1")
+        sizes[key] = value if key == "cell" else int(value)
+    if missing := [size for size in "BTIHO" if size not in sizes]:
+        raise ValueError(f"{text!r} lacks {', '.join(missing)}")
+    cell = sizes.setdefault("cell", "rnn_tanh")
+    name = "-".join(f"{size}{sizes[size]}" for size in "BTIHO") + f"-{cell}"
+    return Workload(name=name, **sizes)
+
+
+def load(path: Path | None, scale: str | None, flags: dict[str, Any]) -> Study:
+    """The study: the scale's defaults, overridden by the TOML file, overridden by flags.
+
+    Raises Refused with one sentence on an unreadable file, an unknown key or an impossible value.
+    """
+    written = _read(path) if path else {}
+    scale = scale or written.pop("label", "default")
+    if scale not in SCALES:
+        raise Refused(f"{path}: label must be one of {', '.join(SCALES)}")
+    flags = {key: value for key, value in flags.items() if value is not None}
+    try:
+        return Study.model_validate({"label": scale} | SCALES[scale] | written | flags)
+    except ValidationError as error:
+        raise Refused(_sentence(error, path)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused(f"{path} can not be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} is not TOML: {error}") from None
+
+
+def _sentence(error: ValidationError, path: Path | None) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key; the keys are {', '.join(Study.model_fields)}"
+    start = f"{path}: " if path else ""
+    return f"{start}{place}: {message}" if place else f"{start}{message}"

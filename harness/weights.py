@@ -1,0 +1,117 @@
+"""Weights and inputs: made from a seed or read from the user, stored as safetensors, hashed.
+
+The weights are Glorot-uniform (Glorot and Bengio 2010), the recurrent ones orthogonal (Saxe et al.
+2014), the biases small and not zero, so that a dropped bias shows. All are float32, which every
+precision of the study holds exactly.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from harness.study import Refused, Workload
+from impls.interface import Data, Weights
+
+WEIGHTS = Weights._fields
+INPUTS = ("x", "target")
+Arrays = dict[str, np.ndarray]
+
+
+def make_weights(workload: Workload, seed: int) -> Arrays:
+    """w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O], b_out [O], float32."""
+    random = np.random.default_rng([seed, 1])
+    shapes = workload.shapes
+    made = {
+        "w_in": _glorot(random, shapes["w_in"]),
+        "w_rec": _orthogonal(random, shapes["w_rec"]),
+        "b_rec": random.uniform(-0.1, 0.1, shapes["b_rec"]),
+        "w_out": _glorot(random, shapes["w_out"]),
+        "b_out": random.uniform(-0.1, 0.1, shapes["b_out"]),
+    }
+    return {name: np.ascontiguousarray(a, np.float32) for name, a in made.items()}
+
+
+def make_inputs(workload: Workload, seed: int) -> Arrays:
+    """x [T, B, I] and target [T, B, O], float32.
+
+    `book` is the chapter's series t*sin(t)/3 + 2*sin(5t) on [0, 30] at resolution 0.1: each member
+    of the batch starts at a random t0, and the target is the series one step ahead. Any other
+    workload has standard normal inputs and targets.
+    """
+    random = np.random.default_rng([seed, 2])
+    shapes = workload.shapes
+    if workload.name == "book":
+        return _series(random, workload.T, workload.B)
+    return {name: random.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
+
+
+def save(path: Path, arrays: Arrays) -> str:
+    """Write safetensors; returns the file's SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
+    """Arrays of a file that must hold exactly `names` in the workload's shapes, float32 and finite.
+
+    Raises Refused with one sentence.
+    """
+    arrays = _arrays(path)
+    if set(arrays) != set(names):
+        raise Refused(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but must hold {', '.join(names)}")
+    for name in names:
+        array, shape = arrays[name], workload.shapes[name]
+        if array.dtype != np.float32:
+            raise Refused(f"{path}: {name} is {array.dtype}, but must be float32")
+        if array.shape != shape:
+            raise Refused(f"{path}: {name} has shape {array.shape}, but workload {workload.name} needs {shape}")
+        if not np.isfinite(array).all():
+            raise Refused(f"{path}: {name} holds a number that is not finite")
+    return arrays
+
+
+def load(folder: Path, workload: Workload) -> Data:
+    """The weights and inputs stored for a workload in a run's folder; float32."""
+    weights = _arrays(folder / f"{workload.name}.weights.safetensors")
+    inputs = _arrays(folder / f"{workload.name}.inputs.safetensors")
+    return Data(Weights(**weights), inputs["x"], inputs["target"])
+
+
+def prepare(folder: Path, workload: Workload, seed: int, weights: str | None, inputs: str | None) -> dict[str, str]:
+    """Store a workload's weights and inputs under `folder`; returns SHA-256 by file name."""
+    w = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
+    i = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
+    files = {f"{workload.name}.weights.safetensors": w, f"{workload.name}.inputs.safetensors": i}
+    return {name: save(folder / name, arrays) for name, arrays in files.items()}
+
+
+def _arrays(path: Path) -> Arrays:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except OSError as error:
+        raise Refused(f"{path} can not be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise Refused(f"{path} is not a safetensors file that NumPy can hold: {error}") from None
+
+
+def _glorot(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    limit = np.sqrt(6 / (shape[0] + shape[1]))
+    return random.uniform(-limit, limit, shape)
+
+
+def _orthogonal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    rows, columns = shape
+    blocks = [np.linalg.qr(random.standard_normal((rows, rows)))[0] for _ in range(columns // rows)]
+    return np.concatenate(blocks, axis=1)
+
+
+def _series(random: np.random.Generator, steps: int, batch: int) -> Arrays:
+    start = random.uniform(0, 30 - steps * 0.1, (1, batch))
+    t = start + 0.1 * np.arange(steps + 1)[:, None]  # [T + 1, B]
+    y = (t * np.sin(t) / 3 + 2 * np.sin(5 * t))[..., None].astype(np.float32)  # [T + 1, B, 1]
+    return {"x": np.ascontiguousarray(y[:-1]), "target": np.ascontiguousarray(y[1:])}

@@ -1,0 +1,112 @@
+"""The worker: one process, one framework, device, thread count, execution and precision.
+
+The only importer of impls.<framework>. It reads requests from stdin, one JSON object a line, and
+answers on a descriptor of its own, so whatever a framework prints harms nothing:
+
+    {"do": "facts", "threads": [...], "devices": [...], "cache": ...} -> versions, executions, devices, environments
+    {"do": "open", "settings": {...}, "prove": true}        -> {"is": "open", "threads_used": ...}
+    {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from harness import measure, weights
+from harness.study import Workload
+from impls.interface import Arm, Backend, Settings
+
+PRODUCT = 1536  # side of the product that proves the threads
+DTYPES = {"fp32": "float32", "fp64": "float64"}
+Send = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Serve requests until stdin ends. Arguments: framework, descriptor to answer on."""
+    framework, descriptor = sys.argv[1], int(sys.argv[2])
+    with os.fdopen(descriptor, "w", encoding="utf-8") as answers:
+
+        def send(message: dict[str, Any]) -> None:
+            print(json.dumps(message), file=answers, flush=True)
+
+        backend: Backend = importlib.import_module(f"impls.{framework}.backend").Backend()
+        settings = None
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["do"] == "facts":
+                send(facts(backend, request))
+            elif request["do"] == "open":
+                settings = Settings(**request["settings"])
+                send(open_(backend, settings, request["prove"]))
+            else:
+                assert settings is not None
+                send(block(backend, settings, request, send))
+
+
+def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
+    """What the framework says of itself, and the environment each of its workers needs."""
+    environments = [
+        {
+            "device": device,
+            "threads": threads,
+            "variables": backend.environment(Settings(device, threads, "fp32", request["cache"])),
+        }
+        for device in request["devices"]
+        for threads in request["threads"]
+    ]
+    try:
+        found = backend.facts()
+    except ImportError as error:
+        return {"is": "facts", "missing": f"{error.name or error} is not installed"}
+    return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(found)}
+
+
+def open_(backend: Backend, settings: Settings, prove: bool) -> dict[str, Any]:
+    """Open the framework and prove its threads."""
+    backend.open(settings)
+    if not prove:
+        return {"is": "open", "proven": None, "threads_used": None}
+    proven, ratio = measure.threads_proven(
+        settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
+    )
+    return {"is": "open", "proven": proven, "threads_used": ratio}
+
+
+def block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """Run one block; its outputs go to the file the request names, its times into the answer."""
+    workload = Workload(**request["workload"])
+    data = weights.load(Path(request["weights"]), workload)
+    steps = request["steps"] or workload.T
+    data = data._replace(x=data.x[:steps], target=data.target[:steps])
+    rounds = request["rounds"]
+    todo = measure.Block(
+        cell=workload.cell,
+        pass_=request["pass"],
+        execution=request["execution"],
+        arms=[Arm(*arm) for arm in request["arms"]],
+        data=measure.cast(data, DTYPES[settings.precision]),
+        rounds=measure.Rounds(**rounds) if rounds else None,
+        seed=request["seed"],
+        seconds=request["seconds"],
+    )
+
+    def stage(arm: str, what: str) -> None:
+        send({"is": "stage", "arm": arm, "what": what})
+
+    result = measure.block(backend, todo, time.perf_counter_ns, stage)
+    arrays = {f"{name}/{moment}/{q}": a for (name, moment), out in result.outputs.items() for q, a in out.items()}
+    save_file(arrays, request["outputs"])
+    arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
+    return {"is": "block", "arms": arms, "timer_ns": result.timer_ns}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The contract every framework fulfils. Imports no framework.
+
+Layouts, the same for all: inputs x [T, B, I] and outputs y [T, B, O], contiguous and time-major;
+weights w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O], b_out [O], with G gates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+GATES = {"rnn_relu": 1, "rnn_tanh": 1}
+CELLS = tuple(GATES)
+RECURRENCES = ("unrolled", "scan")
+PROJECTIONS = ("none", "in_loop", "per_step", "batched")
+PASSES = ("forward", "train")
+PRECISIONS = ("fp32", "fp64")
+DEVICES = ("cpu", "gpu")
+
+
+class Weights(NamedTuple):
+    """The five weights, as NumPy or framework arrays; shapes in the module's docstring."""
+
+    w_in: Any
+    w_rec: Any
+    b_rec: Any
+    w_out: Any
+    b_out: Any
+
+
+class Data(NamedTuple):
+    """What a run is called with. The target has the shape of the arm's output."""
+
+    weights: Weights
+    x: Any  # [T, B, I]
+    target: Any  # [T, B, O]; for projection none [T, B, H]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is timed: a way to write the recurrence times a way to write the projection."""
+
+    recurrence: str
+    projection: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.recurrence}_{self.projection}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One arm, as one framework is to execute it."""
+
+    arm: Arm
+    cell: str
+    pass_: str
+    execution: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is fixed for the life of a worker process."""
+
+    device: str
+    threads: int
+    precision: str
+    cache: str | None = None  # folder of the framework's persistent compilation cache, or none
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A way the framework runs a program.
+
+    `traced`: the whole program is traced (and so grows with T when unrolled) before its first run.
+    `missing`: why this machine can not have it, or None.
+    `without`: recurrences it does not have, each with its reason.
+    """
+
+    traced: bool
+    missing: str | None = None
+    without: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a framework says of itself. `devices` maps a device to why it is missing, or None."""
+
+    versions: dict[str, str]
+    executions: dict[str, Execution]
+    devices: dict[str, str | None]
+
+
+Outputs = dict[str, np.ndarray]
+Run = Callable[[Weights, Any, Any], Any]
+
+
+class Backend(Protocol):
+    """One framework. Methods are named by their phase: prepare, put, run, wait, get.
+
+    `run` is what `prepare` returns: called with weights, x and target it returns the output
+    [T, B, O] (forward), or the loss and the five gradients of it (train), possibly unfinished;
+    `wait` returns when every array in it exists.
+    """
+
+    def environment(self, settings: Settings) -> dict[str, str]:
+        """Environment variables the process must be started with; needs no framework."""
+
+    def facts(self) -> Facts:
+        """Versions, executions and devices. Raises ImportError when the framework is missing."""
+
+    def open(self, settings: Settings) -> None:
+        """Fix threads, device and precision; called once, before anything below."""
+
+    def prepare(self, program: Program) -> Run:
+        """The callable of a program; tracing and compiling wait for its first call."""
+
+    def put(self, data: Data) -> Data:
+        """NumPy arrays -> the framework's, on its device."""
+
+    def wait(self, outputs: Any) -> None:
+        """Return when every array of a run's outputs has been computed."""
+
+    def get(self, outputs: Any) -> Outputs:
+        """A run's outputs as NumPy copies: y, or loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out."""
+
+    def compilations(self) -> int:
+        """How many programs were traced or compiled so far; it must stand still while timing."""
+
+    def product(self, size: int) -> Callable[[], None]:
+        """A square float32 product [size, size] that returns when done: it proves the threads."""
+
+
+def named(outputs: list[np.ndarray]) -> Outputs:
+    """Name a run's outputs, given in order: [y], or [loss, gradients in the order of Weights]."""
+    if len(outputs) == 1:
+        return {"y": outputs[0]}
+    return dict(zip(("loss", *(f"d_{name}" for name in Weights._fields)), outputs, strict=True))

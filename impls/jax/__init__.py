@@ -1,0 +1,1 @@
+"""JAX: the model and its backend."""

@@ -1,0 +1,94 @@
+"""JAX behind the contract. JAX is imported late, in the worker, so that no one else needs it.
+
+eager is op by op, without jit. The loop of `lax.scan` is always compiled, so eager has no scan.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
+
+COMPILE_EVENTS = "/jax/core/compile/"
+NO_EAGER_SCAN = "lax.scan compiles its loop even outside jit: it has no op-by-op form"
+
+
+class Backend:
+    """See impls.interface.Backend."""
+
+    def __init__(self) -> None:
+        self.compiled = 0
+
+    def environment(self, settings: Settings) -> dict[str, str]:
+        return {"PJRT_NPROC": str(settings.threads), "JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[settings.device]}
+
+    def facts(self) -> Facts:
+        import jax
+        import jaxlib
+
+        versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        executions = {
+            "eager": Execution(traced=False, without={"scan": NO_EAGER_SCAN}),
+            "xla": Execution(traced=True),
+        }
+        return Facts(versions, executions, {"cpu": None, "gpu": _why_no_gpu()})
+
+    def open(self, settings: Settings) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        from impls.jax import model
+
+        self.jax, self.jnp, self.model = jax, jnp, model
+        jax.config.update("jax_enable_x64", settings.precision == "fp64")
+        jax.config.update("jax_default_matmul_precision", "highest")  # fp32 is IEEE fp32, on GPUs too
+        if settings.cache:
+            jax.config.update("jax_compilation_cache_dir", settings.cache)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+
+    def prepare(self, program: Program) -> Run:
+        arm = getattr(self.model, program.arm.name)
+        act, loss = self.model.ACTIVATIONS[program.cell], self.model.loss
+
+        def forward(w: Weights, x: Any, target: Any) -> Any:
+            return arm(w, act, x)
+
+        def train(w: Weights, x: Any, target: Any) -> Any:
+            return loss(arm(w, act, x), target)
+
+        run = forward if program.pass_ == "forward" else self.jax.value_and_grad(train)
+        return self.jax.jit(run) if program.execution == "xla" else run
+
+    def put(self, data: Data) -> Data:
+        # The copies keep JAX from aliasing NumPy's memory, which another arm's data may share.
+        return self.jax.tree.map(lambda a: self.jnp.array(a, copy=True), data)
+
+    def wait(self, outputs: Any) -> None:
+        self.jax.block_until_ready(outputs)
+
+    def get(self, outputs: Any) -> Outputs:
+        return named([np.array(leaf) for leaf in self.jax.tree.leaves(outputs)])
+
+    def compilations(self) -> int:
+        return self.compiled
+
+    def product(self, size: int) -> Callable[[], None]:
+        a = self.jnp.ones((size, size), "float32")
+        multiply = self.jax.jit(lambda a: a @ a)
+        return lambda: self.wait(multiply(a))
+
+    def _count(self, event: str, duration_s: float, **_: Any) -> None:
+        self.compiled += event.startswith(COMPILE_EVENTS)
+
+
+def _why_no_gpu() -> str | None:
+    import jax
+
+    try:
+        jax.devices("gpu")
+    except RuntimeError:
+        return "JAX sees no GPU"
+    return None

@@ -1,0 +1,1 @@
+"""TensorFlow: the model and its backend."""

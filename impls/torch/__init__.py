@@ -1,0 +1,1 @@
+"""PyTorch: the model and its backend."""
