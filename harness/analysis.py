@@ -1,6 +1,7 @@
 """From records to the three tables: times, gaps, identity. Pure: the same records, the same tables."""
 
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from harness import stats
 from harness.measure import BATCHED, TWIN, median_s
 from harness.records import Record, latest
 from harness.study import Study
+from harness.verify import form_of, holds
 
 SEAT = ["framework", "device", "threads", "execution", "precision"]
 SIZES = ["cell", "B", "T", "I", "H", "O"]
@@ -121,9 +123,10 @@ def _gaps(tables: Tables) -> pd.DataFrame:
                 key = (*(place[k] for k in SEAT), place["workload"], place["pass"], recurrence, projection)
                 ratio = stats.log_ratio(_per_call(arm), _per_call(base))
                 found.setdefault(key, []).append((ratio, len(arm["samples_ns"])))
+    before = stats.prior([[ratio for ratio, _ in values] for values in found.values()])
     rows = []
     for key, values in found.items():
-        gap = stats.gap([ratio for ratio, _ in values], tables.study.margin)
+        gap = stats.gap([ratio for ratio, _ in values], tables.study.margin, before)
         rounds = statistics.median(count for _, count in values)
         row = dict(zip(GAP_KEYS, key, strict=True)) | {"baseline": BATCHED, "gap": gap, "processes": gap.processes}
         rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
@@ -159,46 +162,55 @@ def _identity(tables: Tables) -> pd.DataFrame:
 
     The fp64 error beside an fp32 row is that of the same framework, device, execution, arm and pass.
     """
-    checked = _worst(tables.checks)
-    in_fp64 = {(*_check_key(r), arm, quantity): found for (r, arm, quantity), found in _labelled(checked)}
+    in_fp64 = {(*_check_key(w.record), w.arm, w.quantity): w for w in _worst(tables.checks)}
     rows = []
-    for (record, arm, quantity), found in _labelled(_worst(tables.blocks)):
-        row = _place(record) | _arm(arm) | {"quantity": quantity, "bound": found["worst_bound"]}
-        other = in_fp64.get((*_check_key(record), arm, quantity))
-        errors = {"fp64_rel_error": other["worst"] if other else None}
-        errors |= {f"{record['precision']}_rel_error": found["worst"]}
-        apart = {"bitwise_equal_to_batched": found.get("bitwise"), "max_ulp": found.get("max_ulp")}
-        ok = found["ok"] and (other is None or other["ok"])
-        rows.append(row | errors | apart | {"status": "ok" if ok else "wrong"})
+    for w in _worst(tables.blocks):
+        other = in_fp64.get((*_check_key(w.record), w.arm, w.quantity))
+        error = {f"{w.record['precision']}_rel_error": w.found[1], "bound": w.bound[1]}
+        if other and w.record["precision"] != "fp64":
+            error |= {"fp64_rel_error": other.found[1]}
+        status = {"status": "ok" if w.ok and (other is None or other.ok) else "wrong"}
+        apart = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
+        rows.append(_place(w.record) | _arm(w.arm) | {"quantity": w.quantity} | error | apart | status)
     frame = pd.DataFrame(rows, columns=IDENTITY)
     return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
 
 
-Worst = dict[tuple[Any, ...], tuple[Record, str, str, dict[str, Any]]]
+@dataclass
+class Worst:
+    """A quantity of a cell: its worst errors over the processes, in verify.Found's order."""
+
+    record: Record
+    arm: str
+    quantity: str
+    found: list[Any]
+    bound: list[float]
+
+    @property
+    def ok(self) -> bool:
+        return holds(self.found, self.bound)
+
+    def join(self, found: list[Any]) -> None:
+        """Take in what another process found."""
+        rms, worst, bitwise, ulp = found
+        mine = self.found
+        same = None if bitwise is None else bool(bitwise and mine[2])
+        self.found = [max(rms, mine[0]), max(worst, mine[1]), same, None if ulp is None else max(ulp, mine[3])]
 
 
-def _worst(records: list[Record]) -> Worst:
-    """The worst of each quantity over the processes of a cell, with a record it belongs to."""
-    worst: Worst = {}
+def _worst(records: list[Record]) -> list[Worst]:
+    """The worst of each quantity over the processes of a cell; the bounds are the cell's."""
+    worst: dict[tuple[Any, ...], Worst] = {}
     for record in records:
+        place = tuple(_place(record)[k] for k in (*SEAT, "workload", "pass"))
         for name, arm in record["arms"].items():
             for quantity, found in arm.get("quantities", {}).items():
-                if _arm(name)["projection"] != TWIN:
-                    key = (*(_place(record)[k] for k in (*SEAT, "workload", "pass")), name, quantity)
-                    before = worst[key][3] if key in worst else None
-                    worst[key] = (record, name, quantity, _worse(before, found))
-    return worst
-
-
-def _labelled(worst: Worst) -> list[tuple[tuple[Record, str, str], dict[str, Any]]]:
-    return [((record, name, quantity), found) for record, name, quantity, found in worst.values()]
-
-
-def _worse(a: dict[str, Any] | None, b: dict[str, Any]) -> dict[str, Any]:
-    if a is None:
-        return b
-    worse = max(a, b, key=lambda q: q["worst"] / (q["worst_bound"] or 1))
-    both = {"ok": a["ok"] and b["ok"]}
-    if "bitwise" in a and "bitwise" in b:
-        both |= {"bitwise": a["bitwise"] and b["bitwise"], "max_ulp": max(a["max_ulp"], b["max_ulp"])}
-    return worse | both
+                if _arm(name)["projection"] == TWIN:
+                    continue
+                key = (*place, name, quantity)
+                if key in worst:
+                    worst[key].join(found)
+                else:
+                    bound = record["bounds"][form_of(name)][quantity]
+                    worst[key] = Worst(record, name, quantity, found, bound)
+    return list(worst.values())

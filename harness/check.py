@@ -16,7 +16,7 @@ from harness.plan import Framework, Job, Todo
 from harness.progress import Report
 from harness.records import Record
 from harness.study import Refused, Study
-from harness.verify import Judge
+from harness.verify import Judge, form_of
 
 
 def verify(made: Study, save_outputs: Path | None) -> int:
@@ -73,8 +73,12 @@ def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework])
     bad: list[str] = []
     for record in records:
         arms = record["arms"]
-        found = [q for arm in arms.values() for q in arm.get("quantities", {}).values()]
-        over = max((q["worst"] / (q["worst_bound"] or 1) for q in found), default=math.nan)
+        found = [
+            (error[1], record["bounds"][form_of(name)][quantity][1])
+            for name, arm in arms.items()
+            for quantity, error in arm.get("quantities", {}).items()
+        ]
+        over = max((error / (bound or 1) for error, bound in found), default=math.nan)
         ok = sum(arm["status"] == "ok" for arm in arms.values())
         place = [
             record["framework"],

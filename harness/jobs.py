@@ -138,10 +138,15 @@ def _block(
             bench.keep(job, todo, outputs)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    arms = {name: _judged(arm, judged.get(name)) for name, arm in answer["arms"].items()} | pending.lost
+    arms = {name: _judged(arm, judged["arms"].get(name)) for name, arm in answer["arms"].items()} | pending.lost
     status = "ok" if all(arm["status"] in ("ok", "not_reached") for arm in arms.values()) else "failed"
     reason = "; ".join(f"{name}: {arm['reason']}" for name, arm in arms.items() if arm["reason"])
-    end = {"timer_ns": answer["timer_ns"], "threads_used": proof["threads_used"], "arms": arms}
+    end = {
+        "timer_ns": answer["timer_ns"],
+        "threads_used": proof["threads_used"],
+        "bounds": judged["bounds"],
+        "arms": arms,
+    }
     return begun | {"status": status, "reason": reason} | end
 
 
@@ -150,7 +155,7 @@ def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any
     if judged is None:
         return arm
     arm = arm | {"quantities": judged["quantities"]}
-    if judged["ok"]:
+    if not judged["reason"]:
         return arm
     withheld: Record = {"first_call_ns": None, "samples_ns": []}
     return arm | withheld | {"status": "wrong", "reason": judged["reason"]}
@@ -160,7 +165,14 @@ def _ended(bench: Bench, job: Job, pending: Pending, status: str, reason: str) -
     arm: Record = {"status": status, "reason": reason, "first_call_ns": None, "calls": 1, "samples_ns": []}
     arms = {a.name: dict(arm) for a in pending.todo.arms} | pending.lost
     heading = _heading(bench, job, pending.todo)
-    return heading | {"status": status, "reason": reason, "timer_ns": None, "threads_used": None, "arms": arms}
+    return heading | {
+        "status": status,
+        "reason": reason,
+        "timer_ns": None,
+        "threads_used": None,
+        "bounds": {},
+        "arms": arms,
+    }
 
 
 def _heading(bench: Bench, job: Job, todo: Todo) -> Record:

@@ -17,6 +17,7 @@ from impls.interface import Arm, Backend, Data, Outputs, Program, Run, Weights
 
 TWIN = "twin"  # the batched arm under a second name: the A/A control
 BATCHED = "batched"
+DTYPES = {"fp32": "float32", "fp64": "float64"}
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
 
 

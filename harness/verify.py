@@ -7,7 +7,7 @@
     root mean square and in the worst element.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from harness import weights
-from harness.measure import cast, probe, target_for
+from harness.measure import DTYPES, cast, probe, target_for
 from harness.study import Workload
 from impls import reference
 from impls.interface import Arm, Data, Outputs
@@ -26,12 +26,8 @@ RUNS = 6
 FP64_BOUND = 1e-12
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The oracle's outputs for one call, and how far each may be missed: quantity -> (rms, worst)."""
-
-    outputs: Outputs
-    bounds: dict[str, tuple[float, float]]
+Bounds = dict[str, tuple[float, float]]
+Found = dict[str, list[Any]]  # quantity -> [rms, worst, bitwise equal to batched, ULP to batched]
 
 
 class Judge:
@@ -40,57 +36,90 @@ class Judge:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.truth = cache(self._truth)
+        self.bounds = cache(self._bounds)
 
     def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
-        """Arm name -> {"ok", "reason", "quantities": {name: {...}}} for every arm in the saved file."""
-        arms: dict[str, dict[str, Outputs]] = {}
-        for key, array in load_file(saved).items():
-            name, moment, quantity = key.split("/")
-            arms.setdefault(name, {}).setdefault(moment, {})[quantity] = array
-        judged = {}
+        """What the gates say of a block's saved outputs.
+
+        {"bounds": {form: {quantity: (rms, worst)}}, "arms": {name: {"reason", "quantities"}}}, where the
+        form is none or projected, and an empty reason means that both moments of every quantity hold.
+        """
+        arms = _by_arm(saved)
+        judged: dict[str, Any] = {"bounds": {}, "arms": {}}
         for name, moments in arms.items():
             recurrence, _, projection = name.partition("_")
-            found = [
-                self.compare(outputs, self.truth(workload, steps, pass_, precision, projection == "none", moment))
-                for moment, outputs in sorted(moments.items())
-            ]
-            judged[name] = verdict(found)
-            base = arms.get(f"{recurrence}_batched", {}).get("after")
-            if base is not None and projection != "none":
-                _distance(judged[name]["quantities"], moments["after"], base)
+            form = form_of(name)
+            bounds = self.bounds(workload, steps, pass_, precision, form)
+            judged["bounds"][form] = bounds
+            truths = {m: self.truth(workload, steps, pass_, precision, form, m) for m in moments}
+            base = arms.get(f"{recurrence}_batched", {}).get("after") if projection != "none" else None
+            judged["arms"][name] = _judged(moments, truths, bounds, base)
         return judged
 
-    def compare(self, outputs: Outputs, truth: Truth) -> dict[str, dict[str, Any]]:
-        """Quantity -> errors relative to the truth, their bounds, and whether they hold."""
-        found = {}
-        for name, true in truth.outputs.items():
-            rms, worst = errors(outputs.get(name), true)
-            rms_bound, worst_bound = truth.bounds[name]
-            ok = bool(rms <= rms_bound and worst <= worst_bound)  # false for NaN
-            found[name] = {"ok": ok, "rms": rms, "worst": worst, "rms_bound": rms_bound, "worst_bound": worst_bound}
-        return found
-
-    def _truth(self, workload: Workload, steps: int, pass_: str, precision: str, none: bool, moment: str) -> Truth:
+    def _data(self, workload: Workload, steps: int, precision: str, form: str, moment: str) -> Data:
         data = weights.load(self.folder, workload)
         data = data._replace(x=data.x[:steps], target=data.target[:steps])
-        data = target_for(Arm("", "none" if none else "batched"), data)
-        low = cast(data, {"fp32": "float32", "fp64": "float64"}[precision])
-        if moment == "before":
-            low = probe(low)
-        true = reference.run(cast(low, "float64"), workload.cell, pass_, not none)
+        data = cast(target_for(Arm("", "none" if form == "none" else "batched"), data), DTYPES[precision])
+        return probe(data) if moment == "before" else data
+
+    def _truth(self, workload: Workload, steps: int, pass_: str, precision: str, form: str, moment: str) -> Outputs:
+        data = cast(self._data(workload, steps, precision, form, moment), "float64")
+        return reference.run(data, workload.cell, pass_, form != "none")
+
+    def _bounds(self, workload: Workload, steps: int, pass_: str, precision: str, form: str) -> Bounds:
+        true = self.truth(workload, steps, pass_, precision, form, "after")
         if precision == "fp64":
-            bound = FP64_BOUND * max(1.0, steps * np.sqrt(workload.H) / 200)
-            return Truth(true, dict.fromkeys(true, (bound, bound)))
-        return Truth(true, rounding_bounds(low, true, workload.cell, pass_, none))
+            bound = FP64_BOUND * max(1.0, steps * workload.H**0.5 / 200)
+            return dict.fromkeys(true, (bound, bound))
+        data = self._data(workload, steps, precision, form, "after")
+        return rounding_bounds(data, true, workload.cell, pass_, form != "none")
 
 
-def rounding_bounds(data: Data, true: Outputs, cell: str, pass_: str, none: bool) -> dict[str, tuple[float, float]]:
+def form_of(arm: str) -> str:
+    """Whether an arm's outputs are hidden states (none) or projected: what its bounds depend on."""
+    return "none" if arm.partition("_")[2] == "none" else "projected"
+
+
+def _by_arm(saved: Path) -> dict[str, dict[str, Outputs]]:
+    """Arm -> moment -> quantity -> array."""
+    arms: dict[str, dict[str, Outputs]] = {}
+    for key, array in load_file(saved).items():
+        name, moment, quantity = key.split("/")
+        arms.setdefault(name, {}).setdefault(moment, {})[quantity] = array
+    return arms
+
+
+def _judged(
+    moments: dict[str, Outputs], truths: dict[str, Outputs], bounds: Bounds, base: Outputs | None
+) -> dict[str, Any]:
+    """An arm's worst errors over its moments, and one sentence on what does not hold."""
+    quantities: Found = {}
+    bad = []
+    for name, bound in bounds.items():
+        seen = [errors(outputs.get(name), truths[moment][name]) for moment, outputs in moments.items()]
+        found = [max(rms for rms, _ in seen), max(worst for _, worst in seen)]
+        after = moments["after"].get(name)
+        apart: list[Any] = [None, None]
+        if base is not None and after is not None and after.shape == base[name].shape:
+            apart = [after.tobytes() == base[name].tobytes(), max_ulp(after, base[name])]
+        quantities[name] = [*found, *apart]
+        if not holds(found, bound):
+            bad.append(f"{name} is off by {found[1]:.2g} (bound {bound[1]:.2g})")
+    return {"reason": "; ".join(bad), "quantities": quantities}
+
+
+def holds(found: Sequence[Any], bound: Sequence[float]) -> bool:
+    """Whether errors [rms, worst, ...] are within the bounds (rms, worst); not, for NaN."""
+    return bool(found[0] <= bound[0] and found[1] <= bound[1])
+
+
+def rounding_bounds(data: Data, true: Outputs, cell: str, pass_: str, project: bool) -> Bounds:
     """FACTOR times the worst of the oracle's own float32 errors under shuffled rounding."""
-    seen = [reference.run(data, cell, pass_, not none, reference.Noise(seed)) for seed in range(RUNS)]
+    runs = [reference.run(data, cell, pass_, project, reference.Noise(seed)) for seed in range(RUNS)]
     bounds = {}
     for name in true:
-        pairs = [errors(run[name], true[name]) for run in seen]
-        bounds[name] = (FACTOR * max(p[0] for p in pairs), FACTOR * max(p[1] for p in pairs))
+        rms, worst = zip(*(errors(run[name], true[name]) for run in runs), strict=True)
+        bounds[name] = (FACTOR * max(rms), FACTOR * max(worst))
     return bounds
 
 
@@ -108,28 +137,6 @@ def errors(output: np.ndarray | None, true: np.ndarray) -> tuple[float, float]:
         return (0.0, 0.0) if not error.any() else (float("inf"), float("inf"))
     rms = float(np.sqrt(np.mean(np.square(error / scale))) / np.sqrt(np.mean(np.square(true / scale))))
     return rms, float(error.max() / scale)
-
-
-def verdict(found: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Join the moments: the worst of each quantity, and one sentence on what failed."""
-    quantities = {}
-    for name in found[0]:
-        quantities[name] = dict(max((one[name] for one in found), key=lambda q: q["worst"] / (q["worst_bound"] or 1)))
-        quantities[name]["ok"] = all(one[name]["ok"] for one in found)
-    bad = [
-        f"{name} is off by {q['worst']:.2g} (bound {q['worst_bound']:.2g})"
-        for name, q in quantities.items()
-        if not q["ok"]
-    ]
-    return {"ok": not bad, "reason": "; ".join(bad), "quantities": quantities}
-
-
-def _distance(quantities: dict[str, Any], outputs: Outputs, base: Outputs) -> None:
-    """Note bitwise equality and distance in units in the last place to the batched arm's outputs."""
-    for name, array in outputs.items():
-        if name in quantities and name in base and base[name].shape == array.shape:
-            quantities[name]["bitwise"] = array.tobytes() == base[name].tobytes()
-            quantities[name]["max_ulp"] = max_ulp(array, base[name])
 
 
 def max_ulp(a: np.ndarray, b: np.ndarray) -> int:

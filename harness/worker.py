@@ -25,7 +25,6 @@ from harness.study import Workload
 from impls.interface import Arm, Backend, Settings
 
 PRODUCT = 1536  # side of the product that proves the threads
-DTYPES = {"fp32": "float32", "fp64": "float64"}
 Send = Callable[[dict[str, Any]], None]
 
 
@@ -92,7 +91,7 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         pass_=request["pass"],
         execution=request["execution"],
         arms=[Arm(*arm) for arm in request["arms"]],
-        data=measure.cast(data, DTYPES[settings.precision]),
+        data=measure.cast(data, measure.DTYPES[settings.precision]),
         rounds=measure.Rounds(**rounds) if rounds else None,
         seed=request["seed"],
         seconds=request["seconds"],

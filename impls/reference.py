@@ -31,6 +31,10 @@ class Noise:
     def order(self, size: int) -> Array:
         return self.random.permutation(size)
 
+    def sum(self, a: Array) -> Array:
+        """Over the first axis, one after another in a random order: the plainest sum a kernel may take."""
+        return self.moved(np.cumsum(a[self.order(len(a))], axis=0)[-1])
+
     def moved(self, a: Array) -> Array:
         unit = np.finfo(a.dtype).eps * self.ulps
         return a * (1 + unit * self.random.uniform(-1, 1, a.shape)).astype(a.dtype)
@@ -41,6 +45,9 @@ class Exact:
 
     def order(self, size: int) -> slice:
         return slice(None)
+
+    def sum(self, a: Array) -> Array:
+        return a.sum(axis=0)
 
     def moved(self, a: Array) -> Array:
         return a
@@ -60,9 +67,9 @@ def run(data: Data, cell: str, pass_: str, project: bool, noise: Noise | None = 
     if pass_ == "forward":
         return named([y])
     error = y - data.target
-    loss = how.moved(np.asarray(np.mean(np.square(error)), y.dtype))
+    loss = how.sum(np.square(error).ravel()) / np.asarray(error.size, y.dtype)
     d_y = how.moved(error * np.asarray(2 / error.size, y.dtype))
-    return named([loss, *gradients(w, data.x, h, d_y, slope, project, how)])
+    return named([np.asarray(loss), *gradients(w, data.x, h, d_y, slope, project, how)])
 
 
 def hidden(w: Weights, x: Array, act: Callable[[Array], Array], how: Noise | Exact) -> Array:
@@ -105,8 +112,7 @@ def outer(a: Array, b: Array, how: Noise | Exact) -> Array:
 
 def column(a: Array, how: Noise | Exact) -> Array:
     """a [T, B, N] -> [N], summed over T and B."""
-    rows = a.reshape(-1, a.shape[-1])
-    return how.moved(rows[how.order(len(rows))].sum(axis=0))
+    return how.sum(a.reshape(-1, a.shape[-1]))
 
 
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
