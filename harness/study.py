@@ -101,9 +101,9 @@ class Study(BaseModel):
     precisions: list[str] = ["fp32"]
     workloads: list[Workload] = list(NAMED.values())
     processes: Annotated[int, Field(ge=1, le=1000)] = 5
-    rounds: Annotated[int, Field(ge=1, le=10000)] = 20
+    rounds: Annotated[int, Field(ge=1, le=10000)] = 40
     rounds_min: Annotated[int, Field(ge=1, le=10000)] = 3
-    block_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    block_s: Annotated[float, Field(gt=0, le=3600)] = 1.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
     budget_s: Annotated[float, Field(gt=0)] | None = 1050.0
@@ -143,8 +143,8 @@ WORDS = {
 }
 SCALES: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"processes": 1, "rounds": 3, "block_s": 0.2, "budget_s": 195.0},
-    "rigorous": {"processes": 10, "rounds": 40, "block_s": 4.0, "budget_s": None, "unroll_limit": None},
+    "quick": {"processes": 1, "rounds": 10, "block_s": 0.2, "budget_s": 205.0},
+    "rigorous": {"processes": 10, "rounds": 100, "block_s": 4.0, "budget_s": None, "unroll_limit": None},
 }
 
 

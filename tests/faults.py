@@ -1,0 +1,104 @@
+"""Faults planted in each framework's model, offered as executions of a framework named `broken_<name>`.
+
+Each execution runs the real model, eagerly, with one of its functions replaced while it runs.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+
+from impls.interface import Execution, Facts
+
+SOUND = "sound"
+FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient")
+
+
+def broken(framework):
+    """The backend class of a framework whose executions are its faults, and one that is sound."""
+    real = importlib.import_module(f"impls.{framework}.backend").Backend
+
+    class Broken(real):
+        def environment(self, settings):
+            return super().environment(settings)
+
+        def facts(self):
+            found = super().facts()
+            without = {"scan": "faults are planted in the unrolled arms"}
+            executions = {name: Execution(traced=False, without=without) for name in (SOUND, *FAULTS)}
+            return Facts(found.versions, executions, found.devices)
+
+        def prepare(self, program):
+            fault = program.execution
+            run = super().prepare(dataclasses.replace(program, execution="eager"))
+            if fault == "stale":
+                return stale(run)
+            replacements = planted(framework, self.model).get(fault, {})
+
+            def call(w, x, target):
+                with replaced(self.model, replacements):
+                    return run(w, x, target)
+
+            return call
+
+    return Broken
+
+
+def stale(run):
+    """Returns what the first call gave, whatever it is called with."""
+    kept = []
+
+    def call(w, x, target):
+        if not kept:
+            kept.append(run(w, x, target))
+        return kept[0]
+
+    return call
+
+
+@contextlib.contextmanager
+def replaced(model, replacements):
+    before = {name: getattr(model, name) for name in replacements}
+    for name, function in replacements.items():
+        setattr(model, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(model, name, function)
+
+
+def planted(framework, model):
+    """Fault -> the model's functions that it replaces."""
+    step, project, unroll = model.step, model.project, model.unroll
+    detach, low, transpose = operations(framework)
+
+    def lowered(w, h):
+        return project(w._replace(w_out=low(w.w_out)), low(h))
+
+    def shifted(*given):
+        out = unroll(*given)
+        return out[-1:] + out[:-1]
+
+    return {
+        "dropped_bias": {"project": lambda w, h: h @ w.w_out},
+        "shifted": {"unroll": shifted},
+        "transposed": {"step": lambda w, act, h, x: step(w._replace(w_rec=transpose(w.w_rec)), act, h, x)},
+        "lowered": {"project": lowered},
+        "missing_gradient": {"step": lambda w, act, h, x: step(w, act, detach(h), x)},
+    }
+
+
+def operations(framework):
+    """Stop a gradient, round to bfloat16 and back, transpose."""
+    if framework == "torch":
+        import torch
+
+        return (lambda a: a.detach()), (lambda a: a.to(torch.bfloat16).to(a.dtype)), (lambda a: a.T)
+    if framework == "jax":
+        import jax
+        import jax.numpy as jnp
+
+        return jax.lax.stop_gradient, (lambda a: a.astype(jnp.bfloat16).astype(a.dtype)), (lambda a: a.T)
+    import tensorflow as tf
+
+    return tf.stop_gradient, (lambda a: tf.cast(tf.cast(a, tf.bfloat16), a.dtype)), tf.transpose

@@ -1,0 +1,1 @@
+"""A fourth framework, added from one directory: NumPy."""

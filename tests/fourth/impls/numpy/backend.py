@@ -1,0 +1,76 @@
+"""NumPy behind the contract. MISCHIEF in the environment makes it misbehave, for the tests."""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+from impls import reference
+from impls.interface import Data, Execution, Facts, Weights, named
+
+
+class Backend:
+    def environment(self, settings):
+        threads = str(settings.threads)
+        return {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, **_mischief()}
+
+    def facts(self):
+        if _mischief().get("MISCHIEF") == "missing":
+            raise ModuleNotFoundError("No module named 'numpyx'", name="numpyx")
+        eager = Execution(traced=False, without={"scan": "NumPy has no symbolic loop"})
+        devices = {"cpu": None, "gpu": "NumPy knows no GPU"}
+        return Facts({"numpy": np.__version__}, {"eager": eager}, devices)
+
+    def open(self, settings):
+        from impls.numpy import model
+
+        self.model, self.compiled = model, 0
+        print("noise on stdout", file=sys.stdout, flush=True)
+
+    def prepare(self, program):
+        arm, act = getattr(self.model, program.arm.name), self.model.ACTIVATIONS[program.cell]
+        self.misbehave(program)
+        if program.pass_ == "forward":
+            return lambda w, x, target: [arm(w, act, x)]
+
+        def train(w, x, target):
+            project = program.arm.projection != "none"
+            return list(reference.run(Data(w, x, target), program.cell, "train", project).values())
+
+        return train
+
+    def misbehave(self, program):
+        mischief = _mischief().get("MISCHIEF", "")
+        if program.arm.projection != "per_step":
+            return
+        if mischief == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if mischief == "hang":
+            time.sleep(600)
+        if mischief == "raise":
+            raise ValueError("this arm\nhas two lines of trouble")
+
+    def put(self, data):
+        return Data(Weights(*map(np.array, data.weights)), np.array(data.x), np.array(data.target))
+
+    def wait(self, outputs):
+        if _mischief().get("MISCHIEF") == "recompile":
+            self.compiled += 1
+
+    def get(self, outputs):
+        return named([np.array(a) for a in outputs])
+
+    def compilations(self):
+        return self.compiled
+
+    def product(self, size):
+        a = np.ones((size, size), np.float32)
+        if _mischief().get("MISCHIEF") == "idle":
+            return lambda: time.sleep(0.02)
+        return lambda: (a @ a, None)[1]
+
+
+def _mischief():
+    """The variable reaches a worker as its environment() passes it on."""
+    return {"MISCHIEF": os.environ["MISCHIEF"]} if "MISCHIEF" in os.environ else {}

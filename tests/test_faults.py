@@ -1,0 +1,56 @@
+"""A fault planted in each framework's model is caught, its cell wrong, its time withheld."""
+
+import pandas as pd
+import pytest
+
+from harness import report, run, verify
+from harness.study import Study, Workload
+from tests.conftest import add_frameworks
+from tests.faults import FAULTS, SOUND
+
+WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
+MISSED_IN_FORWARD = {"missing_gradient"}  # a forward pass has no gradients to miss
+SPARED = {"dropped_bias": {"none"}, "lowered": {"none"}}  # projection none does not run the faulty line
+
+
+@pytest.fixture
+def broken(framework, tmp_path, monkeypatch):
+    place = tmp_path / "more" / "impls" / f"broken_{framework}"
+    place.mkdir(parents=True)
+    (place / "__init__.py").touch()
+    (place / "backend.py").write_text(f"from tests.faults import broken\n\nBackend = broken({framework!r})\n")
+    add_frameworks(monkeypatch, tmp_path / "more")
+    return f"broken_{framework}"
+
+
+def measured(broken, folder):
+    study = Study(frameworks=[broken], threads=[1], workloads=[WORKLOAD], processes=1, rounds=3, block_s=0.01)
+    records = run.run(study, folder, False, "")
+    report.write(folder)
+    return records, pd.read_csv(folder / "times.csv")
+
+
+def expected(fault, pass_, projection):
+    if fault == SOUND or projection in SPARED.get(fault, ()):
+        return "ok"
+    return "ok" if fault in MISSED_IN_FORWARD and pass_ == "forward" else "wrong"
+
+
+def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
+    records, times = measured(broken, tmp_path / "run")
+    cells = times[times.status.isin(["ok", "wrong"])]
+    assert set(cells.execution) == {SOUND, *FAULTS}
+    for row in cells.to_dict("records"):
+        projection = "batched" if row["projection"] == "twin" else row["projection"]
+        assert row["status"] == expected(row["execution"], row["pass"], projection), row
+        assert (row["status"] == "wrong") == bool(pd.isna(row["median_s"]))
+    assert not any(arm["samples_ns"] for r in records[1:] for arm in r["arms"].values() if arm["status"] == "wrong")
+    text = (tmp_path / "run" / "report.md").read_text()
+    for fault in FAULTS:
+        assert f"wrong: {broken} {fault}" in text
+
+
+def test_without_the_gates_they_pass(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "holds", lambda found, bound: True)
+    records, _ = measured(broken, tmp_path / "run")
+    assert {arm["status"] for r in records[1:] for arm in r["arms"].values()} == {"ok"}

@@ -1,0 +1,145 @@
+"""One block, with a backend and a clock made up here."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from harness import measure
+from impls.interface import Arm, Data, Weights
+
+ARMS = [Arm("unrolled", p) for p in ("none", "in_loop", "per_step", "batched")]
+
+
+class Clock:
+    """Counts nanoseconds: 50 a reading, and what calls add."""
+
+    def __init__(self):
+        self.now = 0
+
+    def __call__(self):
+        self.now += 50
+        return self.now
+
+
+class Made:
+    """A backend whose arms cost what `costs` says; keeps a log of what was called."""
+
+    def __init__(self, clock, costs=None, recompiles=False, fails=()):
+        self.clock, self.costs, self.recompiles, self.fails = clock, costs or {}, recompiles, fails
+        self.log, self.waited, self.compiled = [], 0, 0
+
+    def prepare(self, program):
+        name = program.arm.name
+        if name in self.fails:
+            raise RuntimeError("\nno such kernel\nmore")
+
+        def run(w, x, target):
+            self.log.append(name)
+            self.clock.now += self.costs.get(name, 1_000_000)
+            self.compiled += self.recompiles
+            return x * 2
+
+        return run
+
+    def put(self, data):
+        return data
+
+    def wait(self, outputs):
+        self.waited += 1
+
+    def get(self, outputs):
+        return {"y": np.array(outputs)}
+
+    def compilations(self):
+        return self.compiled
+
+
+def todo(**more):
+    data = Data(Weights(*(np.zeros((2, 2), np.float32),) * 5), np.ones((3, 1, 2), np.float32), np.zeros((3, 1, 2)))
+    rounds = measure.Rounds(3, 50, 0.02)
+    given = {"cell": "rnn_tanh", "pass_": "forward", "execution": "eager", "arms": ARMS, "data": data, "rounds": rounds}
+    return measure.Block(**(given | {"seed": 1} | more))
+
+
+def run(backend, clock, **more):
+    return measure.block(backend, todo(**more), clock, lambda arm, what: None)
+
+
+def test_samples_are_the_time_of_the_call_and_nothing_else():
+    clock = Clock()
+    result = run(Made(clock, {"unrolled_in_loop": 3_000_000}), clock)
+    assert set(result.arms["unrolled_in_loop"].samples_ns) == {3_000_050}
+    assert set(result.arms["unrolled_batched"].samples_ns) == {1_000_050}
+
+
+def test_rounds_fill_the_time_between_their_limits():
+    clock = Clock()
+    assert len(run(Made(clock), clock).arms["unrolled_none"].samples_ns) == 3  # 5 ms a round of 20 ms: 3.9
+    assert len(run(Made(clock), clock, rounds=measure.Rounds(7, 50, 1e-9)).arms["unrolled_none"].samples_ns) == 7
+    assert len(run(Made(clock), clock, rounds=measure.Rounds(3, 9, 60)).arms["unrolled_none"].samples_ns) == 9
+
+
+def test_arms_alternate_in_a_new_order_each_round_and_the_twin_takes_part():
+    clock = Clock()
+    backend = Made(clock)
+    result = run(backend, clock, rounds=measure.Rounds(6, 6, 1))
+    timed = backend.log[2 * len(ARMS) + 2 * (len(ARMS) + 1) :]
+    rounds = [timed[i : i + 5] for i in range(0, len(timed), 5)]
+    assert len(rounds) == 6
+    assert all(sorted(r) == sorted([*(a.name for a in ARMS), "unrolled_batched"]) for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+    assert len(result.arms["unrolled_twin"].samples_ns) == 6
+
+
+def test_short_samples_are_batched_and_say_so():
+    clock = Clock()
+    backend = Made(clock, {"unrolled_none": 100})
+    arm = run(backend, clock).arms["unrolled_none"]
+    assert arm.calls * 150 >= measure.TIMER_COSTS * 50
+    assert backend.waited == len(backend.log)  # every call is waited for
+    assert measure.median_s(vars(arm)) == pytest.approx(100e-9, rel=0.01)
+
+
+def test_compiling_while_timed_refuses_the_block():
+    clock = Clock()
+    assert {a.status for a in run(Made(clock, recompiles=True), clock).arms.values()} == {"refused"}
+    assert {a.status for a in run(Made(clock), clock).arms.values()} == {"ok"}
+
+
+def test_a_failing_arm_is_named_and_spares_the_others():
+    clock = Clock()
+    result = run(Made(clock, fails=["unrolled_batched"]), clock)
+    assert result.arms["unrolled_batched"].reason == "RuntimeError: no such kernel"
+    assert "unrolled_twin" not in result.arms
+    assert result.arms["unrolled_in_loop"].status == "ok"
+
+
+def test_no_first_call_is_begun_after_the_time_is_up():
+    clock = Clock()
+    result = run(Made(clock, {"unrolled_none": 10**9}), clock, seconds=1.5)
+    statuses = [result.arms[arm.name].status for arm in ARMS]
+    assert statuses == ["ok", "not_reached", "not_reached", "not_reached"]
+
+
+def test_the_probe_differs_in_every_element_at_every_size():
+    for shape in ((1, 1, 1), (4, 2, 3)):
+        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        other = measure.probe(Data(None, x, None)).x
+        assert other.dtype == x.dtype
+        assert (other != x).all()
+
+
+def test_threads_are_proven_by_processor_time():
+    clock, cpu = Clock(), SimpleNamespace(now=0)
+
+    def product(cores):
+        def work():
+            clock.now += 10**8
+            cpu.now += int(cores * 10**8)
+
+        return work
+
+    assert measure.threads_proven(2, product(1.95), lambda: cpu.now, clock)[0]
+    assert not measure.threads_proven(1, product(1.9), lambda: cpu.now, clock)[0]
+    assert not measure.threads_proven(2, product(1.5), lambda: cpu.now, clock)[0]
