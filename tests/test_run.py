@@ -1,0 +1,172 @@
+"""Whole runs, with a NumPy backend added from one directory: harness/ is not touched for it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import analysis, report, run
+from harness.records import FILE, Store, read
+from harness.study import Refused, Study, Workload
+from tests.conftest import FOURTH
+
+WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
+FLAGS = ["--framework", "numpy", "--threads", "1", "--workload", "B=3,T=5,I=2,H=16,O=4"]
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+
+def study(**more):
+    given = {"frameworks": ["numpy"], "threads": [1], "workloads": [WORKLOAD], "processes": 2, "rounds": 4}
+    return Study(**(given | {"block_s": 0.01, "timeout_s": 60.0} | more))
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(FOURTH), **environment},
+        check=False,
+    )
+
+
+def statuses(records):
+    """(pass, arm) -> statuses over the timed blocks."""
+    found = {}
+    for record in records:
+        if record["kind"] == "block":
+            for name, arm in record["arms"].items():
+                found.setdefault((record["pass"], name), set()).add(arm["status"])
+    return found
+
+
+def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
+    out = tmp_path / "run"
+    done = command("run", *FLAGS, "--processes", "2", "--rounds", "4", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    times, gaps, identity = (pd.read_csv(out / f"{name}.csv") for name in ("times", "gaps", "identity"))
+    assert list(times.columns) == analysis.TIMES
+    assert list(gaps.columns) == analysis.GAPS
+    assert list(identity.columns) == analysis.IDENTITY
+    assert set(gaps.contender) == {"in_loop", "per_step", "twin"}
+    measured = times[times.status == "ok"]
+    assert set(measured.projection) == {"none", "in_loop", "per_step", "batched", "twin"}
+    assert (measured.median_s > 0).all()
+    named = times[times.status != "ok"]
+    assert named.reason.notna().all()
+    assert {"NumPy has no symbolic loop", "NumPy knows no GPU"} <= set(named.reason)
+    assert identity.fp64_rel_error.max() < 1e-12
+    text = (out / "report.md").read_text()
+    assert "NumPy has no symbolic loop" in text
+    assert f"python -m harness run {' '.join(FLAGS)} --processes 2 --rounds 4" in text
+    for line in (out / FILE).read_text().splitlines():
+        assert {"schema", "key", "status", "reason"} <= set(json.loads(line))
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    run.run(study(), tmp_path / "run", False, "")
+    for name in ("a", "b"):
+        report.write(tmp_path / "run", tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) >= 8
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("mischief", "status", "reason"),
+    [
+        ("crash", "failed", "SIGSEGV"),
+        ("hang", "timeout", "nothing was heard for 3 s"),
+        ("raise", "failed", "ValueError: this arm"),
+    ],
+)
+def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISCHIEF", mischief)
+    records = run.run(study(processes=1, timeout_s=3.0, passes=["forward"]), tmp_path / "run", False, "")
+    found = statuses(records)
+    assert found["forward", "unrolled_per_step"] == {status}
+    assert found["forward", "unrolled_in_loop"] == {"ok"}
+    assert any(reason in record["reason"] for record in records[1:])
+
+
+@pytest.mark.parametrize(("mischief", "reason"), [("recompile", "compiled while"), ("idle", "threads not proven")])
+def test_a_label_without_its_proof_is_refused(mischief, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISCHIEF", mischief)
+    records = run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    assert set().union(*statuses(records).values()) == {"refused"}
+    assert reason in records[-1]["reason"]
+    report.write(tmp_path / "run")
+    assert "Nothing was measured" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_missing_framework_asked_for_is_refused(tmp_path):
+    done = command("run", *FLAGS, "--out", str(tmp_path / "run"), MISCHIEF="missing")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert "numpyx is not installed" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_does_what_is_missing_and_nothing_else(tmp_path):
+    folder = tmp_path / "run"
+    whole = run.run(study(), folder, False, "")
+    keys = [record["key"] for record in whole]
+    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    (folder / FILE).write_text("".join(lines[:-1]) + lines[-1][:40])  # the last one was cut while written
+    again = run.run(study(), folder, True, "")
+    assert sorted(record["key"] for record in again) == sorted(keys)
+    assert (folder / FILE).read_text().splitlines(keepends=True)[:-1] == lines[:-1]
+
+
+def test_resume_refuses_another_study_and_no_records(tmp_path):
+    run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    with pytest.raises(Refused, match="another study"):
+        run.run(study(processes=1, passes=["train"]), tmp_path / "run", True, "")
+    with pytest.raises(Refused, match="no records"):
+        run.run(study(), tmp_path / "none", True, "")
+    with pytest.raises(Refused, match="not empty"):
+        run.run(study(), tmp_path / "run", False, "")
+
+
+def test_a_budget_that_ends_leaves_named_cells_and_no_error(tmp_path):
+    ticks = iter(range(0, 10**6, 5))
+    records = run.run(study(budget_s=40.0, processes=3), tmp_path / "run", False, "", lambda: float(next(ticks)))
+    report.write(tmp_path / "run")
+    times = pd.read_csv(tmp_path / "run" / "times.csv")
+    assert len(records) < 9
+    missing = times[times.status == "not_reached"]
+    assert missing.empty or missing.reason.str.contains("budget|time for this process").all()
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    arguments = [sys.executable, "-m", "harness", "run", *FLAGS, "--processes", "500", "--budget", "0", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(FOURTH)}
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not _lines(out / FILE) > 4:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "--resume" in said.splitlines()[-1]
+    assert len(read(out)) > 4
+    assert (out / "report.md").exists()
+
+
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_records_of_another_schema_are_refused(tmp_path):
+    (tmp_path / FILE).write_text('{"schema": 99, "key": "k"}\n')
+    with pytest.raises(Refused, match="schema 99"):
+        read(tmp_path)
+    Store(tmp_path)
