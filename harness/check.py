@@ -110,27 +110,26 @@ def listing() -> None:
     everything = Study()
     threads = plan.thread_counts(everything, environment.cores())
     console = Console(soft_wrap=True)
-    table = Table("framework", "version", "device", "execution", "recurrences", "")
+    table = Table("framework", "version", "device", "execution", *everything.recurrences)
+    notes: list[str] = []
     for framework in run.probe(everything, threads):
         if framework.missing:
-            table.add_row(framework.name, "–", "–", "–", "–", plan.advice(framework))
-            continue
-        version = next(iter(framework.versions.values()))
+            table.add_row(framework.name, "missing", *["–"] * (2 + len(everything.recurrences)))
+            notes.append(f"{framework.name}: {plan.advice(framework)}")
         for device, no_device in framework.devices.items():
             for name, execution in framework.executions.items():
-                has = [r for r in everything.recurrences if r not in execution["without"]]
-                reasons = [no_device or execution["missing"] or ""] + [
-                    f"no {r}: {why}" for r, why in execution["without"].items()
+                place = (framework.name, next(iter(framework.versions.values())), device, name)
+                whole = no_device or execution["missing"]
+                why = [whole or execution["without"].get(recurrence) for recurrence in everything.recurrences]
+                table.add_row(*place, *("no" if reason else "yes" for reason in why))
+                notes += [
+                    f"{framework.name} {device} {name} {r}: {y}"
+                    for r, y in zip(everything.recurrences, why, strict=True)
+                    if y
                 ]
-                table.add_row(
-                    framework.name,
-                    version,
-                    device,
-                    name,
-                    ", ".join(has),
-                    "; ".join(filter(None, reasons)) or "available",
-                )
     console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
     sizes = Table("workload", "B", "T", "I", "H", "O", "cell")
     for w in study.NAMED.values():
         sizes.add_row(w.name, *(str(getattr(w, size)) for size in "BTIHO"), w.cell)

@@ -16,6 +16,7 @@ from harness.study import Study
 from harness.verify import Judge
 
 Stage = Callable[[str], None]
+PROOFS = 3  # workers that may fail to prove their threads before a job is refused
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,15 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
     new worker; when it is lost anywhere else, the block is recorded as it ended.
     """
     pending = [Pending(todo) for todo in job.blocks]
+    tries = PROOFS
     while pending and left_s() > 0:
         opened = False
         try:
             with _worker(bench, job) as worker:
                 proof = _open(bench, job, worker)
                 opened = True
+                if proof["proven"] is False and (tries := tries - 1):
+                    continue  # something else may have kept the cores busy
                 if proof["proven"] is False:
                     reason = f"threads not proven: {job.seat.threads} set, {proof['threads_used']:.2f} cores used"
                     yield from (_ended(bench, job, p, "refused", reason) for p in pending)

@@ -74,7 +74,9 @@ def test_frameworks_are_found_by_their_directories():
 
 def test_without_any_framework_listing_works_and_running_says_what_is_missing(tmp_path):
     for module in ("torch", "tensorflow", "jax"):
-        (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module named {module}', name={module!r})\n")
+        (tmp_path / f"{module}.py").write_text(
+            f"raise ModuleNotFoundError('No module named {module}', name={module!r})\n"
+        )
     for arguments, code in ((["list"], 0), (["run", "--all", "--out", str(tmp_path / "run")], 2)):
         done = subprocess.run(
             [sys.executable, "-c", "import sys; sys.path.remove(''); from harness.cli import main; main()", *arguments],

@@ -43,11 +43,10 @@ def test_sizes_make_a_workload():
 @given(st.text(st.sampled_from("BTIHO=,0123456789-. cel_rntahu"), max_size=40))
 def test_any_text_is_a_workload_or_a_sentence(text):
     try:
-        found = load(None, None, {"workloads": [text]}).workloads[0]
+        said = load(None, None, {"workloads": [text]}).workloads[0]
     except Refused as refused:
-        assert "\n" not in str(refused).strip()
-    else:
-        assert isinstance(found, Workload)
+        said = str(refused)
+    assert isinstance(said, Workload) or "\n" not in said.strip()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,13 @@ def bad_files(folder):
     whole = (folder / "nan").read_bytes()
     huge = struct.pack("<Q", 1 << 62) + b"{}"
     lie = json.dumps({"w_in": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}).encode()
-    others = {"cut": whole[:-10], "text": b"hello", "empty": b"", "huge": huge, "lie": struct.pack("<Q", len(lie)) + lie}
+    others = {
+        "cut": whole[:-10],
+        "text": b"hello",
+        "empty": b"",
+        "huge": huge,
+        "lie": struct.pack("<Q", len(lie)) + lie,
+    }
     for name, content in others.items():
         (folder / name).write_bytes(content)
         yield folder / name, "not a safetensors file"

@@ -26,13 +26,20 @@ def study(**more):
     return Study(**(given | {"block_s": 0.01, "timeout_s": 60.0} | more))
 
 
-def command(*arguments, **environment):
+def plant(mischief, tmp_path, monkeypatch):
+    """Make the NumPy backend misbehave; the file is all it sees."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "mischief").write_text(mischief)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+
+
+def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "harness", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(FOURTH), **environment},
+        env={**os.environ, "PYTHONPATH": str(FOURTH)},
         check=False,
     )
 
@@ -89,7 +96,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     ],
 )
 def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reason, tmp_path, monkeypatch):
-    monkeypatch.setenv("MISCHIEF", mischief)
+    plant(mischief, tmp_path, monkeypatch)
     records = run.run(study(processes=1, timeout_s=3.0, passes=["forward"]), tmp_path / "run", False, "")
     found = statuses(records)
     assert found["forward", "unrolled_per_step"] == {status}
@@ -99,7 +106,7 @@ def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reaso
 
 @pytest.mark.parametrize(("mischief", "reason"), [("recompile", "compiled while"), ("idle", "threads not proven")])
 def test_a_label_without_its_proof_is_refused(mischief, reason, tmp_path, monkeypatch):
-    monkeypatch.setenv("MISCHIEF", mischief)
+    plant(mischief, tmp_path, monkeypatch)
     records = run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     assert set().union(*statuses(records).values()) == {"refused"}
     assert reason in records[-1]["reason"]
@@ -107,8 +114,9 @@ def test_a_label_without_its_proof_is_refused(mischief, reason, tmp_path, monkey
     assert "Nothing was measured" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_a_missing_framework_asked_for_is_refused(tmp_path):
-    done = command("run", *FLAGS, "--out", str(tmp_path / "run"), MISCHIEF="missing")
+def test_a_missing_framework_asked_for_is_refused(tmp_path, monkeypatch):
+    plant("missing", tmp_path, monkeypatch)
+    done = command("run", *FLAGS, "--out", str(tmp_path / "run"))
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
     assert "numpyx is not installed" in done.stderr
     assert not (tmp_path / "run").exists()
@@ -147,7 +155,19 @@ def test_a_budget_that_ends_leaves_named_cells_and_no_error(tmp_path):
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    arguments = [sys.executable, "-m", "harness", "run", *FLAGS, "--processes", "500", "--budget", "0", "--out", str(out)]
+    arguments = [
+        sys.executable,
+        "-m",
+        "harness",
+        "run",
+        *FLAGS,
+        "--processes",
+        "500",
+        "--budget",
+        "0",
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(FOURTH)}
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 60
