@@ -50,6 +50,7 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
         assert f"wrong: {broken} {fault}" in text
 
 
+@pytest.mark.parametrize("framework", ["torch"], indirect=True)
 def test_without_the_gates_they_pass(broken, tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "holds", lambda found, bound: True)
     records, _ = measured(broken, tmp_path / "run")

@@ -1,0 +1,199 @@
+"""Do the hand-written arms cost more than the shortest idiomatic program for the same thing?
+
+Each arm is timed against what an expert would write with the framework's own layers (nn.RNNCell, nnx.RNN,
+keras SimpleRNN, ...): same weights, outputs that agree, workload book, forward, CPU, 1 thread, fp32, called in
+a random order each round. A ratio above 1: ours is the slower. It is the median of a process's rounds' ratios,
+and of processes the geometric mean. After `pip install -e .`; the table goes to stdout:
+
+    python scripts/idiomatic.py                                     # every framework, 3 processes each
+    python scripts/idiomatic.py --framework torch --processes 1
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.launch import INHERITED
+from harness.measure import probe, timed
+from harness.study import NAMED
+from harness.weights import make_inputs, make_weights
+from impls.interface import Arm, Backend, Data, Program, Settings, Weights
+
+BOOK, SEED, ROUNDS, WARM_UP, ABOVE = NAMED["book"], 20260101, 40, 10, 1.05
+SETTINGS = Settings("cpu", 1, "fp32")
+HEADER = "| framework | execution | arm | idiomatic program | ours µs | its µs | ratio | min–max | note |"
+Forward = Callable[..., Any]
+# Our arm, the idiomatic program's name, what makes it for an execution, its arguments for x [T, B, I], a note.
+Pair = tuple[Arm, str, Callable[[str], Forward], Callable[[np.ndarray], tuple[Any, ...]], str]
+
+
+def torch_pairs(w: Weights) -> list[Pair]:
+    import torch
+    from torch import Tensor, nn, tensor
+
+    cell, out = nn.RNNCell(BOOK.I, BOOK.H, nonlinearity="relu"), nn.Linear(BOOK.H, BOOK.O)
+    biases = {"bias_ih": tensor(w.b_rec), "bias_hh": tensor(0 * w.b_rec)}
+    cell.load_state_dict({"weight_ih": tensor(w.w_in.T), "weight_hh": tensor(w.w_rec.T), **biases})
+    out.load_state_dict({"weight": tensor(w.w_out.T), "bias": tensor(w.b_out)})
+
+    def in_loop(x: Tensor) -> Tensor:
+        h, ys = None, []
+        for x_t in x:
+            h = cell(x_t, h)
+            ys.append(out(h))
+        return torch.stack(ys)
+
+    def batched(x: Tensor) -> Tensor:
+        h, hs = None, []
+        for x_t in x:
+            h = cell(x_t, h)
+            hs.append(h)
+        return out(torch.stack(hs))
+
+    def pair(run: Forward, text: str) -> Pair:
+        make: Forward = lambda e: torch.no_grad()(torch.compile(run) if e == "inductor" else run)  # noqa: E731
+        return Arm("unrolled", run.__name__), text, make, lambda x: (tensor(x),), "RNNCell has a second bias, zero"
+
+    texts = "loop of nn.RNNCell and nn.Linear, stack", "loop of nn.RNNCell, stack, nn.Linear on [T, B, H]"
+    return [pair(in_loop, texts[0]), pair(batched, texts[1])]
+
+
+def jax_pairs(w: Weights) -> list[Pair]:
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    class Projecting(nnx.SimpleCell):
+        def __call__(self, carry: Any, inputs: Any) -> tuple[Any, Any]:
+            h, _ = super().__call__(carry, inputs)
+            return h, self.out(h)
+
+    def pair(projection: str, text: str, kind: type[nnx.SimpleCell]) -> Pair:
+        cell = kind(BOOK.I, BOOK.H, activation_fn=jax.nn.relu, rngs=nnx.Rngs(0))
+        out = nnx.Linear(BOOK.H, BOOK.O, rngs=nnx.Rngs(0))
+        w_in, w_rec, b_rec, out.kernel, out.bias = (nnx.Param(jnp.array(a)) for a in w)
+        cell.dense_i.kernel, cell.dense_h.kernel, cell.dense_i.bias = w_in, w_rec, b_rec
+        if kind is Projecting:
+            cell.out = out
+        rnn = nnx.RNN(cell, time_major=True)
+        model = rnn if kind is Projecting else nnx.Sequential(rnn, out)
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        leaves, tree = jax.tree.flatten(params)
+        merge: Forward = lambda p: nnx.merge(graph, jax.tree.unflatten(tree, p), jax.tree.map(jnp.array, rest))  # noqa: E731
+        run = jax.jit(lambda p, x: merge(p)(x))
+        note = "jax.jit over nnx.split's plain arrays: nnx.jit, or an nnx.State as argument, takes longer per call"
+        return Arm("scan", projection), text, lambda _: run, lambda x: (leaves, jnp.array(x)), note
+
+    in_loop = pair("in_loop", "nnx.RNN(SimpleCell with Linear inside)", Projecting)
+    return [in_loop, pair("batched", "nnx.RNN(SimpleCell), nnx.Linear on [T, B, H]", nnx.SimpleCell)]
+
+
+def tf_pairs(w: Weights) -> list[Pair]:
+    import tensorflow as tf
+    from keras import Sequential, layers
+
+    class Projecting(layers.SimpleRNNCell):
+        def call(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            h, states = super().call(*args, **kwargs)
+            return self.out(h), states
+
+    def pair(arm: Arm, text: str, passed: bool, *parts: layers.Layer) -> Pair:
+        model = Sequential([layers.Input((BOOK.T, BOOK.I), BOOK.B), *parts])
+        model.set_weights(w)
+        # As ours, the second takes weights and an unused target. (tf.function calls the bound model.call more slowly.)
+        passing = lambda x, v, target: model.stateless_call(v, model.non_trainable_variables, x)[0]  # noqa: E731
+        run = passing if passed else lambda x: model(x)
+        rest = (list(map(tf.constant, w)), tf.zeros(BOOK.shapes["target"])) if passed else ()
+        args: Forward = lambda x: (tf.constant(np.ascontiguousarray(x.swapaxes(0, 1))), *rest)  # noqa: E731
+        note = "[B, T, ·] layout" + ("" if passed else "; weights captured, not passed at each call as ours are")
+        text += ", weights passed by stateless_call" * passed
+        return arm, text, lambda e: tf.function(run, jit_compile=e == "xla"), args, note
+
+    found = []
+    for passed in (False, True):
+        for name, unroll in (("unrolled", True), ("scan", False)):
+            rnn = layers.SimpleRNN(BOOK.H, activation="relu", return_sequences=True, unroll=unroll)
+            text = f"SimpleRNN(unroll={unroll}), Dense on [B, T, H]"
+            found.append(pair(Arm(name, "batched"), text, passed, rnn, layers.Dense(BOOK.O)))
+        cell = Projecting(BOOK.H, activation="relu")
+        cell.out = layers.Dense(BOOK.O)
+        cell.out.build((BOOK.B, BOOK.H))
+        rnn, text = layers.RNN(cell, return_sequences=True), "RNN(SimpleRNNCell with Dense inside)"
+        found.append(pair(Arm("scan", "in_loop"), text, passed, rnn))
+    return found
+
+
+PAIRS = {"torch": (torch_pairs, "eager", "inductor"), "jax": (jax_pairs, "xla"), "tf": (tf_pairs, "graph", "xla")}
+
+
+def compare(backend: Backend, data: Data, pair: Pair, execution: str, seed: int) -> dict[str, Any]:
+    """Check that the two agree, on the probe and on the real inputs, then time them alternately."""
+    arm, text, make, args, note = pair
+    runs = backend.prepare(Program(arm, BOOK.cell, "forward", execution)), make(execution)
+    for inputs in (probe(data), data):
+        calls: tuple[Any, Any] = backend.put(inputs), args(inputs.x)
+        ours, its = (backend.get(run(*call))["y"] for run, call in zip(runs, calls, strict=True))
+        its = its if its.shape == ours.shape else its.swapaxes(0, 1)  # Keras is batch-major
+        if its.shape != ours.shape or not np.allclose(ours, its, rtol=1e-4, atol=1e-5):
+            raise SystemExit(f"{execution} {arm.name}, {text}: the outputs do not agree; nothing was timed")
+    times, random = np.zeros((2, WARM_UP + ROUNDS)), np.random.default_rng(seed)
+    for at in range(WARM_UP + ROUNDS):
+        for one in random.permutation(2):
+            times[one, at], _ = timed(time.perf_counter_ns, backend.wait, runs[one], calls[one], 1)
+    ours, its = times[:, WARM_UP:] / 1e3
+    medians = [float(np.median(a)) for a in (ours, its, ours / its)]
+    return {"pair": [execution, arm.name, text], "note": note, "medians": medians}
+
+
+def child(framework: str, seed: str, path: str) -> None:
+    """Every pair of one framework, in this process; the results go to `path` as JSON."""
+    backend: Backend = importlib.import_module(f"impls.{framework}.backend").Backend()
+    backend.open(SETTINGS)
+    gc.disable()
+    data, (pairs, *executions) = Data(Weights(**make_weights(BOOK, SEED)), **make_inputs(BOOK, SEED)), PAIRS[framework]
+    todo = [(pair, execution) for execution in executions for pair in pairs(data.weights)]
+    found = [compare(backend, data, pair, execution, int(seed) + at) for at, (pair, execution) in enumerate(todo)]
+    Path(path).write_text(json.dumps(found))
+
+
+def process(framework: str, seed: int) -> list[dict[str, Any]]:
+    """Start a child with the variables that the study's workers get, and read what it found."""
+    variables = importlib.import_module(f"impls.{framework}.backend").Backend().environment(SETTINGS)
+    variables |= {name: os.environ[name] for name in INHERITED if name in os.environ}
+    variables |= {"PYTHONHASHSEED": "0", "KERAS_BACKEND": "tensorflow"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--child", framework, str(seed), f"{folder}/found.json"]
+        if code := subprocess.run(command, env=variables, stdout=sys.stderr, check=False).returncode:
+            raise SystemExit(f"{framework}: its process ended with status {code}")
+        return json.loads(Path(command[-1]).read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time our arms against idiomatic programs.")
+    parser.add_argument("--framework", choices=PAIRS, help="only this one")
+    parser.add_argument("--processes", type=int, choices=range(1, 101), metavar="N", default=3, help="per framework")
+    given = parser.parse_args()
+    print(HEADER, "|" + " --- |" * (HEADER.count("|") - 1), sep="\n")
+    for framework in [given.framework] if given.framework else PAIRS:
+        for found in zip(*(process(framework, 1000 * at) for at in range(given.processes)), strict=True):
+            ours, its, ratios = np.array([f["medians"] for f in found]).T
+            ratio = np.exp(np.log(ratios).mean())  # the geometric mean
+            spread = f"{min(ratios):.3f}–{max(ratios):.3f}"
+            numbers = [f"{np.median(ours):.0f}", f"{np.median(its):.0f}", f"{ratio:.3f}", spread]
+            note = f"**above {ABOVE}**; " * bool(ratio > ABOVE) + found[0]["note"]
+            print(f"| {' | '.join([framework, *found[0]['pair'], *numbers, note])} |", flush=True)
+
+
+if __name__ == "__main__":
+    child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main()
