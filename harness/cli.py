@@ -88,9 +88,7 @@ def run(
     if rounds is not None and rounds < 3:
         flags["rounds_min"] = rounds
     scale = "quick" if quick else "rigorous" if rigorous else None
-    made = load(study, scale, flags)
-    made = _limits(made, budget, unroll_limit)
-    _run(made, out, resume)
+    _run(_limits(load(study, scale, flags), budget, unroll_limit), out, resume)
 
 
 @app.command()
