@@ -7,7 +7,7 @@ import gc
 import math
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ class Entry:
     """A prepared arm: what is called, with what, and what it gave."""
 
     run: Run
-    data: Data
+    inputs: Sequence[Any]  # x, target
     before: Outputs  # from the probe, fetched after a later call: a reused buffer would show
     after: Any = None  # of the last call, as the framework gives it
 
@@ -74,11 +74,13 @@ class Result:
     timer_ns: float
 
 
-def timed(clock: Callable[[], int], wait: Callable[[Any], None], run: Run, data: Data, calls: int) -> tuple[int, Any]:
+def timed(
+    clock: Callable[[], int], wait: Callable[[Any], None], run: Run, inputs: Sequence[Any], calls: int
+) -> tuple[int, Any]:
     """The one timed region: nanoseconds of `calls` calls, each waited for, and the last outputs."""
     start = clock()
     for _ in range(calls):
-        outputs = run(*data)
+        outputs = run(*inputs)
         wait(outputs)
     return clock() - start, outputs
 
@@ -131,8 +133,9 @@ def _first(
     """An arm's first call, on the probe, and one on the real inputs; a failure stays with the arm."""
     data = target_for(arm, todo.data)
     try:
-        run = backend.prepare(Program(arm, todo.cell, todo.pass_, todo.execution))
-        real, other = backend.put(data), backend.put(probe(data))
+        w, *real = backend.put(data)
+        _, *other = backend.put(probe(data))
+        run = backend.prepare(Program(arm, todo.cell, todo.pass_, todo.execution), w)
         into.first_call_ns, outputs = timed(clock, backend.wait, run, other, 1)
         _, after = timed(clock, backend.wait, run, real, 1)
         entries[arm.name] = Entry(run, real, backend.get(outputs), after)
@@ -146,7 +149,7 @@ def _add_twins(arms: dict[str, Timed], entries: dict[str, Entry]) -> None:
         if projection == BATCHED:
             twin = f"{recurrence}_{TWIN}"
             arms[twin] = Timed(first_call_ns=arms[name].first_call_ns)
-            entries[twin] = Entry(entries[name].run, entries[name].data, entries[name].before)
+            entries[twin] = Entry(entries[name].run, entries[name].inputs, entries[name].before)
 
 
 def _rounds(
@@ -163,7 +166,7 @@ def _rounds(
     spent = 0.0
     for name, entry in entries.items():  # the second of two calls is the estimate
         for _ in range(2):
-            took, entry.after = timed(clock, backend.wait, entry.run, entry.data, 1)
+            took, entry.after = timed(clock, backend.wait, entry.run, entry.inputs, 1)
         arms[name].calls = max(1, math.ceil(TIMER_COSTS * timer / max(took, 1)))
         spent += arms[name].calls * took
     count = int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // max(spent, 1))))
@@ -177,7 +180,7 @@ def _rounds(
             shuffle(names)
             for name in names:
                 entry = entries[name]
-                took, entry.after = timed(clock, backend.wait, entry.run, entry.data, arms[name].calls)
+                took, entry.after = timed(clock, backend.wait, entry.run, entry.inputs, arms[name].calls)
                 arms[name].samples_ns.append(took)
     finally:
         gc.enable()

@@ -30,7 +30,7 @@ class Weights(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What a run is called with. The target has the shape of the arm's output."""
+    """Weights, and what a run is called with. The target has the shape of the arm's output."""
 
     weights: Weights
     x: Any  # [T, B, I]
@@ -93,15 +93,16 @@ class Facts:
 
 
 Outputs = dict[str, np.ndarray]
-Run = Callable[[Weights, Any, Any], Any]
+Run = Callable[[Any, Any], Any]
 
 
 class Backend(Protocol):
     """One framework. Methods are named by their phase: prepare, put, run, wait, get.
 
-    `run` is what `prepare` returns: called with weights, x and target it returns the output
-    [T, B, O] (forward), or the loss and the five gradients of it (train), possibly unfinished;
-    `wait` returns when every array in it exists.
+    `run` is what `prepare` returns: called with x and target it returns the output [T, B, O]
+    (forward), or the loss and the five gradients of it (train), possibly unfinished; `wait` returns
+    when every array in it exists. The weights are given to `prepare`, so that each framework can hold
+    them as its users do: captured, as attributes, or handed to the compiled function at each call.
     """
 
     def environment(self, settings: Settings) -> dict[str, str]:
@@ -113,8 +114,8 @@ class Backend(Protocol):
     def open(self, settings: Settings) -> None:
         """Fix threads, device and precision; called once, before anything below."""
 
-    def prepare(self, program: Program) -> Run:
-        """The callable of a program; tracing and compiling wait for its first call."""
+    def prepare(self, program: Program, w: Weights) -> Run:
+        """The callable of a program with weights that were `put`; tracing and compiling wait for its first call."""
 
     def put(self, data: Data) -> Data:
         """NumPy arrays -> the framework's, on its device."""

@@ -27,16 +27,16 @@ def broken(framework):
             executions = {name: Execution(traced=False, without=without) for name in (SOUND, *FAULTS)}
             return Facts(found.versions, executions, found.devices)
 
-        def prepare(self, program):
+        def prepare(self, program, w):
             fault = program.execution
-            run = super().prepare(dataclasses.replace(program, execution="eager"))
+            run = super().prepare(dataclasses.replace(program, execution="eager"), w)
             if fault == "stale":
                 return stale(run)
             replacements = planted(framework, self.model).get(fault, {})
 
-            def call(w, x, target):
+            def call(x, target):
                 with replaced(self.model, replacements):
-                    return run(w, x, target)
+                    return run(x, target)
 
             return call
 
@@ -47,9 +47,9 @@ def stale(run):
     """Returns what the first call gave, whatever it is called with."""
     kept = []
 
-    def call(w, x, target):
+    def call(x, target):
         if not kept:
-            kept.append(run(w, x, target))
+            kept.append(run(x, target))
         return kept[0]
 
     return call

@@ -43,6 +43,18 @@ def test_one_step_of_one_unit(framework):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
+def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape():
+    """Inductor is wrong here but for project_each's third axis and the backend's allow_buffer_reuse."""
+    cell = ["--execution", "inductor", "--recurrence", "scan", "--projection", "per_step,batched", "--pass", "train"]
+    arguments = ["--framework", "torch", *cell, "--precision", "fp32", "--workload", "B=4,T=3,I=4,H=4,O=4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "verify", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def functions(framework):
     tree = ast.parse((ROOT / "impls" / framework / "model.py").read_text())
     return {node.name: [a.arg for a in node.args.args] for node in tree.body if isinstance(node, ast.FunctionDef)}

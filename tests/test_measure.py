@@ -29,12 +29,12 @@ class Made:
         self.clock, self.costs, self.recompiles, self.fails = clock, costs or {}, recompiles, fails
         self.log, self.waited, self.compiled = [], 0, 0
 
-    def prepare(self, program):
+    def prepare(self, program, w):
         name = program.arm.name
         if name in self.fails:
             raise RuntimeError("\nno such kernel\nmore")
 
-        def run(w, x, target):
+        def run(x, target):
             self.log.append(name)
             self.clock.now += self.costs.get(name, 1_000_000)
             self.compiled += self.recompiles

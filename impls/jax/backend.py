@@ -3,6 +3,7 @@
 eager is op by op, without jit. The loop of `lax.scan` is always compiled, so eager has no scan.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ class Backend:
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         jax.monitoring.register_event_duration_secs_listener(self._count)
 
-    def prepare(self, program: Program) -> Run:
+    def prepare(self, program: Program, w: Weights) -> Run:
         arm = getattr(self.model, program.arm.name)
         act, loss = self.model.ACTIVATIONS[program.cell], self.model.loss
 
@@ -60,7 +61,7 @@ class Backend:
             return loss(arm(w, act, x), target)
 
         run = forward if program.pass_ == "forward" else self.jax.value_and_grad(train)
-        return self.jax.jit(run) if program.execution == "xla" else run
+        return functools.partial(self.jax.jit(run) if program.execution == "xla" else run, w)
 
     def put(self, data: Data) -> Data:
         # The copies keep JAX from aliasing NumPy's memory, which another arm's data may share.

@@ -47,15 +47,15 @@ class Backend:
         self.device = {"cpu": "/CPU:0", "gpu": "/GPU:0"}[settings.device]
         tf.config.experimental.enable_tensor_float_32_execution(False)  # fp32 is IEEE fp32, on GPUs too
 
-    def prepare(self, program: Program) -> Run:
+    def prepare(self, program: Program, w: Weights) -> Run:
         tf = self.tf
         arm = getattr(self.model, program.arm.name)
         act, loss = self.model.ACTIVATIONS[program.cell], self.model.loss
 
-        def forward(w: Weights, x: Any, target: Any) -> Any:
+        def forward(x: Any, target: Any) -> Any:
             return arm(w, act, x)
 
-        def train(w: Weights, x: Any, target: Any) -> Any:
+        def train(x: Any, target: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(w)
                 out = loss(arm(w, act, x), target)

@@ -45,7 +45,7 @@ class Backend:
         torch.set_num_threads(settings.threads)
         torch.set_float32_matmul_precision("highest")  # fp32 is IEEE fp32, on GPUs too
 
-    def prepare(self, program: Program) -> Run:
+    def prepare(self, program: Program, w: Weights) -> Run:
         torch = self.torch
         arm = getattr(self.model, program.arm.name)
         act, mse = self.model.ACTIVATIONS[program.cell], self.model.loss
@@ -56,14 +56,15 @@ class Backend:
         def loss(w: Weights, x: Any, target: Any) -> Any:
             return mse(arm(w, act, x), target)
 
-        compiled = self._compiled if program.execution == "inductor" else lambda function: function
-        value = compiled(forward if program.pass_ == "forward" else loss)
+        value = forward if program.pass_ == "forward" else loss
+        if program.execution == "inductor":
+            value = self._compiled(value, program.arm.recurrence)
 
-        def run_forward(w: Weights, x: Any, target: Any) -> Any:
+        def run_forward(x: Any, target: Any) -> Any:
             with torch.no_grad():
                 return value(w, x, target)
 
-        def run_train(w: Weights, x: Any, target: Any) -> Any:
+        def run_train(x: Any, target: Any) -> Any:
             out = value(w, x, target)
             # Projection none leaves w_out and b_out unused: their gradients are zeros.
             return out, *torch.autograd.grad(out, w, allow_unused=True, materialize_grads=True)
@@ -95,9 +96,11 @@ class Backend:
 
         return multiply
 
-    def _compiled(self, function: Any) -> Callable[..., Any]:
+    def _compiled(self, function: Any, recurrence: str) -> Any:
         # Dynamo keeps its compiled programs per code object and looks through them at every call.
         # A code object of its own gives each program the one entry it would have in a user's code.
         code = function.__code__.replace()
         own = types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-        return self.torch.compile(own, fullgraph=True, dynamic=False)
+        # Inductor gives a loop's buffers away while its results still lie in them (torch 2.13: wrong gradients).
+        options = {"allow_buffer_reuse": False} if recurrence == "scan" else {}
+        return self.torch.compile(own, fullgraph=True, dynamic=False, options=options)

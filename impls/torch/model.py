@@ -55,10 +55,15 @@ def scan(w: Weights, act: Act, x: Tensor, emit: Emit) -> Tensor:
 
 
 def project_each(w: Weights, hs: Tensor) -> Tensor:
-    """A symbolic loop of T products: h [T, B, H] -> y [T, B, O]."""
+    """A symbolic loop of T products: h [T, B, H] -> y [T, B, O].
+
+    The weights enter with a third axis, which no weight of the other loop has: gradients of one shape
+    in two loops are added up in one buffer (Inductor of torch 2.13; wrong where H = O).
+    """
+    w_out, b_out = w.w_out[None], w.b_out[None, None]
 
     def body(carry: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return carry.clone(), project(w, h)
+        return carry.clone(), project(w._replace(w_out=w_out[0], b_out=b_out[0, 0]), h)
 
     return scan_op(body, hs.new_zeros(()), hs)[1]
 

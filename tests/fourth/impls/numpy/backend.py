@@ -29,13 +29,13 @@ class Backend:
         self.model, self.compiled = model, 0
         print("noise on stdout", file=sys.stdout, flush=True)
 
-    def prepare(self, program):
+    def prepare(self, program, w):
         arm, act = getattr(self.model, program.arm.name), self.model.ACTIVATIONS[program.cell]
         self.misbehave(program)
         if program.pass_ == "forward":
-            return lambda w, x, target: [arm(w, act, x)]
+            return lambda x, target: [arm(w, act, x)]
 
-        def train(w, x, target):
+        def train(x, target):
             project = program.arm.projection != "none"
             return list(reference.run(Data(w, x, target), program.cell, "train", project).values())
 
