@@ -113,7 +113,7 @@ def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
 
 def _gaps(tables: Tables) -> pd.DataFrame:
     """A row for each contender against batched. Holm's correction is over one workload and pass."""
-    found: dict[tuple[Any, ...], list[tuple[float, int]]] = {}
+    found: dict[tuple[Any, ...], list[tuple[list[float], list[float]]]] = {}
     for record in tables.blocks:
         place = _place(record)
         for name, arm in record["arms"].items():
@@ -121,13 +121,13 @@ def _gaps(tables: Tables) -> pd.DataFrame:
             base = record["arms"].get(f"{recurrence}_{BATCHED}")
             if projection in CONTENDERS and base and _good(arm) and _good(base):
                 key = (*(place[k] for k in SEAT), place["workload"], place["pass"], recurrence, projection)
-                ratio = stats.log_ratio(_per_call(arm), _per_call(base))
-                found.setdefault(key, []).append((ratio, len(arm["samples_ns"])))
-    before = stats.prior([[ratio for ratio, _ in values] for values in found.values()])
+                found.setdefault(key, []).append((_per_call(arm), _per_call(base)))
+    samples = {key: stats.sample(processes) for key, processes in found.items()}
+    before = stats.prior(list(samples.values()))
     rows = []
-    for key, values in found.items():
-        gap = stats.gap([ratio for ratio, _ in values], tables.study.margin, before)
-        rounds = statistics.median(count for _, count in values)
+    for key, sample in samples.items():
+        gap = stats.gap(sample, tables.study.margin, before)
+        rounds = statistics.median(len(times) for times, _ in found[key])
         row = dict(zip(GAP_KEYS, key, strict=True)) | {"baseline": BATCHED, "gap": gap, "processes": gap.processes}
         rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
     frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
@@ -147,6 +147,11 @@ def _judged(frame: pd.DataFrame) -> pd.DataFrame:
     keys = frame[[k for k in GAP_KEYS if k != "contender"]].itertuples(index=False, name=None)
     frame["trusted"] = [bool(holds.get(key, default=False)) for key in keys]
     return frame
+
+
+def usable(gaps: pd.DataFrame) -> pd.Series:
+    """Which gaps may be counted: not those of a block whose A/A control missed 1."""
+    return gaps.trusted | gaps.ci_low.isna()
 
 
 def _good(arm: dict[str, Any]) -> bool:

@@ -85,7 +85,7 @@ def run(
         "processes": processes,
         "rounds": rounds,
     }
-    if rounds is not None and rounds < 3:
+    if rounds is not None and rounds < Study().rounds_min:
         flags["rounds_min"] = rounds
     scale = "quick" if quick else "rigorous" if rigorous else None
     _run(_limits(load(study, scale, flags), budget, unroll_limit), out, resume)

@@ -180,10 +180,11 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
 
 
 def jobs(plan: Plan, study: Study, frameworks: list[Framework]) -> Iterator[list[Job]]:
-    """The timed jobs, one list a replicate: seats in random order, blocks too but in the first.
+    """The timed jobs, one list a replicate, seats in random order.
 
-    The first replicate pays for the compiling. It takes what needs none first and goes through its
-    blocks in the study's order, so that a budget that ends early has cut the least central cells.
+    The first replicate pays for the compiling, so it takes what needs none first. Blocks keep the
+    study's order in every replicate: a budget that ends early has then cut the least central cells, and
+    TensorFlow's XLA cache, whose keys count what was traced before, is found again.
     """
     traced = {(f.name, name) for f in frameworks for name, e in f.executions.items() if e["traced"]}
     grouped = group(plan.cells)
@@ -196,8 +197,6 @@ def jobs(plan: Plan, study: Study, frameworks: list[Framework]) -> Iterator[list
         made = []
         for seat in seats:
             blocks = [Todo(w, p, tuple(arms), w.T, timed=True) for (w, p), arms in grouped[seat].items()]
-            if replicate:
-                shuffle(blocks)
             made.append(Job(seat, replicate, tuple(blocks)))
         yield made
 

@@ -2,11 +2,16 @@
 
 Within a process the two arms alternate; its log ratio is the median over rounds of
 log(contender / baseline), each round giving one pair. Over processes, the mean of the log ratios has
-a t interval. A study has many gaps and few processes, so each gap's variance over processes is
-moderated by those of all its gaps (empirical Bayes; Smyth 2004, "Linear models and empirical Bayes
-methods", eq. 3 and section 6.2): with s^2 on d degrees of freedom and a prior s0^2 worth d0,
+a t interval. A study has many gaps and few processes, so each gap's variance over processes s^2, on d
+degrees of freedom, is moderated by what all its gaps say of it (empirical Bayes; Smyth 2004, "Linear
+models and empirical Bayes methods", eq. 3):
 
     s~^2 = (d0 s0^2 + d s^2) / (d0 + d)        on d0 + d degrees of freedom.
+
+The prior variance s0^2 is not one number for all, because a long arm has few rounds and a short one
+many: it is a + b v, where v is the sampling variance of the process medians, from the rounds inside
+the processes (Maritz and Jarrett 1978). So a is what processes differ by, and b near 1 says that rounds
+are nearly independent. a, b and d0 maximise the likelihood of all s^2, each s0^2 times F on (d, d0).
 
 Verdicts compare with a margin stated beforehand, by one-sided t tests at half the level on each
 side (so the verdict without correction is that of the 95% interval), corrected for the number of
@@ -18,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
 LEVEL = 0.05
 FEWEST = 10  # gaps, for a prior to be taken from them
@@ -42,48 +47,78 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Prior:
-    """What the study's gaps say of the variance of any one of them: s0^2, worth `freedom` degrees."""
+class Sample:
+    """One gap's log ratios, one a process, and the mean sampling variance of these medians."""
 
-    variance: float = 0.0
+    log_ratios: tuple[float, ...]
+    noise: float
+
+    @property
+    def variance(self) -> float:
+        """Over processes, with one less degree of freedom than processes."""
+        return float(np.var(self.log_ratios, ddof=1))
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a study's gaps say of the variance of any one of them: between + factor * noise, worth `freedom`."""
+
+    between: float = 0.0
+    factor: float = 0.0
     freedom: float = 0.0
+
+    def variance(self, noise: float) -> float:
+        return self.between + self.factor * noise
 
 
 NO_PRIOR = Prior()
 
 
-def log_ratio(contender: Sequence[float], baseline: Sequence[float]) -> float:
-    """One process's log ratio: the median over rounds of the paired log ratios."""
-    return float(np.median(np.log(np.asarray(contender, float) / np.asarray(baseline, float))))
+def sample(processes: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sample:
+    """A gap's sample from each process's times (contender, baseline), one a round, in rounds' order."""
+    rounds = [np.log(np.asarray(a, float) / np.asarray(b, float)) for a, b in processes]
+    return Sample(tuple(float(np.median(r)) for r in rounds), float(np.mean([_median_variance(r) for r in rounds])))
 
 
-def prior(samples: Sequence[Sequence[float]]) -> Prior:
-    """The prior from each gap's log ratios, by moments of log s^2; none from fewer than `FEWEST` gaps.
+def _median_variance(rounds: np.ndarray) -> float:
+    """Sampling variance of the median (Maritz and Jarrett 1978); 0 for a single round."""
+    return float(stats.mstats.mjci(rounds, prob=[0.5])[0] ** 2) if len(rounds) > 1 else 0.0
 
-    Smyth 2004, section 6.2: e = log s^2 - psi(d/2) + log(d/2) has mean log s0^2 - psi(d0/2) +
-    log(d0/2) and variance psi'(d/2) + psi'(d0/2).
-    """
-    usable = [(len(values) - 1, float(np.var(values, ddof=1))) for values in samples if len(values) > 1]
-    usable = [(d, variance) for d, variance in usable if variance > 0]
+
+def prior(samples: Sequence[Sample]) -> Prior:
+    """The prior that makes the samples' variances likeliest; none from fewer than `FEWEST` gaps."""
+    usable = [s for s in samples if len(s.log_ratios) > 1 and s.variance > 0]
     if len(usable) < FEWEST:
-        return Prior()
-    freedom, variances = np.array(usable, float).T
-    e = np.log(variances) - special.digamma(freedom / 2) + np.log(freedom / 2)
-    spread = float(np.var(e, ddof=1) - np.mean(special.polygamma(1, freedom / 2)))
-    half = LARGEST_FREEDOM / 2
-    if spread > special.polygamma(1, half):
-        half = optimize.brentq(lambda h: special.polygamma(1, h) - spread, 1e-3, half)
-    return Prior(float(np.exp(np.mean(e) + special.digamma(half) - np.log(half))), 2 * half)
+        return NO_PRIOR
+    variances = np.array([s.variance for s in usable])
+    noises = np.array([s.noise for s in usable])
+    freedoms = np.array([len(s.log_ratios) - 1 for s in usable])
+    middle = float(np.median(variances))
+    least = middle * 1e-6
+
+    def made(point: np.ndarray) -> Prior:
+        between, factor, freedom = np.exp(np.clip(point, -50, 50))
+        return Prior(between * middle + least, factor, min(freedom, LARGEST_FREEDOM))
+
+    def unlikely(point: np.ndarray) -> float:
+        p = made(point)
+        expected = p.between + p.factor * noises
+        return -float(np.sum(stats.f.logpdf(variances / expected, freedoms, p.freedom) - np.log(expected)))
+
+    found = [
+        optimize.minimize(unlikely, np.log(start), method="Nelder-Mead", options={"maxiter": 2000})
+        for start in ((1.0, 1.0, 4.0), (0.1, 1.0, 20.0), (1.0, 0.01, 20.0))
+    ]
+    return made(min(found, key=lambda one: one.fun).x)
 
 
-def gap(log_ratios: Sequence[float], margin: float, before: Prior = NO_PRIOR) -> Gap:
-    """The gap over processes, from one log ratio a process."""
-    values = np.asarray(log_ratios, float)
-    count, mean = len(values), float(np.mean(values))
+def gap(found: Sample, margin: float, before: Prior = NO_PRIOR) -> Gap:
+    """The gap over processes; `margin` is a fraction, such as 0.02."""
+    count, mean = len(found.log_ratios), float(np.mean(found.log_ratios))
     if count < 2:
         return Gap(math.exp(mean), math.nan, math.nan, count, INCONCLUSIVE, 1.0)
     freedom = before.freedom + count - 1
-    variance = (before.freedom * before.variance + (count - 1) * float(np.var(values, ddof=1))) / freedom
+    variance = (before.freedom * before.variance(found.noise) + (count - 1) * found.variance) / freedom
     error = math.sqrt(variance / count) or 1e-12  # all processes alike to the last digit
     half = stats.t.ppf(1 - LEVEL / 2, freedom) * error
     edge = math.log1p(margin)

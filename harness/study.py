@@ -101,8 +101,8 @@ class Study(BaseModel):
     precisions: list[str] = ["fp32"]
     workloads: list[Workload] = list(NAMED.values())
     processes: Annotated[int, Field(ge=1, le=1000)] = 5
-    rounds: Annotated[int, Field(ge=1, le=10000)] = 40
-    rounds_min: Annotated[int, Field(ge=1, le=10000)] = 3
+    rounds: Annotated[int, Field(ge=1, le=10000)] = 100
+    rounds_min: Annotated[int, Field(ge=1, le=10000)] = 5
     block_s: Annotated[float, Field(gt=0, le=3600)] = 1.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
@@ -143,8 +143,15 @@ WORDS = {
 }
 SCALES: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"processes": 1, "rounds": 10, "block_s": 0.2, "budget_s": 205.0},
-    "rigorous": {"processes": 10, "rounds": 100, "block_s": 4.0, "budget_s": None, "unroll_limit": None},
+    "quick": {"processes": 1, "rounds": 10, "rounds_min": 3, "block_s": 0.2, "budget_s": 205.0},
+    "rigorous": {
+        "processes": 10,
+        "rounds": 300,
+        "rounds_min": 10,
+        "block_s": 4.0,
+        "budget_s": None,
+        "unroll_limit": None,
+    },
 }
 
 

@@ -8,35 +8,53 @@ from harness import stats
 MARGIN = 0.02
 
 
-def simulated(random, truth, processes, spread=0.013):
-    """Log ratios [gaps, processes]; each gap varies by an amount of its own, around `spread`."""
-    own = spread * np.exp(random.normal(0, 0.5, len(truth)))
-    return random.normal(np.log(truth)[:, None], own[:, None], (len(truth), processes))
+def simulated(random, truth, processes):
+    """A study's samples: each gap has a spread over processes of its own, and few noisy or many quiet rounds."""
+    samples = []
+    for true in truth:
+        between = 0.013 * np.exp(random.normal(0, 0.3))
+        count, noise = (3, 0.08) if random.random() < 0.5 else (40, 0.03)
+        each = [made(random, true * np.exp(random.normal(0, between)), count, noise) for _ in range(processes)]
+        samples.append(stats.sample(each))
+    return samples
 
 
-@pytest.mark.parametrize("processes", [2, 3, 5, 10])
-def test_intervals_cover_the_truth_as_often_as_they_say(processes):
+def made(random, ratio, count, noise):
+    """One process's times of contender and baseline, one in twelve of them a spike."""
+    spikes = 1 + 0.5 * (random.random((2, count)) < 1 / 12)
+    times = np.exp(random.normal(0, noise / 2**0.5, (2, count))) * spikes
+    return ratio * times[0], times[1]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_intervals_cover_the_truth_as_often_as_they_say_with_few_rounds_and_with_many(processes):
     random = np.random.default_rng(processes)
-    covered = []
-    for _ in range(40):
-        truth = random.choice([0.9, 1.0, 1.1, 1.5], 60)
-        ratios = simulated(random, truth, processes)
-        before = stats.prior(list(ratios))
-        for values, true in zip(ratios, truth, strict=True):
-            gap = stats.gap(values, MARGIN, before)
-            covered.append(gap.low <= true <= gap.high)
-    assert 0.92 <= np.mean(covered) <= 0.97
+    covered = {False: [], True: []}
+    for _ in range(20):
+        truth = random.choice([0.9, 1.0, 1.1, 1.5], 80)
+        samples = simulated(random, truth, processes)
+        before = stats.prior(samples)
+        middle = np.median([s.noise for s in samples])
+        for sample, true in zip(samples, truth, strict=True):
+            gap = stats.gap(sample, MARGIN, before)
+            covered[bool(sample.noise > middle)].append(gap.low <= true <= gap.high)
+    assert 0.92 <= np.mean(covered[False]) <= 0.98
+    assert 0.92 <= np.mean(covered[True]) <= 0.98
 
 
 def test_no_difference_is_hardly_ever_called_one():
     random = np.random.default_rng(5)
     called = 0
-    for _ in range(100):
-        ratios = simulated(random, np.ones(40), 4)
-        before = stats.prior(list(ratios))
-        verdicts = stats.verdicts([stats.gap(values, MARGIN, before) for values in ratios])
+    for _ in range(60):
+        samples = simulated(random, np.ones(40), 4)
+        before = stats.prior(samples)
+        verdicts = stats.verdicts([stats.gap(sample, MARGIN, before) for sample in samples])
         called += any(v in (stats.SLOWER, stats.FASTER) for v in verdicts)
-    assert called <= 5
+    assert called <= 4
+
+
+def of(values, noise=0.0):
+    return stats.Sample(tuple(values), noise)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +63,11 @@ def test_no_difference_is_hardly_ever_called_one():
 def test_verdicts_are_those_of_the_truth(true, verdict):
     random = np.random.default_rng(1)
     values = np.log(true) + random.normal(0, 0.002, 8)
-    assert stats.verdicts([stats.gap(values, MARGIN)]) == [verdict]
+    assert stats.verdicts([stats.gap(of(values), MARGIN)]) == [verdict]
 
 
 def test_one_process_decides_nothing():
-    gap = stats.gap([0.5], MARGIN)
+    gap = stats.gap(of([0.5]), MARGIN)
     assert np.isnan(gap.low)
     assert stats.verdicts([gap]) == ["inconclusive"]
 
@@ -58,8 +76,10 @@ def test_pairing_removes_what_both_arms_share():
     """A drift of 20% over the rounds does not touch the paired ratio; unpaired medians would drift."""
     drift = np.linspace(1, 1.2, 21)
     noise = np.random.default_rng(0).normal(1, 0.001, (2, 21))
-    assert stats.log_ratio(1.05 * drift * noise[0], drift * noise[1]) == pytest.approx(np.log(1.05), abs=1e-3)
-    assert abs(stats.log_ratio(1.05 * drift * noise[0], drift[::-1] * noise[1]) - np.log(1.05)) < 0.02
+    pair = (1.05 * drift * noise[0], drift * noise[1])
+    assert stats.sample([pair]).log_ratios[0] == pytest.approx(np.log(1.05), abs=1e-3)
+    assert stats.sample([pair]).noise < 1e-6
+    assert stats.sample([(pair[0], pair[1][::-1])]).noise > 1e-4
 
 
 def test_holm_is_the_textbook_example():
@@ -68,8 +88,16 @@ def test_holm_is_the_textbook_example():
 
 def test_the_prior_finds_what_variances_have_in_common():
     random = np.random.default_rng(2)
-    same = random.normal(0, 0.01, (200, 4))
-    found = stats.prior(list(same))
-    assert found.variance == pytest.approx(1e-4, rel=0.1)
+    same = [of(values) for values in random.normal(0, 0.01, (300, 4))]
+    found = stats.prior(same)
+    assert found.variance(0.0) == pytest.approx(1e-4, rel=0.1)
     assert found.freedom > 20
-    assert stats.prior(list(same[:5])) == stats.NO_PRIOR
+    assert stats.prior(same[:5]) == stats.NO_PRIOR
+
+
+def test_the_prior_knows_noisy_gaps_from_quiet_ones():
+    random = np.random.default_rng(3)
+    noises = [1e-6] * 200 + [4e-4] * 200
+    found = stats.prior([of(random.normal(0, (1e-4 + 2 * noise) ** 0.5, 3), noise) for noise in noises])
+    assert found.variance(1e-6) == pytest.approx(1e-4, rel=0.25)
+    assert found.variance(4e-4) == pytest.approx(9e-4, rel=0.25)

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from harness.analysis import Tables
+from harness.analysis import Tables, usable
 from harness.measure import TWIN
 
 COLOURS = {"in_loop": "#c0392b", "per_step": "#2c6fbb", TWIN: "#888888"}
@@ -37,17 +37,13 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     axes.axvspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0, label=f"±{margin:.0%} margin")
     axes.axvline(1, color="black", linewidth=0.8, zorder=1)
     for offset, contender in zip((-0.22, 0.0, 0.22), COLOURS, strict=True):
-        rows = part[part.contender == contender]
-        y = [seats.index(s) + offset for s in rows.seat]
-        low = (rows.ratio - rows.ci_low).fillna(0)
-        high = (rows.ci_high - rows.ratio).fillna(0)
-        style: dict[str, Any] = {
-            "fmt": MARKS[contender],
-            "color": COLOURS[contender],
-            "markersize": 4,
-            "linewidth": 1.2,
-        }
-        axes.errorbar(rows.ratio, y, xerr=[low, high], label=LABELS[contender], **style)
+        for kept, alpha in ((usable(part), 1.0), (~usable(part), 0.3)):
+            rows = part[kept & (part.contender == contender)]
+            y = [seats.index(s) + offset for s in rows.seat]
+            error = [(rows.ratio - rows.ci_low).fillna(0), (rows.ci_high - rows.ratio).fillna(0)]
+            style: dict[str, Any] = {"fmt": MARKS[contender], "color": COLOURS[contender], "alpha": alpha}
+            label = LABELS[contender] if alpha == 1 else None
+            axes.errorbar(rows.ratio, y, xerr=error, label=label, markersize=4, linewidth=1.2, **style)
     axes.set_xscale("log")
     low, high = part.ratio.min(), part.ratio.max()
     _ticks(axes, min(0.9, low / 1.05), max(1.1, high * 1.05))

@@ -1,0 +1,30 @@
+"""Markdown tables, and the only place where units and digits are written."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def seconds(value: float | None) -> str:
+    """A time with its unit, three significant digits."""
+    if value is None or math.isnan(value):
+        return "–"
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def ratio(row: Row) -> str:
+    """A ratio, its interval and its verdict."""
+    if math.isnan(row["ci_low"]):
+        return f"{row['ratio']:.3f} (one process)"
+    return f"{row['ratio']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {row['verdict']}"
