@@ -15,7 +15,8 @@ from harness import environment, jobs, plan, run, study
 from harness.plan import Framework, Job, Todo
 from harness.progress import Report
 from harness.records import Record
-from harness.study import Refused, Study
+from harness.refused import Refused
+from harness.study import Study
 from harness.verify import Judge, form_of
 
 

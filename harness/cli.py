@@ -3,11 +3,14 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from harness.study import Refused, Study, load
+from harness.refused import Refused
+
+if TYPE_CHECKING:  # commands import what they need: --help shall not wait for it
+    from harness.study import Study
 
 app = typer.Typer(
     help="fusegap: is projecting an RNN's output once per step slower than once for all steps?",
@@ -71,20 +74,16 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Measure, verify and report."""
+    from harness.study import Study, load
+
     if quick and rigorous:
         raise Refused("--quick and --rigorous contradict each other")
     narrowed = [framework, device, threads, execution, recurrence, projection, pass_, workload]
     if all_ and (study or any(narrowed)):
         raise Refused("--all means everything and takes no study file and no selection beside it")
     flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
-    flags |= {
-        "seed": seed,
-        "timeout_s": timeout,
-        "weights": weights,
-        "inputs": inputs,
-        "processes": processes,
-        "rounds": rounds,
-    }
+    flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
+    flags |= {"processes": processes, "rounds": rounds}
     if rounds is not None and rounds < Study().rounds_min:
         flags["rounds_min"] = rounds
     scale = "quick" if quick else "rigorous" if rigorous else None
@@ -116,6 +115,9 @@ def verify(
 
     A workload asked for by name or sizes is unrolled whatever its steps; else --unroll-limit holds.
     """
+    from harness import check
+    from harness.study import load
+
     flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags["precisions"] = flags["precisions"] or ["fp32", "fp64"]
@@ -123,8 +125,6 @@ def verify(
     if unroll_limit is None and (workload or study):
         unroll_limit = -1
     made = _limits(load(study, None, flags), 0, unroll_limit)
-    from harness import check
-
     raise typer.Exit(check.verify(made, save_outputs))
 
 
@@ -144,7 +144,7 @@ def list_() -> None:
     check.listing()
 
 
-def _run(study: Study, out: Path, resume: bool) -> None:
+def _run(study: "Study", out: Path, resume: bool) -> None:
     from harness import report as reports
     from harness import run as runs
 
@@ -208,7 +208,7 @@ def _threads(text: str) -> int | str:
     return int(text)
 
 
-def _limits(study: Study, budget: float | None, unroll_limit: int | None) -> Study:
+def _limits(study: "Study", budget: float | None, unroll_limit: int | None) -> "Study":
     """The study with the two limits that flags can also lift."""
     lifted: dict[str, Any] = {}
     if budget is not None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from harness.study import Refused, Study, Workload, nearest
+from harness.refused import Refused
+from harness.study import Study, Workload, nearest
 from impls.interface import Arm
 
 CHECK_STEPS = 4  # steps a workload is shortened to for the fp64 verification inside `run`

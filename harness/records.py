@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.study import Refused
+from harness.refused import Refused
 
 SCHEMA = 1
 FILE = "records.jsonl"

@@ -17,7 +17,8 @@ from harness.launch import Lost, Worker, end_all
 from harness.plan import CACHE, Framework, Job, Plan, Todo
 from harness.progress import Report
 from harness.records import FILE, SCHEMA, Record, Store, digest, held, latest
-from harness.study import Refused, Study
+from harness.refused import Refused
+from harness.study import Study
 from harness.verify import Judge
 
 COLD_SHARE = 0.6  # of the budget, at most, for the first replicate, which compiles

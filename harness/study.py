@@ -9,14 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from harness.refused import Refused
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 LARGEST_BYTES = 2 << 30  # of the arrays of one float32 call
-
-
-class Refused(Exception):  # noqa: N818  a word of the command line, not an error class of a library
-    """What the user gave can not be used; the message is one sentence that says why. Exit status 2."""
 
 
 def nearest(what: str, value: str, known: Iterable[str]) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from harness.study import Refused, Workload
+from harness.refused import Refused
+from harness.study import Workload
 from impls.interface import Data, Weights
 
 WEIGHTS = Weights._fields

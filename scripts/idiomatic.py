@@ -3,13 +3,15 @@
 Each arm is timed against what an expert would write with the framework's own layers (nn.RNNCell, nnx.RNN,
 keras SimpleRNN, ...): same weights, outputs that agree, workload book, forward, CPU, 1 thread, fp32, called in
 a random order each round. A ratio above 1: ours is the slower. It is the median of a process's rounds' ratios,
-and of processes the geometric mean. After `pip install -e .`; the table goes to stdout:
+and of processes the geometric mean. After `pip install -e .`; the rows go to stdout as CSV, and into the report
+of a run when they lie in its folder as idiomatic.csv:
 
-    python scripts/idiomatic.py                                     # every framework, 3 processes each
+    python scripts/idiomatic.py > runs/mine/idiomatic.csv           # every framework, 3 processes each
     python scripts/idiomatic.py --framework torch --processes 1
 """
 
 import argparse
+import csv
 import gc
 import importlib
 import json
@@ -30,9 +32,9 @@ from harness.study import NAMED
 from harness.weights import make_inputs, make_weights
 from impls.interface import Arm, Backend, Data, Program, Settings, Weights
 
-BOOK, SEED, ROUNDS, WARM_UP, ABOVE = NAMED["book"], 20260101, 40, 10, 1.05
+BOOK, SEED, ROUNDS, WARM_UP = NAMED["book"], 20260101, 40, 10
 SETTINGS = Settings("cpu", 1, "fp32")
-HEADER = "| framework | execution | arm | idiomatic program | ours µs | its µs | ratio | min–max | note |"
+COLUMNS = ["framework", "execution", "arm", "idiomatic", "ours_us", "its_us", "ratio", "lowest", "highest", "note"]
 Forward = Callable[..., Any]
 # Our arm, the idiomatic program's name, what makes it for an execution, its arguments for x [T, B, I], a note.
 Pair = tuple[Arm, str, Callable[[str], Forward], Callable[[np.ndarray], tuple[Any, ...]], str]
@@ -108,30 +110,23 @@ def tf_pairs(w: Weights) -> list[Pair]:
             h, states = super().call(*args, **kwargs)
             return self.out(h), states
 
-    def pair(arm: Arm, text: str, passed: bool, *parts: layers.Layer) -> Pair:
+    def pair(arm: Arm, text: str, *parts: layers.Layer) -> Pair:
         model = Sequential([layers.Input((BOOK.T, BOOK.I), BOOK.B), *parts])
         model.set_weights(w)
-        # As ours, the second takes weights and an unused target. (tf.function calls the bound model.call more slowly.)
-        passing = lambda x, v, target: model.stateless_call(v, model.non_trainable_variables, x)[0]  # noqa: E731
-        run = passing if passed else lambda x: model(x)
-        rest = (list(map(tf.constant, w)), tf.zeros(BOOK.shapes["target"])) if passed else ()
-        args: Forward = lambda x: (tf.constant(np.ascontiguousarray(x.swapaxes(0, 1))), *rest)  # noqa: E731
-        note = "[B, T, ·] layout" + ("" if passed else "; weights captured, not passed at each call as ours are")
-        text += ", weights passed by stateless_call" * passed
-        return arm, text, lambda e: tf.function(run, jit_compile=e == "xla"), args, note
+        args: Forward = lambda x: (tf.constant(np.ascontiguousarray(x.swapaxes(0, 1))),)  # noqa: E731
+        # tf.function calls the bound model.call more slowly.
+        return arm, text, lambda e: tf.function(lambda x: model(x), jit_compile=e == "xla"), args, "[B, T, ·] layout"
 
     found = []
-    for passed in (False, True):
-        for name, unroll in (("unrolled", True), ("scan", False)):
-            rnn = layers.SimpleRNN(BOOK.H, activation="relu", return_sequences=True, unroll=unroll)
-            text = f"SimpleRNN(unroll={unroll}), Dense on [B, T, H]"
-            found.append(pair(Arm(name, "batched"), text, passed, rnn, layers.Dense(BOOK.O)))
-        cell = Projecting(BOOK.H, activation="relu")
-        cell.out = layers.Dense(BOOK.O)
-        cell.out.build((BOOK.B, BOOK.H))
-        rnn, text = layers.RNN(cell, return_sequences=True), "RNN(SimpleRNNCell with Dense inside)"
-        found.append(pair(Arm("scan", "in_loop"), text, passed, rnn))
-    return found
+    for name, unroll in (("unrolled", True), ("scan", False)):
+        rnn = layers.SimpleRNN(BOOK.H, activation="relu", return_sequences=True, unroll=unroll)
+        text = f"SimpleRNN(unroll={unroll}), Dense on [B, T, H]"
+        found.append(pair(Arm(name, "batched"), text, rnn, layers.Dense(BOOK.O)))
+    cell = Projecting(BOOK.H, activation="relu")
+    cell.out = layers.Dense(BOOK.O)
+    cell.out.build((BOOK.B, BOOK.H))
+    rnn, text = layers.RNN(cell, return_sequences=True), "RNN(SimpleRNNCell with Dense inside)"
+    return [*found, pair(Arm("scan", "in_loop"), text, rnn)]
 
 
 PAIRS = {"torch": (torch_pairs, "eager", "inductor"), "jax": (jax_pairs, "xla"), "tf": (tf_pairs, "graph", "xla")}
@@ -140,9 +135,10 @@ PAIRS = {"torch": (torch_pairs, "eager", "inductor"), "jax": (jax_pairs, "xla"),
 def compare(backend: Backend, data: Data, pair: Pair, execution: str, seed: int) -> dict[str, Any]:
     """Check that the two agree, on the probe and on the real inputs, then time them alternately."""
     arm, text, make, args, note = pair
-    runs = backend.prepare(Program(arm, BOOK.cell, "forward", execution)), make(execution)
+    put = backend.put(data)
+    runs = backend.prepare(Program(arm, BOOK.cell, "forward", execution), put.weights), make(execution)
     for inputs in (probe(data), data):
-        calls: tuple[Any, Any] = backend.put(inputs), args(inputs.x)
+        calls: tuple[Any, Any] = backend.put(inputs)[1:], args(inputs.x)
         ours, its = (backend.get(run(*call))["y"] for run, call in zip(runs, calls, strict=True))
         its = its if its.shape == ours.shape else its.swapaxes(0, 1)  # Keras is batch-major
         if its.shape != ours.shape or not np.allclose(ours, its, rtol=1e-4, atol=1e-5):
@@ -184,15 +180,15 @@ def main() -> None:
     parser.add_argument("--framework", choices=PAIRS, help="only this one")
     parser.add_argument("--processes", type=int, choices=range(1, 101), metavar="N", default=3, help="per framework")
     given = parser.parse_args()
-    print(HEADER, "|" + " --- |" * (HEADER.count("|") - 1), sep="\n")
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(COLUMNS)
     for framework in [given.framework] if given.framework else PAIRS:
         for found in zip(*(process(framework, 1000 * at) for at in range(given.processes)), strict=True):
             ours, its, ratios = np.array([f["medians"] for f in found]).T
             ratio = np.exp(np.log(ratios).mean())  # the geometric mean
-            spread = f"{min(ratios):.3f}–{max(ratios):.3f}"
-            numbers = [f"{np.median(ours):.0f}", f"{np.median(its):.0f}", f"{ratio:.3f}", spread]
-            note = f"**above {ABOVE}**; " * bool(ratio > ABOVE) + found[0]["note"]
-            print(f"| {' | '.join([framework, *found[0]['pair'], *numbers, note])} |", flush=True)
+            numbers = [np.median(ours), np.median(its), ratio, min(ratios), max(ratios)]
+            rows.writerow([framework, *found[0]["pair"], *(f"{number:.4g}" for number in numbers), found[0]["note"]])
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

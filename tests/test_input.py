@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from harness import cli, weights
-from harness.study import NAMED, SCALES, Refused, Study, Workload, load, workload
+from harness.refused import Refused
+from harness.study import NAMED, SCALES, Study, Workload, load, workload
 from tests.conftest import SMALL
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from harness import analysis, report, run
 from harness.records import FILE, read
-from harness.study import Refused, Study, Workload
+from harness.refused import Refused
+from harness.study import Study, Workload
 from tests.conftest import FOURTH
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")

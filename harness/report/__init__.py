@@ -1,5 +1,6 @@
 """The report: a pure function of a run's records. The same records give the same bytes."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -28,7 +29,13 @@ def write(folder: Path, out: Path | None = None) -> Path:
     environment = Environment(
         loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("report.md.j2").render(words.everything(tables, drawn))
+    text = environment.get_template("report.md.j2").render(words.everything(tables, drawn, _idiomatic(folder)))
     path = out / "report.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _idiomatic(folder: Path) -> list[dict[str, str]]:
+    """The rows of scripts/idiomatic.py, if they were put beside the records."""
+    file = folder / "idiomatic.csv"
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []

@@ -8,6 +8,8 @@ from harness.analysis import ARM, SEAT, Tables
 from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, seconds, table
 
+IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
+
 
 def identity(tables: Tables) -> str:
     """For each framework, execution, arm and pass, the worst over workloads, threads and quantities."""
@@ -128,3 +130,19 @@ def environments(found: dict[str, list[Row]]) -> str:
         if one["device"] == "cpu"
     ]
     return table(["framework", "device", "threads", "environment"], rows)
+
+
+def idiomatic(rows: list[dict[str, str]]) -> str:
+    """Each arm against the shortest idiomatic program for it; nothing when none was measured."""
+    if not rows:
+        return ""
+    lines = []
+    for row in rows:
+        ratio = f"{float(row['ratio']):.3f} [{float(row['lowest']):.3f}, {float(row['highest']):.3f}]"
+        if float(row["ratio"]) > IDIOMATIC_LIMIT:
+            ratio = f"**{ratio}**"
+        place = [f"{row['framework']} {row['execution']}", row["arm"], row["idiomatic"]]
+        times = [seconds(float(row[name]) / 1e6) for name in ("ours_us", "its_us")]
+        lines.append([*place, *times, ratio, row["note"]])
+    columns = ["", "arm", "idiomatic program", "arm's time", "its time", "ratio [lowest, highest process]", "note"]
+    return table(columns, lines)

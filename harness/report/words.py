@@ -18,7 +18,7 @@ FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
-def everything(tables: Tables, drawn: Drawn) -> Row:
+def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]]) -> Row:
     """The template's variables."""
     return {
         "label": tables.study.label,
@@ -34,6 +34,7 @@ def everything(tables: Tables, drawn: Drawn) -> Row:
         "first_calls": appendix.first_calls(tables),
         "twins": appendix.twins(tables),
         "absent": appendix.absent(tables),
+        "idiomatic": appendix.idiomatic(compared),
         "environments": appendix.environments(tables.heading["environments"]),
         "began": min((b["began"] for b in tables.blocks), default="never"),
         "ended": max((b["began"] for b in tables.blocks), default="never"),
