@@ -40,6 +40,11 @@ def verify(made: Study, save_outputs: Path | None) -> int:
     return _say(records, planned, frameworks)
 
 
+def _console() -> Console:
+    """Where nobody sees a terminal's edge, tables are not cut to it."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
 def _saver(folder: Path, many: bool) -> Any:
     """A function that keeps a block's outputs, one file an arm; a folder a workload if there are many."""
 
@@ -94,7 +99,7 @@ def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework])
             for name, arm in arms.items()
             if arm["status"] != "ok"
         ]
-    console = Console(soft_wrap=True)
+    console = _console()
     console.print(table)
     for (status, reason), count in Counter((status, reason) for _, status, reason in planned.absent).items():
         console.print(f"{status}: {count} cells: {reason}", markup=False)
@@ -110,7 +115,7 @@ def listing() -> None:
     """Print frameworks, executions, devices and workloads, and what is missing with its reason."""
     everything = Study()
     threads = plan.thread_counts(everything, environment.cores())
-    console = Console(soft_wrap=True)
+    console = _console()
     table = Table("framework", "version", "device", "execution", *everything.recurrences)
     notes: list[str] = []
     for framework in run.probe(everything, threads):

@@ -1,0 +1,79 @@
+"""What the report says, from tables made up here; and that committed reports are what their records give."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from harness import report
+from harness.analysis import GAPS
+from harness.report import appendix, words
+
+REPORTS = Path(__file__).parent.parent / "reports"
+SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
+
+
+def tables(*rows, label="default"):
+    """Rows of contender, ratio, low, high, verdict, trusted."""
+    made = [
+        (*SEAT, c, "batched", ratio, low, high, 3, 40, verdict, trusted)
+        for c, ratio, low, high, verdict, trusted in rows
+    ]
+    return SimpleNamespace(gaps=pd.DataFrame(made, columns=GAPS), study=SimpleNamespace(label=label, margin=0.02))
+
+
+SLOWER = ("in_loop", 1.5, 1.4, 1.6, "slower", True)
+FASTER = ("in_loop", 0.8, 0.7, 0.9, "faster", True)
+UNSURE = ("in_loop", 1.01, 0.9, 1.1, "inconclusive", True)
+UNTRUSTED = ("in_loop", 1.9, 1.8, 2.0, "slower", False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([SLOWER, UNSURE], "**yes, wherever this run can tell**: of 2 "),
+        ([FASTER, UNSURE], "**no, nowhere that this run can tell**: of 2 "),
+        ([SLOWER, FASTER], "**it depends**: of 2 "),
+        ([UNSURE], "**this run can not tell**: of 1 "),
+        ([SLOWER, UNTRUSTED], "Left out: 1 in blocks whose A/A control missed 1"),
+        ([], "has no answer"),
+    ],
+)
+def test_the_answer_is_that_of_the_verdicts(rows, said):
+    assert said in words.answer(tables(*rows))
+
+
+def test_an_untrusted_verdict_is_not_counted():
+    assert "ratio of 1.50" in words.answer(tables(SLOWER, UNTRUSTED))
+    assert "| 1 | 0 | 0 | 0 | 1 | 1.50 to 1.50 |" in words.per_execution(tables(SLOWER, UNTRUSTED))
+
+
+def test_a_smoke_run_makes_no_claim():
+    assert "makes no claim" in words.answer(tables(SLOWER, label="quick"))
+
+
+def test_a_block_is_marked_by_its_control():
+    def marked(low, high, trusted):
+        return words.mark({"ci_low": low, "ci_high": high, "trusted": trusted}, 0.02)
+
+    assert marked(0.99, 1.01, True) == ""
+    assert marked(0.97, 1.03, True) == "coarse"
+    assert marked(1.01, 1.03, False) == "⚠ untrusted"
+
+
+def test_the_idiomatic_comparison_is_shown_and_what_costs_more_is_bold():
+    row = {"framework": "tf", "execution": "graph", "arm": "scan_batched", "idiomatic": "keras", "note": "n"}
+    row |= {"ours_us": "1000", "its_us": "900", "lowest": "1.1", "highest": "1.12"}
+    assert appendix.idiomatic([]) == ""
+    assert "| 1 ms | 900 µs | **1.110 [1.100, 1.120]** |" in appendix.idiomatic([row | {"ratio": "1.11"}])
+    assert "**" not in appendix.idiomatic([row | {"ratio": "1.04"}])
+
+
+@pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl")])
+def test_a_committed_report_is_what_its_records_give(folder, tmp_path):
+    shutil.copytree(REPORTS / folder, tmp_path / "again", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.md"))
+    report.write(tmp_path / "again")
+    for name in ("report.md", "gaps.csv", "times.csv", "identity.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (REPORTS / folder / name).read_bytes(), name
