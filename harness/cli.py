@@ -74,7 +74,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Measure, verify and report."""
-    from harness.study import Study, load
+    from harness.study import load
 
     if quick and rigorous:
         raise Refused("--quick and --rigorous contradict each other")
@@ -84,8 +84,6 @@ def run(
     flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds}
-    if rounds is not None and rounds < Study().rounds_min:
-        flags["rounds_min"] = rounds
     scale = "quick" if quick else "rigorous" if rigorous else None
     _run(_limits(load(study, scale, flags), budget, unroll_limit), out, resume)
 

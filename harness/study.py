@@ -82,7 +82,7 @@ class Study(BaseModel):
 
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
     `budget_s`: after this long no further block is started (None: no limit).
-    `block_s`: how long a block's rounds should take, between `rounds_min` and `rounds` of them.
+    `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -126,8 +126,6 @@ class Study(BaseModel):
                 raise ValueError(f"{name} names something twice")
             if values == []:
                 raise ValueError(f"{name} is empty")
-        if self.rounds_min > self.rounds:
-            raise ValueError("rounds_min is above rounds")
         return self
 
 

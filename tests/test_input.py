@@ -61,7 +61,6 @@ def test_any_text_is_a_workload_or_a_sentence(text):
         ("passes = ['train', 'train']", "twice"),
         ("label = 'slow'", "label must be one of"),
         ("= 3", "not TOML"),
-        ("rounds = 2", "rounds_min is above rounds"),
     ],
 )
 def test_study_files_that_can_not_be(toml, why, tmp_path):

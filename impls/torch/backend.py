@@ -19,8 +19,7 @@ class Backend:
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = str(settings.threads)
         cache = {"TORCHINDUCTOR_CACHE_DIR": settings.cache} if settings.cache else {}
-        # One compile process: on a few cores the pool costs seconds to start and saves none.
-        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": "1"} | cache
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | cache
 
     def facts(self) -> Facts:
         import torch
