@@ -89,6 +89,8 @@ def _worker(bench: Bench, job: Job) -> Worker:
     seat = job.seat
     framework = bench.frameworks[seat.framework]
     cache = _cache(bench, job)
+    if job.replicate == 0:  # its first calls are results: they find nothing that an earlier worker left
+        shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     variables = framework.environment(seat.device, seat.threads, str(cache))
     return bench.worker(seat.framework, variables, bench.study.timeout_s)

@@ -180,21 +180,16 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
     return None
 
 
-def jobs(plan: Plan, study: Study, frameworks: list[Framework]) -> Iterator[list[Job]]:
+def jobs(plan: Plan, study: Study) -> Iterator[list[Job]]:
     """The timed jobs, one list a replicate, seats in random order.
 
-    The first replicate pays for the compiling, so it takes what needs none first. Blocks keep the
-    study's order in every replicate: a budget that ends early has then cut the least central cells, and
-    TensorFlow's XLA cache, whose keys count what was traced before, is found again.
+    Blocks keep the study's order in every replicate: a budget that ends early has then cut the least
+    central cells.
     """
-    traced = {(f.name, name) for f in frameworks for name, e in f.executions.items() if e["traced"]}
     grouped = group(plan.cells)
     for replicate in range(study.processes):
-        shuffle = random.Random(f"{study.seed}/{replicate}").shuffle
         seats = list(grouped)
-        shuffle(seats)
-        if replicate == 0:
-            seats.sort(key=lambda seat: (seat.framework, seat.execution) in traced)
+        random.Random(f"{study.seed}/{replicate}").shuffle(seats)
         made = []
         for seat in seats:
             blocks = [Todo(w, p, tuple(arms), w.T, timed=True) for (w, p), arms in grouped[seat].items()]

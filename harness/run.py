@@ -87,25 +87,26 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
             raise Refused(f"{folder} can not be resumed: {why}")
         bench = _bench(study, frameworks, folder, basis)
         with Report(0) as report:
-            for record in measured(bench, planned, frameworks, done, lambda: clock() - began, report):
+            for record in measured(bench, planned, done, lambda: clock() - began, report):
                 store.append(record)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         return store.recover()
 
 
-def measured(
-    bench: jobs.Bench, planned: Plan, frameworks: list[Framework], done: list[Record], spent_s: Clock, report: Report
-) -> Iterator[Record]:
+def measured(bench: jobs.Bench, planned: Plan, done: list[Record], spent_s: Clock, report: Report) -> Iterator[Record]:
     """Records of everything planned and not yet done, as it is done and while the budget lasts."""
     study = bench.study
     budget = study.budget_s or math.inf
     complete = {r["key"].rpartition("-")[0] for r in latest(done) if _complete(r)}
-    replicates = list(plan.jobs(planned, study, frameworks))
+    replicates = list(plan.jobs(planned, study))
     checks = [_left(bench, job, complete) for job in plan.checks(planned, study)]
     report.expect(sum(len(job.blocks) for made in [checks, *replicates] for job in made))
     until = spent_s() + CHECK_SHARE * budget
+    checked = [record for record in latest(done) if record["kind"] == "check"]
     for record in together(bench, checks, lambda: until - spent_s(), report):
+        checked.append(record)
         yield record
+    replicates[0] = _cheapest_first(replicates[0], checked)
     reached = {cell for r in latest(done) if r["kind"] == "block" and r["replicate"] == 0 for cell in _reached(r)}
     for replicate, made in enumerate(replicates):
         for position, job in enumerate(made):
@@ -116,6 +117,24 @@ def measured(
                 report.block(_line(record))
                 reached |= _reached(record) if replicate == 0 else set()
                 yield record
+
+
+def _cheapest_first(made: list[Job], checked: list[Record]) -> list[Job]:
+    """Jobs in order of what the first calls of their framework and execution cost in fp64.
+
+    The first replicate compiles. What the cheap jobs leave of their fair shares is then there for the dear
+    ones; those whose verification was cut short are the dearest.
+    """
+    costs: dict[tuple[str, ...], float] = {}
+    for record in checked:
+        key = (record["framework"], record["device"], record["execution"])
+        calls = [arm["first_call_ns"] for arm in record["arms"].values()]
+        costs[key] = costs.get(key, 0.0) + (math.inf if None in calls else sum(calls))
+
+    def cost(job: Job) -> float:
+        return costs.get((job.seat.framework, job.seat.device, job.seat.execution), math.inf)
+
+    return sorted(made, key=cost)
 
 
 def _fair_end(now: float, end: float, jobs_left: int) -> float:

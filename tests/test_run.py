@@ -11,7 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import analysis, report, run
+from harness import analysis, jobs, plan, report, run
+from harness.launch import Lost
+from harness.plan import Job, Seat
 from harness.records import FILE, read
 from harness.refused import Refused
 from harness.study import Study, Workload
@@ -153,6 +155,36 @@ def test_a_budget_that_ends_leaves_named_cells_and_no_error(tmp_path):
     missing = times[times.status == "not_reached"]
     assert not missing.empty
     assert missing.reason.str.contains("budget|time for this process").all()
+
+
+@pytest.mark.parametrize(("replicate", "found"), [(0, []), (1, ["left.bin"])])
+def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_path):
+    seen = []
+
+    def worker(name, variables, timeout_s):
+        seen.extend(path.name for path in (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").iterdir())
+        raise Lost("failed", "enough seen", "")
+
+    given = study(processes=2, passes=["forward"])
+    frameworks = run.probe(given, [1])
+    job = list(plan.jobs(plan.make(given, frameworks, [1]), given))[replicate][0]
+    bench = jobs.Bench(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)
+    (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").mkdir(parents=True)
+    (tmp_path / "cache" / "numpy-cpu-1-eager-fp32" / "left.bin").touch()
+    assert [record["status"] for record in jobs.work(bench, job, lambda: 1.0, print)] == ["failed"]
+    assert seen == found
+
+
+def test_the_replicate_that_compiles_begins_with_the_cheapest():
+    seats = [Seat(name, "cpu", 1, "x", "fp32") for name in ("dear", "cut", "cheap")]
+    costs = {"dear": [5, 6], "cut": [1, None], "cheap": [2, 3]}
+    checked = [
+        {"framework": name, "device": "cpu", "execution": "x", "arms": {"a": {"first_call_ns": ns}}}
+        for name, calls in costs.items()
+        for ns in calls
+    ]
+    ordered = run._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
+    assert [job.seat.framework for job in ordered] == ["cheap", "dear", "cut"]
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):

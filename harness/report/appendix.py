@@ -54,7 +54,8 @@ def _pays(cost: float, now: float | None, eager_cost: float | None, eager: float
         return "–"
     if now >= eager:
         return "never: eager is as fast"
-    return f"{max(1, math.ceil(1 + (cost - eager_cost) / (eager - now))):,} calls"
+    calls = max(1, math.ceil(1 + (cost - eager_cost) / (eager - now)))
+    return f"{calls:,} call{'s' if calls > 1 else ''}"
 
 
 def twins(tables: Tables) -> str:

@@ -27,6 +27,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]]) -> 
         "answer": answer(tables),
         "per_execution": per_execution(tables),
         "correct": correct(tables),
+        "control": control(tables),
         "problems": problems(tables),
         "sections": [section(tables, workload, pass_, name) for (workload, pass_), name in sorted(drawn.items())],
         "identity": appendix.identity(tables),
@@ -113,6 +114,20 @@ def correct(tables: Tables) -> str:
     return (
         f"{start}: {every - wrong} cells passed both gates, with outputs and gradients at most {fp64:.1e} from the "
         f"float64 oracle in fp64, and at most {fp32:.0%} of the rounding bound away in fp32."
+    )
+
+
+def control(tables: Tables) -> str:
+    """What the A/A control says of the whole run, in a sentence."""
+    twins = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
+    if twins.empty:
+        return "The control (batched against itself) has no interval: that takes two processes of a cell."
+    half = half_width(twins.ci_low, twins.ci_high)
+    coarse = int((half > tables.study.margin).sum())
+    return (
+        f"The control, batched against itself, is 1 within its 95% interval in {int(twins.trusted.sum())} of "
+        f"{len(twins)} blocks; the interval is typically ±{half.median():.1%}, at widest ±{half.max():.1%}, and in "
+        f"{coarse} blocks wider than the margin of ±{tables.study.margin:.0%}."
     )
 
 
