@@ -1,5 +1,6 @@
 """From records to the three tables: times, gaps, identity. Pure: the same records, the same tables."""
 
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ SIZES = ["cell", "B", "T", "I", "H", "O"]
 ARM = ["recurrence", "projection"]
 TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
 GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
-GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted"]
+GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs"]
 IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
 ERRORS = ["fp64_rel_error", "fp32_rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
 IDENTITY = [*IDENTITY_KEYS, *ERRORS]
@@ -111,10 +112,10 @@ def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gaps(tables: Tables) -> pd.DataFrame:
-    """A row for each contender against batched. Holm's correction is over one workload and pass."""
+def samples(blocks: list[Record]) -> dict[tuple[Any, ...], tuple[stats.Sample, float]]:
+    """(*GAP_KEYS' values) -> a gap's sample and the median of its rounds, for every gap that was measured."""
     found: dict[tuple[Any, ...], list[tuple[list[float], list[float]]]] = {}
-    for record in tables.blocks:
+    for record in blocks:
         place = _place(record)
         for name, arm in record["arms"].items():
             recurrence, projection = _arm(name).values()
@@ -122,13 +123,23 @@ def _gaps(tables: Tables) -> pd.DataFrame:
             if projection in CONTENDERS and base and _good(arm) and _good(base):
                 key = (*(place[k] for k in SEAT), place["workload"], place["pass"], recurrence, projection)
                 found.setdefault(key, []).append((_per_call(arm), _per_call(base)))
-    samples = {key: stats.sample(processes) for key, processes in found.items()}
-    before = stats.prior(list(samples.values()))
+    return {
+        key: (stats.sample(processes), float(statistics.median(len(times) for times, _ in processes)))
+        for key, processes in found.items()
+    }
+
+
+def _gaps(tables: Tables) -> pd.DataFrame:
+    """A row for each contender against batched. Holm's correction is over one workload and pass."""
+    found = samples(tables.blocks)
+    before = stats.prior([sample for sample, _ in found.values()])
     rows = []
-    for key, sample in samples.items():
+    for key, (sample, rounds) in found.items():
         gap = stats.gap(sample, tables.study.margin, before)
-        rounds = statistics.median(len(times) for times, _ in found[key])
+        known = stats.parts(sample, rounds, before)
+        wanted = stats.processes(known, rounds, tables.study.target) if known else math.nan
         row = dict(zip(GAP_KEYS, key, strict=True)) | {"baseline": BATCHED, "gap": gap, "processes": gap.processes}
+        row["needs"] = max(0, wanted - gap.processes) if known else math.nan
         rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
     frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
     frame = frame.sort_values(GAP_KEYS, kind="stable", ignore_index=True)

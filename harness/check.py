@@ -7,13 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
-from harness import environment, jobs, plan, run, study
+from harness import course, environment, jobs, plan, run, study, weights
 from harness.plan import Framework, Job, Todo
-from harness.progress import Report
+from harness.progress import Report, console
 from harness.records import Record
 from harness.refused import Refused
 from harness.study import Study
@@ -27,22 +26,18 @@ def verify(made: Study, save_outputs: Path | None) -> int:
     planned = plan.make(made, frameworks, threads)
     if not planned.cells:
         raise Refused(f"nothing of this study can be verified here: {planned.absent[0][2]}")
+    files = run.prepare(made)
     todo = plan.verifications(planned)
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
         place = Path(folder)
-        run.prepare(made, place / "weights")
+        weights.store(place / "weights", files)
         many = len(made.workloads) > 1
         keep = None if save_outputs is None else _saver(save_outputs, many)
         known = {framework.name: framework for framework in frameworks}
         bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights"), {}, keep)
         with Report(sum(len(job.blocks) for job in todo)) as report:
-            records = list(run.together(bench, todo, lambda: math.inf, report))
+            records = list(course.together(bench, todo, lambda: math.inf, report))
     return _say(records, planned, frameworks)
-
-
-def _console() -> Console:
-    """Where nobody sees a terminal's edge, tables are not cut to it."""
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def _saver(folder: Path, many: bool) -> Any:
@@ -99,13 +94,13 @@ def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework])
             for name, arm in arms.items()
             if arm["status"] != "ok"
         ]
-    console = _console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for (status, reason), count in Counter((status, reason) for _, status, reason in planned.absent).items():
-        console.print(f"{status}: {count} cells: {reason}", markup=False)
+        out.print(f"{status}: {count} cells: {reason}", markup=False)
     for framework in frameworks:
         if framework.missing:
-            console.print(f"unavailable: {plan.advice(framework)}", markup=False)
+            out.print(f"unavailable: {plan.advice(framework)}", markup=False)
     for line in bad:
         print(line, file=sys.stderr)
     return 1 if bad else 0
@@ -115,7 +110,7 @@ def listing() -> None:
     """Print frameworks, executions, devices and workloads, and what is missing with its reason."""
     everything = Study()
     threads = plan.thread_counts(everything, environment.cores())
-    console = _console()
+    out = console()
     table = Table("framework", "version", "device", "execution", *everything.recurrences)
     notes: list[str] = []
     for framework in run.probe(everything, threads):
@@ -133,11 +128,11 @@ def listing() -> None:
                     for r, y in zip(everything.recurrences, why, strict=True)
                     if y
                 ]
-    console.print(table)
+    out.print(table)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        out.print(note, markup=False, highlight=False)
     sizes = Table("workload", "B", "T", "I", "H", "O", "cell")
     for w in study.NAMED.values():
         sizes.add_row(w.name, *(str(getattr(w, size)) for size in "BTIHO"), w.cell)
-    console.print(sizes)
-    console.print(f"threads: {', '.join(map(str, threads))}")
+    out.print(sizes)
+    out.print(f"threads: {', '.join(map(str, threads))}")

@@ -1,5 +1,6 @@
-"""The command line: python -m harness run | verify | report | list."""
+"""The command line: python -m harness run | verify | report | list | selftest | doctor."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ app = typer.Typer(
     help="fusegap: is projecting an RNN's output once per step slower than once for all steps?",
     add_completion=False,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
 )
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer has and does not name
 BAD = ("wrong", "failed", "timeout", "refused")
 
 Many = list[str] | None
@@ -60,10 +61,12 @@ def run(
     pass_: PassF = None,
     precision: PrecisionF = None,
     workload: WorkloadF = None,
-    processes: Annotated[int | None, typer.Option(help="Worker processes per cell.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Worker processes per cell; else as many as the study's target needs.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="Most rounds per block.")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Seconds after which no further block is begun; 0 for no limit.")
+        str | None, typer.Option(help="Time after which no further block is begun: 900, 15m, 1h30m; 0 for no limit.")
     ] = None,
     seed: SeedF = None,
     timeout: TimeoutF = None,
@@ -122,7 +125,7 @@ def verify(
     flags["threads"] = flags["threads"] or ["all"]
     if unroll_limit is None and (workload or study):
         unroll_limit = -1
-    made = _limits(load(study, None, flags), 0, unroll_limit)
+    made = _limits(load(study, None, flags), None, unroll_limit)
     raise typer.Exit(check.verify(made, save_outputs))
 
 
@@ -142,11 +145,38 @@ def list_() -> None:
     check.listing()
 
 
+@app.command()
+def selftest(
+    studies: Annotated[int, typer.Option(min=100, help="Simulated gaps per target.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulated machines.")] = 1,
+    real: Annotated[
+        bool, typer.Option("--real", help="Instead, measure 432 programs against themselves on this machine.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The folder of --real.")] = Path("runs/selftest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the --real in --out.")] = False,
+) -> None:
+    """Prove the statistics on machines whose truth is known, or on this one."""
+    from harness import selftest as tests
+
+    if real:
+        _run(tests.real(), out, resume)
+    raise typer.Exit(tests.say(studies, seed))
+
+
+@app.command()
+def doctor() -> None:
+    """What on this machine will hurt a measurement, and the noise to expect (half a minute)."""
+    from harness import doctor as doctors
+
+    raise typer.Exit(doctors.say())
+
+
 def _run(study: "Study", out: Path, resume: bool) -> None:
     from harness import report as reports
     from harness import run as runs
+    from harness.records import latest
 
-    command = f"python -m harness run {shlex.join(_again(sys.argv[2:]))}".rstrip()
+    command = f"python -m harness {shlex.join(_again(sys.argv[1:]))}"
     try:
         records = runs.run(study, out, resume, command)
     except KeyboardInterrupt:
@@ -154,8 +184,12 @@ def _run(study: "Study", out: Path, resume: bool) -> None:
         if (out / "records.jsonl").exists():
             reports.write(out)
         raise typer.Exit(130) from None
+    except OSError as error:  # a full disk, mostly
+        again = f"{command} --out {out} --resume"
+        print(f"error: {error}; what was written is kept. Go on with: {again}", file=sys.stderr)
+        raise typer.Exit(1) from None
     path = reports.write(out)
-    statuses = [arm["status"] for r in records[1:] for arm in r["arms"].values()]
+    statuses = [arm["status"] for r in latest(records) for arm in r["arms"].values()]
     print(path)
     bad = sum(status in BAD for status in statuses)
     if bad:
@@ -206,13 +240,20 @@ def _threads(text: str) -> int | str:
     return int(text)
 
 
-def _limits(study: "Study", budget: float | None, unroll_limit: int | None) -> "Study":
+def _seconds(text: str) -> float:
+    """A time written 900, 900s, 15m or 1h30m."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not found or not any(found.groups()):
+        raise Refused(f"--budget takes seconds, or a time such as 15m or 1h30m, not {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _limits(study: "Study", budget: str | None, unroll_limit: int | None) -> "Study":
     """The study with the two limits that flags can also lift."""
     lifted: dict[str, Any] = {}
     if budget is not None:
-        if budget < 0:
-            raise Refused(f"--budget takes seconds, not {budget:g}")
-        lifted["budget_s"] = budget or None
+        lifted["budget_s"] = _seconds(budget) or None
     if unroll_limit is not None:
         if unroll_limit < -1:
             raise Refused(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")
@@ -223,8 +264,11 @@ def _limits(study: "Study", budget: float | None, unroll_limit: int | None) -> "
 def main() -> NoReturn:
     """Run the command line; a refused request is one sentence on stderr and exit status 2."""
     try:
-        app()
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(0)
+    except USAGE_ERROR as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status or 0)

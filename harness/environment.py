@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MEASURING = ("study", "weights", "plan", "launch", "worker", "measure", "verify", "jobs")  # modules a number depends on
+MEASURING = (
+    "study",
+    "weights",
+    "plan",
+    "launch",
+    "worker",
+    "measure",
+    "verify",
+    "jobs",
+    "course",
+)  # modules a number depends on
 LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
 
 
@@ -31,7 +41,7 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "logical_cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
+        "governor": text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
@@ -66,11 +76,12 @@ def _commit() -> str:
 
 def _quota() -> int | None:
     """Whole cores of the control group's quota, if there is one."""
-    quota, _, period = (_text("/sys/fs/cgroup/cpu.max") or "max").partition(" ")
+    quota, _, period = (text("/sys/fs/cgroup/cpu.max") or "max").partition(" ")
     return None if quota == "max" else max(1, int(quota) // int(period))
 
 
-def _text(path: str) -> str | None:
+def text(path: str | Path) -> str | None:
+    """A small file's text without its end, or None where it can not be read."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ class Bench:
     basis: dict[str, Any]
     keep: Callable[[Job, Todo, Path], None] | None = None
     worker: Callable[..., Worker] = Worker
+    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass
@@ -56,8 +58,9 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
     while pending and left_s() > 0:
         opened = False
         try:
+            began = bench.clock()
             with _worker(bench, job) as worker:
-                proof = _open(bench, job, worker)
+                proof = _open(bench, job, worker) | {"start_s": bench.clock() - began}
                 opened = True
                 if proof["proven"] is False and (tries := tries - 1):
                     continue  # something else may have kept the cores busy
@@ -119,11 +122,15 @@ def _block(
     """Have one block done, judge what it gave, and return its record."""
     todo, study = pending.todo, bench.study
     label = f"{_place(job)} {todo.workload.name} {todo.pass_}"
-    begun = _heading(bench, job, todo)
+    begun, clock = _heading(bench, job, todo), bench.clock()
     scratch = Path(tempfile.mkdtemp(prefix="fusegap-"))
     try:
         outputs = scratch / "outputs.safetensors"
-        rounds = {"least": study.rounds_min, "most": study.rounds, "block_s": study.block_s}
+        rounds = {
+            "least": todo.rounds or study.rounds_min,
+            "most": todo.rounds or study.rounds,
+            "block_s": study.block_s,
+        }
         request = {
             "do": "block",
             "workload": todo.workload.model_dump(),
@@ -150,6 +157,9 @@ def _block(
     end = {
         "timer_ns": answer["timer_ns"],
         "threads_used": proof["threads_used"],
+        "floors": answer["floors"],
+        "start_s": proof["start_s"],
+        "seconds": bench.clock() - clock,
         "bounds": judged["bounds"],
         "arms": arms,
     }

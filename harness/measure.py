@@ -7,7 +7,7 @@ import gc
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from impls.interface import Arm, Backend, Data, Outputs, Program, Run, Weights
 TWIN = "twin"  # the batched arm under a second name: the A/A control
 BATCHED = "batched"
 DTYPES = {"fp32": "float32", "fp64": "float64"}
+NULL = Arm("null", "none")  # an empty program, which returns its input
+NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
 
 
@@ -170,14 +172,11 @@ def _rounds(
         arms[name].calls = max(1, math.ceil(TIMER_COSTS * timer / max(took, 1)))
         spent += arms[name].calls * took
     count = int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // max(spent, 1))))
-    shuffle = random.Random(todo.seed).shuffle
-    names = list(entries)
     before = backend.compilations()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(count):
-            shuffle(names)
+        for names in turns(list(entries), count, todo.seed):
             for name in names:
                 entry = entries[name]
                 took, entry.after = timed(clock, backend.wait, entry.run, entry.inputs, arms[name].calls)
@@ -188,6 +187,32 @@ def _rounds(
         for arm in arms.values():
             if arm.status == "ok":
                 arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
+
+
+def null_ns(backend: Backend, todo: Block, clock: Callable[[], int]) -> float:
+    """Nanoseconds of a call of an empty program, waited for: what calling costs before anything is computed."""
+    w, *inputs = backend.put(todo.data)
+    return _per_call_ns(
+        clock, backend.wait, backend.prepare(Program(NULL, todo.cell, "forward", todo.execution), w), inputs
+    )
+
+
+def harness_ns(clock: Callable[[], int]) -> float:
+    """Nanoseconds that the timed region itself adds to a call."""
+    return _per_call_ns(clock, lambda outputs: None, lambda x, target: None, (None, None))
+
+
+def _per_call_ns(clock: Callable[[], int], wait: Callable[[Any], None], run: Run, inputs: Sequence[Any]) -> float:
+    timed(clock, wait, run, inputs, 2)
+    return statistics.median(timed(clock, wait, run, inputs, NULL_CALLS)[0] / NULL_CALLS for _ in range(NULL_SAMPLES))
+
+
+def turns(names: list[str], count: int, seed: int) -> Iterator[list[str]]:
+    """The order of each of `count` rounds: every name once, shuffled anew."""
+    shuffle = random.Random(seed).shuffle
+    for _ in range(count):
+        shuffle(names)
+        yield names
 
 
 def timer_ns(clock: Callable[[], int]) -> float:

@@ -80,13 +80,28 @@ class Plan:
 
 @dataclass(frozen=True)
 class Todo:
-    """One block of a job. `steps` shortens the workload; `timed` is false for a verification."""
+    """One block of a job. `steps` shortens the workload; `timed` is false for a verification.
+
+    `rounds` is their number, where a pilot has said it; else the study's limits hold.
+    """
 
     workload: Workload
     pass_: str
     arms: tuple[Arm, ...]
     steps: int
     timed: bool
+    rounds: int | None = None
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the gaps of a block need: processes in all, and rounds in each."""
+
+    processes: int
+    rounds: int
+
+
+Needs = dict[tuple[Seat, str, str], Need]  # seat, workload's name, pass -> what the pilot said
 
 
 @dataclass(frozen=True)
@@ -180,21 +195,25 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
     return None
 
 
-def jobs(plan: Plan, study: Study) -> Iterator[list[Job]]:
-    """The timed jobs, one list a replicate, seats in random order.
+def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -> list[Job]:
+    """A replicate's timed jobs, seats in random order; with `needs`, only what needs so many processes.
 
     Blocks keep the study's order in every replicate: a budget that ends early has then cut the least
     central cells.
     """
     grouped = group(plan.cells)
-    for replicate in range(study.processes):
-        seats = list(grouped)
-        random.Random(f"{study.seed}/{replicate}").shuffle(seats)
-        made = []
-        for seat in seats:
-            blocks = [Todo(w, p, tuple(arms), w.T, timed=True) for (w, p), arms in grouped[seat].items()]
+    seats = list(grouped)
+    random.Random(f"{study.seed}/{replicate}").shuffle(seats)
+    made = []
+    for seat in seats:
+        blocks = []
+        for (workload, pass_), arms in grouped[seat].items():
+            need = needs.get((seat, workload.name, pass_)) if needs is not None else None
+            if needs is None or (need and need.processes > replicate):
+                blocks.append(Todo(workload, pass_, tuple(arms), workload.T, True, need.rounds if need else None))
+        if blocks:
             made.append(Job(seat, replicate, tuple(blocks)))
-        yield made
+    return made
 
 
 def checks(plan: Plan, study: Study) -> list[Job]:

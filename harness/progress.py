@@ -8,6 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+def console() -> Console:
+    """For results on stdout. Where nobody sees a terminal's edge, tables are not cut to it."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
 class Report:
     """Tells how far a run is. `total` is in blocks; time left comes from the blocks done so far."""
 

@@ -1,8 +1,8 @@
 """Records: one JSON object a line, appended and fsynced, never changed.
 
 The first line describes the study (kind "study"); every other line is one block of one worker
-(kind "block") or one verification of it without times (kind "check"). A half-written last line is
-dropped when the file is opened again.
+(kind "block"), one verification of it without times (kind "check"), or what the pilot asked for
+(kind "plan"). A half-written last line is dropped when the file is opened again.
 """
 
 import fcntl
@@ -12,13 +12,164 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from harness.refused import Refused
+from harness.study import Study, Workload
+from harness.verify import form_of
 
 SCHEMA = 1
 FILE = "records.jsonl"
 Record = dict[str, Any]
+Nanoseconds = Annotated[int, Field(ge=0)]
+
+
+class Timed(BaseModel):
+    """One arm of a block. `quantities`: name -> root-mean-square error, worst, bitwise equal to batched, ULP."""
+
+    status: str
+    reason: str
+    first_call_ns: Nanoseconds | None
+    calls: Annotated[int, Field(ge=1)]
+    samples_ns: list[Annotated[int, Field(gt=0)]]
+    quantities: dict[str, tuple[float | None, float | None, bool | None, float | None]] = {}
+
+
+class Floors(BaseModel):
+    """Nanoseconds a call: of an empty program, and of the timed region itself. `reason` is why there is none."""
+
+    harness_ns: float | None = None
+    null_ns: float | None = None
+    reason: str = ""
+
+
+class Block(BaseModel):
+    """One workload and pass in one worker. `bounds`: form -> quantity -> bounds of the first two errors."""
+
+    key: str
+    kind: Literal["block", "check"]
+    status: str
+    reason: str
+    framework: str
+    device: str
+    threads: int
+    execution: str
+    precision: str
+    replicate: Annotated[int, Field(ge=0)]
+    workload: Workload
+    steps: int
+    pass_: Annotated[str, Field(alias="pass")]
+    load: float
+    began: str
+    start_s: float | None = None
+    seconds: float | None = None
+    floors: Floors = Floors()
+    bounds: dict[str, dict[str, tuple[float, float]]]
+    arms: dict[str, Timed]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Block":
+        for name, arm in self.arms.items():
+            if unbounded := set(arm.quantities) - set(self.bounds.get(form_of(name), {})):
+                raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
+        if untold := set(Workload.model_fields) - self.workload.model_fields_set:
+            raise ValueError(f"the workload lacks {', '.join(sorted(untold))}")
+        return self
+
+
+class Cell(BaseModel):
+    """A row of the tables without times, with status and reason where it can not be measured."""
+
+    framework: str
+    device: str
+    threads: int
+    execution: str
+    precision: str
+    workload: str
+    cell: str
+    B: int
+    T: int
+    I: int  # noqa: E741  the word of the study
+    H: int
+    O: int  # noqa: E741
+    pass_: Annotated[str, Field(alias="pass")]
+    recurrence: str
+    projection: str
+    status: str = ""
+    reason: str = ""
+
+
+class Code(BaseModel):
+    commit: str
+    hash: str
+
+
+class Basis(BaseModel):
+    """What a number depends on besides the study."""
+
+    machine: dict[str, Any]
+    versions: dict[str, dict[str, str]]
+    code: Code
+
+
+class Environment(BaseModel):
+    device: str
+    threads: int
+    variables: dict[str, str]
+
+
+class Missing(BaseModel):
+    framework: str
+    reason: str
+
+
+class Heading(BaseModel):
+    """The first record: what was to be studied, on what."""
+
+    key: str
+    kind: Literal["study"]
+    status: str
+    reason: str
+    study: Study
+    cells: list[Cell]
+    absent: list[Cell]
+    missing: list[Missing]
+    basis: Basis
+    environments: dict[str, list[Environment]]
+    weights: dict[str, str]
+    command: str
+
+
+class Need(BaseModel):
+    """What the gaps of one block need, and the block it is."""
+
+    framework: str
+    device: str
+    threads: int
+    execution: str
+    precision: str
+    workload: str
+    pass_: Annotated[str, Field(alias="pass")]
+    processes: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1)]
+
+
+class Planned(BaseModel):
+    """What the pilot asked for, recorded before it was measured."""
+
+    key: str
+    kind: Literal["plan"]
+    status: str
+    reason: str
+    target: float
+    needs: list[Need]
+
+
+KNOWN: TypeAdapter[Heading | Planned | Block] = TypeAdapter(
+    Annotated[Heading | Planned | Block, Field(discriminator="kind")]
+)
 
 
 def digest(what: Any) -> str:
@@ -45,6 +196,14 @@ def _parsed(path: Path, number: int, line: str) -> Record:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         version = record.get("schema") if isinstance(record, dict) else None
         raise Refused(f"{path}, line {number}, has schema {version!r}, but this version reads {SCHEMA}")
+    try:
+        found = KNOWN.validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(repr, first["loc"]))
+        raise Refused(f"{path}, line {number}, is no record: {place}: {first['msg']}") from None
+    if (found.kind == "study") != (number == 1):
+        raise Refused(f"{path}, line {number}: the first record, and no other, describes the study")
     return record
 
 
@@ -87,11 +246,13 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Refused(f"another run is writing into {folder}") from None
-        yield
-    (folder / ".lock").unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def latest(records: list[Record]) -> list[Record]:
     """Of the records of one block or check, the last; in the order they were first written."""
-    found = {record["key"].rpartition("-")[0]: record for record in records if record["kind"] != "study"}
+    found = {r["key"].rpartition("-")[0]: r for r in records if r["kind"] in ("block", "check")}
     return list(found.values())

@@ -6,12 +6,15 @@ a t interval. A study has many gaps and few processes, so each gap's variance ov
 degrees of freedom, is moderated by what all its gaps say of it (empirical Bayes; Smyth 2004, "Linear
 models and empirical Bayes methods", eq. 3):
 
-    s~^2 = (d0 s0^2 + d s^2) / (d0 + d)        on d0 + d degrees of freedom.
+    s~^2 = (d0 s0^2 + d s^2) / (d0 + d)        on d0 + d degrees of freedom,
+
+but on no more than all gaps have together, since no prior knows more than what it was taken from.
 
 The prior variance s0^2 is not one number for all, because a long arm has few rounds and a short one
 many: it is a + b v, where v is the sampling variance of the process medians, from the rounds inside
 the processes (Maritz and Jarrett 1978). So a is what processes differ by, and b near 1 says that rounds
 are nearly independent. a, b and d0 maximise the likelihood of all s^2, each s0^2 times F on (d, d0).
+Three fitted numbers cost three degrees of freedom: a and b are raised by that.
 
 Verdicts compare with a margin stated beforehand, by one-sided t tests at half the level on each
 side (so the verdict without correction is that of the 95% interval), corrected for the number of
@@ -20,14 +23,17 @@ gaps by Holm's method (Holm 1979).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
 
 LEVEL = 0.05
+LEAST_BETWEEN = 0.05  # of a gap's variance is between processes, at least: rounds alone never do
 FEWEST = 10  # gaps, for a prior to be taken from them
-LARGEST_FREEDOM = 100.0  # of the prior: gaps that all vary alike are not taken for certain
+LARGEST_FREEDOM = 20.0  # of the prior: gaps that all seem to vary alike are not taken for certain
 SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE = "slower", "faster", "equivalent", "inconclusive"
 
 
@@ -61,11 +67,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prior:
-    """What a study's gaps say of the variance of any one of them: between + factor * noise, worth `freedom`."""
+    """What a study's gaps say of the variance of any one of them: between + factor * noise, worth `freedom`.
+
+    `pooled` degrees of freedom is what all of them have.
+    """
 
     between: float = 0.0
     factor: float = 0.0
     freedom: float = 0.0
+    pooled: float = math.inf
 
     def variance(self, noise: float) -> float:
         return self.between + self.factor * noise
@@ -74,15 +84,36 @@ class Prior:
 NO_PRIOR = Prior()
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A gap's variance: between processes, of one round, and the degrees of freedom it is known on."""
+
+    between: float
+    of_round: float
+    freedom: float
+
+
 def sample(processes: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sample:
     """A gap's sample from each process's times (contender, baseline), one a round, in rounds' order."""
     rounds = [np.log(np.asarray(a, float) / np.asarray(b, float)) for a, b in processes]
-    return Sample(tuple(float(np.median(r)) for r in rounds), float(np.mean([_median_variance(r) for r in rounds])))
+    medians = [float(np.median(r)) for r in rounds]
+    # Few rounds say little of their own spread, so all processes' rounds say it together.
+    around = np.concatenate([r - median for r, median in zip(rounds, medians, strict=True)])
+    share = np.mean([len(around) / len(r) for r in rounds])
+    return Sample(tuple(medians), float(median_variance(around) * share))
 
 
-def _median_variance(rounds: np.ndarray) -> float:
+@cache
+def _bootstrap(count: int) -> np.ndarray:
+    """Probability that each of `count` ordered values is the median of a resample (Maritz and Jarrett, eq. 3)."""
+    half = (count + 1) / 2
+    return np.diff(stats.beta.cdf(np.linspace(0, 1, count + 1), half, half))
+
+
+def median_variance(rounds: np.ndarray) -> float:
     """Sampling variance of the median (Maritz and Jarrett 1978); 0 for a single round."""
-    return float(stats.mstats.mjci(rounds, prob=[0.5])[0] ** 2) if len(rounds) > 1 else 0.0
+    weights, ordered = _bootstrap(len(rounds)), np.sort(rounds)
+    return float(weights @ (ordered - weights @ ordered) ** 2)
 
 
 def prior(samples: Sequence[Sample]) -> Prior:
@@ -93,12 +124,12 @@ def prior(samples: Sequence[Sample]) -> Prior:
     variances = np.array([s.variance for s in usable])
     noises = np.array([s.noise for s in usable])
     freedoms = np.array([len(s.log_ratios) - 1 for s in usable])
-    middle = float(np.median(variances))
+    middle, pooled = float(np.median(variances)), float(freedoms.sum())
     least = middle * 1e-6
 
     def made(point: np.ndarray) -> Prior:
         between, factor, freedom = np.exp(np.clip(point, -50, 50))
-        return Prior(between * middle + least, factor, min(freedom, LARGEST_FREEDOM))
+        return Prior(between * middle + least, factor, min(freedom, LARGEST_FREEDOM), pooled)
 
     def unlikely(point: np.ndarray) -> float:
         p = made(point)
@@ -109,7 +140,17 @@ def prior(samples: Sequence[Sample]) -> Prior:
         optimize.minimize(unlikely, np.log(start), method="Nelder-Mead", options={"maxiter": 2000})
         for start in ((1.0, 1.0, 4.0), (0.1, 1.0, 20.0), (1.0, 0.01, 20.0))
     ]
-    return made(min(found, key=lambda one: one.fun).x)
+    likeliest = made(min(found, key=lambda one: one.fun).x)
+    low = pooled / (pooled - 3)  # the likeliest variance is too low by the three numbers fitted, as in REML
+    return replace(likeliest, between=likeliest.between * low, factor=likeliest.factor * low)
+
+
+def moderated(found: Sample, before: Prior) -> tuple[float, float]:
+    """A gap's variance over two or more processes, and the degrees of freedom it is known on."""
+    count = len(found.log_ratios)
+    freedom = before.freedom + count - 1
+    variance = (before.freedom * before.variance(found.noise) + (count - 1) * found.variance) / freedom
+    return variance, min(freedom, before.pooled)
 
 
 def gap(found: Sample, margin: float, before: Prior = NO_PRIOR) -> Gap:
@@ -117,8 +158,7 @@ def gap(found: Sample, margin: float, before: Prior = NO_PRIOR) -> Gap:
     count, mean = len(found.log_ratios), float(np.mean(found.log_ratios))
     if count < 2:
         return Gap(math.exp(mean), math.nan, math.nan, count, INCONCLUSIVE, 1.0)
-    freedom = before.freedom + count - 1
-    variance = (before.freedom * before.variance(found.noise) + (count - 1) * found.variance) / freedom
+    variance, freedom = moderated(found, before)
     error = math.sqrt(variance / count) or 1e-12  # all processes alike to the last digit
     half = stats.t.ppf(1 - LEVEL / 2, freedom) * error
     edge = math.log1p(margin)
@@ -135,9 +175,37 @@ def gap(found: Sample, margin: float, before: Prior = NO_PRIOR) -> Gap:
     return Gap(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count, leaning, min(1.0, 2 * ps[leaning]))
 
 
+def parts(sample: Sample, rounds: float, before: Prior) -> Parts | None:
+    """A gap's variance, moderated as its interval is; None where nothing is known of it."""
+    count = len(sample.log_ratios)
+    if count < 2:
+        return None
+    variance, freedom = moderated(sample, before)
+    factor = before.factor if before.freedom else 1.0
+    within = min(factor * sample.noise, (1 - LEAST_BETWEEN) * variance)
+    return Parts(variance - within, within * rounds, freedom)
+
+
+def processes(gap: Parts, rounds: float, target: float) -> int:
+    """Processes of so many rounds that bring a gap's interval to ±target."""
+    t = float(stats.t.ppf(1 - LEVEL / 2, gap.freedom))
+    return max(2, math.ceil((gap.between + gap.of_round / rounds) * (t / math.log1p(target)) ** 2))
+
+
 def verdicts(gaps: Sequence[Gap]) -> list[str]:
     """One verdict a gap, Holm-corrected over all of them."""
     return [g.leaning if p <= LEVEL else INCONCLUSIVE for g, p in zip(gaps, holm([g.p for g in gaps]), strict=True)]
+
+
+def rate(hits: int, cases: int) -> tuple[float, float, float]:
+    """A rate and its 95% interval (Clopper and Pearson 1934); `cases` is at least 1."""
+    interval = stats.binomtest(hits, cases).proportion_ci(1 - LEVEL, method="exact")
+    return hits / cases, float(interval.low), float(interval.high)
+
+
+def half_width(low: Any, high: Any) -> Any:
+    """Of an interval of a ratio, as a fraction; of numbers or columns."""
+    return (high / low) ** 0.5 - 1
 
 
 def holm(ps: Sequence[float]) -> list[float]:

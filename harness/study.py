@@ -83,6 +83,8 @@ class Study(BaseModel):
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
     `budget_s`: after this long no further block is started (None: no limit).
     `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
+    `processes`: worker processes of a cell. None: a pilot of `pilot` of them, and then as many as bring the
+    95% interval of each of its gaps to ±`target`, at most `processes_max`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -97,7 +99,10 @@ class Study(BaseModel):
     passes: list[str] = list(PASSES)
     precisions: list[str] = ["fp32"]
     workloads: list[Workload] = list(NAMED.values())
-    processes: Annotated[int, Field(ge=1, le=1000)] = 5
+    processes: Annotated[int, Field(ge=1, le=1000)] | None = None
+    processes_max: Annotated[int, Field(ge=2, le=1000)] = 30
+    pilot: Annotated[int, Field(ge=2, le=1000)] = 3
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.01
     rounds: Annotated[int, Field(ge=1, le=10000)] = 100
     rounds_min: Annotated[int, Field(ge=1, le=10000)] = 5
     block_s: Annotated[float, Field(gt=0, le=3600)] = 1.2
@@ -140,7 +145,8 @@ SCALES: dict[str, dict[str, Any]] = {
     "default": {},
     "quick": {"processes": 1, "rounds": 10, "rounds_min": 3, "block_s": 0.2, "budget_s": 205.0},
     "rigorous": {
-        "processes": 10,
+        "pilot": 5,
+        "processes_max": 100,
         "rounds": 300,
         "rounds_min": 10,
         "block_s": 4.0,
@@ -178,7 +184,7 @@ def load(path: Path | None, scale: str | None, flags: dict[str, Any]) -> Study:
     """
     written = _read(path) if path else {}
     scale = scale or written.pop("label", "default")
-    if scale not in SCALES:
+    if not isinstance(scale, str) or scale not in SCALES:
         raise Refused(f"{path}: label must be one of {', '.join(SCALES)}")
     flags = {key: value for key, value in flags.items() if value is not None}
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from harness.refused import Refused
 from harness.study import Workload
@@ -19,6 +19,7 @@ from impls.interface import Data, Weights
 WEIGHTS = Weights._fields
 INPUTS = ("x", "target")
 Arrays = dict[str, np.ndarray]
+Files = dict[str, bytes]
 
 
 def make_weights(workload: Workload, seed: int) -> Arrays:
@@ -49,13 +50,6 @@ def make_inputs(workload: Workload, seed: int) -> Arrays:
     return {name: random.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
 
 
-def save(path: Path, arrays: Arrays) -> str:
-    """Write safetensors; returns the file's SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
     """Arrays of a file that must hold exactly `names` in the workload's shapes, float32 and finite.
 
@@ -82,12 +76,26 @@ def load(folder: Path, workload: Workload) -> Data:
     return Data(Weights(**weights), inputs["x"], inputs["target"])
 
 
-def prepare(folder: Path, workload: Workload, seed: int, weights: str | None, inputs: str | None) -> dict[str, str]:
-    """Store a workload's weights and inputs under `folder`; returns SHA-256 by file name."""
+def files(workload: Workload, seed: int, weights: str | None, inputs: str | None) -> Files:
+    """A workload's weights and inputs, made or read, as the contents of the files they are stored in.
+
+    Raises Refused when one that was given can not be used.
+    """
     w = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
     i = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
-    files = {f"{workload.name}.weights.safetensors": w, f"{workload.name}.inputs.safetensors": i}
-    return {name: save(folder / name, arrays) for name, arrays in files.items()}
+    return {f"{workload.name}.weights.safetensors": save(w), f"{workload.name}.inputs.safetensors": save(i)}
+
+
+def store(folder: Path, made: Files) -> None:
+    """Write files into a folder, which is made if there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in made.items():
+        (folder / name).write_bytes(content)
+
+
+def hashes(made: Files) -> dict[str, str]:
+    """SHA-256 by file name."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
 
 
 def _arrays(path: Path) -> Arrays:

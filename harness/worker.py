@@ -8,10 +8,12 @@ answers on a descriptor of its own, so whatever a framework prints harms nothing
     {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
 """
 
+import ctypes
 import dataclasses
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,11 +27,13 @@ from harness.study import Workload
 from impls.interface import Arm, Backend, Settings
 
 PRODUCT = 1536  # side of the product that proves the threads
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 Send = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
     """Serve requests until stdin ends. Arguments: framework, descriptor to answer on."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed leaves no one measuring
     framework, descriptor = sys.argv[1], int(sys.argv[2])
     with os.fdopen(descriptor, "w", encoding="utf-8") as answers:
 
@@ -104,7 +108,17 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
     arrays = {f"{name}/{moment}/{q}": a for (name, moment), out in result.outputs.items() for q, a in out.items()}
     save_file(arrays, request["outputs"])
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
-    return {"is": "block", "arms": arms, "timer_ns": result.timer_ns}
+    floors = _floors(backend, todo) if todo.rounds else {}
+    return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
+
+
+def _floors(backend: Backend, todo: measure.Block) -> dict[str, Any]:
+    """What calling and what measuring costs, in nanoseconds a call. Comes last: it may trace and compile."""
+    floors: dict[str, Any] = {"harness_ns": measure.harness_ns(time.perf_counter_ns)}
+    try:
+        return floors | {"null_ns": measure.null_ns(backend, todo, time.perf_counter_ns), "reason": ""}
+    except Exception as error:  # whatever a framework raises is a record, not a crash
+        return floors | {"null_ns": None, "reason": f"{type(error).__name__}: {measure.first_line(error)}"}
 
 
 if __name__ == "__main__":

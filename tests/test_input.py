@@ -114,10 +114,11 @@ def test_weights_that_can_not_be_used(tmp_path):
 
 
 def test_made_weights_and_inputs_are_seeded_and_can_be_read_back(tmp_path):
-    first = weights.prepare(tmp_path / "a", SMALL, 3, None, None)
-    own = [str(tmp_path / "a" / f"small.{kind}.safetensors") for kind in ("weights", "inputs")]
-    assert weights.prepare(tmp_path / "b", SMALL, 4, *own) == first
-    assert weights.prepare(tmp_path / "c", SMALL, 4, None, None) != first
+    first = weights.files(SMALL, 3, None, None)
+    weights.store(tmp_path, first)
+    own = [str(tmp_path / f"small.{kind}.safetensors") for kind in ("weights", "inputs")]
+    assert weights.hashes(weights.files(SMALL, 4, *own)) == weights.hashes(first)
+    assert weights.hashes(weights.files(SMALL, 4, None, None)) != weights.hashes(first)
 
 
 def test_book_is_the_chapters_series():

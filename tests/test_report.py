@@ -18,7 +18,7 @@ SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
 def tables(*rows, label="default"):
     """Rows of contender, ratio, low, high, verdict, trusted."""
     made = [
-        (*SEAT, c, "batched", ratio, low, high, 3, 40, verdict, trusted)
+        (*SEAT, c, "batched", ratio, low, high, 3, 40, verdict, trusted, 7.0)
         for c, ratio, low, high, verdict, trusted in rows
     ]
     return SimpleNamespace(gaps=pd.DataFrame(made, columns=GAPS), study=SimpleNamespace(label=label, margin=0.02))

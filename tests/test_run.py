@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import analysis, jobs, plan, report, run
+from harness import analysis, course, jobs, plan, report, run
 from harness.launch import Lost
 from harness.plan import Job, Seat
 from harness.records import FILE, read
@@ -167,7 +167,7 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
 
     given = study(processes=2, passes=["forward"])
     frameworks = run.probe(given, [1])
-    job = list(plan.jobs(plan.make(given, frameworks, [1]), given))[replicate][0]
+    job = plan.jobs(plan.make(given, frameworks, [1]), given, replicate)[0]
     bench = jobs.Bench(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").mkdir(parents=True)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32" / "left.bin").touch()
@@ -183,7 +183,7 @@ def test_the_replicate_that_compiles_begins_with_the_cheapest():
         for name, calls in costs.items()
         for ns in calls
     ]
-    ordered = run._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
+    ordered = course._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
     assert [job.seat.framework for job in ordered] == ["cheap", "dear", "cut"]
 
 

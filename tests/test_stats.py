@@ -91,7 +91,7 @@ def test_the_prior_finds_what_variances_have_in_common():
     same = [of(values) for values in random.normal(0, 0.01, (300, 4))]
     found = stats.prior(same)
     assert found.variance(0.0) == pytest.approx(1e-4, rel=0.1)
-    assert found.freedom > 20
+    assert found.freedom == stats.LARGEST_FREEDOM
     assert stats.prior(same[:5]) == stats.NO_PRIOR
 
 

@@ -19,7 +19,7 @@ SHAPES = [(1, 1, 1, 1, 1), (1, 37, 3, 17, 5), (16, 10, 31, 257, 129), (50, 20, 1
 def test_other_roundings_pass_and_lower_precision_does_not(shape, cell, tmp_path):
     """Roundings with other seeds than the bound's are within it; inputs rounded to bfloat16 are not."""
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
-    weights.prepare(tmp_path, workload, 1, None, None)
+    weights.store(tmp_path, weights.files(workload, 1, None, None))
     data = data_of(workload)
     low = cast(cast(data, ml_dtypes.bfloat16), "float32")
     for given, ok in ((data, True), (low, False)):

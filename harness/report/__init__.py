@@ -3,11 +3,13 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.analysis import Tables
-from harness.records import read
+from harness.records import FILE, read
+from harness.refused import Refused
 from harness.report import figures, words
 
 
@@ -17,22 +19,37 @@ def write(folder: Path, out: Path | None = None) -> Path:
     They go into `out` (by default `folder`); returns the report's path. Raises Refused on records
     that can not be read.
     """
-    records = read(folder)
+    made = tables(folder)
     out = out or folder
     out.mkdir(parents=True, exist_ok=True)
-    tables = Tables(records)
-    tables.save(out)
-    heading = tables.heading
+    made.save(out)
+    heading = made.heading
     facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
     (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    drawn = figures.forests(tables, out / "figures")
+    drawn = figures.forests(made, out / "figures")
     environment = Environment(
         loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("report.md.j2").render(words.everything(tables, drawn, _idiomatic(folder)))
+    text = environment.get_template("report.md.j2").render(
+        words.everything(made, drawn, _idiomatic(folder), _kills(folder))
+    )
     path = out / "report.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def tables(folder: Path) -> Tables:
+    """The tables of a run's records. Raises Refused when there are none, or none that can be read."""
+    records = read(folder)
+    if not records:
+        raise Refused(f"{folder / FILE} is empty")
+    return Tables(records)
+
+
+def _kills(folder: Path) -> dict[str, Any] | None:
+    """The result of scripts/kills.py, if it was put beside the records."""
+    file = folder / "kills.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _idiomatic(folder: Path) -> list[dict[str, str]]:

@@ -1,12 +1,15 @@
 """The report's tables below the gaps: identity, first calls, the control, what is missing, settings."""
 
 import math
+import statistics
 
 import pandas as pd
 
+from harness import quality
 from harness.analysis import ARM, SEAT, Tables
 from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, seconds, table
+from harness.stats import half_width
 
 IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
 
@@ -63,7 +66,7 @@ def twins(tables: Tables) -> str:
     frame = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
     rows = []
     for (framework, execution, pass_), part in frame.groupby(["framework", "execution", "pass"], sort=True):
-        half = (part.ci_high / part.ci_low) ** 0.5 - 1
+        half = half_width(part.ci_low, part.ci_high)
         low, high = part.ratio.min(), part.ratio.max()
         holds = f"{int(part.trusted.sum())} of {len(part)}"
         rows.append(
@@ -78,6 +81,47 @@ def twins(tables: Tables) -> str:
         )
     columns = ["", "pass", "A/A ratios", "95% interval holds 1", "median half-width", "widest"]
     return table(columns, rows)
+
+
+def steadiness(tables: Tables) -> str:
+    """What the samples were like, and what calling and measuring itself costs."""
+    frame = pd.DataFrame(quality.of_blocks(tables.blocks, tables.study.margin))
+    if frame.empty:
+        return "No samples were taken."
+    rows = []
+    for (framework, execution, pass_), part in frame.groupby(["framework", "execution", "pass"], sort=True):
+        told = part[part.drifts.notna()]
+        shares = [f"{int(told[flag].sum())} of {len(told)}" if len(told) else "–" for flag in ("drifts", "bimodal")]
+        correlation = f"{told.autocorrelation.median():.2f}" if len(told) else "–"
+        outliers = f"{part.outliers.sum() / part.samples.sum():.1%}"
+        null, harness = floors(tables, framework, execution, pass_)
+        rows.append([f"{framework} {execution}", pass_, len(part), *shares, correlation, outliers, null, harness])
+    columns = [
+        "",
+        "pass",
+        "arms × processes",
+        "drift",
+        "two modes",
+        "autocorrelation",
+        "outliers",
+        "null call",
+        "harness, at most",
+    ]
+    return table(columns, rows)
+
+
+def floors(tables: Tables, framework: str, execution: str, pass_: str) -> tuple[str, str]:
+    """The median null call, and the largest share of any arm's median sample that is the harness's own."""
+    mine = (framework, execution, pass_)
+    blocks = [b for b in tables.blocks if (b["framework"], b["execution"], b["pass"]) == mine and b.get("floors")]
+    nulls = [block["floors"]["null_ns"] for block in blocks if block["floors"]["null_ns"]]
+    shares = [
+        (block["timer_ns"] + arm["calls"] * block["floors"]["harness_ns"]) / statistics.median(arm["samples_ns"])
+        for block in blocks
+        for arm in block["arms"].values()
+        if arm["samples_ns"]
+    ]
+    return seconds(statistics.median(nulls) / 1e9) if nulls else "–", f"{max(shares):.2%}" if shares else "–"
 
 
 def absent(tables: Tables) -> str:
@@ -131,6 +175,18 @@ def environments(found: dict[str, list[Row]]) -> str:
         if one["device"] == "cpu"
     ]
     return table(["framework", "device", "threads", "environment"], rows)
+
+
+def kills(found: Row) -> str:
+    """What became of a run that was killed again and again."""
+    whom = " and ".join(f"{count} times its {name}" for name, count in found["kills"].items())
+    end = "the same blocks with the same statuses as" if found["same_blocks"] else "**other blocks than**"
+    end = end if found["finished"] else "**not to its end, and to**" + end
+    return (
+        f"A run of {found['blocks']} blocks was killed (`kill -9`) at random instants, {whom}, each time gone on "
+        f"with by `--resume`, and came to {end} a run left alone. "
+        f"Records lost: {found['lost']}; doubled: {found['doubled']}."
+    )
 
 
 def idiomatic(rows: list[dict[str, str]]) -> str:

@@ -23,6 +23,13 @@ def seconds(value: float | None) -> str:
     return f"{value * 1e9:.3g} ns"
 
 
+def duration(value_s: float) -> str:
+    """A long time, in the unit a reader would plan with."""
+    if value_s < 90:
+        return f"{value_s:.0f} s"
+    return f"{value_s / 60:.0f} minutes" if value_s < 5400 else f"{value_s / 3600:.1f} hours"
+
+
 def ratio(row: Row) -> str:
     """A ratio, its interval and its verdict."""
     if math.isnan(row["ci_low"]):

@@ -2,23 +2,24 @@
 
 import math
 from collections import Counter
-from typing import Any
 
 import pandas as pd
 
+from harness import pilot
 from harness.analysis import ARM, SEAT, Tables, usable
 from harness.measure import BATCHED, TWIN
+from harness.quality import FEWEST
 from harness.report import appendix
 from harness.report.figures import Drawn
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import Row, ratio, seconds, table
-from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
+from harness.report.markdown import Row, duration, ratio, seconds, table
+from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
 
 FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
-def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]]) -> Row:
+def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], killed: Row | None) -> Row:
     """The template's variables."""
     return {
         "label": tables.study.label,
@@ -28,6 +29,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]]) -> 
         "per_execution": per_execution(tables),
         "correct": correct(tables),
         "control": control(tables),
+        "more": more(tables),
         "problems": problems(tables),
         "sections": [section(tables, workload, pass_, name) for (workload, pass_), name in sorted(drawn.items())],
         "identity": appendix.identity(tables),
@@ -36,10 +38,13 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]]) -> 
         "twins": appendix.twins(tables),
         "absent": appendix.absent(tables),
         "idiomatic": appendix.idiomatic(compared),
+        "kills": appendix.kills(killed) if killed else "",
         "environments": appendix.environments(tables.heading["environments"]),
         "began": min((b["began"] for b in tables.blocks), default="never"),
         "ended": max((b["began"] for b in tables.blocks), default="never"),
         "load": max((b["load"] for b in tables.blocks), default=math.nan),
+        "fewest": FEWEST,
+        "steadiness": appendix.steadiness(tables),
         "threads_used": appendix.threads_used(tables),
     }
 
@@ -47,6 +52,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]]) -> 
 def answer(tables: Tables) -> str:
     """The question's answer, from the verdicts."""
     every = tables.gaps[tables.gaps.contender == "in_loop"]
+    if every.empty and not tables.gaps.empty:
+        return "This run measured the batched form against itself and nothing else: it tests the harness."
     if every.empty:
         return "Nothing was measured in both forms, so this run has no answer."
     if tables.study.label == "quick":
@@ -123,12 +130,39 @@ def control(tables: Tables) -> str:
     if twins.empty:
         return "The control (batched against itself) has no interval: that takes two processes of a cell."
     half = half_width(twins.ci_low, twins.ci_high)
-    coarse = int((half > tables.study.margin).sum())
+    coarse, missed = int((half > tables.study.margin).sum()), int((~twins.trusted).sum())
+    found, low, high = rate(missed, len(twins))
     return (
-        f"The control, batched against itself, is 1 within its 95% interval in {int(twins.trusted.sum())} of "
-        f"{len(twins)} blocks; the interval is typically ±{half.median():.1%}, at widest ±{half.max():.1%}, and in "
-        f"{coarse} blocks wider than the margin of ±{tables.study.margin:.0%}."
+        f"The 95% interval of the control, batched against itself, misses 1 in {missed} of {len(twins)} blocks "
+        f"({found:.1%} [{low:.1%}, {high:.1%}], where 5% is what 95% intervals promise); the interval is typically "
+        f"±{half.median():.1%}, at widest ±{half.max():.1%}, and in {coarse} blocks wider than the margin of "
+        f"±{tables.study.margin:.0%}."
     )
+
+
+def more(tables: Tables) -> str:
+    """What it would take to know every gap as well as the study wants, in a sentence."""
+    gaps = tables.gaps[tables.gaps.contender != TWIN]
+    known = gaps[gaps.needs.notna()]
+    if known.empty:
+        return ""
+    left = known[known.needs > 0]
+    start = (
+        f"{len(known) - len(left)} of {len(gaps)} gaps are known to ±{tables.study.target:.0%} "
+        f"(the 95% interval's half-width that this study plans for)"
+    )
+    if left.empty:
+        return f"{start}."
+    processes = f"the others need up to {int(left.needs.max())} more processes each (in the tables below)"
+    spent = pilot.spent([block for block in tables.blocks if block.get("seconds")])
+    blocks = left.groupby([*SEAT, "workload", "pass"]).agg({"needs": "max", "rounds": "median"})
+    if not set(blocks.index) <= set(spent):
+        return f"{start}; {processes}."
+    total_s = sum(
+        row["needs"] * (spent[key].process_s + row["rounds"] * spent[key].round_s)
+        for key, row in blocks.to_dict("index").items()
+    )
+    return f"{start}; {processes}, about {duration(total_s)} of measuring."
 
 
 def problems(tables: Tables) -> list[str]:
@@ -148,11 +182,6 @@ def mark(twin: Row, margin: float) -> str:
     return "coarse" if half_width(twin["ci_low"], twin["ci_high"]) > margin else ""
 
 
-def half_width(low: Any, high: Any) -> Any:
-    """Of an interval of a ratio, as a fraction."""
-    return (high / low) ** 0.5 - 1
-
-
 def section(tables: Tables, workload: str, pass_: str, figure: str) -> Row:
     """One workload and pass: its sizes, its figure, and the table behind it."""
     times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
@@ -167,7 +196,9 @@ def section(tables: Tables, workload: str, pass_: str, figure: str) -> Row:
         ratios = [ratio(by[c]) if c in by else "–" for c in ("in_loop", "per_step")]
         processes = part.processes.max()
         twin = ratio(by[TWIN] | {"verdict": mark(by[TWIN], tables.study.margin)}) if TWIN in by else "–"
-        rows.append([seat_name(place), *each, *ratios, twin, f"{processes} × {part.rounds.median():g}"])
+        needed = part[part.contender != TWIN].needs.max()
+        further = f", {int(needed)} more" if needed > 0 else ""
+        rows.append([seat_name(place), *each, *ratios, twin, f"{processes} × {part.rounds.median():g}{further}"])
     columns = [
         "",
         "none",

@@ -60,6 +60,11 @@ def project_once(w: Weights, hs: Array) -> Array:
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
+def null_none(w: Weights, act: Act, x: Array) -> Array:
+    """Nothing: what calling a program costs."""
+    return x
+
+
 def unrolled_none(w: Weights, act: Act, x: Array) -> Array:
     return jnp.stack(unroll(w, act, x, keep))
 

@@ -70,6 +70,11 @@ def project_once(w: Weights, hs: Tensor) -> Tensor:
     return tf.reshape(project(w, tf.reshape(hs, (steps * batch, size))), (steps, batch, w.w_out.shape[1]))
 
 
+def null_none(w: Weights, act: Act, x: Tensor) -> Tensor:
+    """Nothing: what calling a program costs."""
+    return x
+
+
 def unrolled_none(w: Weights, act: Act, x: Tensor) -> Tensor:
     return tf.stack(unroll(w, act, x, keep))
 

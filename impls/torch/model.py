@@ -74,6 +74,11 @@ def project_once(w: Weights, hs: Tensor) -> Tensor:
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
+def null_none(w: Weights, act: Act, x: Tensor) -> Tensor:
+    """Nothing: what calling a program costs."""
+    return x
+
+
 def unrolled_none(w: Weights, act: Act, x: Tensor) -> Tensor:
     return torch.stack(unroll(w, act, x, keep))
 

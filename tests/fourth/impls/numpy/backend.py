@@ -19,6 +19,8 @@ class Backend:
     def facts(self):
         if _mischief() == "missing":
             raise ModuleNotFoundError("No module named 'numpyx'", name="numpyx")
+        if _mischief() == "broken":
+            raise OSError("libnothing.so: cannot open shared object file")
         eager = Execution(traced=False, without={"scan": "NumPy has no symbolic loop"})
         devices = {"cpu": None, "gpu": "NumPy knows no GPU"}
         return Facts({"numpy": np.__version__}, {"eager": eager}, devices)
@@ -47,6 +49,13 @@ class Backend:
             return
         if mischief == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if mischief == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)  # as for want of memory
+        if mischief == "exit":
+            os._exit(3)
+        if mischief == "noise":
+            print("x" * 1_000_000, file=sys.stderr, flush=True)
+            os.write(1, b"\xff\x00" * 1_000_000)
         if mischief == "hang":
             time.sleep(600)
         if mischief == "raise":

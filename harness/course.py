@@ -1,0 +1,181 @@
+"""The course of a run: its jobs one after another, while the budget lasts, each block a record."""
+
+import math
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from harness import environment, jobs, plan
+from harness.launch import end_all
+from harness.plan import Job, Need, Needs, Plan, Seat
+from harness.progress import Report
+from harness.records import Record, digest, latest
+
+SEAT = tuple(entry.name for entry in fields(Seat))
+COLD_SHARE = 0.6  # of the budget, at most, for the first replicate, which compiles
+CHECK_SHARE = 0.15  # of the budget, at most, for the fp64 verification before it
+Clock = Callable[[], float]
+
+
+@dataclass
+class Course:
+    """A run on its way. `done` are the records there are already; `spent_s` is told when it began."""
+
+    bench: jobs.Bench
+    planned: Plan
+    done: list[Record]
+    spent_s: Clock
+    report: Report
+    reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
+
+    def __post_init__(self) -> None:
+        self.study = self.bench.study
+        self.budget = self.study.budget_s or math.inf
+        self.found = latest(self.done)
+        self.complete = {r["key"].rpartition("-")[0] for r in self.found if _complete(r)}
+        cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
+        self.reached |= {cell for record in cold for cell in _reached(record)}
+
+    def records(self) -> Iterator[Record]:
+        """Records of everything planned and not yet done, as it is done."""
+        count = self.study.processes or self.study.pilot
+        checks = [self._left(job) for job in plan.checks(self.planned, self.study)]
+        replicates = [plan.jobs(self.planned, self.study, replicate) for replicate in range(count)]
+        self._expect([checks, *replicates])
+        yield from self._checks(checks)
+        replicates[0] = _cheapest_first(replicates[0], [r for r in self.found if r["kind"] == "check"])
+        yield from self._cold(replicates[0])
+        for made in replicates[1:]:
+            yield from self._warm(made)
+        if self.study.processes is None and self.spent_s() < self.budget:
+            needs = yield from self._needs()
+            most = max((need.processes for need in needs.values()), default=0)
+            further = [plan.jobs(self.planned, self.study, replicate, needs) for replicate in range(count, most)]
+            self._expect([checks, *replicates, *further])
+            for made in further:
+                yield from self._warm(made)
+
+    def _expect(self, made: list[list[Job]]) -> None:
+        self.report.expect(sum(len(job.blocks) for each in made for job in each))
+
+    def _checks(self, checks: list[Job]) -> Iterator[Record]:
+        until = self.spent_s() + CHECK_SHARE * self.budget
+        for record in together(self.bench, checks, lambda: until - self.spent_s(), self.report):
+            self.found.append(record)
+            yield record
+
+    def _cold(self, made: list[Job]) -> Iterator[Record]:
+        """The first replicate: each job has a fair share of the time there is for compiling."""
+        share = COLD_SHARE if self.study.processes != 1 else 1.0
+        for position, job in enumerate(made):
+            end = _fair_end(self.spent_s(), share * self.budget, len(made) - position)
+            for record in self._work(self._left(job), end):
+                self.reached |= _reached(record)
+                yield record
+
+    def _warm(self, made: list[Job]) -> Iterator[Record]:
+        for job in made:
+            yield from self._work(self._left(_only(job, self.reached)), self.budget)
+
+    def _work(self, job: Job, end: float) -> Iterator[Record]:
+        for record in jobs.work(self.bench, job, lambda: end - self.spent_s(), self.report.stage):
+            self.report.block(line(record))
+            self.found.append(record)
+            yield record
+
+    def _left(self, job: Job) -> Job:
+        """The job without the blocks that are complete."""
+        keys = {todo: jobs.block_key(self.bench.basis, job, todo) for todo in job.blocks}
+        return replace(job, blocks=tuple(todo for todo in job.blocks if keys[todo] not in self.complete))
+
+    def _needs(self) -> Generator[Record, None, Needs]:
+        """What the pilot asks for: recorded before any of it is measured, and read again by a resumed run."""
+        plans = [record for record in self.done if record["kind"] == "plan"]
+        if not plans:
+            from harness import pilot
+
+            rows = pilot.needs([record for record in self.found if record["kind"] == "block"], self.study)
+            what: Record = {"kind": "plan", "status": "ok", "reason": "", "target": self.study.target, "needs": rows}
+            plans = [{"key": digest(what), **what}]
+            yield plans[0]
+        return {
+            (Seat(*(row[name] for name in SEAT)), row["workload"], row["pass"]): Need(row["processes"], row["rounds"])
+            for row in plans[0]["needs"]
+        }
+
+
+def _cheapest_first(made: list[Job], checked: list[Record]) -> list[Job]:
+    """Jobs in order of what the first calls of their framework and execution cost in fp64.
+
+    The first replicate compiles. What the cheap jobs leave of their fair shares is then there for the dear
+    ones; those whose verification was cut short are the dearest.
+    """
+    costs: dict[tuple[str, ...], float] = {}
+    for record in checked:
+        key = (record["framework"], record["device"], record["execution"])
+        calls = [arm["first_call_ns"] for arm in record["arms"].values()]
+        costs[key] = costs.get(key, 0.0) + (math.inf if None in calls else sum(calls))
+
+    def cost(job: Job) -> float:
+        return costs.get((job.seat.framework, job.seat.device, job.seat.execution), math.inf)
+
+    return sorted(made, key=cost)
+
+
+def _fair_end(now: float, end: float, jobs_left: int) -> float:
+    """When a job must end so that the ones after it get as much of the time left."""
+    return now + max(0.0, end - now) / jobs_left
+
+
+def _complete(record: Record) -> bool:
+    return all(arm["status"] == "ok" for arm in record["arms"].values())
+
+
+def _reached(record: Record) -> set[Any]:
+    """The cells of a block that were measured."""
+    seat = tuple(record[name] for name in SEAT)
+    ok = (name for name, arm in record["arms"].items() if arm["status"] == "ok")
+    return {(seat, record["workload"]["name"], record["pass"], name) for name in ok}
+
+
+def _only(job: Job, reached: set[Any]) -> Job:
+    """The job with the arms that the first replicate measured: the others are named already."""
+    seat = tuple(asdict(job.seat).values())
+    blocks = []
+    for todo in job.blocks:
+        arms = tuple(arm for arm in todo.arms if (seat, todo.workload.name, todo.pass_, arm.name) in reached)
+        if arms:
+            blocks.append(replace(todo, arms=arms))
+    return replace(job, blocks=tuple(blocks))
+
+
+def together(bench: jobs.Bench, made: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
+    """Untimed jobs, as many at once as there are cores."""
+
+    def all_of(job: Job) -> list[Record]:
+        return list(jobs.work(bench, job, left, report.stage))
+
+    stopping = threading.Event()
+
+    def left() -> float:
+        return 0.0 if stopping.is_set() else left_s()
+
+    with ThreadPoolExecutor(environment.cores()) as pool:
+        try:
+            for found in pool.map(all_of, made):
+                for record in found:
+                    report.block(line(record))
+                    yield record
+        except BaseException:  # Ctrl-C too: the threads end when their workers do
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
+
+
+def line(record: Record) -> str:
+    """What a plain progress line says of a record."""
+    place = f"{record['framework']} {record['execution']} {record['device']}×{record['threads']} {record['precision']}"
+    return f"[{record['replicate']}] {place} {record['workload']['name']} {record['pass']}: {record['status']}"

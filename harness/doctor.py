@@ -1,0 +1,206 @@
+"""What on this machine will hurt a measurement, each with what to do; and the noise to expect."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.table import Table
+
+from harness import environment, run
+from harness.analysis import Tables
+from harness.measure import TWIN
+from harness.progress import console
+from harness.stats import half_width
+from harness.study import Study, load
+
+CPU = Path("/sys/devices/system/cpu")
+BUSY = 0.1  # of a core: another process that uses more disturbs
+LOOK_S = 1.0  # how long processes are watched
+MEMORY_GIB = 4.0  # free: what compiling takes beside a worker
+CONTROL: dict[str, Any] = {  # about 20 seconds
+    "threads": [1],
+    "recurrences": ["unrolled"],
+    "projections": ["batched"],
+    "passes": ["forward"],
+    "workloads": ["book"],
+    "processes": 4,
+    "block_s": 2.0,
+}
+PAIRS = (("tensorflow", "tf-keras"), ("jax", "jaxlib"))  # whose minor versions must agree
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `advice` is what to do, empty when all is well."""
+
+    what: str
+    found: str
+    advice: str = ""
+
+
+def governor(folder: Path = CPU) -> Finding:
+    found = environment.text(folder / "cpu0/cpufreq/scaling_governor")
+    if found is None:
+        return Finding("governor", "not readable (a virtual machine, mostly)")
+    advice = "" if found == "performance" else "set it: cpupower frequency-set -g performance"
+    return Finding("governor", found, advice)
+
+
+def turbo(folder: Path = CPU) -> Finding:
+    off = environment.text(folder / "intel_pstate/no_turbo")
+    on = environment.text(folder / "cpufreq/boost")
+    if off is None and on is None:
+        return Finding("turbo", "not readable")
+    if off == "1" or on == "0":
+        return Finding("turbo", "off")
+    return Finding("turbo", "on", "times then depend on heat; switch it off for absolute times (ratios stand it)")
+
+
+def others(watch_s: float = LOOK_S) -> Finding:
+    """Processes, not this one's, that use the processor while watched."""
+    mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    seen = [p for p in psutil.process_iter(["name"]) if p.pid not in mine]
+    for process in seen:
+        _usage(process)
+    time.sleep(watch_s)
+    busy = sorted(((_usage(p), p.info["name"] or "?", p.pid) for p in seen), reverse=True)
+    busy = [one for one in busy if one[0] > BUSY]
+    if not busy:
+        return Finding("other processes", f"none uses more than {BUSY:.0%} of a core")
+    named = ", ".join(f"{name} ({pid}): {use:.0%}" for use, name, pid in busy[:3])
+    return Finding("other processes", named, "end them while measuring: a busy second core turned 0.6 ms into 16 ms")
+
+
+def _usage(process: psutil.Process) -> float:
+    """Of one core, since it was last asked for."""
+    try:
+        return process.cpu_percent() / 100
+    except psutil.Error:  # it has ended, or is not ours to see
+        return 0.0
+
+
+def stolen(watch_s: float = LOOK_S) -> Finding:
+    """Time that a hypervisor gave to others."""
+    share = getattr(psutil.cpu_times_percent(watch_s), "steal", 0.0)
+    advice = "" if share <= 1 else "another machine shares these cores: use more processes, or another machine"
+    return Finding("stolen by the hypervisor", f"{share:.1f}%", advice)
+
+
+def threads(cores: int, logical: int) -> Finding:
+    found = f"{cores} cores can be used, {logical} logical processors"
+    if cores == logical:
+        return Finding("cores", found, "'all' threads leave no core for anything else: keep the machine idle")
+    return Finding("cores", found)
+
+
+def memory(free_gib: float) -> Finding:
+    advice = "" if free_gib >= MEMORY_GIB else f"below {MEMORY_GIB:g} GiB compiling may be killed: free some"
+    return Finding("free memory", f"{free_gib:.1f} GiB", advice)
+
+
+def compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
+    name = os.environ.get("CXX") or "g++"
+    found = which(name)
+    advice = "" if found else "torch's inductor needs a C++ compiler: install g++"
+    return Finding("C++ compiler", found or f"no {name}", advice)
+
+
+def versions(version: Callable[[str], str] = importlib.metadata.version) -> Finding:
+    """Packages that are known to need each other's minor version."""
+    clashes = []
+    for pair in PAIRS:
+        try:
+            one, other = (version(name) for name in pair)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if one.split(".")[:2] != other.split(".")[:2]:
+            clashes.append(f"{pair[0]} {one} with {pair[1]} {other}")
+    if clashes:
+        return Finding("versions", "; ".join(clashes), "install both from constraints.txt")
+    return Finding("versions", "none that are known to clash")
+
+
+def requirements() -> Finding:
+    """What pip says of the installed packages."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    lines = done.stdout.strip().splitlines() or ["pip said nothing"]
+    if done.returncode == 0:
+        return Finding("requirements", lines[0])
+    return Finding("requirements", "; ".join(lines[:3]), "install again with constraints.txt")
+
+
+def gpu(query: Callable[[], str | None]) -> Finding:
+    """Processes on the GPU; `query` gives one line each, or None where there is no GPU."""
+    found = query()
+    if found is None:
+        return Finding("GPU", "none that nvidia-smi can see")
+    used = [line for line in found.splitlines() if line.strip()]
+    if used:
+        return Finding("GPU", f"used by {'; '.join(used[:3])}", "end them while measuring")
+    return Finding("GPU", "used by no process")
+
+
+def gpu_processes() -> str | None:
+    """What nvidia-smi lists, or None without it."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def findings() -> list[Finding]:
+    """Everything looked at on this machine."""
+    return [
+        governor(),
+        turbo(),
+        others(),
+        stolen(),
+        threads(environment.cores(), os.cpu_count() or 1),
+        memory(psutil.virtual_memory().available / 2**30),
+        compiler(),
+        versions(),
+        requirements(),
+        gpu(gpu_processes),
+    ]
+
+
+def floor() -> str:
+    """What the same program against itself gives here, in a sentence: smaller gaps can not be seen."""
+    usable = [framework for framework in run.probe(Study(), [1]) if not framework.missing]
+    if not usable:
+        return "noise floor: not measured, for no framework is installed"
+    first = usable[0]
+    control = {"frameworks": [first.name], "executions": [next(iter(first.executions))]} | CONTROL
+    with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
+        gaps = Tables(run.run(load(None, None, control), Path(folder) / "run", False, "doctor")).gaps
+    twins = gaps[(gaps.contender == TWIN) & gaps.ci_low.notna()]
+    if twins.empty:
+        return "noise floor: not measured; `run` would say why"
+    row = twins.iloc[0]
+    return (
+        f"noise floor: the same program against itself is {row.ratio:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] "
+        f"({row.framework} {row.execution}, {row.processes} processes × {row.rounds:g} rounds): with so few, gaps "
+        f"under {half_width(row.ci_low, row.ci_high):.1%} can not be seen here"
+    )
+
+
+def say() -> int:
+    """Print the findings and the noise floor. Returns the exit status, 0: advice is not an error."""
+    table = Table("", "found", "what to do")
+    for finding in findings():
+        table.add_row(finding.what, finding.found, finding.advice)
+    out = console()
+    out.print(table, markup=False)
+    out.print(floor(), markup=False, highlight=False)
+    return 0

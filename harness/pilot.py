@@ -1,0 +1,81 @@
+"""How many processes and rounds a gap needs, from what a few processes have shown of its variance.
+
+A gap's log ratio has variance (b + w / R) / N over N processes of R rounds each: b between processes, w of
+a round. Its 95% interval is to be at most `target` wide on either side. A process costs f seconds whatever
+its rounds and c for each of them, so the cheapest way there has
+
+    R = sqrt(w f / (b c))      and      N = (b + w / R) (t / log(1 + target))^2
+
+with Student's t on the variance estimate's degrees of freedom. Only variances are looked at, never a
+ratio, and the numbers are fixed before the processes they ask for are run, so the final interval keeps its
+level (Stein 1945, two-stage sampling).
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness import analysis, stats
+from harness.measure import TWIN
+from harness.plan import Need
+from harness.records import Record
+from harness.stats import Parts
+from harness.study import Study
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds: what a process of a block costs whatever its rounds, and a round of all its arms."""
+
+    process_s: float
+    round_s: float
+
+
+def needs(blocks: list[Record], study: Study) -> list[Record]:
+    """A row for each block with gaps: its keys, and the processes and rounds it needs, within the study's limits."""
+    found = analysis.samples(blocks)
+    before = stats.prior([sample for sample, _ in found.values()])
+    gaps: dict[tuple[Any, ...], list[Parts]] = {}
+    for key, (sample, rounds) in found.items():
+        *block, _, contender = key
+        known = stats.parts(sample, rounds, before)
+        if contender != TWIN and known:
+            gaps.setdefault(tuple(block), []).append(known)
+    costs = spent(blocks)
+    rows = []
+    for seat, each in sorted(gaps.items(), key=str):
+        needed = need(each, costs[seat], study.target, study.rounds_min, study.rounds)
+        numbers = {"processes": min(needed.processes, study.processes_max), "rounds": needed.rounds}
+        rows.append(dict(zip((*analysis.SEAT, "workload", "pass"), seat, strict=True)) | numbers)
+    return rows
+
+
+def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
+    """What a block's processes and rounds cost, on average; the first replicate's compiling left out if it can be."""
+    seen: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}
+    together = Counter((tuple(b[name] for name in analysis.SEAT), b["replicate"]) for b in blocks)
+    for block in blocks:
+        seat = tuple(block[name] for name in analysis.SEAT)
+        rounds = max((len(arm["samples_ns"]) for arm in block["arms"].values()), default=0)
+        if rounds:
+            timed_s = sum(sum(arm["samples_ns"]) for arm in block["arms"].values()) / 1e9
+            start_s = block["start_s"] / together[seat, block["replicate"]]
+            key = (*seat, block["workload"]["name"], block["pass"])
+            costs = (block["replicate"], start_s + block["seconds"] - timed_s, timed_s / rounds)
+            seen.setdefault(key, []).append(costs)
+    found = {}
+    for key, each in seen.items():
+        warm = [costs for costs in each if costs[0] > 0] or each
+        found[key] = Costs(*(sum(column) / len(warm) for column in list(zip(*warm, strict=True))[1:]))
+    return found
+
+
+def need(gaps: list[Parts], costs: Costs, target: float, least: int, most: int) -> Need:
+    """The cheapest processes and rounds, between `least` and `most`, that suffice for every gap of a block."""
+    worst = max(gaps, key=lambda gap: gap.between + gap.of_round / most)
+    best = math.sqrt(worst.of_round * costs.process_s / (max(worst.between, 1e-30) * max(costs.round_s, 1e-9)))
+    rounds = int(np.clip(round(best), least, most))
+    return Need(max(stats.processes(gap, rounds, target) for gap in gaps), rounds)

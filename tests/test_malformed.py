@@ -1,0 +1,127 @@
+"""Malformed input on every surface: it is taken as valid or refused in one sentence, and nothing is touched."""
+
+import json
+import string
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from harness import check, cli, report, run, weights
+from harness.records import FILE
+from harness.refused import Refused
+from harness.study import Study, load
+from tests.conftest import SMALL
+
+COMMITTED = next((Path(__file__).parent.parent / "reports").glob("*/" + FILE))
+many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+WORDS = """
+run verify report list selftest doctor --all --quick --rigorous --resume --real --framework --threads
+--execution --recurrence --projection --pass --precision --workload --processes --rounds --budget --seed
+--timeout --unroll-limit --weights --inputs --out torch tf,jax xla 1 0 -1 1e9 nan inf book B=1
+B=1,T=2,I=3,H=4,O=5 = --
+""".split()  # noqa: SIM905
+words = st.sampled_from(["", *WORDS])
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts, lambda v: st.lists(v) | st.dictionaries(texts, v)
+)
+
+
+def refused(made):
+    """Whether what was made was refused, with a sentence; anything else it raises is a failure."""
+    try:
+        made()
+    except Refused as error:
+        said = str(error)
+    else:
+        return False
+    assert said.strip()
+    assert "\n" not in said
+    return True
+
+
+@many
+@given(arguments=st.lists(words | texts, max_size=7))
+def test_command_lines(arguments, tmp_path, monkeypatch, capfd):
+    """Whatever parses would be carried out: that part is replaced, so that nothing is measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["harness", *arguments])
+    for place, name in ((cli, "_run"), (check, "verify"), (check, "listing"), (report, "write")):
+        monkeypatch.setattr(place, name, lambda *given: 0)
+    for name in ("harness.selftest.say", "harness.doctor.say"):
+        monkeypatch.setattr(name, lambda *given: 0)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capfd.readouterr().err
+    assert left.value.code in (0, 2)
+    assert len(said.strip().splitlines()) == (left.value.code == 2), said
+    assert not list(tmp_path.iterdir())
+
+
+@many
+@given(given=st.dictionaries(st.sampled_from(list(Study.model_fields)) | texts, values, min_size=1, max_size=3))
+def test_study_files(given, tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text("".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in given.items()))
+    if not refused(lambda: load(path, None, {})):
+        assert set(given) <= set(Study.model_fields)
+
+
+@many
+@given(data=st.data())
+def test_weights(data, tmp_path):
+    """A valid file with a few bytes changed, cut or added; a change inside the numbers may well be valid."""
+    whole = bytearray(save(weights.make_weights(SMALL, 1)))
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    for at in data.draw(st.lists(st.integers(0, header + 40), min_size=1, max_size=4)):
+        whole[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.sampled_from([len(whole), len(whole) - 1, header, header - 1, 8, 7, 0]))
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(bytes(whole[:cut]) + data.draw(st.sampled_from([b"", b"x"])))
+    if not refused(lambda: weights.read(path, weights.WEIGHTS, SMALL)):
+        found = weights.read(path, weights.WEIGHTS, SMALL)
+        assert all(found[name].shape == SMALL.shapes[name] and np.isfinite(found[name]).all() for name in found)
+
+
+@many
+@given(data=st.data())
+def test_records(data, tmp_path):
+    """Committed records with values exchanged for others, keys dropped and lines cut."""
+    lines = COMMITTED.read_text().splitlines()[:4]
+    at = data.draw(st.integers(0, len(lines) - 1))
+    found = json.loads(lines[at])
+    where = found
+    for _ in range(data.draw(st.integers(0, 3))):
+        inner = [value for value in where.values() if isinstance(value, dict) and value]
+        where = data.draw(st.sampled_from(inner)) if inner else where
+    key = data.draw(st.sampled_from(sorted(where)))
+    if data.draw(st.booleans()):
+        del where[key]
+    else:
+        where[key] = data.draw(values)
+    lines[at] = json.dumps(found)
+    if data.draw(st.integers(0, 9)) == 0:
+        lines[at] = lines[at][: data.draw(st.integers(0, len(lines[at])))]
+    (tmp_path / FILE).write_text("\n".join(lines) + "\n")
+    refused(lambda: report.tables(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["file/run", "file"])
+def test_an_output_folder_that_can_not_be_made(place, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(Refused), run.opened(tmp_path / place, False):
+        raise AssertionError("it was opened")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_weights_that_can_not_be_used_leave_no_folder_behind(tmp_path, numpy_backend):
+    (tmp_path / "w").write_text(string.ascii_letters)
+    study = Study(frameworks=["numpy"], threads=[1], workloads=[SMALL], weights=str(tmp_path / "w"))
+    with pytest.raises(Refused, match="not a safetensors file"):
+        run.run(study, tmp_path / "run", False, "")
+    assert not (tmp_path / "run").exists()

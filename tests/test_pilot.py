@@ -1,0 +1,100 @@
+"""How many processes and rounds a gap needs, and that asking a pilot leaves the intervals their level."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from harness import pilot, run, selftest, stats
+from harness.pilot import Costs
+from harness.records import FILE
+from harness.stats import Parts
+from tests.test_run import study
+
+TARGET = 0.01
+
+
+def test_the_rounds_are_those_that_cost_least():
+    gap, costs = Parts(1e-4, 1e-3, 20.0), Costs(3.0, 0.02)
+    found = pilot.need([gap], costs, TARGET, 1, 1000)
+    price = {r: stats.processes(gap, r, TARGET) * (costs.process_s + r * costs.round_s) for r in range(1, 1000)}
+    assert price[found.rounds] <= 1.1 * min(price.values())
+    assert found.processes == stats.processes(gap, found.rounds, TARGET)
+
+
+def test_noise_between_processes_asks_for_processes_and_noise_of_rounds_for_rounds():
+    costs = Costs(1.0, 0.01)
+    between = pilot.need([Parts(4e-4, 1e-5, 20.0)], costs, TARGET, 5, 500)
+    within = pilot.need([Parts(1e-5, 4e-2, 20.0)], costs, TARGET, 5, 500)
+    assert between.rounds == 5
+    assert within.rounds > 100
+    assert between.processes > within.processes
+
+
+def test_the_worst_gap_of_a_block_decides():
+    costs = Costs(1.0, 0.01)
+    quiet, noisy = Parts(1e-6, 1e-5, 20.0), Parts(4e-4, 1e-3, 20.0)
+    assert (
+        pilot.need([quiet, noisy], costs, TARGET, 5, 100).processes
+        == pilot.need([noisy], costs, TARGET, 5, 100).processes
+    )
+    assert pilot.need([quiet], costs, TARGET, 5, 100).processes == 2
+
+
+def test_what_was_asked_for_brings_the_interval_to_the_target():
+    random = np.random.default_rng(1)
+    widths = []
+    for _ in range(200):
+        between, count = 0.012, 6
+        first = stats.Sample(tuple(random.normal(0, between, count)), 0.0)
+        needed = stats.processes(stats.parts(first, 40, stats.NO_PRIOR), 40, TARGET)
+        more = random.normal(0, between, max(0, needed - count))
+        final = stats.gap(stats.Sample((*first.log_ratios, *more), 0.0), 0.02)
+        widths.append(stats.half_width(final.low, final.high))
+    assert np.median(widths) <= TARGET
+    assert np.quantile(widths, 0.9) <= 1.6 * TARGET
+
+
+def test_intervals_keep_their_level_when_a_pilot_decides_how_many():
+    make = partial(selftest.planned, selftest.WORLD, selftest.TRUTHS)
+    found = selftest.simulated(make, 8, seed=3, workers=1)
+    assert 0.9 <= np.mean([selftest.covers(case) for case in found]) <= 0.99
+
+
+def plans(folder):
+    return [
+        record for line in (folder / FILE).read_text().splitlines() if (record := json.loads(line))["kind"] == "plan"
+    ]
+
+
+def blocks(folder):
+    return [
+        record for line in (folder / FILE).read_text().splitlines() if (record := json.loads(line))["kind"] == "block"
+    ]
+
+
+@pytest.mark.usefixtures("numpy_backend")
+def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
+    given = study(processes=None, pilot=2, processes_max=4, target=1e-6, rounds=8, rounds_min=2, passes=["forward"])
+    folder = tmp_path / "run"
+    run.run(given, folder, False, "")
+    (plan,) = plans(folder)
+    (need,) = plan["needs"]
+    assert need["processes"] == 4  # a millionth can not be had: as many as are allowed
+    done = blocks(folder)
+    assert [record["replicate"] for record in done] == [0, 1, 2, 3]
+    assert {len(arm["samples_ns"]) for record in done[2:] for arm in record["arms"].values()} == {need["rounds"]}
+    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    (folder / FILE).write_text("".join(lines[:-1]))  # the last block is lost
+    run.run(given, folder, True, "")
+    assert plans(folder) == [plan]
+    assert [record["replicate"] for record in blocks(folder)] == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("numpy_backend")
+def test_a_pilot_that_is_good_enough_is_the_end(tmp_path):
+    given = study(processes=None, pilot=2, processes_max=9, target=0.99, passes=["forward"])
+    run.run(given, tmp_path / "run", False, "")
+    assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
+    assert len(blocks(tmp_path / "run")) == 2

@@ -1,0 +1,91 @@
+"""The self-test, in a short form; and that it fails when the method is taken away, piece by piece."""
+
+from functools import partial
+
+import numpy as np
+
+from harness import measure, selftest, stats
+
+STUDIES = 120
+
+
+def cases(make, truths, count=STUDIES, world=selftest.WORLD):
+    return selftest.simulated(partial(make, world, truths), count, seed=7, workers=1)
+
+
+def share(hits):
+    return float(np.mean(list(hits)))
+
+
+def coverage(world=selftest.WORLD):
+    return share(map(selftest.covers, cases(selftest.one_gap, selftest.TRUTHS, world=world)))
+
+
+def power():
+    return share(case.gap.low > 1 for case in cases(selftest.one_gap, (1.02,)))
+
+
+def test_intervals_hold_and_a_difference_of_2_percent_is_found():
+    assert 0.91 <= coverage() <= 0.99
+    assert 0.91 <= coverage(selftest.UNEQUAL) <= 0.99
+    assert power() >= 0.95
+
+
+def test_intervals_of_few_processes_hold_over_many_gaps():
+    found = cases(selftest.many_gaps, selftest.TRUTHS, 15)
+    assert len(found) == 15 * selftest.GAPS
+    assert 0.91 <= share(map(selftest.covers, found)) <= 0.98
+
+
+def test_no_difference_is_seldom_called_one_and_never_with_the_wrong_sign():
+    assert share(map(selftest.differs, cases(selftest.one_gap, (1.0,)))) <= 0.1
+    assert not any(map(selftest.wrong_sign, cases(selftest.one_gap, selftest.NEAR)))
+
+
+def test_without_pairing_a_difference_of_2_percent_is_missed(monkeypatch):
+    def unpaired(processes):
+        ratios = (np.log(np.median(a) / np.median(b)) for a, b in processes)
+        return stats.Sample(tuple(map(float, ratios)), 0.0)
+
+    monkeypatch.setattr(stats, "sample", unpaired)
+    assert power() < 0.9
+
+
+def test_without_processes_as_the_unit_intervals_do_not_hold(monkeypatch):
+    def pooled(processes):
+        rounds = np.concatenate([np.log(np.asarray(a) / np.asarray(b)) for a, b in processes])
+        return stats.Sample(tuple(map(float, rounds)), 0.0)
+
+    monkeypatch.setattr(stats, "sample", pooled)
+    assert coverage(selftest.UNEQUAL) < 0.8
+
+
+def test_without_alternation_intervals_do_not_hold_or_nothing_is_found(monkeypatch):
+    monkeypatch.setattr(measure, "turns", lambda names, count, seed: ([name] * count for name in names))
+    assert power() < 0.5
+
+
+def test_a_real_delay_is_found():
+    assert selftest.delayed(1).met
+
+
+def test_the_rows_are_the_same_for_any_number_of_workers():
+    make = partial(selftest.one_gap, selftest.WORLD, selftest.TRUTHS)
+    assert selftest.simulated(make, 60, 1, workers=1) == selftest.simulated(make, 60, 1, workers=2)
+
+
+def test_a_missed_target_is_a_failure(monkeypatch, capsys):
+    rows = [selftest.Row("kept", 10, "5.0%", "5%", True), selftest.Row("missed", 10, "9.0%", "5%", False)]
+    monkeypatch.setattr(selftest, "rows", lambda *given: rows)
+    assert selftest.say(100, 1) == 1
+    assert "NO" in capsys.readouterr().out
+    monkeypatch.setattr(selftest, "rows", lambda *given: rows[:1])
+    assert selftest.say(100, 1) == 0
+
+
+def test_the_real_study_makes_at_least_400_comparisons():
+    study = selftest.real()
+    seats = 12 * len(
+        study.threads
+    )  # jax eager; jax, tf and torch compiled in both recurrences; tf eager too; torch eager
+    assert seats * len(study.passes) * len(study.workloads) >= 400
