@@ -120,30 +120,13 @@ def _block(
     bench: Bench, job: Job, pending: Pending, worker: Worker, proof: Answer, left_s: float, stage: Stage
 ) -> Record:
     """Have one block done, judge what it gave, and return its record."""
-    todo, study = pending.todo, bench.study
+    todo = pending.todo
     label = f"{_place(job)} {todo.workload.name} {todo.pass_}"
     begun, clock = _heading(bench, job, todo), bench.clock()
     scratch = Path(tempfile.mkdtemp(prefix="fusegap-"))
     try:
         outputs = scratch / "outputs.safetensors"
-        rounds = {
-            "least": todo.rounds or study.rounds_min,
-            "most": todo.rounds or study.rounds,
-            "block_s": study.block_s,
-        }
-        request = {
-            "do": "block",
-            "workload": todo.workload.model_dump(),
-            "steps": todo.steps,
-            "pass": todo.pass_,
-            "execution": job.seat.execution,
-            "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
-            "weights": str(bench.weights),
-            "rounds": rounds if todo.timed else None,
-            "seed": begun["seed"],
-            "seconds": left_s,
-            "outputs": str(outputs),
-        }
+        request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s, "outputs": str(outputs)}
         answer = worker.ask(request, lambda said: stage(f"{label} {said['arm']}: {said['what']}"))
         stage(f"{label}: judging")
         judged = bench.judge.judge(outputs, todo.workload, todo.steps, todo.pass_, job.seat.precision)
@@ -164,6 +147,22 @@ def _block(
         "arms": arms,
     }
     return begun | {"status": status, "reason": reason} | end
+
+
+def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
+    """What a worker is asked for a block, but for what differs from try to try."""
+    study = bench.study
+    least, most = todo.rounds or study.rounds_min, todo.rounds or study.rounds
+    return {
+        "do": "block",
+        "workload": todo.workload.model_dump(),
+        "steps": todo.steps,
+        "pass": todo.pass_,
+        "execution": job.seat.execution,
+        "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
+        "weights": str(bench.weights),
+        "rounds": {"least": least, "most": most, "block_s": study.block_s} if todo.timed else None,
+    }
 
 
 def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any]:

@@ -45,22 +45,27 @@ class Floors(BaseModel):
     reason: str = ""
 
 
-class Block(BaseModel):
+class Place(BaseModel):
+    """Where a block, a cell or a need belongs, but for its workload."""
+
+    framework: str
+    device: str
+    threads: int
+    execution: str
+    precision: str
+    pass_: Annotated[str, Field(alias="pass")]
+
+
+class Block(Place):
     """One workload and pass in one worker. `bounds`: form -> quantity -> bounds of the first two errors."""
 
     key: str
     kind: Literal["block", "check"]
     status: str
     reason: str
-    framework: str
-    device: str
-    threads: int
-    execution: str
-    precision: str
     replicate: Annotated[int, Field(ge=0)]
     workload: Workload
     steps: int
-    pass_: Annotated[str, Field(alias="pass")]
     load: float
     began: str
     start_s: float | None = None
@@ -79,14 +84,9 @@ class Block(BaseModel):
         return self
 
 
-class Cell(BaseModel):
+class Cell(Place):
     """A row of the tables without times, with status and reason where it can not be measured."""
 
-    framework: str
-    device: str
-    threads: int
-    execution: str
-    precision: str
     workload: str
     cell: str
     B: int
@@ -94,7 +94,6 @@ class Cell(BaseModel):
     I: int  # noqa: E741  the word of the study
     H: int
     O: int  # noqa: E741
-    pass_: Annotated[str, Field(alias="pass")]
     recurrence: str
     projection: str
     status: str = ""
@@ -142,16 +141,10 @@ class Heading(BaseModel):
     command: str
 
 
-class Need(BaseModel):
+class Need(Place):
     """What the gaps of one block need, and the block it is."""
 
-    framework: str
-    device: str
-    threads: int
-    execution: str
-    precision: str
     workload: str
-    pass_: Annotated[str, Field(alias="pass")]
     processes: Annotated[int, Field(ge=1)]
     rounds: Annotated[int, Field(ge=1)]
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from harness import environment, pilot, simulation, stats
 from harness.progress import console
 from harness.study import Study, load
-from impls.interface import Data, Outputs, Program, Run, Weights
+from impls.interface import Program, Run, Weights
 
 WORLD = simulation.World()
 UNEQUAL = simulation.World(arm=0.05)  # processes that favour one arm or the other
@@ -191,7 +191,7 @@ def _percent(found: float, low: float, high: float) -> str:
     return f"{found:.1%} [{low:.1%}, {high:.1%}]"
 
 
-class Waiting:
+class Waiting(simulation.Still):
     """A backend of arms that do nothing but wait, the contender 2% longer."""
 
     def prepare(self, program: Program, w: Weights) -> Run:
@@ -204,18 +204,6 @@ class Waiting:
             return x
 
         return run
-
-    def put(self, data: Data) -> Data:
-        return data
-
-    def wait(self, outputs: Any) -> None:
-        """Everything exists at once."""
-
-    def get(self, outputs: Any) -> Outputs:
-        return {}
-
-    def compilations(self) -> int:
-        return 0
 
 
 def delayed(seed: int) -> Row:

@@ -47,7 +47,23 @@ class World:
     switch: float = 0.02  # how likely it changes its mode at a call
 
 
-class Machine:
+class Still:
+    """What a backend must have besides `prepare`, of programs that make nothing."""
+
+    def put(self, data: Data) -> Data:
+        return data
+
+    def wait(self, outputs: Any) -> None:
+        """Everything exists at once."""
+
+    def get(self, outputs: Any) -> Outputs:
+        return {}
+
+    def compilations(self) -> int:
+        return 0
+
+
+class Machine(Still):
     """One process: backend and clock, with the times of `calls` calls drawn beforehand."""
 
     def __init__(self, world: World, ratio: float, calls: int, random: np.random.Generator) -> None:
@@ -75,18 +91,6 @@ class Machine:
             return x
 
         return run
-
-    def put(self, data: Data) -> Data:
-        return data
-
-    def wait(self, outputs: Any) -> None:
-        """Everything exists at once."""
-
-    def get(self, outputs: Any) -> Outputs:
-        return {}
-
-    def compilations(self) -> int:
-        return 0
 
 
 def _autocorrelated(by: float, white: np.ndarray) -> np.ndarray:

@@ -30,9 +30,8 @@ def write(folder: Path, out: Path | None = None) -> Path:
     environment = Environment(
         loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("report.md.j2").render(
-        words.everything(made, drawn, _idiomatic(folder), _kills(folder))
-    )
+    beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
+    text = environment.get_template("report.md.j2").render(words.everything(made, drawn, _idiomatic(folder), beside))
     path = out / "report.md"
     path.write_text(text, encoding="utf-8")
     return path
@@ -46,9 +45,8 @@ def tables(folder: Path) -> Tables:
     return Tables(records)
 
 
-def _kills(folder: Path) -> dict[str, Any] | None:
-    """The result of scripts/kills.py, if it was put beside the records."""
-    file = folder / "kills.json"
+def _beside(file: Path) -> Any:
+    """The result of a script, if it was put beside the records."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 

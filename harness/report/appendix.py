@@ -189,6 +189,17 @@ def kills(found: Row) -> str:
     )
 
 
+def apart(found: list[Row]) -> str:
+    """The same gaps with arms alternating in a process, and with each arm in processes of its own."""
+    kinds = ["alternating", "apart", "apart / alternating"]
+    rows = []
+    for row in found:
+        framework, execution, recurrence, contender, pass_ = row["cell"]
+        place = [f"{framework} {execution} {recurrence}, {pass_}", f"{contender}/batched", row["processes"]]
+        rows.append([*place, *("{:.3f} [{:.3f}, {:.3f}]".format(*row[kind]) for kind in kinds)])
+    return table(["", "gap", "processes of each kind", *kinds], rows)
+
+
 def idiomatic(rows: list[dict[str, str]]) -> str:
     """Each arm against the shortest idiomatic program for it; nothing when none was measured."""
     if not rows:

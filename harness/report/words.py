@@ -19,7 +19,7 @@ FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
-def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], killed: Row | None) -> Row:
+def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], beside: Row) -> Row:
     """The template's variables."""
     return {
         "label": tables.study.label,
@@ -38,7 +38,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], kil
         "twins": appendix.twins(tables),
         "absent": appendix.absent(tables),
         "idiomatic": appendix.idiomatic(compared),
-        "kills": appendix.kills(killed) if killed else "",
+        "kills": appendix.kills(beside["kills"]) if beside["kills"] else "",
+        "apart": appendix.apart(beside["apart"]) if beside["apart"] else "",
         "environments": appendix.environments(tables.heading["environments"]),
         "began": min((b["began"] for b in tables.blocks), default="never"),
         "ended": max((b["began"] for b in tables.blocks), default="never"),
