@@ -2,9 +2,9 @@
 
 Arms that alternate in one process share its caches, its allocator and its pools. Here every process times either
 the contender alone, or batched alone (and its twin), or both alternating, in a random order of the three; the ratio
-of the arms apart is that of their medians in neighbouring processes. Intervals are Student's t over processes (95%), and the
-last one is of the ratio of both ratios: 1 inside it, no bias is seen. The result goes to stdout as JSON, and into
-the report's method when put into a run's folder as apart.json:
+of the arms apart is that of their medians in neighbouring processes. Intervals are Student's t over processes (95%),
+and the last one is of the ratio of both ratios: 1 inside it, no bias is seen. The result goes to stdout as JSON, and
+into the report's method when put into a run's folder as apart.json:
 
     python scripts/apart.py > runs/mine/apart.json             # about ten minutes; leave the machine alone
 """
