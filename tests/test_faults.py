@@ -23,8 +23,9 @@ def broken(framework, tmp_path, monkeypatch):
     return f"broken_{framework}"
 
 
-def measured(broken, folder):
-    study = Study(frameworks=[broken], threads=[1], workloads=[WORKLOAD], processes=1, rounds=3, block_s=0.01)
+def measured(broken, folder, faults=None):
+    given = {"frameworks": [broken], "executions": faults, "threads": [1], "workloads": [WORKLOAD]}
+    study = Study(**given, processes=1, rounds=3, block_s=0.01)
     records = run.run(study, folder, False, "")
     report.write(folder)
     return records, pd.read_csv(folder / "times.csv")
@@ -53,5 +54,5 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
 @pytest.mark.parametrize("framework", ["torch"], indirect=True)
 def test_without_the_gates_they_pass(broken, tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "holds", lambda found, bound: True)
-    records, _ = measured(broken, tmp_path / "run")
+    records, _ = measured(broken, tmp_path / "run", ["dropped_bias", "missing_gradient"])
     assert {arm["status"] for r in records[1:] for arm in r["arms"].values()} == {"ok"}
