@@ -54,7 +54,7 @@ def disturbed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     alone, killed, processes = folder / "undisturbed", folder / "killed", max(4, kills // 2)
     began = time.monotonic()
     assert start(alone, processes).wait() == 0, "the undisturbed run failed"
-    lasts = min(time.monotonic() - began, 4.0)
+    lasts = min(time.monotonic() - began, 6.0)
     before: list[str] = []
     lost, counts = 0, {"parent": 0, "worker": 0}
     while sum(counts.values()) < kills:
