@@ -4,9 +4,13 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from harness.refused import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURING = (
@@ -33,11 +37,10 @@ def cores() -> int:
 
 def machine() -> dict[str, Any]:
     """Facts of the machine that a reader needs to judge a time. Memory in GiB."""
-    import cpuinfo
     import psutil
 
     return {
-        "cpu": cpuinfo.get_cpu_info().get("brand_raw", platform.processor() or "unknown"),
+        "cpu": _cpu(),
         "cores": cores(),
         "logical_cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
@@ -45,6 +48,12 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def _cpu() -> str:
+    """The processor's name as the kernel gives it; asked without a child process, which could be killed."""
+    named = re.search(r"^model name\s*: (.+)$", text("/proc/cpuinfo") or "", re.MULTILINE)
+    return named.group(1) if named else platform.processor() or platform.machine()
 
 
 def libraries() -> dict[str, str]:
@@ -67,11 +76,17 @@ def code() -> dict[str, str]:
 
 
 def _commit() -> str:
+    """What git calls the checkout. Raises Refused when git was killed: a guess would spoil every resume."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "not a git checkout"
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return "no git here"
+    except subprocess.TimeoutExpired:
+        raise Refused("git did not say within a minute which commit this is") from None
+    if found.returncode < 0:
+        raise Refused(f"git was ended by {signal.Signals(-found.returncode).name} when asked for the commit")
+    return found.stdout.strip() if found.returncode == 0 else "not a git checkout"
 
 
 def _quota() -> int | None:

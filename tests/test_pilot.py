@@ -8,6 +8,7 @@ import pytest
 
 from harness import pilot, run, selftest, stats
 from harness.pilot import Costs
+from harness.plan import Need
 from harness.records import FILE
 from harness.stats import Parts
 from tests.test_run import study
@@ -93,8 +94,9 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
 
 
 @pytest.mark.usefixtures("numpy_backend")
-def test_a_pilot_that_is_good_enough_is_the_end(tmp_path):
-    given = study(processes=None, pilot=2, processes_max=9, target=0.99, passes=["forward"])
+def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(pilot, "need", lambda *asked: Need(2, 4))  # as quiet gaps have it, on any machine
+    given = study(processes=None, pilot=2, processes_max=9, passes=["forward"])
     run.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
     assert len(blocks(tmp_path / "run")) == 2

@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from harness import cli, records, report, run
+from harness import cli, environment, records, report, run
 from harness.records import FILE, held, read
 from harness.refused import Refused
 from scripts import kills
@@ -48,6 +48,18 @@ def test_a_killed_parent_leaves_no_worker_behind(tmp_path):
     _, alive = psutil.wait_procs(children, timeout=10)
     assert children
     assert not alive
+
+
+def test_what_the_machine_is_does_not_depend_on_a_child_that_is_killed(monkeypatch):
+    """A killed child once gave the first record a machine that no later run was on: nothing could resume it."""
+    with monkeypatch.context() as no_children:
+        no_children.setattr(os, "fork", lambda: pytest.fail("a child"))
+        no_children.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a child"))
+        assert environment.machine()["cpu"]
+    killed = subprocess.CompletedProcess("git", -signal.SIGKILL, "", "")
+    monkeypatch.setattr(environment.subprocess, "run", lambda *a, **k: killed)
+    with pytest.raises(Refused, match="SIGKILL"):
+        environment.code()
 
 
 def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path):
