@@ -53,7 +53,7 @@ def disturbed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     choose = random.Random(seed)
     alone, killed, processes = folder / "undisturbed", folder / "killed", max(4, kills // 2)
     began = time.monotonic()
-    assert start(alone, processes).wait() == 0, "the undisturbed run failed"
+    assert _finish(alone, processes), "the undisturbed run failed"
     lasts = min(time.monotonic() - began, 6.0)
     before: list[str] = []
     lost, counts = 0, {"parent": 0, "worker": 0}

@@ -8,7 +8,7 @@ import pytest
 
 from harness import doctor
 
-pytestmark = pytest.mark.usefixtures("numpy_backend")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
 
 
 def write(folder, **files):

@@ -21,7 +21,7 @@ from tests.conftest import FOURTH
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
 FLAGS = ["--framework", "numpy", "--threads", "1", "--workload", "B=3,T=5,I=2,H=16,O=4"]
-pytestmark = pytest.mark.usefixtures("numpy_backend")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
 
 
 def study(**more):

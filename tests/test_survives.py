@@ -20,7 +20,7 @@ from scripts import kills
 from tests.conftest import FOURTH
 from tests.test_run import FLAGS, plant, statuses, study
 
-pytestmark = pytest.mark.usefixtures("numpy_backend")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
 KILLS = 10
 RUN = ["run", *FLAGS, "--processes", "6", "--rounds", "4", "--budget", "0"]
 
