@@ -71,6 +71,28 @@ def test_the_idiomatic_comparison_is_shown_and_what_costs_more_is_bold():
     assert "**" not in appendix.idiomatic([row | {"ratio": "1.04"}])
 
 
+KILLED = {"kills": {"parent": 60, "worker": 40}, "lost": 0, "doubled": 0, "finished": True, "same_blocks": True}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "60 times its parent and 40 times its worker, each time gone on with by `--resume`, and came to the same"),
+        ({"same_blocks": False}, "**other blocks than** a run left alone"),
+        ({"finished": False, "same_blocks": False}, "came to **no end, and to other blocks than** a run left alone"),
+        ({"lost": 2, "doubled": 1}, "Records lost: 2; doubled: 1."),
+    ],
+)
+def test_what_kills_did_is_said_as_it_was(changed, said):
+    assert said in appendix.kills(KILLED | {"blocks": 12} | changed)
+
+
+def test_arms_apart_stand_beside_arms_that_alternate():
+    row = {"cell": ["torch", "eager", "unrolled", "in_loop", "forward"], "processes": 10}
+    row |= {"alternating": [1.1, 1.05, 1.15], "apart": [1.2, 1.0, 1.4], "apart / alternating": [1.09, 0.9, 1.3]}
+    assert "1.100 [1.050, 1.150] | 1.200 [1.000, 1.400] | 1.090 [0.900, 1.300] |" in appendix.apart([row])
+
+
 @pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl")])
 def test_a_committed_report_is_what_its_records_give(folder, tmp_path):
     shutil.copytree(REPORTS / folder, tmp_path / "again", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.md"))

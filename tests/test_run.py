@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from harness import analysis, course, jobs, plan, report, run
@@ -90,6 +91,13 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize(
     ("mischief", "status", "reason"),
     [
@@ -105,6 +113,9 @@ def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reaso
     assert found["forward", "unrolled_per_step"] == {status}
     assert found["forward", "unrolled_in_loop"] == {"ok"}
     assert any(reason in record["reason"] for record in records[1:])
+    for child in (tmp_path / "tmp").glob("child"):  # of the one that hangs: its whole group is ended
+        time.sleep(0.5)
+        assert not alive(int(child.read_text()))
 
 
 @pytest.mark.parametrize(("mischief", "reason"), [("recompile", "compiled while"), ("idle", "threads not proven")])

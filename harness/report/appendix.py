@@ -181,7 +181,8 @@ def kills(found: Row) -> str:
     """What became of a run that was killed again and again."""
     whom = " and ".join(f"{count} times its {name}" for name, count in found["kills"].items())
     end = "the same blocks with the same statuses as" if found["same_blocks"] else "**other blocks than**"
-    end = end if found["finished"] else "**not to its end, and to**" + end
+    if not found["finished"]:
+        end = "**no end, and to other blocks than**"
     return (
         f"A run of {found['blocks']} blocks was killed (`kill -9`) at random instants, {whom}, each time gone on "
         f"with by `--resume`, and came to {end} a run left alone. "

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -57,7 +59,9 @@ class Backend:
             print("x" * 1_000_000, file=sys.stderr, flush=True)
             os.write(1, b"\xff\x00" * 1_000_000)
         if mischief == "hang":
-            time.sleep(600)
+            child = subprocess.Popen(["sleep", "600"])
+            Path(tempfile.gettempdir(), "child").write_text(str(child.pid))
+            child.wait()
         if mischief == "raise":
             raise ValueError("this arm\nhas two lines of trouble")
 
