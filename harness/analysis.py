@@ -3,9 +3,11 @@
 import math
 import statistics
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness import stats
@@ -76,6 +78,12 @@ def _place(record: Record) -> dict[str, Any]:
     return {name: record[name] for name in SEAT} | {"workload": workload["name"]} | sizes | {"pass": record["pass"]}
 
 
+def _block_key(record: Record) -> tuple[Any, ...]:
+    """The values of SEAT, and the workload and pass."""
+    return (*(record[name] for name in SEAT), record["workload"]["name"], record["pass"])
+
+
+@cache
 def _arm(name: str) -> dict[str, str]:
     recurrence, _, projection = name.partition("_")
     return {"recurrence": recurrence, "projection": projection}
@@ -85,19 +93,17 @@ def _times(tables: Tables) -> pd.DataFrame:
     """A row for each arm and process measured, and one for each cell that was not, with its reason."""
     rows = []
     for record in tables.blocks:
-        for name, arm in record["arms"].items():
-            rows.append(_place(record) | _arm(name) | {"process": record["replicate"]} | _time(record, arm))
-    frame = pd.DataFrame(rows, columns=TIMES)
-    seen = set(frame[[*SEAT, "workload", "pass", *ARM]].itertuples(index=False, name=None))
+        place = _place(record) | {"process": record["replicate"]}
+        rows.extend(place | _arm(name) | _time(record, arm) for name, arm in record["arms"].items())
+    keys = [*SEAT, "workload", "pass", *ARM]
+    seen = {tuple(row[key] for key in keys) for row in rows}
     budget = tables.study.budget_s
     why = f"the budget of {budget:g} s ended first" if budget else "the run was interrupted"
-    keys = [*SEAT, "workload", "pass", *ARM]
     unseen = (cell for cell in tables.heading["cells"] if tuple(cell[key] for key in keys) not in seen)
     rows.extend(cell | {"status": "not_reached", "reason": why} for cell in unseen)
     rows.extend(tables.heading["absent"])
     rows.extend(m | {"status": "unavailable"} for m in tables.heading["missing"])
-    order = [*SEAT, "workload", "pass", *ARM, "process"]
-    return pd.DataFrame(rows, columns=TIMES).sort_values(order, kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=TIMES).sort_values([*keys, "process"], kind="stable", ignore_index=True)
 
 
 def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
@@ -114,15 +120,15 @@ def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
 
 def samples(blocks: list[Record]) -> dict[tuple[Any, ...], tuple[stats.Sample, float]]:
     """(*GAP_KEYS' values) -> a gap's sample and the median of its rounds, for every gap that was measured."""
-    found: dict[tuple[Any, ...], list[tuple[list[float], list[float]]]] = {}
+    found: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for record in blocks:
-        place = _place(record)
-        for name, arm in record["arms"].items():
+        place = _block_key(record)
+        per_call = {name: _per_call(arm) for name, arm in record["arms"].items() if _good(arm)}
+        for name, times in per_call.items():
             recurrence, projection = _arm(name).values()
-            base = record["arms"].get(f"{recurrence}_{BATCHED}")
-            if projection in CONTENDERS and base and _good(arm) and _good(base):
-                key = (*(place[k] for k in SEAT), place["workload"], place["pass"], recurrence, projection)
-                found.setdefault(key, []).append((_per_call(arm), _per_call(base)))
+            base = per_call.get(f"{recurrence}_{BATCHED}")
+            if projection in CONTENDERS and base is not None:
+                found.setdefault((*place, recurrence, projection), []).append((times, base))
     return {
         key: (stats.sample(processes), float(statistics.median(len(times) for times, _ in processes)))
         for key, processes in found.items()
@@ -169,8 +175,8 @@ def _good(arm: dict[str, Any]) -> bool:
     return arm["status"] == "ok" and bool(arm["samples_ns"])
 
 
-def _per_call(arm: dict[str, Any]) -> list[float]:
-    return [sample / arm["calls"] for sample in arm["samples_ns"]]
+def _per_call(arm: dict[str, Any]) -> np.ndarray:
+    return np.array(arm["samples_ns"], float) / arm["calls"]
 
 
 def _identity(tables: Tables) -> pd.DataFrame:
@@ -218,7 +224,7 @@ def _worst(records: list[Record]) -> list[Worst]:
     """The worst of each quantity over the processes of a cell; the bounds are the cell's."""
     worst: dict[tuple[Any, ...], Worst] = {}
     for record in records:
-        place = tuple(_place(record)[k] for k in (*SEAT, "workload", "pass"))
+        place = _block_key(record)
         for name, arm in record["arms"].items():
             for quantity, found in arm.get("quantities", {}).items():
                 if _arm(name)["projection"] == TWIN:

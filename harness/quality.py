@@ -13,6 +13,7 @@ OUTLIER = 5.0  # robust standard deviations above the median
 APART = 5.0  # Ashman's D of two modes; 2 is where a mixture first shows two peaks (Ashman, Bird and Zepf 1994)
 SHARE = 0.15  # of the samples, in either mode, at least
 ERRORS = 3.0  # standard errors that the halves' medians must differ by
+AT_ONCE = 4096  # arms; what bounds the memory taken
 
 
 @dataclass(frozen=True)
@@ -32,51 +33,77 @@ class Quality:
 
 def quality(samples_ns: list[int], margin: float) -> Quality:
     """Flags of an arm's samples, in the order they were taken; a drift counts beyond `margin` (a fraction)."""
-    logs = np.log(np.asarray(samples_ns, float))
-    middle = np.median(logs)
-    deviation = 1.4826 * float(np.median(np.abs(logs - middle)))
-    outlying = logs - middle > OUTLIER * deviation if deviation > 0 else np.zeros(len(logs), bool)
-    if len(logs) < FEWEST:
-        return Quality(len(logs), int(outlying.sum()), None, None, None, None)
-    first, second = logs[: len(logs) // 2], logs[len(logs) // 2 :]
-    drift = float(np.median(second) - np.median(first))
-    error = math.sqrt(median_variance(first) + median_variance(second))
-    drifts = abs(drift) > max(math.log1p(margin), ERRORS * error)
-    kept = np.clip(logs, None, middle + OUTLIER * deviation)  # one spike is no correlation
-    return Quality(len(logs), int(outlying.sum()), drift, drifts, _autocorrelation(kept), _bimodal(logs[~outlying]))
+    return qualities([samples_ns], margin)[0]
 
 
-def _autocorrelation(values: np.ndarray) -> float:
-    """Of lag 1; 0 for values that are all alike."""
-    apart = values - values.mean()
-    total = float(apart @ apart)
-    return float(apart[1:] @ apart[:-1]) / total if total else 0.0
+def qualities(every: list[list[int]], margin: float) -> list[Quality]:
+    """The flags of many arms' samples at once: arms with equally many samples are told together."""
+    counts: dict[int, list[int]] = {}
+    for place, samples_ns in enumerate(every):
+        counts.setdefault(len(samples_ns), []).append(place)
+    found: dict[int, Quality] = {}
+    for places in counts.values():
+        for at in range(0, len(places), AT_ONCE):
+            some = places[at : at + AT_ONCE]
+            logs = np.log(np.array([every[place] for place in some], float))
+            found.update(zip(some, _flags(logs, margin), strict=True))
+    return [found[place] for place in range(len(every))]
 
 
-def _bimodal(values: np.ndarray) -> bool:
-    """Whether some split of the ordered values leaves two modes that lie clearly apart."""
-    ordered = np.sort(values)
-    least = max(3, math.ceil(SHARE * len(ordered)))
-    return any(_apart(ordered[:at], ordered[at:]) > APART for at in range(least, len(ordered) - least + 1))
+def _flags(logs: np.ndarray, margin: float) -> list[Quality]:
+    """Of logs [arms, samples]."""
+    count = logs.shape[1]
+    middle = np.median(logs, axis=1, keepdims=True)
+    limit = middle + OUTLIER * 1.4826 * np.median(np.abs(logs - middle), axis=1, keepdims=True)
+    outlying = (logs > limit) & (limit > middle)  # samples that are mostly alike have no outliers
+    outliers = outlying.sum(axis=1)
+    if count < FEWEST:
+        return [Quality(count, int(some), None, None, None, None) for some in outliers]
+    first, second = logs[:, : count // 2], logs[:, count // 2 :]
+    drift = np.median(second, axis=1) - np.median(first, axis=1)
+    error = np.sqrt(median_variance(first) + median_variance(second))
+    drifts = np.abs(drift) > np.maximum(math.log1p(margin), ERRORS * error)
+    kept = np.where(limit > middle, np.minimum(logs, limit), logs)  # one spike is no correlation
+    columns = (outliers, drift, drifts, _autocorrelation(kept), _bimodal(logs - middle, count - outliers))
+    return [Quality(count, *row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _apart(low: np.ndarray, high: np.ndarray) -> float:
-    """Ashman's D; 0 for two sets of one value each the same."""
-    spread = math.sqrt(low.var(ddof=1) + high.var(ddof=1))
-    distance = float(high.mean() - low.mean())
-    return math.inf if spread == 0 < distance else math.sqrt(2) * distance / spread if spread else 0.0
+def _autocorrelation(values: np.ndarray) -> np.ndarray:
+    """Of lag 1, for each row; 0 for values that are all alike."""
+    apart = values - values.mean(axis=1, keepdims=True)
+    total = (apart**2).sum(axis=1)
+    return np.divide((apart[:, 1:] * apart[:, :-1]).sum(axis=1), total, out=np.zeros(len(total)), where=total > 0)
+
+
+def _bimodal(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Whether some split of each row's `kept` lowest values leaves two modes that lie clearly apart.
+
+    Ashman's D for every split at once, from running sums of the ordered values and their squares.
+    """
+    ordered = np.sort(values, axis=1)[:, : int(kept.max())]
+    sums, squares = np.cumsum(ordered, axis=1), np.cumsum(ordered**2, axis=1)
+    last = (kept - 1)[:, None]
+    low = np.arange(1, ordered.shape[1])[None]  # values below the split
+    high = np.maximum(kept[:, None] - low, 1)
+    least = np.maximum(3, np.ceil(SHARE * kept))[:, None]
+    means = sums[:, :-1] / low, (np.take_along_axis(sums, last, 1) - sums[:, :-1]) / high
+    powers = squares[:, :-1], np.take_along_axis(squares, last, 1) - squares[:, :-1]
+    spread = sum(
+        np.maximum(power - size * mean**2, 0) / np.maximum(size - 1, 1)
+        for power, size, mean in zip(powers, (low, high), means, strict=True)
+    )
+    apart = math.sqrt(2) * (means[1] - means[0]) > APART * np.sqrt(spread)
+    return np.asarray((apart & (low >= least) & (low <= kept[:, None] - least)).any(axis=1))
 
 
 def of_blocks(blocks: list[dict[str, Any]], margin: float) -> list[dict[str, Any]]:
     """A row for each arm of each process that was measured: its keys and its flags."""
-    rows = []
+    rows, every = [], []
     for block in blocks:
+        keys = {key: block[key] for key in ("framework", "execution", "pass", "threads", "replicate")}
+        keys["workload"] = block["workload"]["name"]
         for name, arm in block["arms"].items():
             if arm["status"] == "ok" and arm["samples_ns"]:
-                keys = {key: block[key] for key in ("framework", "execution", "pass", "threads", "replicate")}
-                rows.append(
-                    keys
-                    | {"workload": block["workload"]["name"], "arm": name}
-                    | vars(quality(arm["samples_ns"], margin))
-                )
-    return rows
+                rows.append(keys | {"arm": name})
+                every.append(arm["samples_ns"])
+    return [row | vars(found) for row, found in zip(rows, qualities(every, margin), strict=True)]

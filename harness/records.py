@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import from_json
 
 from harness.refused import Refused
 from harness.study import Study, Workload
@@ -70,16 +71,16 @@ class Block(Place):
     began: str
     start_s: float | None = None
     seconds: float | None = None
-    floors: Floors = Floors()
+    floors: Annotated[Floors, Field(default_factory=Floors)]
     bounds: dict[str, dict[str, tuple[float, float]]]
     arms: dict[str, Timed]
 
     @model_validator(mode="after")
     def _whole(self) -> "Block":
         for name, arm in self.arms.items():
-            if unbounded := set(arm.quantities) - set(self.bounds.get(form_of(name), {})):
+            if unbounded := arm.quantities.keys() - self.bounds.get(form_of(name), {}).keys():
                 raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
-        if untold := set(Workload.model_fields) - self.workload.model_fields_set:
+        if untold := Workload.model_fields.keys() - self.workload.model_fields_set:
             raise ValueError(f"the workload lacks {', '.join(sorted(untold))}")
         return self
 
@@ -183,7 +184,7 @@ def read(folder: Path) -> list[Record]:
 
 def _parsed(path: Path, number: int, line: str) -> Record:
     try:
-        record = json.loads(line)
+        record = from_json(line)
     except ValueError:
         raise Refused(f"{path}, line {number}, is not JSON") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

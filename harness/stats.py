@@ -28,7 +28,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special  # not scipy.stats: as long to import as everything else here
 
 LEVEL = 0.05
 LEAST_BETWEEN = 0.05  # of a gap's variance is between processes, at least: rounds alone never do
@@ -96,24 +96,31 @@ class Parts:
 def sample(processes: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sample:
     """A gap's sample from each process's times (contender, baseline), one a round, in rounds' order."""
     rounds = [np.log(np.asarray(a, float) / np.asarray(b, float)) for a, b in processes]
-    medians = [float(np.median(r)) for r in rounds]
+    medians = _medians(rounds)
     # Few rounds say little of their own spread, so all processes' rounds say it together.
     around = np.concatenate([r - median for r, median in zip(rounds, medians, strict=True)])
     share = np.mean([len(around) / len(r) for r in rounds])
     return Sample(tuple(medians), float(median_variance(around) * share))
 
 
+def _medians(rows: Sequence[np.ndarray]) -> list[float]:
+    """Of each row; rows equally long, as processes' rounds mostly are, all at once."""
+    if len({len(row) for row in rows}) == 1:
+        return [float(median) for median in np.median(np.stack(rows), axis=1)]
+    return [float(np.median(row)) for row in rows]
+
+
 @cache
 def _bootstrap(count: int) -> np.ndarray:
     """Probability that each of `count` ordered values is the median of a resample (Maritz and Jarrett, eq. 3)."""
     half = (count + 1) / 2
-    return np.diff(stats.beta.cdf(np.linspace(0, 1, count + 1), half, half))
+    return np.diff(special.betainc(half, half, np.linspace(0, 1, count + 1)))
 
 
-def median_variance(rounds: np.ndarray) -> float:
-    """Sampling variance of the median (Maritz and Jarrett 1978); 0 for a single round."""
-    weights, ordered = _bootstrap(len(rounds)), np.sort(rounds)
-    return float(weights @ (ordered - weights @ ordered) ** 2)
+def median_variance(rounds: np.ndarray) -> Any:
+    """Sampling variance of the median (Maritz and Jarrett 1978) of the last axis; 0 for a single round."""
+    weights, ordered = _bootstrap(rounds.shape[-1]), np.sort(rounds, axis=-1)
+    return ((ordered - (ordered @ weights)[..., None]) ** 2) @ weights
 
 
 def prior(samples: Sequence[Sample]) -> Prior:
@@ -134,7 +141,7 @@ def prior(samples: Sequence[Sample]) -> Prior:
     def unlikely(point: np.ndarray) -> float:
         p = made(point)
         expected = p.between + p.factor * noises
-        return -float(np.sum(stats.f.logpdf(variances / expected, freedoms, p.freedom) - np.log(expected)))
+        return -float(np.sum(_f_logpdf(variances / expected, freedoms, p.freedom) - np.log(expected)))
 
     found = [
         optimize.minimize(unlikely, np.log(start), method="Nelder-Mead", options={"maxiter": 2000})
@@ -143,6 +150,13 @@ def prior(samples: Sequence[Sample]) -> Prior:
     likeliest = made(min(found, key=lambda one: one.fun).x)
     low = pooled / (pooled - 3)  # the likeliest variance is too low by the three numbers fitted, as in REML
     return replace(likeliest, between=likeliest.between * low, factor=likeliest.factor * low)
+
+
+def _f_logpdf(ratios: np.ndarray, d1: np.ndarray, d2: float) -> np.ndarray:
+    """Log density of ratios of variances: F on (d1, d2) degrees of freedom."""
+    m, n = d1 / 2, d2 / 2
+    constant = m * np.log(d1) + n * np.log(d2) - special.betaln(m, n)
+    return np.asarray(constant + (m - 1) * np.log(ratios) - (m + n) * np.log(d1 * ratios + d2))
 
 
 def moderated(found: Sample, before: Prior) -> tuple[float, float]:
@@ -160,15 +174,15 @@ def gap(found: Sample, margin: float, before: Prior = NO_PRIOR) -> Gap:
         return Gap(math.exp(mean), math.nan, math.nan, count, INCONCLUSIVE, 1.0)
     variance, freedom = moderated(found, before)
     error = math.sqrt(variance / count) or 1e-12  # all processes alike to the last digit
-    half = stats.t.ppf(1 - LEVEL / 2, freedom) * error
+    half = float(special.stdtrit(freedom, 1 - LEVEL / 2)) * error
     edge = math.log1p(margin)
 
     def above(limit: float) -> float:
         """p-value of the mean being at most `limit`."""
-        return float(stats.t.sf((mean - limit) / error, freedom))
+        return float(special.stdtr(freedom, (limit - mean) / error))
 
     def below(limit: float) -> float:
-        return float(stats.t.cdf((mean - limit) / error, freedom))
+        return float(special.stdtr(freedom, (mean - limit) / error))
 
     ps = {SLOWER: above(edge), FASTER: below(-edge), EQUIVALENT: max(above(-edge), below(edge))}
     leaning = min(ps, key=lambda verdict: ps[verdict])
@@ -188,7 +202,7 @@ def parts(sample: Sample, rounds: float, before: Prior) -> Parts | None:
 
 def processes(gap: Parts, rounds: float, target: float) -> int:
     """Processes of so many rounds that bring a gap's interval to ±target."""
-    t = float(stats.t.ppf(1 - LEVEL / 2, gap.freedom))
+    t = float(special.stdtrit(gap.freedom, 1 - LEVEL / 2))
     return max(2, math.ceil((gap.between + gap.of_round / rounds) * (t / math.log1p(target)) ** 2))
 
 
@@ -199,8 +213,9 @@ def verdicts(gaps: Sequence[Gap]) -> list[str]:
 
 def rate(hits: int, cases: int) -> tuple[float, float, float]:
     """A rate and its 95% interval (Clopper and Pearson 1934); `cases` is at least 1."""
-    interval = stats.binomtest(hits, cases).proportion_ci(1 - LEVEL, method="exact")
-    return hits / cases, float(interval.low), float(interval.high)
+    low = special.betaincinv(hits, cases - hits + 1, LEVEL / 2) if hits else 0.0
+    high = special.betaincinv(hits + 1, cases - hits, 1 - LEVEL / 2) if hits < cases else 1.0
+    return hits / cases, float(low), float(high)
 
 
 def half_width(low: Any, high: Any) -> Any:

@@ -75,6 +75,7 @@ class Judge:
         return rounding_bounds(data, true, workload.cell, pass_, form != "none")
 
 
+@cache
 def form_of(arm: str) -> str:
     """Whether an arm's outputs are hidden states (none) or projected: what its bounds depend on."""
     return "none" if arm.partition("_")[2] == "none" else "projected"

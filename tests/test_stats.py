@@ -101,3 +101,13 @@ def test_the_prior_knows_noisy_gaps_from_quiet_ones():
     found = stats.prior([of(random.normal(0, (1e-4 + 2 * noise) ** 0.5, 3), noise) for noise in noises])
     assert found.variance(1e-6) == pytest.approx(1e-4, rel=0.25)
     assert found.variance(4e-4) == pytest.approx(9e-4, rel=0.25)
+
+
+def test_densities_and_rates_are_those_of_scipy():
+    from scipy import stats as known  # slow to import, which is why the harness does without
+
+    ratios, d1 = np.linspace(0.05, 5, 40), np.arange(1, 41)
+    assert stats._f_logpdf(ratios, d1, 3.7) == pytest.approx(known.f.logpdf(ratios, d1, 3.7), rel=1e-12)
+    for hits, cases in ((0, 10), (3, 10), (10, 10), (1, 112)):
+        interval = known.binomtest(hits, cases).proportion_ci(0.95, method="exact")
+        assert stats.rate(hits, cases)[1:] == pytest.approx((interval.low, interval.high), abs=1e-8)

@@ -1,7 +1,10 @@
 """The report: a pure function of a run's records. The same records give the same bytes."""
 
 import csv
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,17 @@ from harness.refused import Refused
 from harness.report import figures, words
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: it would search the records, millions of objects, for cycles they have not."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@_uncollected()
 def write(folder: Path, out: Path | None = None) -> Path:
     """Write report.md, figures/, the three tables and environment.json of the records in `folder`.
 

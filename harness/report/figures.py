@@ -17,7 +17,6 @@ Drawn = dict[tuple[str, str], str]
 
 def forests(tables: Tables, folder: Path) -> Drawn:
     """Draw every workload and pass that has gaps; returns (workload, pass) -> file name without ending."""
-    mpl.use("Agg")
     mpl.rcParams.update({"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9})
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
@@ -29,11 +28,14 @@ def forests(tables: Tables, folder: Path) -> Drawn:
 
 
 def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot, which takes longer to import than a figure to draw
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     part = part.assign(seat=[seat(row) for row in part.to_dict("records")])
     seats = list(dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).seat))
-    figure, axes = pyplot.subplots(figsize=(8, 1.3 + 0.34 * len(seats)), layout="constrained")
+    layout = ConstrainedLayoutEngine()
+    figure = Figure(figsize=(8, 1.3 + 0.34 * len(seats)), layout=layout)
+    axes = figure.subplots()
     axes.axvspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0, label=f"±{margin:.0%} margin")
     axes.axvline(1, color="black", linewidth=0.8, zorder=1)
     for offset, contender in zip((-0.22, 0.0, 0.22), COLOURS, strict=True):
@@ -51,11 +53,12 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     axes.set_ylim(len(seats) - 0.5, -0.5)
     axes.grid(axis="y", color="#f0f0f0")
     axes.set_xlabel("ratio of times, log scale; right of 1: projecting once is faster (95% interval over processes)")
-    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_title(title, loc="left", fontweight="bold", y=1.0)  # with y unsaid it would look for labels above
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    layout.execute(figure)
+    figure.set_layout_engine(None)  # laid out once, for both files
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
 
 
 def _ticks(axes: Any, low: float, high: float) -> None:

@@ -1,0 +1,44 @@
+"""How long `report` takes from many blocks: the records of a run, repeated as further replicates.
+
+    python scripts/many.py reports/<folder> --blocks 10000
+
+prints the seconds that `python -m harness report` took of such a folder, its start included.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness.records import FILE, Record, read
+
+
+def repeated(records: list[Record], blocks: int) -> list[Record]:
+    """The records that are no blocks, and `blocks` blocks: replicate 1's under ever new replicates and keys."""
+    others = [record for record in records if record["kind"] != "block"]
+    known = [record for record in records if record["kind"] == "block" and record["replicate"] == 1]
+    rounds = [divmod(number, len(known)) for number in range(blocks)]
+    return others + [
+        known[place] | {"replicate": replicate, "key": f"{number:016x}-0"}
+        for number, (replicate, place) in enumerate(rounds)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--blocks", type=int, default=10_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        with (Path(folder) / FILE).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in repeated(read(given.folder), given.blocks))
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "harness", "report", folder], check=True, stdout=subprocess.DEVNULL)
+        print(f"{given.blocks} blocks: {time.monotonic() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
