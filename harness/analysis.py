@@ -91,7 +91,7 @@ def _arm(name: str) -> dict[str, str]:
 
 def _times(tables: Tables) -> pd.DataFrame:
     """A row for each arm and process measured, and one for each cell that was not, with its reason."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for record in tables.blocks:
         place = _place(record) | {"process": record["replicate"]}
         rows.extend(place | _arm(name) | _time(record, arm) for name, arm in record["arms"].items())

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special  # not scipy.stats: as long to import as everything else here
 
+Times = Sequence[float] | np.ndarray
 LEVEL = 0.05
 LEAST_BETWEEN = 0.05  # of a gap's variance is between processes, at least: rounds alone never do
 FEWEST = 10  # gaps, for a prior to be taken from them
@@ -93,7 +94,7 @@ class Parts:
     freedom: float
 
 
-def sample(processes: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sample:
+def sample(processes: Sequence[tuple[Times, Times]]) -> Sample:
     """A gap's sample from each process's times (contender, baseline), one a round, in rounds' order."""
     rounds = [np.log(np.asarray(a, float) / np.asarray(b, float)) for a, b in processes]
     medians = _medians(rounds)
