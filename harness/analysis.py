@@ -198,7 +198,7 @@ def _identity(tables: Tables) -> pd.DataFrame:
     return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Worst:
     """A quantity of a cell: its worst errors over the processes, in verify.Found's order."""
 
@@ -212,27 +212,28 @@ class Worst:
     def ok(self) -> bool:
         return holds(self.found, self.bound)
 
-    def join(self, found: list[Any]) -> None:
-        """Take in what another process found."""
-        rms, worst, bitwise, ulp = found
-        mine = self.found
-        same = None if bitwise is None else bool(bitwise and mine[2])
-        self.found = [max(rms, mine[0]), max(worst, mine[1]), same, None if ulp is None else max(ulp, mine[3])]
-
 
 def _worst(records: list[Record]) -> list[Worst]:
     """The worst of each quantity over the processes of a cell; the bounds are the cell's."""
-    worst: dict[tuple[Any, ...], Worst] = {}
+    first: dict[tuple[Any, ...], Record] = {}
+    every: dict[tuple[Any, ...], list[list[Any]]] = {}
     for record in records:
         place = _block_key(record)
         for name, arm in record["arms"].items():
-            for quantity, found in arm.get("quantities", {}).items():
-                if _arm(name)["projection"] == TWIN:
-                    continue
-                key = (*place, name, quantity)
-                if key in worst:
-                    worst[key].join(found)
-                else:
-                    bound = record["bounds"][form_of(name)][quantity]
-                    worst[key] = Worst(record, name, quantity, found, bound)
-    return list(worst.values())
+            if _arm(name)["projection"] != TWIN:
+                for quantity, found in arm.get("quantities", {}).items():
+                    key = (*place, name, quantity)
+                    first.setdefault(key, record)
+                    every.setdefault(key, []).append(found)
+    worst = []
+    for key, record in first.items():
+        name, quantity = key[-2:]
+        worst.append(Worst(record, name, quantity, _joined(every[key]), record["bounds"][form_of(name)][quantity]))
+    return worst
+
+
+def _joined(every: list[list[Any]]) -> list[Any]:
+    """What the processes found, at its worst."""
+    rms, highest, bitwise, ulp = zip(*every, strict=True)
+    same = None if None in bitwise else all(bitwise)
+    return [max(rms), max(highest), same, None if None in ulp else max(ulp)]

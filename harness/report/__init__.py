@@ -36,16 +36,17 @@ def write(folder: Path, out: Path | None = None) -> Path:
     made = tables(folder)
     out = out or folder
     out.mkdir(parents=True, exist_ok=True)
-    made.save(out)
-    heading = made.heading
-    facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
-    (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    drawn = figures.forests(made, out / "figures")
-    environment = Environment(
-        loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
-    text = environment.get_template("report.md.j2").render(words.everything(made, drawn, _idiomatic(folder), beside))
+    with figures.forests(made, out / "figures") as drawn:
+        made.save(out)
+        heading = made.heading
+        facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
+        (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        environment = Environment(
+            loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
+        everything = words.everything(made, drawn, _idiomatic(folder), beside)
+    text = environment.get_template("report.md.j2").render(everything)
     path = out / "report.md"
     path.write_text(text, encoding="utf-8")
     return path

@@ -1,5 +1,9 @@
 """Figures: one forest plot of the gaps for each workload and pass, as SVG and PNG."""
 
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +19,25 @@ LABELS = {"in_loop": "in_loop / batched", "per_step": "per_step / batched", TWIN
 Drawn = dict[tuple[str, str], str]
 
 
-def forests(tables: Tables, folder: Path) -> Drawn:
-    """Draw every workload and pass that has gaps; returns (workload, pass) -> file name without ending."""
+@contextmanager
+def forests(tables: Tables, folder: Path) -> Iterator[Drawn]:
+    """Draw every workload and pass that has gaps, in processes beside what the caller does meanwhile.
+
+    Gives (workload, pass) -> file name without ending at once; on leaving, the files are there. Raises what
+    drawing raised.
+    """
     mpl.rcParams.update({"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9})
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {}
-    for (workload, pass_), part in tables.gaps.groupby(["workload", "pass"], sort=True):
-        name = f"gap-{workload}-{pass_}"
-        _forest(part, f"{workload}, {pass_}", tables.study.margin, folder / name)
-        drawn[str(workload), str(pass_)] = name
-    return drawn
+    parts = {(str(key[0]), str(key[1])): part for key, part in tables.gaps.groupby(["workload", "pass"], sort=True)}
+    drawn = {key: f"gap-{'-'.join(key)}" for key in parts}
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        waiting = [
+            pool.submit(_forest, part, ", ".join(key), tables.study.margin, folder / drawn[key])
+            for key, part in parts.items()
+        ]
+        yield drawn
+        for one in waiting:
+            one.result()
 
 
 def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
