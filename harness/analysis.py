@@ -1,7 +1,8 @@
-"""From records to the three tables: times, gaps, identity. Pure: the same records, the same tables."""
+"""From records to tables: times, gaps, contrasts, identity, evidence. Pure: the same records, the same tables."""
 
 import math
 import statistics
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.measure import BATCHED, TWIN, median_s
 from harness.records import Record, latest
 from harness.study import Study
 from harness.verify import form_of, holds
+from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
 
 SEAT = ["framework", "device", "threads", "execution", "precision"]
 SIZES = ["cell", "B", "T", "I", "H", "O"]
@@ -25,7 +27,15 @@ GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "round
 IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
 ERRORS = ["fp64_rel_error", "fp32_rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
 IDENTITY = [*IDENTITY_KEYS, *ERRORS]
-CONTENDERS = ("in_loop", "per_step", TWIN)
+CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
+LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
+OWN = "layer_batched"  # the framework's own layer, projected once
+CONTRASTS = [*GAPS[: GAPS.index("verdict") + 1]]
+EVIDENCE = [
+    *SEAT, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
+    "fusions", "loops", "temp_bytes", "missing",
+]  # fmt: skip
+Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 
 
 class Tables:
@@ -39,12 +49,14 @@ class Tables:
         wrong = _wrong_in_fp64(self.checks)
         self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
         self.times = _times(self)
-        self.gaps = _gaps(self)
+        self.gaps = _trusted(_compared(self, _against_batched))
+        self.contrasts = _compared(self, _otherwise)[CONTRASTS]
         self.identity = _identity(self)
+        self.evidence = _evidence(self)
 
     def save(self, folder: Path) -> None:
-        """Write times.csv, gaps.csv and identity.csv."""
-        for name in ("times", "gaps", "identity"):
+        """Write every table as a CSV file of its name."""
+        for name in ("times", "gaps", "contrasts", "identity", "evidence"):
             getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
 
 
@@ -118,52 +130,105 @@ def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def samples(blocks: list[Record]) -> dict[tuple[Any, ...], tuple[stats.Sample, float]]:
-    """(*GAP_KEYS' values) -> a gap's sample and the median of its rounds, for every gap that was measured."""
+def _against_batched(arms: Iterable[str]) -> Iterator[Pair]:
+    """Every way to project against batched, after the same recurrence."""
+    for name in arms:
+        recurrence, projection = _arm(name).values()
+        if projection in CONTENDERS:
+            yield recurrence, projection, BATCHED, f"{recurrence}_{BATCHED}"
+
+
+def _otherwise(arms: Iterable[str]) -> Iterator[Pair]:
+    """T products after the loop against T inside it; and the wrapper's form against the framework's own layer."""
+    for recurrence in LOOPS:
+        yield recurrence, "per_step", "in_loop", f"{recurrence}_in_loop"
+        yield recurrence, "in_loop", OWN, OWN
+
+
+def samples(
+    blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]] = _against_batched
+) -> dict[tuple[Any, ...], tuple[stats.Sample, float]]:
+    """(*GAP_KEYS' values, baseline) -> a gap's sample and the median of its rounds, for every gap measured."""
     found: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for record in blocks:
         place = _block_key(record)
         per_call = {name: _per_call(arm) for name, arm in record["arms"].items() if _good(arm)}
-        for name, times in per_call.items():
-            recurrence, projection = _arm(name).values()
-            base = per_call.get(f"{recurrence}_{BATCHED}")
-            if projection in CONTENDERS and base is not None:
-                found.setdefault((*place, recurrence, projection), []).append((times, base))
+        for recurrence, projection, baseline, base in pairs(per_call):
+            if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
+                found.setdefault((*place, recurrence, projection, baseline), []).append((per_call[name], per_call[base]))
     return {
         key: (stats.sample(processes), float(statistics.median(len(times) for times, _ in processes)))
         for key, processes in found.items()
     }
 
 
-def _gaps(tables: Tables) -> pd.DataFrame:
-    """A row for each contender against batched. Holm's correction is over one workload and pass."""
-    found = samples(tables.blocks)
+def _compared(tables: Tables, pairs: Callable[[Iterable[str]], Iterator[Pair]]) -> pd.DataFrame:
+    """A row for each pair, with its verdict."""
+    found = samples(tables.blocks, pairs)
     before = stats.prior([sample for sample, _ in found.values()])
     rows = []
     for key, (sample, rounds) in found.items():
         gap = stats.gap(sample, tables.study.margin, before)
         known = stats.parts(sample, rounds, before)
         wanted = stats.processes(known, rounds, tables.study.target) if known else math.nan
-        row = dict(zip(GAP_KEYS, key, strict=True)) | {"baseline": BATCHED, "gap": gap, "processes": gap.processes}
+        row = dict(zip([*GAP_KEYS, "baseline"], key, strict=True)) | {"gap": gap, "processes": gap.processes}
         row["needs"] = max(0, wanted - gap.processes) if known else math.nan
         rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
     frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
-    frame = frame.sort_values(GAP_KEYS, kind="stable", ignore_index=True)
-    return _judged(frame).drop(columns="gap")
-
-
-def _judged(frame: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts, one family a workload and pass (twins apart), and whether the block's twin is 1."""
+    frame = frame.sort_values([*GAP_KEYS, "baseline"], kind="stable", ignore_index=True)
     frame["verdict"] = frame["verdict"].astype(object)
-    family = frame.contender.eq(TWIN)
-    for _, part in frame.groupby([frame.workload, frame["pass"], family], sort=False):
+    for _, part in frame.groupby([frame.workload, frame["pass"], _question(frame)], sort=False):
         frame.loc[part.index, "verdict"] = stats.verdicts(list(part.gap))
-    twins = frame[family].set_index([k for k in GAP_KEYS if k != "contender"])
+    return frame.drop(columns="gap")
+
+
+def _question(frame: pd.DataFrame) -> pd.Series:
+    """What Holm's correction is over, within a workload and pass: the controls, or gaps that answer one question."""
+    loops = frame.recurrence.isin(LOOPS)
+    named = frame.recurrence.where(~loops, "loop") + " " + frame.baseline
+    return named.where(frame.contender != TWIN, TWIN)
+
+
+def _trusted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The gaps, and whether the twin of their block is 1."""
+    twins = frame[frame.contender.eq(TWIN)].set_index([k for k in GAP_KEYS if k != "contender"])
     # A 95% interval misses 1 in one twin of twenty by chance; the ones that miss are marked all the same.
     holds = (twins.ci_low <= 1) & (twins.ci_high >= 1)
     keys = frame[[k for k in GAP_KEYS if k != "contender"]].itertuples(index=False, name=None)
     frame["trusted"] = [bool(holds.get(key, default=False)) for key in keys]
     return frame
+
+
+def _evidence(tables: Tables) -> pd.DataFrame:
+    """A row for each cell whose calls were counted, from the first process that did."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in tables.blocks:
+        for name, arm in record["arms"].items():
+            if arm.get("evidence"):
+                rows.setdefault((*_block_key(record), name), _place(record) | _arm(name) | _counted(record, arm))
+    frame = pd.DataFrame(rows.values(), columns=EVIDENCE)
+    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+
+
+def _counted(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
+    """An arm's evidence as a row: what is missing is empty, and says why in the last column."""
+    found = arm["evidence"]
+    missing = found["missing"]
+    products = [Product(*product) for product in found["products"]]
+    known = not {"everything", "products"} & missing.keys()
+    names = not {"everything", "kernels"} & missing.keys()
+    return {
+        "products": issued(products) if known else None,
+        "shapes": " ".join(map(str, products)),
+        "flops": flops(products) if known else None,
+        "product_bytes": moved_bytes(products, ITEM_BYTES[record["precision"]]) if known else None,
+        "kernels": sum(found["kernels"].values()) if names else None,
+        "kernel_names": " ".join(f"{count}×{name}" for name, count in found["kernels"].items()),
+        "fusions": found["fusions"],
+        "loops": " ".join(map(str, found["loops"])),
+        "temp_bytes": found["temp_bytes"],
+        "missing": "; ".join(f"{what}: {why}" for what, why in missing.items()),
+    }
 
 
 def usable(gaps: pd.DataFrame) -> pd.Series:

@@ -17,6 +17,7 @@ from harness.records import Record
 from harness.refused import Refused
 from harness.study import Study
 from harness.verify import Judge, form_of
+from impls.interface import RECURRENCES
 
 
 def verify(made: Study, save_outputs: Path | None) -> int:
@@ -111,21 +112,21 @@ def listing() -> None:
     everything = Study()
     threads = plan.thread_counts(everything, environment.cores())
     out = console()
-    table = Table("framework", "version", "device", "execution", *everything.recurrences)
+    table = Table("framework", "version", "device", "execution", *RECURRENCES)
     notes: list[str] = []
     for framework in run.probe(everything, threads):
         if framework.missing:
-            table.add_row(framework.name, "missing", *["–"] * (2 + len(everything.recurrences)))
+            table.add_row(framework.name, "missing", *["–"] * (2 + len(RECURRENCES)))
             notes.append(f"{framework.name}: {plan.advice(framework)}")
         for device, no_device in framework.devices.items():
             for name, execution in framework.executions.items():
                 place = (framework.name, next(iter(framework.versions.values())), device, name)
                 whole = no_device or execution["missing"]
-                why = [whole or execution["without"].get(recurrence) for recurrence in everything.recurrences]
+                why = [whole or execution["without"].get(recurrence) for recurrence in RECURRENCES]
                 table.add_row(*place, *("no" if reason else "yes" for reason in why))
                 notes += [
                     f"{framework.name} {device} {name} {r}: {y}"
-                    for r, y in zip(everything.recurrences, why, strict=True)
+                    for r, y in zip(RECURRENCES, why, strict=True)
                     if y
                 ]
     out.print(table)

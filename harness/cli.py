@@ -1,4 +1,4 @@
-"""The command line: python -m harness run | verify | report | list | selftest | doctor."""
+"""The command line: python -m harness run | verify | explain | report | list | selftest | doctor."""
 
 import re
 import shlex
@@ -26,9 +26,12 @@ Toml = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags over
 FrameworkF = Annotated[Many, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")]
 DeviceF = Annotated[Many, typer.Option("--device", help="cpu, gpu.")]
 ThreadsF = Annotated[Many, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")]
-ExecutionF = Annotated[Many, typer.Option("--execution", help="eager, graph, xla, inductor.")]
-RecurrenceF = Annotated[Many, typer.Option("--recurrence", help="unrolled, scan.")]
-ProjectionF = Annotated[Many, typer.Option("--projection", help="none, in_loop, per_step, batched.")]
+ExecutionF = Annotated[Many, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched.")]
+RecurrenceF = Annotated[Many, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
+ProjectionF = Annotated[
+    Many,
+    typer.Option("--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed."),
+]
 PassF = Annotated[Many, typer.Option("--pass", help="forward, train.")]
 PrecisionF = Annotated[Many, typer.Option("--precision", help="fp32, fp64.")]
 WorkloadF = Annotated[
@@ -118,15 +121,34 @@ def verify(
     """
     from harness import check
     from harness.study import load
+    from impls.interface import RECURRENCES
 
     flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags["precisions"] = flags["precisions"] or ["fp32", "fp64"]
     flags["threads"] = flags["threads"] or ["all"]
+    if not flags["recurrences"] and not flags["projections"]:
+        flags["recurrences"] = list(RECURRENCES)  # every arm, not the usual ones
     if unroll_limit is None and (workload or study):
         unroll_limit = -1
     made = _limits(load(study, None, flags), None, unroll_limit)
     raise typer.Exit(check.verify(made, save_outputs))
+
+
+@app.command()
+def explain(
+    cell: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CELL", help="Words in any order: torch inductor scan in_loop, [book] [forward] [fp32]; / for blanks."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the program's text.")] = None,
+) -> None:
+    """Count what one cell's program does in a call, and save its text (HLO, graph, generated code)."""
+    from harness import explain as explaining
+
+    raise typer.Exit(explaining.explain(cell, out))
 
 
 @app.command()

@@ -130,7 +130,7 @@ def _fair_end(now: float, end: float, jobs_left: int) -> float:
 
 
 def _complete(record: Record) -> bool:
-    return all(arm["status"] == "ok" for arm in record["arms"].values())
+    return all(arm["status"] in ("ok", "unavailable") for arm in record["arms"].values())
 
 
 def _reached(record: Record) -> set[Any]:

@@ -25,7 +25,8 @@ class Bench:
     """What every job of a run needs.
 
     `weights` holds the workloads' weights and inputs, `cache` the frameworks' compilation caches;
-    `basis` is what a record's key depends on besides the job: code, versions, hardware.
+    `basis` is what a record's key depends on besides the job: code, versions, hardware. `keep` is shown every
+    block's outputs; with `texts` every program is counted, timed or not, and its text written into that folder.
     """
 
     study: Study
@@ -35,6 +36,7 @@ class Bench:
     judge: Judge
     basis: dict[str, Any]
     keep: Callable[[Job, Todo, Path], None] | None = None
+    texts: Path | None = None
     worker: Callable[..., Worker] = Worker
     clock: Callable[[], float] = time.monotonic
 
@@ -135,7 +137,7 @@ def _block(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     arms = {name: _judged(arm, judged["arms"].get(name)) for name, arm in answer["arms"].items()} | pending.lost
-    status = "ok" if all(arm["status"] in ("ok", "not_reached") for arm in arms.values()) else "failed"
+    status = "ok" if all(arm["status"] in ("ok", "not_reached", "unavailable") for arm in arms.values()) else "failed"
     reason = "; ".join(f"{name}: {arm['reason']}" for name, arm in arms.items() if arm["reason"])
     end = {
         "timer_ns": answer["timer_ns"],
@@ -162,6 +164,8 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
         "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
         "weights": str(bench.weights),
         "rounds": {"least": least, "most": most, "block_s": study.block_s} if todo.timed else None,
+        "evidence": bool(bench.texts) or (todo.timed and job.replicate == study.evidence_replicate),
+        "texts": str(bench.texts or ""),
     }
 
 

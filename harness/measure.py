@@ -8,17 +8,18 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from impls.interface import Arm, Backend, Data, Outputs, Program, Run, Weights
+from impls.evidence import Evidence
+from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable, Weights
 
 TWIN = "twin"  # the batched arm under a second name: the A/A control
 BATCHED = "batched"
 DTYPES = {"fp32": "float32", "fp64": "float64"}
-NULL = Arm("null", "none")  # an empty program, which returns its input
+NULL = Arm(*NULL_ARM)
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
 
@@ -44,6 +45,7 @@ class Block:
     rounds: Rounds | None
     seed: int
     seconds: float = math.inf  # no first call is begun later than this
+    evidence: bool = False  # whether to count what each program does
 
 
 @dataclass
@@ -55,12 +57,14 @@ class Timed:
     first_call_ns: int | None = None
     calls: int = 1
     samples_ns: list[int] = field(default_factory=list)
+    evidence: Evidence | None = None
 
 
 @dataclass
 class Entry:
     """A prepared arm: what is called, with what, and what it gave."""
 
+    program: Program
     run: Run
     inputs: Sequence[Any]  # x, target
     before: Outputs  # from the probe, fetched after a later call: a reused buffer would show
@@ -74,6 +78,7 @@ class Result:
     arms: dict[str, Timed]
     outputs: dict[tuple[str, str], Outputs]
     timer_ns: float
+    texts: dict[str, dict[str, str]]  # arm -> file name -> its program's text
 
 
 def timed(
@@ -92,17 +97,24 @@ def probe(data: Data) -> Data:
     return Data(data.weights, np.ascontiguousarray(0.75 * data.x[::-1] - 0.125).astype(data.x.dtype), data.target)
 
 
-def target_for(arm: Arm, data: Data) -> Data:
-    """The data an arm is called with: for projection none a target [T, B, H] of cosines.
+def data_for(arm: Arm, data: Data) -> Data:
+    """The data an arm is called with.
 
-    No two of its steps are alike, so that hidden states in a wrong order change the loss.
+    For projection none the target is [T, B, H] of cosines: no two of its steps are alike, so that hidden states in
+    a wrong order change the loss. For recurrence given x is [T, B, H], uniform on [-1, 1].
     """
-    if arm.projection != "none":
-        return data
     steps, batch, _ = data.x.shape
-    size = data.weights.w_rec.shape[0]
-    target = np.cos(np.arange(steps * batch * size)).reshape(steps, batch, size)
-    return Data(data.weights, data.x, target.astype("float32").astype(data.x.dtype))  # as a file would hold it
+    shape = (steps, batch, data.weights.w_rec.shape[0])
+    if arm.recurrence == "given":
+        data = data._replace(x=_held(np.random.default_rng(shape).uniform(-1, 1, shape), data.x.dtype))
+    if arm.projection == "none":
+        data = data._replace(target=_held(np.cos(np.arange(math.prod(shape))).reshape(shape), data.x.dtype))
+    return data
+
+
+def _held(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """As a file of float32 numbers would hold it."""
+    return array.astype("float32").astype(dtype)
 
 
 def block(backend: Backend, todo: Block, clock: Callable[[], int], stage: Callable[[str, str], None]) -> Result:
@@ -125,22 +137,45 @@ def block(backend: Backend, todo: Block, clock: Callable[[], int], stage: Callab
     outputs = {}
     for name, entry in entries.items():
         outputs[name, "before"] = entry.before
-        outputs[name, "after"] = backend.get(entry.after)
-    return Result(arms, outputs, timer)
+        outputs[name, "after"] = backend.get(entry.program, entry.after)
+    return Result(arms, outputs, timer, _evidence(backend, todo, arms, entries, stage))
+
+
+def _evidence(
+    backend: Backend, todo: Block, arms: dict[str, Timed], entries: dict[str, Entry], stage: Callable[[str, str], None]
+) -> dict[str, dict[str, str]]:
+    """Have every program's calls counted, after everything was timed; returns the programs' texts."""
+    texts = {}
+    for arm in todo.arms if todo.evidence else ():
+        if entry := entries.get(arm.name):
+            stage(arm.name, "evidence")
+            arms[arm.name].evidence, texts[arm.name] = counted(backend, entry)
+    return texts
+
+
+def counted(backend: Backend, entry: Entry) -> tuple[Evidence, dict[str, str]]:
+    """A program's evidence, or what kept it from being had."""
+    try:
+        return backend.evidence(entry.program, entry.run, entry.inputs)
+    except Exception as error:  # whatever a framework raises is a reason, not a crash
+        return Evidence(missing={"everything": f"{type(error).__name__}: {first_line(error)}"}), {}
 
 
 def _first(
     backend: Backend, todo: Block, arm: Arm, into: Timed, entries: dict[str, Entry], clock: Callable[[], int]
 ) -> None:
     """An arm's first call, on the probe, and one on the real inputs; a failure stays with the arm."""
-    data = target_for(arm, todo.data)
+    data = data_for(arm, todo.data)
+    program = Program(arm, todo.cell, todo.pass_, todo.execution)
     try:
         w, *real = backend.put(data)
         _, *other = backend.put(probe(data))
-        run = backend.prepare(Program(arm, todo.cell, todo.pass_, todo.execution), w)
+        run = backend.prepare(program, w)
         into.first_call_ns, outputs = timed(clock, backend.wait, run, other, 1)
         _, after = timed(clock, backend.wait, run, real, 1)
-        entries[arm.name] = Entry(run, real, backend.get(outputs), after)
+        entries[arm.name] = Entry(program, run, real, backend.get(program, outputs), after)
+    except Unavailable as error:
+        into.status, into.reason = "unavailable", str(error)
     except Exception as error:  # whatever a framework raises is a record, not a crash
         into.status, into.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
 
@@ -151,7 +186,7 @@ def _add_twins(arms: dict[str, Timed], entries: dict[str, Entry]) -> None:
         if projection == BATCHED:
             twin = f"{recurrence}_{TWIN}"
             arms[twin] = Timed(first_call_ns=arms[name].first_call_ns)
-            entries[twin] = Entry(entries[name].run, entries[name].inputs, entries[name].before)
+            entries[twin] = replace(entries[name], after=None)
 
 
 def _rounds(

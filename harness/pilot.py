@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from harness import analysis, stats
-from harness.measure import TWIN
 from harness.plan import Need
 from harness.records import Record
 from harness.stats import Parts
 from harness.study import Study
+
+HEADLINE = ("in_loop", "per_step")  # contenders whose gaps a study is to know; the others are known as they come
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ def needs(blocks: list[Record], study: Study) -> list[Record]:
     before = stats.prior([sample for sample, _ in found.values()])
     gaps: dict[tuple[Any, ...], list[Parts]] = {}
     for key, (sample, rounds) in found.items():
-        *block, _, contender = key
+        *block, _, contender, _ = key
         known = stats.parts(sample, rounds, before)
-        if contender != TWIN and known:
+        if contender in HEADLINE and known:
             gaps.setdefault(tuple(block), []).append(known)
     costs = spent(blocks)
     rows = []

@@ -12,8 +12,9 @@ from typing import Any
 
 from harness.refused import Refused
 from harness.study import Study, Workload, nearest
-from impls.interface import Arm
+from impls.interface import IMPOSSIBLE, Arm
 
+UNUSUAL = "not among the usual arms, which show it elsewhere; --recurrence and --projection select it"
 CHECK_STEPS = 4  # steps a workload is shortened to for the fp64 verification inside `run`
 
 
@@ -172,27 +173,35 @@ def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
 def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[Cell]:
     executions = [e for e in framework.executions if not study.executions or e in study.executions]
     devices = [d for d in framework.devices if not study.devices or d in study.devices]
-    arms = [Arm(*pair) for pair in itertools.product(study.recurrences, study.projections)]
     for device, execution, precision in itertools.product(devices, executions, study.precisions):
         for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's threads are no axis
             seat = Seat(framework.name, device, count, execution, precision)
-            for workload, pass_, arm in itertools.product(study.workloads, study.passes, arms):
+            for workload, pass_, arm in itertools.product(study.workloads, study.passes, study.arms):
                 yield Cell(seat, workload, pass_, arm)
 
 
 def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] | None:
     """Status and reason of a cell that can not be measured, or None."""
     execution = framework.executions[cell.seat.execution]
-    if missing := framework.devices[cell.seat.device]:
+    if missing := framework.devices[cell.seat.device] or execution["missing"]:
         return "unavailable", missing
-    if execution["missing"]:
-        return "unavailable", execution["missing"]
-    if reason := execution["without"].get(cell.arm.recurrence):
+    if reason := IMPOSSIBLE.get(cell.arm.name):
+        return "impossible", reason
+    if reason := without(execution, cell.arm):
         return "unavailable", reason
+    if not study.wants(cell.arm):
+        return "skipped", UNUSUAL
     limit, steps = study.unroll_limit, cell.workload.T
-    if limit is not None and execution["traced"] and cell.arm.recurrence == "unrolled" and steps > limit:
+    unrolls = cell.arm.recurrence in execution["unrolls"]
+    if limit is not None and execution["traced"] and unrolls and steps > limit:
         return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
     return None
+
+
+def without(execution: dict[str, Any], arm: Arm) -> str | None:
+    """Why an execution does not have an arm, or None."""
+    found = (execution["without"].get(what) for what in (arm.recurrence, arm.projection, arm.name))
+    return next(filter(None, found), None)
 
 
 def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -> list[Job]:

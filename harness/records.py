@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from harness.refused import Refused
 from harness.study import Study, Workload
 from harness.verify import form_of
+from impls.evidence import Evidence
 
 SCHEMA = 1
 FILE = "records.jsonl"
@@ -36,6 +37,7 @@ class Timed(BaseModel):
     calls: Annotated[int, Field(ge=1)]
     samples_ns: list[Annotated[int, Field(gt=0)]]
     quantities: dict[str, tuple[float | None, float | None, bool | None, float | None]] = {}
+    evidence: Evidence | None = None
 
 
 class Floors(BaseModel):

@@ -56,7 +56,7 @@ class Still:
     def wait(self, outputs: Any) -> None:
         """Everything exists at once."""
 
-    def get(self, outputs: Any) -> Outputs:
+    def get(self, program: Program, outputs: Any) -> Outputs:
         return {}
 
     def compilations(self) -> int:

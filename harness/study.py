@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.refused import Refused
-from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES
+from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 LARGEST_BYTES = 2 << 30  # of the arrays of one float32 call
@@ -46,8 +46,8 @@ class Workload(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Workload":
-        states = self.T * self.B * (self.I + 4 * self.H + 3 * self.O)
-        weights = GATES[self.cell] * self.H * (self.I + self.H) + self.H * self.O
+        states = self.T * self.B * (self.I + 4 * len(GATES[self.cell]) * self.H + 3 * self.O)
+        weights = len(GATES[self.cell]) * self.H * (self.I + self.H) + self.H * self.O
         if 4 * (states + 2 * weights) > LARGEST_BYTES:
             raise ValueError("its arrays would take more than 2 GiB")
         return self
@@ -55,7 +55,7 @@ class Workload(BaseModel):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the weights and inputs, by name."""
-        wide = GATES[self.cell] * self.H
+        wide = len(GATES[self.cell]) * self.H
         return {
             "w_in": (self.I, wide),
             "w_rec": (self.H, wide),
@@ -76,9 +76,18 @@ NAMED = {
     )
 }
 
+AROUND_THE_LOOP = ("none", "in_loop", "per_step", "batched")
+USUAL = {  # what a study has that selects no recurrence and no projection: each form where it tells something
+    "unrolled": AROUND_THE_LOOP,
+    "scan": AROUND_THE_LOOP,
+    "layer": ("none", "in_loop", "batched", "library"),
+    "given": ("per_step", "batched", "bmm", "vmap", "library", "time_distributed"),
+}
+
 
 class Study(BaseModel):
-    """A study. A selection of None means everything there is on this machine.
+    """A study. A selection of None means everything there is on this machine, but for recurrences and projections:
+    with neither selected the arms are the usual ones, and with one of them selected all there are of the other.
 
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
     `budget_s`: after this long no further block is started (None: no limit).
@@ -94,8 +103,8 @@ class Study(BaseModel):
     devices: list[str] | None = None
     threads: list[Annotated[int, Field(ge=1, le=1024)] | Literal["all"]] = [1, "all"]
     executions: list[str] | None = None
-    recurrences: list[str] = list(RECURRENCES)
-    projections: list[str] = list(PROJECTIONS)
+    recurrences: list[str] | None = None
+    projections: list[str] | None = None
     passes: list[str] = list(PASSES)
     precisions: list[str] = ["fp32"]
     workloads: list[Workload] = list(NAMED.values())
@@ -132,6 +141,22 @@ class Study(BaseModel):
             if values == []:
                 raise ValueError(f"{name} is empty")
         return self
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Every arm that the study could have, usual or not."""
+        recurrences, projections = self.recurrences or RECURRENCES, self.projections or PROJECTIONS
+        return [Arm(recurrence, projection) for recurrence in recurrences for projection in projections]
+
+    def wants(self, arm: Arm) -> bool:
+        """Whether an arm is among those selected, or with nothing selected among the usual ones."""
+        selected = self.recurrences is not None or self.projections is not None
+        return selected or arm.projection in USUAL[arm.recurrence]
+
+    @property
+    def evidence_replicate(self) -> int:
+        """The process in which every program's calls are counted: one that need not compile, if there is one."""
+        return min(1, (self.processes or self.pilot) - 1)
 
 
 WORDS = {

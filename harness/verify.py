@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from harness import weights
-from harness.measure import DTYPES, cast, probe, target_for
+from harness.measure import DTYPES, cast, data_for, probe
 from harness.study import Workload
 from impls import reference
 from impls.interface import Arm, Data, Outputs
@@ -41,8 +41,8 @@ class Judge:
     def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
         """What the gates say of a block's saved outputs.
 
-        {"bounds": {form: {quantity: (rms, worst)}}, "arms": {name: {"reason", "quantities"}}}, where the
-        form is none or projected, and an empty reason means that both moments of every quantity hold.
+        {"bounds": {form: {quantity: (rms, worst)}}, "arms": {name: {"reason", "quantities"}}}, where the form
+        is one of the oracle's, and an empty reason means that both moments of every quantity hold.
         """
         arms = _by_arm(saved)
         judged: dict[str, Any] = {"bounds": {}, "arms": {}}
@@ -59,12 +59,13 @@ class Judge:
     def _data(self, workload: Workload, steps: int, precision: str, form: str, moment: str) -> Data:
         data = weights.load(self.folder, workload)
         data = data._replace(x=data.x[:steps], target=data.target[:steps])
-        data = cast(target_for(Arm("", "none" if form == "none" else "batched"), data), DTYPES[precision])
+        arm = Arm("given" if form == "given" else "", "none" if form == "none" else "")
+        data = cast(data_for(arm, data), DTYPES[precision])
         return probe(data) if moment == "before" else data
 
     def _truth(self, workload: Workload, steps: int, pass_: str, precision: str, form: str, moment: str) -> Outputs:
         data = cast(self._data(workload, steps, precision, form, moment), "float64")
-        return reference.run(data, workload.cell, pass_, form != "none")
+        return reference.run(data, workload.cell, pass_, form)
 
     def _bounds(self, workload: Workload, steps: int, pass_: str, precision: str, form: str) -> Bounds:
         true = self.truth(workload, steps, pass_, precision, form, "after")
@@ -72,13 +73,14 @@ class Judge:
             bound = FP64_BOUND * max(1.0, steps * workload.H**0.5 / 200)
             return dict.fromkeys(true, (bound, bound))
         data = self._data(workload, steps, precision, form, "after")
-        return rounding_bounds(data, true, workload.cell, pass_, form != "none")
+        return rounding_bounds(data, true, workload.cell, pass_, form)
 
 
 @cache
 def form_of(arm: str) -> str:
-    """Whether an arm's outputs are hidden states (none) or projected: what its bounds depend on."""
-    return "none" if arm.partition("_")[2] == "none" else "projected"
+    """The oracle's form of an arm, by its name: what its outputs and bounds depend on."""
+    recurrence, _, projection = arm.partition("_")
+    return "given" if recurrence == "given" else "none" if projection == "none" else "projected"
 
 
 def _by_arm(saved: Path) -> dict[str, dict[str, Outputs]]:
@@ -115,9 +117,9 @@ def holds(found: Sequence[Any], bound: Sequence[float]) -> bool:
     return bool(found[0] <= bound[0] and found[1] <= bound[1])
 
 
-def rounding_bounds(data: Data, true: Outputs, cell: str, pass_: str, project: bool) -> Bounds:
+def rounding_bounds(data: Data, true: Outputs, cell: str, pass_: str, form: str) -> Bounds:
     """FACTOR times the worst of the oracle's own float32 errors under shuffled rounding."""
-    runs = [reference.run(data, cell, pass_, project, reference.Noise(seed)) for seed in range(RUNS)]
+    runs = [reference.run(data, cell, pass_, form, reference.Noise(seed)) for seed in range(RUNS)]
     bounds = {}
     for name in true:
         rms, worst = zip(*(errors(run[name], true[name]) for run in runs), strict=True)

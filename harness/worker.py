@@ -99,6 +99,7 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         rounds=measure.Rounds(**rounds) if rounds else None,
         seed=request["seed"],
         seconds=request["seconds"],
+        evidence=request["evidence"],
     )
 
     def stage(arm: str, what: str) -> None:
@@ -107,9 +108,17 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
     result = measure.block(backend, todo, time.perf_counter_ns, stage)
     arrays = {f"{name}/{moment}/{q}": a for (name, moment), out in result.outputs.items() for q, a in out.items()}
     save_file(arrays, request["outputs"])
+    if request["texts"]:
+        _write(Path(request["texts"]), result.texts)
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
     floors = _floors(backend, todo) if todo.rounds else {}
     return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
+
+
+def _write(folder: Path, texts: dict[str, dict[str, str]]) -> None:
+    for arm, files in texts.items():
+        for name, text in files.items():
+            (folder / f"{arm}.{name}").write_text(text, encoding="utf-8")
 
 
 def _floors(backend: Backend, todo: measure.Block) -> dict[str, Any]:

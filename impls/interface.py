@@ -1,19 +1,29 @@
 """The contract every framework fulfils. Imports no framework.
 
 Layouts, the same for all: inputs x [T, B, I] and outputs y [T, B, O], contiguous and time-major;
-weights w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O], b_out [O], with G gates.
+weights w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O], b_out [O], with G gates side by side
+in the order of GATES. One bias serves both products of a step; where a framework's layer has two, the
+recurrent one is zero. A GRU resets after its recurrent product, as cuDNN's does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-GATES = {"rnn_relu": 1, "rnn_tanh": 1}
+from impls.evidence import Evidence
+
+GATES = {"rnn_relu": "h", "rnn_tanh": "h", "gru": "rzn", "lstm": "ifgo"}  # the one place where their order is written
 CELLS = tuple(GATES)
-RECURRENCES = ("unrolled", "scan")
-PROJECTIONS = ("none", "in_loop", "per_step", "batched")
+RECURRENCES = ("unrolled", "scan", "layer", "given")
+PROJECTIONS = ("none", "in_loop", "per_step", "batched", "bmm", "vmap", "library", "time_distributed")
+IMPOSSIBLE = {  # arms that no framework can have
+    "layer_in_loop": "a layer keeps its loop to itself: nothing can be projected inside it",
+    "given_in_loop": "without a recurrence there is no loop to project in",
+    "given_none": "without recurrence and projection nothing is left to compute",
+}
+NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call
 PASSES = ("forward", "train")
 PRECISIONS = ("fp32", "fp64")
 DEVICES = ("cpu", "gpu")
@@ -33,7 +43,7 @@ class Data(NamedTuple):
     """Weights, and what a run is called with. The target has the shape of the arm's output."""
 
     weights: Weights
-    x: Any  # [T, B, I]
+    x: Any  # [T, B, I]; for recurrence given the hidden states [T, B, H]
     target: Any  # [T, B, O]; for projection none [T, B, H]
 
 
@@ -75,12 +85,14 @@ class Execution:
 
     `traced`: the whole program is traced (and so grows with T when unrolled) before its first run.
     `missing`: why this machine can not have it, or None.
-    `without`: recurrences it does not have, each with its reason.
+    `without`: recurrences, projections or arms (by name) it does not have, each with its reason.
+    `unrolls`: recurrences that become as many copies of a step as there are steps.
     """
 
     traced: bool
     missing: str | None = None
     without: dict[str, str] = field(default_factory=dict)
+    unrolls: tuple[str, ...] = ("unrolled",)
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,10 @@ class Facts:
     versions: dict[str, str]
     executions: dict[str, Execution]
     devices: dict[str, str | None]
+
+
+class Unavailable(Exception):  # noqa: N818  a finding, no error of ours
+    """A framework does not have what a program asks for; the message says why, in a sentence."""
 
 
 Outputs = dict[str, np.ndarray]
@@ -115,7 +131,10 @@ class Backend(Protocol):
         """Fix threads, device and precision; called once, before anything below."""
 
     def prepare(self, program: Program, w: Weights) -> Run:
-        """The callable of a program with weights that were `put`; tracing and compiling wait for its first call."""
+        """The callable of a program with weights that were `put`; tracing and compiling wait for its first call.
+
+        It, or its first call, raises Unavailable when the framework does not have what the program asks for.
+        """
 
     def put(self, data: Data) -> Data:
         """NumPy arrays -> the framework's, on its device."""
@@ -123,8 +142,11 @@ class Backend(Protocol):
     def wait(self, outputs: Any) -> None:
         """Return when every array of a run's outputs has been computed."""
 
-    def get(self, outputs: Any) -> Outputs:
-        """A run's outputs as NumPy copies: y, or loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out."""
+    def get(self, program: Program, outputs: Any) -> Outputs:
+        """A program's outputs as NumPy copies: y, or loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out."""
+
+    def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
+        """What one call of a prepared and called program does, and its text: file name -> content."""
 
     def compilations(self) -> int:
         """How many programs were traced or compiled so far; it must stand still while timing."""

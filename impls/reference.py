@@ -1,10 +1,17 @@
 """The oracle: the RNN in NumPy, forward and hand-written backward. The only arbiter of outputs.
 
-    h_t = act(x_t w_in + h_{t-1} w_rec + b_rec)        h_0 = 0
+With a_t = x_t w_in + b_rec and u_t = h_{t-1} w_rec, and all states 0 before the first step:
+
+    rnn     h_t = act(a_t + u_t)
+    gru     r, z = sigmoid of their parts of a_t + u_t,  n = tanh(a_n + r u_n),  h_t = (1 - z) n + z h_{t-1}
+    lstm    i, f, o = sigmoid and g = tanh of their parts of a_t + u_t,  c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
+
     y_t = h_t w_out + b_out                            loss = mean over all elements of (y - target)^2
 
-The backward pass is back-propagation through time: with a_t the argument of act,
-    d_h_t = d_y_t w_out^T + d_a_{t+1} w_rec^T,   d_a_t = d_h_t * act'(a_t).
+The backward pass is back-propagation through time: with d_a_t and d_u_t the gradients of a_t and u_t,
+
+    d_w_in = sum x_t^T d_a_t,   d_w_rec = sum h_{t-1}^T d_u_t,   d_b_rec = sum d_a_t,
+    d_h_t = d_y_t w_out^T + d_u_{t+1} w_rec^T + what the cell hands on directly (z of a gru).
 
 In float64 it is the truth. In float32, with `noise`, it tells what rounding alone may do: every
 sum is taken in a random order, and every stored intermediate is moved at random by up to two units
@@ -13,12 +20,15 @@ which sum in another order and approximate tanh, may differ by.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from impls.interface import Data, Outputs, Weights, named
 
 Array = np.ndarray
+State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
+FORMS = ("none", "projected", "given")  # y is h; y is h projected; y is x, the hidden states, projected
 
 
 class Noise:
@@ -57,49 +67,126 @@ class Exact:
         return a
 
 
-def run(data: Data, cell: str, pass_: str, project: bool, noise: Noise | None = None) -> Outputs:
+def run(data: Data, cell: str, pass_: str, form: str, noise: Noise | None = None) -> Outputs:
     """Outputs of a program: {y} or {loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out}.
 
-    The dtype is that of the data. `project=False` is projection none: y is then h [T, B, H], and
-    the gradients of w_out and b_out are zero.
+    The dtype is that of the data. Form none gives h [T, B, H] as y, and the gradients of w_out and b_out are
+    zero; form given takes x [T, B, H] for the hidden states, and those of the other three are.
     """
     how = noise or Exact()
-    act, slope = ACTIVATIONS[cell]
     w = data.weights
-    h = hidden(w, data.x, act, how)  # [T, B, H]
-    y = how.moved(product(h, w.w_out, how) + w.b_out) if project else h  # [T, B, O]
+    h, tapes = (data.x, []) if form == "given" else hidden(w, data.x, CELLS[cell], how)  # [T, B, H]
+    y = h if form == "none" else how.moved(product(h, w.w_out, how) + w.b_out)  # [T, B, O]
     if pass_ == "forward":
         return named([y])
     error = y - data.target
     loss = how.sum(np.square(error).ravel()) / np.asarray(error.size, y.dtype)
     d_y = how.moved(error * np.asarray(2 / error.size, y.dtype))
-    return named([np.asarray(loss), *gradients(w, data.x, h, d_y, slope, project, how)])
+    d_h = d_y if form == "none" else product(d_y, w.w_out.T, how)
+    d = Weights(*map(np.zeros_like, w))
+    if form != "none":
+        d = d._replace(w_out=outer(h, d_y, how), b_out=column(d_y, how))
+    if form != "given":
+        d_a, d_u = backward(w, d_h, tapes, CELLS[cell], how)
+        before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
+        d = d._replace(w_in=outer(data.x, d_a, how), w_rec=outer(before, d_u, how), b_rec=column(d_a, how))
+    return named([np.asarray(loss), *d])
 
 
-def hidden(w: Weights, x: Array, act: Callable[[Array], Array], how: Noise | Exact) -> Array:
-    """x [T, B, I] -> h [T, B, H]."""
-    steps, batch = x.shape[:2]
-    h = np.zeros((steps + 1, batch, w.w_rec.shape[0]), x.dtype)  # h[-1] stays 0: h before the start
-    for t in range(steps):
-        a = product(x[t], w.w_in, how) + product(h[t - 1], w.w_rec, how) + w.b_rec
-        h[t] = how.moved(act(how.moved(a)))
-    return h[:steps]
+def hidden(w: Weights, x: Array, cell: "Cell", how: Noise | Exact) -> tuple[Array, list[State]]:
+    """x [T, B, I] -> h [T, B, H], and what each step keeps for the way back."""
+    state = (np.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype),) * cell.states
+    hs, tapes = [], []
+    for x_t in x:
+        a, u = product(x_t, w.w_in, how) + w.b_rec, product(state[0], w.w_rec, how)
+        state, tape = cell.step(a, u, state, how)
+        hs.append(state[0])
+        tapes.append(tape)
+    return np.stack(hs), tapes
 
 
-def gradients(
-    w: Weights, x: Array, h: Array, d_y: Array, slope: Callable[[Array], Array], project: bool, how: Noise | Exact
-) -> Weights:
-    """Gradients of the loss, from d_y = d loss / d y; shapes as the weights'."""
-    steps, batch, size = h.shape
-    d_h_out = product(d_y, w.w_out.T, how) if project else d_y  # [T, B, H]
-    d_a = np.zeros((steps + 1, batch, size), x.dtype)  # d_a[steps] stays 0: no step after the last
-    for t in reversed(range(steps)):
-        d_h = how.moved(d_h_out[t] + product(d_a[t + 1], w.w_rec.T, how))
-        d_a[t] = how.moved(d_h * slope(h[t]))
-    d_a = d_a[:steps]
-    before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
-    d_out = (outer(h, d_y, how), column(d_y, how)) if project else (np.zeros_like(w.w_out), np.zeros_like(w.b_out))
-    return Weights(outer(x, d_a, how), outer(before, d_a, how), column(d_a, how), *d_out)
+def backward(
+    w: Weights, d_h: Array, tapes: list[State], cell: "Cell", how: Noise | Exact
+) -> tuple[Array, Array]:
+    """From d_h [T, B, H], the gradient of each h by its own y, the gradients of a and u [T, B, G*H]."""
+    state = (np.zeros_like(d_h[0]),) * cell.states  # no step after the last
+    d_a, d_u = [], []
+    for d_h_t, tape in zip(d_h[::-1], tapes[::-1], strict=True):
+        state = (how.moved(d_h_t + state[0]), *state[1:])
+        a, u, (h, *others) = cell.back(state, tape, how)
+        state = (h + product(u, w.w_rec.T, how), *others)
+        d_a.append(a)
+        d_u.append(u)
+    return np.stack(d_a[::-1]), np.stack(d_u[::-1])
+
+
+class Cell(NamedTuple):
+    """A cell's step and its way back.
+
+    `step`: a, u [B, G*H] and the state before -> the state after, and a tape. `back`: the gradients of the state
+    after, and the tape -> gradients of a and u, and those of the state before that do not pass through u.
+    """
+
+    states: int
+    step: Callable[[Array, Array, State, Noise | Exact], tuple[State, State]]
+    back: Callable[[State, State, Noise | Exact], tuple[Array, Array, State]]
+
+
+def rnn(act: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Cell:
+    """`slope` is the derivative of `act`, as a function of its value."""
+
+    def step(a: Array, u: Array, state: State, how: Noise | Exact) -> tuple[State, State]:
+        h = how.moved(act(how.moved(a + u)))
+        return (h,), (h,)
+
+    def back(d_state: State, tape: State, how: Noise | Exact) -> tuple[Array, Array, State]:
+        d = how.moved(d_state[0] * slope(tape[0]))
+        return d, d, (np.zeros_like(d),)
+
+    return Cell(1, step, back)
+
+
+def sigmoid(a: Array) -> Array:
+    """1 / (1 + exp(-a)), which overflows nowhere when written so."""
+    half = np.asarray(0.5, a.dtype)
+    return half * (1 + np.tanh(half * a))
+
+
+def gru_step(a: Array, u: Array, state: State, how: Noise | Exact) -> tuple[State, State]:
+    (h,) = state
+    a_r, a_z, a_n = np.split(a, 3, axis=1)
+    u_r, u_z, u_n = np.split(u, 3, axis=1)
+    r, z = (how.moved(sigmoid(how.moved(both))) for both in (a_r + u_r, a_z + u_z))
+    n = how.moved(np.tanh(how.moved(a_n + r * u_n)))
+    return (how.moved((1 - z) * n + z * h),), (r, z, n, u_n, h)
+
+
+def gru_back(d_state: State, tape: State, how: Noise | Exact) -> tuple[Array, Array, State]:
+    (d,) = d_state
+    r, z, n, u_n, h = tape
+    d_n = how.moved(d * (1 - z) * (1 - n * n))
+    d_z = how.moved(d * (h - n) * z * (1 - z))
+    d_r = how.moved(d_n * u_n * r * (1 - r))
+    return np.hstack([d_r, d_z, d_n]), np.hstack([d_r, d_z, how.moved(d_n * r)]), (d * z,)
+
+
+def lstm_step(a: Array, u: Array, state: State, how: Noise | Exact) -> tuple[State, State]:
+    _, c = state
+    i, f, g, o = (how.moved(each) for each in np.split(a + u, 4, axis=1))
+    i, f, g, o = (how.moved(act(each)) for act, each in zip((sigmoid, sigmoid, np.tanh, sigmoid), (i, f, g, o)))
+    after = how.moved(f * c + i * g)
+    t = how.moved(np.tanh(after))
+    return (how.moved(o * t), after), (i, f, g, o, c, t)
+
+
+def lstm_back(d_state: State, tape: State, how: Noise | Exact) -> tuple[Array, Array, State]:
+    d_h, d_c = d_state
+    i, f, g, o, c, t = tape
+    d_c = how.moved(d_c + d_h * o * (1 - t * t))
+    d_i, d_f = d_c * g * i * (1 - i), d_c * c * f * (1 - f)
+    d_g, d_o = d_c * i * (1 - g * g), d_h * t * o * (1 - o)
+    d = how.moved(np.hstack([d_i, d_f, d_g, d_o]))
+    return d, d, (np.zeros_like(d_h), d_c * f)
 
 
 def product(a: Array, b: Array, how: Noise | Exact) -> Array:
@@ -119,7 +206,9 @@ def column(a: Array, how: Noise | Exact) -> Array:
     return how.sum(a.reshape(-1, a.shape[-1]))
 
 
-ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
-    "rnn_relu": (lambda a: np.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
-    "rnn_tanh": (np.tanh, lambda h: 1 - h * h),
+CELLS = {
+    "rnn_relu": rnn(lambda a: np.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
+    "rnn_tanh": rnn(np.tanh, lambda h: 1 - h * h),
+    "gru": Cell(1, gru_step, gru_back),
+    "lstm": Cell(2, lstm_step, lstm_back),
 }

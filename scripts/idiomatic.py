@@ -136,10 +136,11 @@ def compare(backend: Backend, data: Data, pair: Pair, execution: str, seed: int)
     """Check that the two agree, on the probe and on the real inputs, then time them alternately."""
     arm, text, make, args, note = pair
     put = backend.put(data)
-    runs = backend.prepare(Program(arm, BOOK.cell, "forward", execution), put.weights), make(execution)
+    program = Program(arm, BOOK.cell, "forward", execution)
+    runs = backend.prepare(program, put.weights), make(execution)
     for inputs in (probe(data), data):
         calls: tuple[Any, Any] = backend.put(inputs)[1:], args(inputs.x)
-        ours, its = (backend.get(run(*call))["y"] for run, call in zip(runs, calls, strict=True))
+        ours, its = (backend.get(program, run(*call))["y"] for run, call in zip(runs, calls, strict=True))
         its = its if its.shape == ours.shape else its.swapaxes(0, 1)  # Keras is batch-major
         if its.shape != ours.shape or not np.allclose(ours, its, rtol=1e-4, atol=1e-5):
             raise SystemExit(f"{execution} {arm.name}, {text}: the outputs do not agree; nothing was timed")

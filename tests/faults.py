@@ -23,7 +23,8 @@ def broken(framework):
 
         def facts(self):
             found = super().facts()
-            without = {"scan": "faults are planted in the unrolled arms"}
+            without = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
+            without |= dict.fromkeys(("bmm", "vmap", "library", "time_distributed"), "the core arms are enough")
             executions = {name: Execution(traced=False, without=without) for name in (SOUND, *FAULTS)}
             return Facts(found.versions, executions, found.devices)
 
@@ -69,7 +70,7 @@ def replaced(model, replacements):
 
 def planted(framework, model):
     """Fault -> the model's functions that it replaces."""
-    step, project, unroll = model.step, model.project, model.unroll
+    rnn, project, unroll = model.rnn, model.project, model.unroll
     detach, low, transpose = operations(framework)
 
     def lowered(w, h):
@@ -82,9 +83,9 @@ def planted(framework, model):
     return {
         "dropped_bias": {"project": lambda w, h: h @ w.w_out},
         "shifted": {"unroll": shifted},
-        "transposed": {"step": lambda w, act, h, x: step(w._replace(w_rec=transpose(w.w_rec)), act, h, x)},
+        "transposed": {"rnn": lambda act, w, h, x: rnn(act, w._replace(w_rec=transpose(w.w_rec)), h, x)},
         "lowered": {"project": lowered},
-        "missing_gradient": {"step": lambda w, act, h, x: step(w, act, detach(h), x)},
+        "missing_gradient": {"rnn": lambda act, w, h, x: rnn(act, w, (detach(h[0]),), x)},
     }
 
 

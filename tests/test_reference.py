@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 
+from harness.measure import data_for
 from harness.study import Workload
 from impls import reference
-from impls.interface import CELLS, Weights
+from impls.interface import CELLS, Arm, Weights
 from tests.conftest import data_of
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 2, 4, 3), (2, 7, 3, 5, 1)]
 
 
-def loss(data, cell, project):
-    return float(reference.run(data, cell, "train", project)["loss"])
+def loss(data, cell, form):
+    return float(reference.run(data, cell, "train", form)["loss"])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("project", [True, False])
-def test_gradients_are_those_of_finite_differences(shape, cell, project):
+@pytest.mark.parametrize("form", reference.FORMS)
+def test_gradients_are_those_of_finite_differences(shape, cell, form):
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
-    data = data_of(workload, "float64")
-    if not project:
-        data = data._replace(target=np.zeros((workload.T, workload.B, workload.H)))
-    found = reference.run(data, cell, "train", project)
+    arm = Arm("given" if form == "given" else "unrolled", "none" if form == "none" else "batched")
+    data = data_for(arm, data_of(workload, "float64"))
+    found = reference.run(data, cell, "train", form)
     step = 1e-6
     for name, w in data.weights._asdict().items():
         numeric = np.zeros_like(w)
@@ -32,7 +32,7 @@ def test_gradients_are_those_of_finite_differences(shape, cell, project):
             for sign in (1, -1):
                 moved = w.copy()
                 moved[index] += sign * step
-                sides.append(loss(data._replace(weights=data.weights._replace(**{name: moved})), cell, project))
+                sides.append(loss(data._replace(weights=data.weights._replace(**{name: moved})), cell, form))
             numeric[index] = (sides[0] - sides[1]) / (2 * step)
         np.testing.assert_allclose(found[f"d_{name}"], numeric, rtol=2e-6, atol=1e-8)
 
@@ -41,20 +41,43 @@ def test_gradients_are_those_of_finite_differences(shape, cell, project):
 def test_forward_is_the_equation_written_out(cell):
     data = data_of(Workload(name="w", B=2, T=4, I=3, H=5, O=2, cell=cell), "float64")
     w: Weights = data.weights
-    act = {"rnn_relu": lambda a: np.where(a > 0, a, 0), "rnn_tanh": np.tanh}[cell]
+    found = reference.run(data, cell, "forward", "projected")["y"]
     for b in range(2):
-        h = np.zeros(5)
+        h, c = np.zeros(5), np.zeros(5)
         for t in range(4):
-            h = act(data.x[t, b] @ w.w_in + h @ w.w_rec + w.b_rec)
-            y = h @ w.w_out + w.b_out
-            np.testing.assert_allclose(reference.run(data, cell, "forward", True)["y"][t, b], y, rtol=1e-13)
+            h, c = written_out(cell, w, data.x[t, b], h, c)
+            np.testing.assert_allclose(found[t, b], h @ w.w_out + w.b_out, rtol=1e-12)
 
 
-def test_noise_stays_in_float32_and_is_rounding_sized():
-    data = data_of(Workload(name="w", B=4, T=6, I=3, H=32, O=5), "float32")
-    exact = reference.run(data_of(Workload(name="w", B=4, T=6, I=3, H=32, O=5), "float64"), "rnn_tanh", "train", True)
+def written_out(cell, w, x, h, c):
+    """One step of one member of the batch, gate by gate, from the cells' textbook equations."""
+
+    def gate(index, state=h):
+        part = slice(5 * index, 5 * index + 5)
+        return x @ w.w_in[:, part] + w.b_rec[part], state @ w.w_rec[:, part]
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    if cell == "gru":
+        r, z = sigmoid(sum(gate(0))), sigmoid(sum(gate(1)))
+        a, u = gate(2)
+        return (1 - z) * np.tanh(a + r * u) + z * h, c
+    if cell == "lstm":
+        i, f, g, o = (act(sum(gate(k))) for k, act in enumerate((sigmoid, sigmoid, np.tanh, sigmoid)))
+        c = f * c + i * g
+        return o * np.tanh(c), c
+    a = sum(gate(0))
+    return (np.where(a > 0, a, 0) if cell == "rnn_relu" else np.tanh(a)), c
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_noise_stays_in_float32_and_is_rounding_sized(cell):
+    workload = Workload(name="w", B=4, T=6, I=3, H=32, O=5, cell=cell)
+    data = data_of(workload, "float32")
+    exact = reference.run(data_of(workload, "float64"), cell, "train", "projected")
     for seed in range(3):
-        noisy = reference.run(data, "rnn_tanh", "train", True, reference.Noise(seed))
+        noisy = reference.run(data, cell, "train", "projected", reference.Noise(seed))
         for name, value in noisy.items():
             assert value.dtype == np.float32
             error = np.max(np.abs(value - exact[name])) / np.max(np.abs(exact[name]))

@@ -9,13 +9,14 @@ from harness import verify, weights
 from harness.measure import cast, probe
 from harness.study import Workload
 from impls import reference
+from impls.interface import CELLS
 from tests.conftest import data_of
 
 SHAPES = [(1, 1, 1, 1, 1), (1, 37, 3, 17, 5), (16, 10, 31, 257, 129), (50, 20, 1, 100, 1)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("cell", ["rnn_relu", "rnn_tanh"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_other_roundings_pass_and_lower_precision_does_not(shape, cell, tmp_path):
     """Roundings with other seeds than the bound's are within it; inputs rounded to bfloat16 are not."""
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
@@ -32,7 +33,7 @@ def verdict(folder, workload, given, seed):
     noise = reference.Noise(seed)
     outputs = {}
     for moment, data in (("before", probe(given)), ("after", given)):
-        for name, a in reference.run(data, workload.cell, "train", True, noise).items():
+        for name, a in reference.run(data, workload.cell, "train", "projected", noise).items():
             outputs[f"unrolled_batched/{moment}/{name}"] = a
     saved = folder / "saved.safetensors"
     save_file(outputs, saved)

@@ -10,29 +10,49 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from harness.analysis import Tables, usable
+from harness.analysis import LOOPS, Tables, usable
 from harness.measure import TWIN
 
-COLOURS = {"in_loop": "#c0392b", "per_step": "#2c6fbb", TWIN: "#888888"}
-MARKS = {"in_loop": "o", "per_step": "s", TWIN: "|"}
-LABELS = {"in_loop": "in_loop / batched", "per_step": "per_step / batched", TWIN: "batched / batched (A/A)"}
-Drawn = dict[tuple[str, str], str]
+COLOURS = {
+    "in_loop": "#c0392b",
+    "per_step": "#2c6fbb",
+    "bmm": "#27815a",
+    "vmap": "#8e5bb5",
+    "library": "#d08a1d",
+    "time_distributed": "#17a2b8",
+    TWIN: "#888888",
+}
+MARKS = {
+    "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
+}  # fmt: skip
+LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
+Drawn = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without ending
+
+
+LOOP, ALONE = "loop", "alone"
+TITLES = {LOOP: "{}, {}", ALONE: "{}, {}: after a layer, and with hidden states given"}
+
+
+def group_of(gaps: pd.DataFrame) -> pd.Series:
+    """Which figure and table a gap belongs to."""
+    return gaps.recurrence.isin(LOOPS).map({True: LOOP, False: ALONE})
 
 
 @contextmanager
 def forests(tables: Tables, folder: Path) -> Iterator[Drawn]:
     """Draw every workload and pass that has gaps, in processes beside what the caller does meanwhile.
 
-    Gives (workload, pass) -> file name without ending at once; on leaving, the files are there. Raises what
-    drawing raised.
+    One figure for the recurrences with a loop of ours, one for hidden states that a layer made or that were given.
+    The file names are there at once; on leaving, the files are. Raises what drawing raised.
     """
     mpl.rcParams.update({"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9})
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {(str(key[0]), str(key[1])): part for key, part in tables.gaps.groupby(["workload", "pass"], sort=True)}
-    drawn = {key: f"gap-{'-'.join(key)}" for key in parts}
+    grouped = tables.gaps.groupby([group_of(tables.gaps), "workload", "pass"], sort=True)
+    parts = {(str(key[0]), str(key[1]), str(key[2])): part for key, part in grouped}
+    drawn = {key: f"{'gap' if key[0] == LOOP else 'alone'}-{'-'.join(key[1:])}" for key in parts}
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
         waiting = [
-            pool.submit(_forest, part, ", ".join(key), tables.study.margin, folder / drawn[key])
+            pool.submit(_forest, part, TITLES[key[0]].format(*key[1:]), tables.study.margin, folder / drawn[key])
             for key, part in parts.items()
         ]
         yield drawn
@@ -47,11 +67,14 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     part = part.assign(seat=[seat(row) for row in part.to_dict("records")])
     seats = list(dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).seat))
     layout = ConstrainedLayoutEngine()
-    figure = Figure(figsize=(8, 1.3 + 0.34 * len(seats)), layout=layout)
+    wide = part.contender.nunique() > 3
+    figure = Figure(figsize=(8, 1.5 + (0.55 if wide else 0.34) * len(seats)), layout=layout)
     axes = figure.subplots()
     axes.axvspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0, label=f"±{margin:.0%} margin")
     axes.axvline(1, color="black", linewidth=0.8, zorder=1)
-    for offset, contender in zip((-0.22, 0.0, 0.22), COLOURS, strict=True):
+    there = [contender for contender in COLOURS if (part.contender == contender).any()]
+    offsets = [0.6 * (at / max(1, len(there) - 1) - 0.5) for at in range(len(there))]
+    for offset, contender in zip(offsets, there, strict=True):
         for kept, alpha in ((usable(part), 1.0), (~usable(part), 0.3)):
             rows = part[kept & (part.contender == contender)]
             y = [seats.index(s) + offset for s in rows.seat]

@@ -2,20 +2,21 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import pandas as pd
 
 from harness import pilot
-from harness.analysis import ARM, SEAT, Tables, usable
+from harness.analysis import ARM, CONTENDERS, LOOPS, SEAT, Tables, usable
 from harness.measure import BATCHED, TWIN
+from harness.pilot import HEADLINE
 from harness.quality import FEWEST
-from harness.report import appendix
-from harness.report.figures import Drawn
+from harness.report import appendix, causes, claims
+from harness.report.figures import ALONE, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import Row, duration, ratio, seconds, table
+from harness.report.markdown import FRAMEWORKS, Row, duration, ratio, seconds, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
 
-FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
@@ -31,7 +32,10 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "control": control(tables),
         "more": more(tables),
         "problems": problems(tables),
-        "sections": [section(tables, workload, pass_, name) for (workload, pass_), name in sorted(drawn.items())],
+        "sections": sections(tables, drawn),
+        "claims": claims.table_of(tables),
+        "advice": claims.advice(tables),
+        "causes": causes.everything(tables),
         "identity": appendix.identity(tables),
         "checked": sorted({f"{c['workload']['name']} at {c['steps']} steps" for c in tables.checks}),
         "first_calls": appendix.first_calls(tables),
@@ -53,6 +57,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
 def answer(tables: Tables) -> str:
     """The question's answer, from the verdicts."""
     every = tables.gaps[tables.gaps.contender == "in_loop"]
+    if every.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
+        return "This run measured nothing that projects inside a loop, so it does not answer the question."
     if every.empty and not tables.gaps.empty:
         return "This run measured the batched form against itself and nothing else: it tests the harness."
     if every.empty:
@@ -95,7 +101,7 @@ def _extreme(gaps: pd.DataFrame, verdict: str) -> str:
 
 def per_execution(tables: Tables) -> str:
     """Verdicts of both contenders, counted for each framework and execution."""
-    gaps = tables.gaps[tables.gaps.contender != TWIN]
+    gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE) & tables.gaps.recurrence.isin(LOOPS)]
     rows = []
     for (framework, execution, device, contender), part in gaps.groupby(
         ["framework", "execution", "device", "contender"], sort=True
@@ -143,7 +149,7 @@ def control(tables: Tables) -> str:
 
 def more(tables: Tables) -> str:
     """What it would take to know every gap as well as the study wants, in a sentence."""
-    gaps = tables.gaps[tables.gaps.contender != TWIN]
+    gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE)]
     known = gaps[gaps.needs.notna()]
     if known.empty:
         return ""
@@ -183,40 +189,45 @@ def mark(twin: Row, margin: float) -> str:
     return "coarse" if half_width(twin["ci_low"], twin["ci_high"]) > margin else ""
 
 
-def section(tables: Tables, workload: str, pass_: str, figure: str) -> Row:
-    """One workload and pass: its sizes, its figure, and the table behind it."""
-    times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
-    gaps = tables.gaps[(tables.gaps.workload == workload) & (tables.gaps["pass"] == pass_)]
+def sections(tables: Tables, drawn: Drawn) -> list[Row]:
+    """Every workload and pass: its sizes, its figures, and the tables behind them."""
+    found = []
+    for workload, pass_ in sorted({key[1:] for key in drawn}):
+        times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
+        gaps = tables.gaps[(tables.gaps.workload == workload) & (tables.gaps["pass"] == pass_)]
+        first = times.iloc[0]
+        sizes = ", ".join(f"{size}={int(first[size])}" for size in "BTIHO")
+        loop, alone = (gaps[group_of(gaps) == group] for group in (LOOP, ALONE))
+        found.append(
+            {
+                "workload": workload,
+                "pass": pass_,
+                "figures": [drawn[group, workload, pass_] for group in (LOOP, ALONE) if (group, workload, pass_) in drawn],
+                "loop": _gaps(tables, loop, times, ("none", "in_loop", "per_step", BATCHED)) if len(loop) else "",
+                "alone": _gaps(tables, alone, times, (BATCHED,)) if len(alone) else "",
+                "sizes": f"{sizes}, {first.cell}",
+            }
+        )
+    return found
+
+
+def _gaps(tables: Tables, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequence[str]) -> str:
+    """A row for each place: absolute times of the projections `shown`, and every ratio with its products."""
     key = [*SEAT, "recurrence"]
     absolute = times.groupby([*key, "projection"], sort=True).median_s.median()
+    contenders = [c for c in CONTENDERS if c != TWIN and (gaps.contender == c).any()]
     rows = []
     for values, part in gaps.groupby(key, sort=True):
         place = dict(zip(key, values, strict=True))
         by = {row["contender"]: row for row in part.to_dict("records")}
-        each = [seconds(absolute.get((*values, p))) for p in ("none", "in_loop", "per_step", BATCHED)]
-        ratios = [ratio(by[c]) if c in by else "–" for c in ("in_loop", "per_step")]
+        each = [seconds(absolute.get((*values, p))) for p in shown]
+        ratios = [ratio(by[c]) if c in by else "–" for c in contenders]
         processes = part.processes.max()
         twin = ratio(by[TWIN] | {"verdict": mark(by[TWIN], tables.study.margin)}) if TWIN in by else "–"
-        needed = part[part.contender != TWIN].needs.max()
+        needed = part[part.contender.isin(HEADLINE)].needs.max()
         further = f", {int(needed)} more" if needed > 0 else ""
-        rows.append([seat_name(place), *each, *ratios, twin, f"{processes} × {part.rounds.median():g}{further}"])
-    columns = [
-        "",
-        "none",
-        "in_loop",
-        "per_step",
-        "batched",
-        "in_loop/batched",
-        "per_step/batched",
-        "A/A",
-        "processes × rounds",
-    ]
-    first = times.iloc[0]
-    sizes = ", ".join(f"{size}={int(first[size])}" for size in "BTIHO")
-    return {
-        "workload": workload,
-        "pass": pass_,
-        "figure": figure,
-        "table": table(columns, rows),
-        "sizes": f"{sizes}, {first.cell}",
-    }
+        counts = causes.counts(tables, part.iloc[0].to_dict(), [*contenders, BATCHED])
+        rows.append([seat_name(place), *each, *ratios, counts, twin, f"{processes} × {part.rounds.median():g}{further}"])
+    names = [f"{c}/{BATCHED}" for c in contenders]
+    products = f"products: {' · '.join([*contenders, BATCHED])}"
+    return table(["", *shown, *names, products, "A/A", "processes × rounds"], rows)

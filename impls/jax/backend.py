@@ -4,15 +4,22 @@ eager is op by op, without jit. The loop of `lax.scan` is always compiled, so ea
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from impls import hlo
+from impls.evidence import Evidence, Product
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
 
 COMPILE_EVENTS = "/jax/core/compile/"
 NO_EAGER_SCAN = "lax.scan compiles its loop even outside jit: it has no op-by-op form"
+NO_EAGER_LAYER = "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form"
+NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
+NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no peak over all of them"
 
 
 class Backend:
@@ -26,12 +33,14 @@ class Backend:
 
     def facts(self) -> Facts:
         import jax
+        import flax
         import jaxlib
 
-        versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
+        without = {"time_distributed": NO_TIME_DISTRIBUTED}
         executions = {
-            "eager": Execution(traced=False, without={"scan": NO_EAGER_SCAN}),
-            "xla": Execution(traced=True),
+            "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN, "layer": NO_EAGER_LAYER}),
+            "xla": Execution(traced=True, without=without),
         }
         return Facts(versions, executions, {"cpu": None, "gpu": _why_no_gpu()})
 
@@ -51,14 +60,14 @@ class Backend:
         jax.monitoring.register_event_duration_secs_listener(self._count)
 
     def prepare(self, program: Program, w: Weights) -> Run:
-        arm = getattr(self.model, program.arm.name)
-        act, loss = self.model.ACTIVATIONS[program.cell], self.model.loss
+        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
+        cell, loss = self.model.CELLS[program.cell], self.model.loss
 
         def forward(w: Weights, x: Any, target: Any) -> Any:
-            return arm(w, act, x)
+            return arm(w, cell, x)
 
         def train(w: Weights, x: Any, target: Any) -> Any:
-            return loss(arm(w, act, x), target)
+            return loss(arm(w, cell, x), target)
 
         run = forward if program.pass_ == "forward" else self.jax.value_and_grad(train)
         return functools.partial(self.jax.jit(run) if program.execution == "xla" else run, w)
@@ -70,8 +79,20 @@ class Backend:
     def wait(self, outputs: Any) -> None:
         self.jax.block_until_ready(outputs)
 
-    def get(self, outputs: Any) -> Outputs:
+    def get(self, program: Program, outputs: Any) -> Outputs:
         return named([np.array(leaf) for leaf in self.jax.tree.leaves(outputs)])
+
+    def evidence(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
+        """Of xla, from the optimised HLO; of eager, from the operations that are dispatched one by one."""
+        arguments = (*run.args, *inputs)
+        if program.execution == "eager":
+            found = self.jax.make_jaxpr(run.func)(*arguments)
+            return _of_jaxpr(found.jaxpr), {"program.jaxpr": str(found)}
+        compiled = run.func.lower(*arguments).compile()
+        text = compiled.as_text()
+        found = hlo.evidence(text)
+        found.temp_bytes = int(compiled.memory_analysis().temp_size_in_bytes)
+        return found, {"optimised.hlo": text}
 
     def compilations(self) -> int:
         return self.compiled
@@ -83,6 +104,35 @@ class Backend:
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compiled += event.startswith(COMPILE_EVENTS)
+
+
+def _of_jaxpr(jaxpr: Any) -> Evidence:
+    """An operation is a kernel, and so is a function that JAX itself compiles (jax.nn.relu, say)."""
+    products = Counter(_dot(equation) for equation in _equations(jaxpr) if equation.primitive.name == "dot_general")
+    kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
+    return Evidence(
+        products=[Product(count, *shape) for shape, count in sorted(products.items())],
+        kernels=dict(sorted(kernels.items())),
+        fusions=0,
+        missing={"temp_bytes": NO_EAGER_MEMORY},
+    )
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Of a program and of the functions it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from _equations(value.jaxpr)
+
+
+def _dot(equation: Any) -> tuple[int, int, int, int]:
+    """Batch, M, K, N of a dot_general."""
+    (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+    left, right = (operand.aval.shape for operand in equation.invars)
+    k, b = (math.prod(left[dim] for dim in dims) for dims in (contracted, batched))
+    return b, math.prod(left) // (k * b), k, math.prod(right) // (k * b)
 
 
 def _why_no_gpu() -> str | None:

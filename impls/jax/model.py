@@ -1,21 +1,59 @@
-"""The RNN under study in JAX: four projections times two recurrences, read from top to bottom."""
+"""The RNN under study in JAX: ways to run the recurrence times ways to project, read from top to bottom."""
 
 from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
 from impls.interface import Weights
 
-ACTIVATIONS = {"rnn_relu": jax.nn.relu, "rnn_tanh": jnp.tanh}
-Act = Callable[[Array], Array]
+State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
+Step = Callable[[Weights, State, Array], State]
 Emit = Callable[[Weights, Array], Array]
 
 
-def step(w: Weights, act: Act, h: Array, x: Array) -> Array:
-    """h [B, H], x [B, I] -> next h [B, H]."""
-    return act(x @ w.w_in + h @ w.w_rec + w.b_rec)
+class Cell(NamedTuple):
+    """A cell's step, how many arrays its state has, and the framework's own layer of it."""
+
+    step: Step
+    states: int
+    own: Any
+
+
+def rnn(act: Callable[[Array], Array], w: Weights, state: State, x: Array) -> State:
+    """state of [B, H], x [B, I] -> next state."""
+    (h,) = state
+    return (act(x @ w.w_in + h @ w.w_rec + w.b_rec),)
+
+
+def rnn_relu(w: Weights, state: State, x: Array) -> State:
+    return rnn(jax.nn.relu, w, state, x)
+
+
+def rnn_tanh(w: Weights, state: State, x: Array) -> State:
+    return rnn(jnp.tanh, w, state, x)
+
+
+def gru(w: Weights, state: State, x: Array) -> State:
+    """state of [B, H], x [B, I] -> next state; gates r, z, n."""
+    (h,) = state
+    a_r, a_z, a_n = jnp.split(x @ w.w_in + w.b_rec, 3, axis=1)
+    u_r, u_z, u_n = jnp.split(h @ w.w_rec, 3, axis=1)
+    r, z = jax.nn.sigmoid(a_r + u_r), jax.nn.sigmoid(a_z + u_z)
+    n = jnp.tanh(a_n + r * u_n)
+    return ((1 - z) * n + z * h,)
+
+
+def lstm(w: Weights, state: State, x: Array) -> State:
+    """state of [B, H], x [B, I] -> next state; gates i, f, g, o."""
+    h, c = state
+    i, f, g, o = jnp.split(x @ w.w_in + h @ w.w_rec + w.b_rec, 4, axis=1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
 def project(w: Weights, h: Array) -> Array:
@@ -24,29 +62,73 @@ def project(w: Weights, h: Array) -> Array:
 
 
 def keep(w: Weights, h: Array) -> Array:
-    """h [B, H] -> itself: the loop keeps the hidden state and projects nothing."""
+    """h [..., H] -> itself: nothing is projected."""
     return h
 
 
-def unroll(w: Weights, act: Act, x: Array, emit: Emit) -> list[Array]:
+def start(w: Weights, cell: Cell, x: Array) -> State:
+    """The state before the first step of x [T, B, I]: zeros [B, H]."""
+    return tuple(jnp.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype) for _ in range(cell.states))
+
+
+def unroll(w: Weights, cell: Cell, x: Array, emit: Emit) -> list[Array]:
     """A Python loop over x [T, B, I] -> T times emit's [B, N]."""
-    h = jnp.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype)
+    state = start(w, cell, x)
     out = []
     for x_t in jnp.unstack(x):
-        h = step(w, act, h, x_t)
-        out.append(emit(w, h))
+        state = cell.step(w, state, x_t)
+        out.append(emit(w, state[0]))
     return out
 
 
-def scan(w: Weights, act: Act, x: Array, emit: Emit) -> Array:
+def scan(w: Weights, cell: Cell, x: Array, emit: Emit) -> Array:
     """A symbolic loop over x [T, B, I] -> emit's [T, B, N]."""
 
-    def body(h: Array, x_t: Array) -> tuple[Array, Array]:
-        h = step(w, act, h, x_t)
-        return h, emit(w, h)
+    def body(state: State, x_t: Array) -> tuple[State, Array]:
+        state = cell.step(w, state, x_t)
+        return state, emit(w, state[0])
 
-    h = jnp.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype)
-    return jax.lax.scan(body, h, x)[1]
+    return jax.lax.scan(body, start(w, cell, x), x)[1]
+
+
+def unrolled(w: Weights, cell: Cell, x: Array) -> Array:
+    """x [T, B, I] -> h [T, B, H]."""
+    return jnp.stack(unroll(w, cell, x, keep))
+
+
+def scanned(w: Weights, cell: Cell, x: Array) -> Array:
+    """x [T, B, I] -> h [T, B, H]."""
+    return scan(w, cell, x, keep)
+
+
+def layer(w: Weights, cell: Cell, x: Array) -> Array:
+    """The framework's own layer: x [T, B, I] -> h [T, B, H]."""
+    graph, rest = own_layer(cell.own, w.w_in.shape[0], w.w_rec.shape[0])
+    kernels = {"dense_i": w.w_in, "dense_h": w.w_rec}
+    biased = "dense_h" if cell.own is nnx.OptimizedLSTMCell else "dense_i"
+    params: Any = {name: {"kernel": nnx.Param(kernel)} for name, kernel in kernels.items()}
+    params[biased]["bias"] = nnx.Param(w.b_rec)
+    state = start(w, cell, x)
+    carry = state if cell.states > 1 else state[0]
+    return nnx.merge(graph, nnx.State({"cell": params}), rest)(x, initial_carry=carry)
+
+
+@cache
+def own_layer(kind: Any, inputs: int, size: int) -> tuple[Any, Any]:
+    """The layer without its weights: its graph, and what else it holds."""
+    with jax.ensure_compile_time_eval():  # it may be asked for while a program is traced
+        graph, _, rest = nnx.split(nnx.RNN(kind(inputs, size, rngs=nnx.Rngs(0)), time_major=True), nnx.Param, ...)
+    return graph, rest
+
+
+def given(w: Weights, cell: Cell, x: Array) -> Array:
+    """No recurrence: x is h [T, B, H]."""
+    return x
+
+
+def project_steps(w: Weights, hs: Array) -> Array:
+    """A Python loop of T products: h [T, B, H] -> y [T, B, O]."""
+    return jnp.stack([project(w, h) for h in jnp.unstack(hs)])
 
 
 def project_each(w: Weights, hs: Array) -> Array:
@@ -60,43 +142,77 @@ def project_once(w: Weights, hs: Array) -> Array:
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
-def null_none(w: Weights, act: Act, x: Array) -> Array:
-    """Nothing: what calling a program costs."""
-    return x
+def project_bmm(w: Weights, hs: Array) -> Array:
+    """One batched product of T: h [T, B, H] -> y [T, B, O]."""
+    return jnp.matmul(hs, jnp.broadcast_to(w.w_out, (hs.shape[0], *w.w_out.shape))) + w.b_out
 
 
-def unrolled_none(w: Weights, act: Act, x: Array) -> Array:
-    return jnp.stack(unroll(w, act, x, keep))
+def project_vmap(w: Weights, hs: Array) -> Array:
+    """One step's product mapped over time: h [T, B, H] -> y [T, B, O]."""
+    return jax.vmap(project, (None, 0))(w, hs)
 
 
-def unrolled_in_loop(w: Weights, act: Act, x: Array) -> Array:
-    return jnp.stack(unroll(w, act, x, project))
+def project_library(w: Weights, hs: Array) -> Array:
+    """The framework's own dense layer: h [T, B, H] -> y [T, B, O]."""
+    return nnx.merge(own_dense(*w.w_out.shape), nnx.State({"kernel": nnx.Param(w.w_out), "bias": nnx.Param(w.b_out)}))(
+        hs
+    )
 
 
-def unrolled_per_step(w: Weights, act: Act, x: Array) -> Array:
-    return jnp.stack([project(w, h) for h in unroll(w, act, x, keep)])
+@cache
+def own_dense(size: int, outputs: int) -> Any:
+    """The dense layer without its weights."""
+    with jax.ensure_compile_time_eval():
+        return nnx.split(nnx.Linear(size, outputs, rngs=nnx.Rngs(0)))[0]
 
 
-def unrolled_batched(w: Weights, act: Act, x: Array) -> Array:
-    return project_once(w, jnp.stack(unroll(w, act, x, keep)))
+def unrolled_in_loop(w: Weights, cell: Cell, x: Array) -> Array:
+    return jnp.stack(unroll(w, cell, x, project))
 
 
-def scan_none(w: Weights, act: Act, x: Array) -> Array:
-    return scan(w, act, x, keep)
+def unrolled_per_step(w: Weights, cell: Cell, x: Array) -> Array:
+    return jnp.stack([project(w, h) for h in unroll(w, cell, x, keep)])
 
 
-def scan_in_loop(w: Weights, act: Act, x: Array) -> Array:
-    return scan(w, act, x, project)
+def scan_in_loop(w: Weights, cell: Cell, x: Array) -> Array:
+    return scan(w, cell, x, project)
 
 
-def scan_per_step(w: Weights, act: Act, x: Array) -> Array:
-    return project_each(w, scan(w, act, x, keep))
-
-
-def scan_batched(w: Weights, act: Act, x: Array) -> Array:
-    return project_once(w, scan(w, act, x, keep))
+def scan_per_step(w: Weights, cell: Cell, x: Array) -> Array:
+    return project_each(w, scanned(w, cell, x))
 
 
 def loss(y: Array, target: Array) -> Array:
     """Mean squared error, a scalar."""
     return jnp.mean(jnp.square(y - target))
+
+
+CELLS = {
+    "rnn_relu": Cell(rnn_relu, 1, partial(nnx.SimpleCell, activation_fn=jax.nn.relu)),
+    "rnn_tanh": Cell(rnn_tanh, 1, nnx.SimpleCell),
+    "gru": Cell(gru, 1, nnx.GRUCell),
+    "lstm": Cell(lstm, 2, nnx.OptimizedLSTMCell),
+}
+HIDDEN = {"unrolled": unrolled, "scan": scanned, "layer": layer, "given": given}
+AFTER = {
+    "none": keep,
+    "per_step": project_steps,
+    "batched": project_once,
+    "bmm": project_bmm,
+    "vmap": project_vmap,
+    "library": project_library,
+}
+IN_THE_LOOP = {
+    "unrolled_in_loop": unrolled_in_loop,
+    "unrolled_per_step": unrolled_per_step,
+    "scan_in_loop": scan_in_loop,
+    "scan_per_step": scan_per_step,
+}
+
+
+def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Array]:
+    """The program of an arm: from w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection none."""
+    if found := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
+        return found
+    hidden, after = HIDDEN[recurrence], AFTER[projection]
+    return lambda w, cell, x: after(w, hidden(w, cell, x))

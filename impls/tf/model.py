@@ -1,20 +1,58 @@
-"""The RNN under study in TensorFlow: four projections times two recurrences, read from top to bottom."""
+"""The RNN under study in TensorFlow: ways to run the recurrence times ways to project, read from top to bottom."""
 
 from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 from tensorflow import Tensor, TensorArray
 
 from impls.interface import Weights
 
-ACTIVATIONS = {"rnn_relu": tf.nn.relu, "rnn_tanh": tf.tanh}
-Act = Callable[[Tensor], Tensor]
+State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
+Step = Callable[[Weights, State, Tensor], State]
 Emit = Callable[[Weights, Tensor], Tensor]
 
 
-def step(w: Weights, act: Act, h: Tensor, x: Tensor) -> Tensor:
-    """h [B, H], x [B, I] -> next h [B, H]."""
-    return act(tf.nn.bias_add(x @ w.w_in + h @ w.w_rec, w.b_rec))
+class Cell(NamedTuple):
+    """A cell's step, how many arrays its state has, and the framework's own layer of it."""
+
+    step: Step
+    states: int
+    own: Any
+
+
+def rnn(act: Callable[[Tensor], Tensor], w: Weights, state: State, x: Tensor) -> State:
+    """state of [B, H], x [B, I] -> next state."""
+    (h,) = state
+    return (act(tf.nn.bias_add(x @ w.w_in + h @ w.w_rec, w.b_rec)),)
+
+
+def rnn_relu(w: Weights, state: State, x: Tensor) -> State:
+    return rnn(tf.nn.relu, w, state, x)
+
+
+def rnn_tanh(w: Weights, state: State, x: Tensor) -> State:
+    return rnn(tf.tanh, w, state, x)
+
+
+def gru(w: Weights, state: State, x: Tensor) -> State:
+    """state of [B, H], x [B, I] -> next state; gates r, z, n."""
+    (h,) = state
+    a_r, a_z, a_n = tf.split(tf.nn.bias_add(x @ w.w_in, w.b_rec), 3, axis=1)
+    u_r, u_z, u_n = tf.split(h @ w.w_rec, 3, axis=1)
+    r, z = tf.sigmoid(a_r + u_r), tf.sigmoid(a_z + u_z)
+    n = tf.tanh(a_n + r * u_n)
+    return ((1 - z) * n + z * h,)
+
+
+def lstm(w: Weights, state: State, x: Tensor) -> State:
+    """state of [B, H], x [B, I] -> next state; gates i, f, g, o."""
+    h, c = state
+    i, f, g, o = tf.split(tf.nn.bias_add(x @ w.w_in + h @ w.w_rec, w.b_rec), 4, axis=1)
+    c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+    return tf.sigmoid(o) * tf.tanh(c), c
 
 
 def project(w: Weights, h: Tensor) -> Tensor:
@@ -23,33 +61,79 @@ def project(w: Weights, h: Tensor) -> Tensor:
 
 
 def keep(w: Weights, h: Tensor) -> Tensor:
-    """h [B, H] -> itself: the loop keeps the hidden state and projects nothing."""
+    """h [..., H] -> itself: nothing is projected."""
     return h
 
 
-def unroll(w: Weights, act: Act, x: Tensor, emit: Emit) -> list[Tensor]:
+def start(w: Weights, cell: Cell, x: Tensor) -> State:
+    """The state before the first step of x [T, B, I]: zeros [B, H]."""
+    return tuple(tf.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype) for _ in range(cell.states))
+
+
+def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
     """A Python loop over x [T, B, I] -> T times emit's [B, N]."""
-    h = tf.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype)
+    state = start(w, cell, x)
     out = []
     for x_t in tf.unstack(x):
-        h = step(w, act, h, x_t)
-        out.append(emit(w, h))
+        state = cell.step(w, state, x_t)
+        out.append(emit(w, state[0]))
     return out
 
 
-def scan(w: Weights, act: Act, x: Tensor, emit: Emit) -> Tensor:
+def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> Tensor:
     """A symbolic loop over x [T, B, I] -> emit's [T, B, N]."""
 
-    def body(t: Tensor, h: Tensor, out: TensorArray) -> tuple[Tensor, Tensor, TensorArray]:
-        h = step(w, act, h, xs.read(t))
-        return t + 1, h, out.write(t, emit(w, h))
+    def body(t: Tensor, state: State, out: TensorArray) -> tuple[Tensor, State, TensorArray]:
+        state = cell.step(w, state, xs.read(t))
+        return t + 1, state, out.write(t, emit(w, state[0]))
 
     steps, batch, _ = x.shape
     size = w.w_rec.shape[0] if emit is keep else w.w_out.shape[1]
     xs = TensorArray(x.dtype, steps).unstack(x)
     out = TensorArray(x.dtype, steps, element_shape=(batch, size))
-    h = tf.zeros((batch, w.w_rec.shape[0]), x.dtype)
-    return tf.while_loop(lambda t, h, out: t < steps, body, (0, h, out), maximum_iterations=steps)[2].stack()
+    variables = (0, start(w, cell, x), out)
+    return tf.while_loop(lambda t, state, out: t < steps, body, variables, maximum_iterations=steps)[2].stack()
+
+
+def unrolled(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """x [T, B, I] -> h [T, B, H]."""
+    return tf.stack(unroll(w, cell, x, keep))
+
+
+def scanned(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """x [T, B, I] -> h [T, B, H]."""
+    return scan(w, cell, x, keep)
+
+
+def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """The framework's own layer: x [T, B, I] -> h [T, B, H]. Keras wants the batch first, and gets it."""
+    rnn = own_layer(cell.own, x.shape[2], w.w_rec.shape[0], x.dtype.name)
+    hs, _ = rnn.stateless_call((w.w_in, w.w_rec, w.b_rec), rnn.non_trainable_variables, batch_first(x))
+    return batch_first(hs)
+
+
+@cache
+def own_layer(kind: Any, inputs: int, size: int, dtype: str) -> Any:
+    """The layer, whose weights are handed to each call."""
+    with tf.init_scope():  # it may be asked for while a program is traced
+        rnn = kind(size, return_sequences=True, dtype=dtype)
+        rnn.build((None, None, inputs))
+    return rnn
+
+
+def batch_first(a: Tensor) -> Tensor:
+    """[T, B, N] -> [B, T, N], and back."""
+    return tf.transpose(a, (1, 0, 2))
+
+
+def given(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """No recurrence: x is h [T, B, H]."""
+    return x
+
+
+def project_steps(w: Weights, hs: Tensor) -> Tensor:
+    """A Python loop of T products: h [T, B, H] -> y [T, B, O]."""
+    return tf.stack([project(w, h) for h in tf.unstack(hs)])
 
 
 def project_each(w: Weights, hs: Tensor) -> Tensor:
@@ -70,43 +154,87 @@ def project_once(w: Weights, hs: Tensor) -> Tensor:
     return tf.reshape(project(w, tf.reshape(hs, (steps * batch, size))), (steps, batch, w.w_out.shape[1]))
 
 
-def null_none(w: Weights, act: Act, x: Tensor) -> Tensor:
-    """Nothing: what calling a program costs."""
-    return x
+def project_bmm(w: Weights, hs: Tensor) -> Tensor:
+    """One batched product of T: h [T, B, H] -> y [T, B, O]."""
+    return tf.nn.bias_add(tf.matmul(hs, tf.broadcast_to(w.w_out, (hs.shape[0], *w.w_out.shape))), w.b_out)
 
 
-def unrolled_none(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return tf.stack(unroll(w, act, x, keep))
+def project_vmap(w: Weights, hs: Tensor) -> Tensor:
+    """One step's product mapped over time: h [T, B, H] -> y [T, B, O]."""
+    return tf.vectorized_map(lambda h: project(w, h), hs)
 
 
-def unrolled_in_loop(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return tf.stack(unroll(w, act, x, project))
+def project_library(w: Weights, hs: Tensor) -> Tensor:
+    """The framework's own dense layer: h [T, B, H] -> y [T, B, O]."""
+    dense, _ = own_dense(*w.w_out.shape, hs.dtype.name)
+    return dense.stateless_call((w.w_out, w.b_out), (), hs)[0]
 
 
-def unrolled_per_step(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return tf.stack([project(w, h) for h in unroll(w, act, x, keep)])
+def project_time_distributed(w: Weights, hs: Tensor) -> Tensor:
+    """The framework's own wrapper of a dense layer, which wants the batch first: h [T, B, H] -> y [T, B, O]."""
+    _, wrapped = own_dense(*w.w_out.shape, hs.dtype.name)
+    return batch_first(wrapped.stateless_call((w.w_out, w.b_out), (), batch_first(hs))[0])
 
 
-def unrolled_batched(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return project_once(w, tf.stack(unroll(w, act, x, keep)))
+@cache
+def own_dense(size: int, outputs: int, dtype: str) -> tuple[Any, Any]:
+    """The dense layer and its TimeDistributed, whose weights are handed to each call."""
+    with tf.init_scope():
+        dense, wrapped = keras.layers.Dense(outputs, dtype=dtype), keras.layers.Dense(outputs, dtype=dtype)
+        wrapped = keras.layers.TimeDistributed(wrapped, dtype=dtype)
+        dense.build((None, None, size))
+        wrapped.build((None, 1, size))
+    return dense, wrapped
 
 
-def scan_none(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return scan(w, act, x, keep)
+def unrolled_in_loop(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return tf.stack(unroll(w, cell, x, project))
 
 
-def scan_in_loop(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return scan(w, act, x, project)
+def unrolled_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return tf.stack([project(w, h) for h in unroll(w, cell, x, keep)])
 
 
-def scan_per_step(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return project_each(w, scan(w, act, x, keep))
+def scan_in_loop(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return scan(w, cell, x, project)
 
 
-def scan_batched(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return project_once(w, scan(w, act, x, keep))
+def scan_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return project_each(w, scanned(w, cell, x))
 
 
 def loss(y: Tensor, target: Tensor) -> Tensor:
     """Mean squared error, a scalar."""
     return tf.reduce_mean(tf.square(y - target))
+
+
+CELLS = {
+    "rnn_relu": Cell(rnn_relu, 1, partial(keras.layers.SimpleRNN, activation="relu")),
+    "rnn_tanh": Cell(rnn_tanh, 1, keras.layers.SimpleRNN),
+    "gru": Cell(gru, 1, keras.layers.GRU),
+    "lstm": Cell(lstm, 2, keras.layers.LSTM),
+}
+HIDDEN = {"unrolled": unrolled, "scan": scanned, "layer": layer, "given": given}
+AFTER = {
+    "none": keep,
+    "per_step": project_steps,
+    "batched": project_once,
+    "bmm": project_bmm,
+    "vmap": project_vmap,
+    "library": project_library,
+    "time_distributed": project_time_distributed,
+}
+IN_THE_LOOP = {
+    "unrolled_in_loop": unrolled_in_loop,
+    "unrolled_per_step": unrolled_per_step,
+    "scan_in_loop": scan_in_loop,
+    "scan_per_step": scan_per_step,
+}
+
+
+def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], Tensor]:
+    """The program of an arm: from w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection none."""
+    if found := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
+        return found
+    hidden, after = HIDDEN[recurrence], AFTER[projection]
+    return lambda w, cell, x: after(w, hidden(w, cell, x))

@@ -1,6 +1,7 @@
-"""The RNN under study in PyTorch: four projections times two recurrences, read from top to bottom."""
+"""The RNN under study in PyTorch: ways to run the recurrence times ways to project, read from top to bottom."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,14 +9,50 @@ from torch._higher_order_ops.scan import scan as scan_op
 
 from impls.interface import Weights
 
-ACTIVATIONS = {"rnn_relu": torch.relu, "rnn_tanh": torch.tanh}
-Act = Callable[[Tensor], Tensor]
+State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
+Stepped = tuple[State, Tensor]  # named here, for Dynamo can not subscript `tuple` where it traces
+Step = Callable[[Weights, State, Tensor], State]
 Emit = Callable[[Weights, Tensor], Tensor]
 
 
-def step(w: Weights, act: Act, h: Tensor, x: Tensor) -> Tensor:
-    """h [B, H], x [B, I] -> next h [B, H]."""
-    return act(torch.addmm(torch.addmm(w.b_rec, x, w.w_in), h, w.w_rec))
+class Cell(NamedTuple):
+    """A cell's step, how many arrays its state has, and the framework's own layer of it."""
+
+    step: Step
+    states: int
+    own: Any
+
+
+def rnn(act: Callable[[Tensor], Tensor], w: Weights, state: State, x: Tensor) -> State:
+    """state of [B, H], x [B, I] -> next state."""
+    (h,) = state
+    return (act(torch.addmm(torch.addmm(w.b_rec, x, w.w_in), h, w.w_rec)),)
+
+
+def rnn_relu(w: Weights, state: State, x: Tensor) -> State:
+    return rnn(torch.relu, w, state, x)
+
+
+def rnn_tanh(w: Weights, state: State, x: Tensor) -> State:
+    return rnn(torch.tanh, w, state, x)
+
+
+def gru(w: Weights, state: State, x: Tensor) -> State:
+    """state of [B, H], x [B, I] -> next state; gates r, z, n."""
+    (h,) = state
+    a_r, a_z, a_n = torch.addmm(w.b_rec, x, w.w_in).chunk(3, 1)
+    u_r, u_z, u_n = (h @ w.w_rec).chunk(3, 1)
+    r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
+    n = torch.tanh(a_n + r * u_n)
+    return ((1 - z) * n + z * h,)
+
+
+def lstm(w: Weights, state: State, x: Tensor) -> State:
+    """state of [B, H], x [B, I] -> next state; gates i, f, g, o."""
+    h, c = state
+    i, f, g, o = torch.addmm(torch.addmm(w.b_rec, x, w.w_in), h, w.w_rec).chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
 
 
 def project(w: Weights, h: Tensor) -> Tensor:
@@ -24,7 +61,7 @@ def project(w: Weights, h: Tensor) -> Tensor:
 
 
 def keep(w: Weights, h: Tensor) -> Tensor:
-    """h [B, H] -> itself: the loop keeps the hidden state and projects nothing."""
+    """h [..., H] -> itself: nothing is projected."""
     return h
 
 
@@ -33,25 +70,60 @@ def copy(w: Weights, h: Tensor) -> Tensor:
     return h.clone()
 
 
-def unroll(w: Weights, act: Act, x: Tensor, emit: Emit) -> list[Tensor]:
+def start(w: Weights, cell: Cell, x: Tensor) -> State:
+    """The state before the first step of x [T, B, I]: zeros [B, H]."""
+    return tuple(x.new_zeros(x.shape[1], w.w_rec.shape[0]) for _ in range(cell.states))
+
+
+def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
     """A Python loop over x [T, B, I] -> T times emit's [B, N]."""
-    h = x.new_zeros(x.shape[1], w.w_rec.shape[0])
+    state = start(w, cell, x)
     out = []
     for x_t in x.unbind(0):
-        h = step(w, act, h, x_t)
-        out.append(emit(w, h))
+        state = cell.step(w, state, x_t)
+        out.append(emit(w, state[0]))
     return out
 
 
-def scan(w: Weights, act: Act, x: Tensor, emit: Emit) -> Tensor:
+def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> Tensor:
     """A symbolic loop over x [T, B, I] -> emit's [T, B, N]."""
 
-    def body(h: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        h = step(w, act, h, x_t)
-        return h.clone(), emit(w, h)  # a clone, see copy
+    def body(state: State, x_t: Tensor) -> Stepped:
+        state = cell.step(w, state, x_t)
+        return tuple(s.clone() for s in state), emit(w, state[0])  # clones, see copy
 
-    h = x.new_zeros(x.shape[1], w.w_rec.shape[0])
-    return scan_op(body, h, x)[1]
+    return scan_op(body, start(w, cell, x), x)[1]
+
+
+def unrolled(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """x [T, B, I] -> h [T, B, H]."""
+    return torch.stack(unroll(w, cell, x, keep))
+
+
+def scanned(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """x [T, B, I] -> h [T, B, H]."""
+    return scan(w, cell, x, copy)
+
+
+def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """The framework's own layer: x [T, B, I] -> h [T, B, H].
+
+    What nn.RNN, nn.GRU and nn.LSTM call, with what they call it with: one layer, one direction, no dropout.
+    """
+    state = tuple(x.new_zeros(1, x.shape[1], w.w_rec.shape[0]) for _ in range(cell.states))
+    weights = [w.w_in.T, w.w_rec.T, w.b_rec, torch.zeros_like(w.b_rec)]
+    train = torch.is_grad_enabled()
+    return cell.own(x, state if cell.states > 1 else state[0], weights, True, 1, 0.0, train, False, False)[0]
+
+
+def given(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    """No recurrence: x is h [T, B, H]."""
+    return x
+
+
+def project_steps(w: Weights, hs: Tensor) -> Tensor:
+    """A Python loop of T products: h [T, B, H] -> y [T, B, O]."""
+    return torch.stack([project(w, h) for h in hs.unbind(0)])
 
 
 def project_each(w: Weights, hs: Tensor) -> Tensor:
@@ -74,43 +146,68 @@ def project_once(w: Weights, hs: Tensor) -> Tensor:
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
-def null_none(w: Weights, act: Act, x: Tensor) -> Tensor:
-    """Nothing: what calling a program costs."""
-    return x
+def project_bmm(w: Weights, hs: Tensor) -> Tensor:
+    """One batched product of T: h [T, B, H] -> y [T, B, O]."""
+    return torch.baddbmm(w.b_out, hs, w.w_out.expand(hs.shape[0], *w.w_out.shape))
 
 
-def unrolled_none(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return torch.stack(unroll(w, act, x, keep))
+def project_vmap(w: Weights, hs: Tensor) -> Tensor:
+    """One step's product mapped over time: h [T, B, H] -> y [T, B, O]."""
+    return torch.vmap(lambda h: project(w, h))(hs)
 
 
-def unrolled_in_loop(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return torch.stack(unroll(w, act, x, project))
+def project_library(w: Weights, hs: Tensor) -> Tensor:
+    """The framework's own dense layer, what nn.Linear calls: h [T, B, H] -> y [T, B, O]."""
+    return torch.nn.functional.linear(hs, w.w_out.T, w.b_out)
 
 
-def unrolled_per_step(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return torch.stack([project(w, h) for h in unroll(w, act, x, keep)])
+def unrolled_in_loop(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return torch.stack(unroll(w, cell, x, project))
 
 
-def unrolled_batched(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return project_once(w, torch.stack(unroll(w, act, x, keep)))
+def unrolled_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return torch.stack([project(w, h) for h in unroll(w, cell, x, keep)])
 
 
-def scan_none(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return scan(w, act, x, copy)
+def scan_in_loop(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return scan(w, cell, x, project)
 
 
-def scan_in_loop(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return scan(w, act, x, project)
-
-
-def scan_per_step(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return project_each(w, scan(w, act, x, copy))
-
-
-def scan_batched(w: Weights, act: Act, x: Tensor) -> Tensor:
-    return project_once(w, scan(w, act, x, copy))
+def scan_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+    return project_each(w, scanned(w, cell, x))
 
 
 def loss(y: Tensor, target: Tensor) -> Tensor:
     """Mean squared error, a scalar."""
     return torch.nn.functional.mse_loss(y, target)
+
+
+CELLS = {
+    "rnn_relu": Cell(rnn_relu, 1, torch.rnn_relu),
+    "rnn_tanh": Cell(rnn_tanh, 1, torch.rnn_tanh),
+    "gru": Cell(gru, 1, torch.gru),
+    "lstm": Cell(lstm, 2, torch.lstm),
+}
+HIDDEN = {"unrolled": unrolled, "scan": scanned, "layer": layer, "given": given}
+AFTER = {
+    "none": keep,
+    "per_step": project_steps,
+    "batched": project_once,
+    "bmm": project_bmm,
+    "vmap": project_vmap,
+    "library": project_library,
+}
+IN_THE_LOOP = {
+    "unrolled_in_loop": unrolled_in_loop,
+    "unrolled_per_step": unrolled_per_step,
+    "scan_in_loop": scan_in_loop,
+    "scan_per_step": scan_per_step,
+}
+
+
+def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], Tensor]:
+    """The program of an arm: from w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection none."""
+    if found := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
+        return found
+    hidden, after = HIDDEN[recurrence], AFTER[projection]
+    return lambda w, cell, x: after(w, hidden(w, cell, x))

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness.verify import form_of
 from impls import reference
+from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Weights, named
 
 
@@ -23,7 +25,9 @@ class Backend:
             raise ModuleNotFoundError("No module named 'numpyx'", name="numpyx")
         if _mischief() == "broken":
             raise OSError("libnothing.so: cannot open shared object file")
-        eager = Execution(traced=False, without={"scan": "NumPy has no symbolic loop"})
+        without = {"scan": "NumPy has no symbolic loop", "layer": "NumPy has no layers", "library": "NumPy has no layers"}
+        without |= dict.fromkeys(("bmm", "vmap", "time_distributed"), "NumPy is not asked for it here")
+        eager = Execution(traced=False, without=without)
         devices = {"cpu": None, "gpu": "NumPy knows no GPU"}
         return Facts({"numpy": np.__version__}, {"eager": eager}, devices)
 
@@ -34,14 +38,14 @@ class Backend:
         print("noise on stdout", file=sys.stdout, flush=True)
 
     def prepare(self, program, w):
-        arm, act = getattr(self.model, program.arm.name), self.model.ACTIVATIONS[program.cell]
+        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
+        act = self.model.ACTIVATIONS[program.cell]
         self.misbehave(program)
         if program.pass_ == "forward":
             return lambda x, target: [arm(w, act, x)]
 
         def train(x, target):
-            project = program.arm.projection != "none"
-            return list(reference.run(Data(w, x, target), program.cell, "train", project).values())
+            return list(reference.run(Data(w, x, target), program.cell, "train", form_of(program.arm.name)).values())
 
         return train
 
@@ -72,8 +76,11 @@ class Backend:
         if _mischief() == "recompile":
             self.compiled += 1
 
-    def get(self, outputs):
+    def get(self, program, outputs):
         return named([np.array(a) for a in outputs])
+
+    def evidence(self, program, run, inputs):
+        return Evidence(missing={"everything": "NumPy counts nothing"}), {}
 
     def compilations(self):
         return self.compiled

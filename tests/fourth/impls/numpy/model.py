@@ -1,4 +1,4 @@
-"""The RNN under study in NumPy, unrolled only."""
+"""The RNN under study in NumPy, unrolled or given."""
 
 import numpy as np
 
@@ -23,24 +23,26 @@ def unroll(w, act, x, emit):
     for x_t in x:
         h = step(w, act, h, x_t)
         out.append(emit(w, h))
-    return out
+    return np.stack(out)
 
 
-def null_none(w, act, x):
+def unrolled(w, act, x):
+    return unroll(w, act, x, keep)
+
+
+def given(w, act, x):
     return x
 
 
-def unrolled_none(w, act, x):
-    return np.stack(unroll(w, act, x, keep))
+def project_steps(w, hs):
+    return np.stack([project(w, h) for h in hs])
 
 
-def unrolled_in_loop(w, act, x):
-    return np.stack(unroll(w, act, x, project))
+HIDDEN = {"unrolled": unrolled, "given": given}
+AFTER = {"none": keep, "per_step": project_steps, "batched": project}
 
 
-def unrolled_per_step(w, act, x):
-    return np.stack([project(w, h) for h in unroll(w, act, x, keep)])
-
-
-def unrolled_batched(w, act, x):
-    return project(w, np.stack(unroll(w, act, x, keep)))
+def arm(recurrence, projection):
+    if projection == "in_loop":
+        return lambda w, act, x: unroll(w, act, x, project)
+    return lambda w, act, x: AFTER[projection](w, HIDDEN[recurrence](w, act, x))

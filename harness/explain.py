@@ -1,0 +1,138 @@
+"""`explain`: what one cell's program does in a call, and its text for a reader to look at."""
+
+import math
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import impls
+from harness import course, environment, jobs, plan, run, study, weights
+from harness.plan import Job, Seat, Todo
+from harness.progress import Report, console
+from harness.records import Record
+from harness.refused import Refused
+from harness.study import Study, nearest
+from harness.verify import Judge
+from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
+from impls.interface import PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
+
+EXECUTIONS = ("eager", "graph", "xla", "inductor", "inductor-batched")
+AXES = {  # what a word of a cell may be; where a value stands, it need not be said
+    "execution": (EXECUTIONS, None),
+    "recurrence": (RECURRENCES, None),
+    "projection": (PROJECTIONS, None),
+    "pass": (PASSES, "forward"),
+    "precision": (PRECISIONS, "fp32"),
+    "workload": (tuple(study.NAMED), "book"),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A cell, by its words."""
+
+    framework: str
+    execution: str
+    arm: Arm
+    pass_: str
+    precision: str
+    workload: study.Workload
+
+
+def wanted(words: list[str]) -> Wanted:
+    """The cell that words name, in any order; `/` parts words as well as blanks do. Raises Refused."""
+    axes = {"framework": (tuple(impls.names()), None)} | AXES
+    found: dict[str, Any] = {}
+    for word in (part for text in words for part in text.split("/") if part):
+        axis = "workload" if "=" in word else next((a for a, (values, _) in axes.items() if word in values), None)
+        try:
+            if axis is None:
+                nearest("word", word, [value for values, _ in axes.values() for value in values])
+            assert axis is not None
+            if axis in found:
+                raise Refused(f"a cell has one {axis}, but {found[axis]} and {word} were given")
+            found[axis] = study.workload(word) if axis == "workload" else word
+        except ValueError as error:
+            raise Refused(str(getattr(error, "errors", lambda: [{"msg": error}])()[0]["msg"])) from None
+    for axis, (values, usual) in axes.items():
+        if axis not in found and usual is None:
+            raise Refused(f"a cell needs its {axis}: {', '.join(values)}")
+        found.setdefault(axis, study.NAMED[usual] if axis == "workload" else usual)
+    arm = Arm(found["recurrence"], found["projection"])
+    return Wanted(found["framework"], found["execution"], arm, found["pass"], found["precision"], found["workload"])
+
+
+def explain(words: list[str], out: Path | None) -> int:
+    """Print a cell's evidence and write its program's text into `out`; returns the exit status."""
+    cell = wanted(words)
+    made = Study(
+        frameworks=[cell.framework], executions=[cell.execution], threads=[environment.cores()],
+        recurrences=[cell.arm.recurrence], projections=[cell.arm.projection], passes=[cell.pass_],
+        precisions=[cell.precision], workloads=[cell.workload], unroll_limit=None,
+    )  # fmt: skip
+    frameworks = plan.selected(made, run.probe(made, plan.thread_counts(made, environment.cores())))
+    planned = plan.make(made, frameworks, [environment.cores()])
+    cells = [c for c in planned.cells if c.seat.device == "cpu"]
+    if not cells:
+        raise Refused(f"this cell is not to be had: {planned.absent[0][2]}")
+    place = f"{cell.framework}-{cell.execution}-{cell.arm.name}-{cell.workload.name}-{cell.pass_}-{cell.precision}"
+    folder = out or Path("runs") / "explain" / place
+    record = _counted(made, frameworks, cells[0].seat, cell, folder)
+    arm = record["arms"][cell.arm.name]
+    if arm["status"] != "ok":
+        console().print(f"{arm['status']}: {arm['reason']}", markup=False)
+        return 1
+    _say(place, cell, arm["evidence"], folder)
+    return 0
+
+
+def _counted(
+    made: Study, frameworks: list[plan.Framework], seat: Seat, cell: Wanted, folder: Path
+) -> Record:
+    """The record of the one cell, verified and counted, its program's text in `folder`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"{folder} can not be made: {error.strerror}") from None
+    todo = Todo(cell.workload, cell.pass_, (cell.arm,), cell.workload.T, timed=False)
+    files = run.prepare(made)
+    with tempfile.TemporaryDirectory(prefix="fusegap-") as scratch:
+        place = Path(scratch)
+        weights.store(place / "weights", files)
+        known = {framework.name: framework for framework in frameworks}
+        bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights"), {}, texts=folder)
+        with Report(1) as report:
+            (record,) = course.together(bench, [Job(seat, 0, (todo,))], lambda: math.inf, report)
+    return record
+
+
+def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
+    """Print what was counted, and where the text lies."""
+    out = console()
+    products = [Product(*product) for product in found["products"]]
+    table = Table("one call of", place)
+    table.add_row("matrix products", f"{issued(products)}: {', '.join(map(str, products)) or 'none'}")
+    table.add_row("operations of the products", f"{flops(products):,}")
+    table.add_row("bytes the products move", f"{moved_bytes(products, ITEM_BYTES[cell.precision]):,}")
+    table.add_row("kernels", f"{sum(found['kernels'].values())}: {_listed(found['kernels'])}")
+    table.add_row("fusions", _or_unknown(found["fusions"]))
+    table.add_row("loops", ", ".join(f"{trips} trips" for trips in found["loops"]) or "none")
+    table.add_row("temporary memory, bytes", _or_unknown(found["temp_bytes"]))
+    out.print(table, markup=False)
+    for what, why in found["missing"].items():
+        out.print(f"{what} could not be had: {why}", markup=False)
+    texts = sorted(path.name for path in folder.iterdir() if re.match(rf"{cell.arm.name}\.", path.name))
+    out.print(f"program text: {', '.join(str(folder / name) for name in texts) or 'none'}", markup=False)
+
+
+def _listed(kernels: dict[str, int]) -> str:
+    ordered = sorted(kernels.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(f"{count} {name}" for name, count in ordered) or "none"
+
+
+def _or_unknown(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"

@@ -1,0 +1,115 @@
+"""Why: what one call of each program did, as counted in it, beside what theory expects."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis import LOOPS, SEAT, Tables
+from harness.measure import BATCHED
+from harness.report.figures import seat as seat_name
+from harness.report.markdown import FRAMEWORKS, Row, amount, table
+
+FORMS = ("none", "in_loop", "per_step", BATCHED)
+PLACE = [*SEAT, "workload", "pass", "recurrence"]
+ONE_CALL = (BATCHED, "bmm", "vmap", "library")  # projections that theory gives one product whatever T
+BACKWARD = 3  # products of a training step for one of a forward pass: y, and the gradients of h and of w_out
+
+
+def counts(tables: Tables, place: Row, projections: Sequence[str]) -> str:
+    """The products that one call issues, for each projection."""
+    found = _by_projection(tables, place)
+    numbers = [found[p]["products"] if p in found else None for p in projections]
+    return " · ".join("–" if n is None or pd.isna(n) else f"{n:g}" for n in numbers) if found else "not counted"
+
+
+def _by_projection(tables: Tables, place: Row) -> dict[str, Row]:
+    frame = tables.evidence
+    for name in PLACE:
+        frame = frame[frame[name] == place[name]]
+    return {row["projection"]: row for row in frame.to_dict("records")}
+
+
+def added(tables: Tables) -> pd.DataFrame:
+    """Products that a projection adds to none, and those that theory gives: columns found, expected, T."""
+    steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
+    rows = []
+    for values, part in tables.evidence.groupby(PLACE, sort=True):
+        place = dict(zip(PLACE, values, strict=True))
+        by = {row["projection"]: row["products"] for row in part.to_dict("records")}
+        none = 0 if place["recurrence"] == "given" else by.pop("none", None)
+        for projection, products in by.items():
+            if none is None or pd.isna(products) or pd.isna(none):
+                continue
+            t = int(steps[place["workload"]])
+            forward = 1 if projection in ONE_CALL else t
+            times = BACKWARD - (place["recurrence"] == "given") if place["pass"] == "train" else 1
+            numbers = {"found": int(products - none), "expected": forward * times, "T": t}
+            rows.append(place | {"projection": projection} | numbers)
+    return pd.DataFrame(rows, columns=[*PLACE, "projection", "found", "expected", "T"])
+
+
+def everything(tables: Tables) -> str:
+    """What was counted, and where a compiler made something else of a form than was written."""
+    if tables.evidence.empty:
+        return "Nothing was counted in this run."
+    return "\n\n".join(filter(None, (_surprises(added(tables)), _counted(tables), _missing(tables))))
+
+
+def _surprises(frame: pd.DataFrame) -> str:
+    """In how many programs the projection added the products that were written, and what the others added."""
+    if frame.empty:
+        return ""
+    other = frame[frame.found != frame.expected]
+    start = (
+        f"In {len(frame) - len(other)} of {len(frame)} counted programs the projection adds exactly the matrix products "
+        "that were written to those of the recurrence alone: T in the loop or after it, one for all steps, and three "
+        "times that in training (for y and for the gradients of h and of w_out; where h is given, it has none). "
+    )
+    if other.empty:
+        return start.strip()
+    lines = []
+    for key, part in other.groupby(["framework", "execution", "recurrence", "projection", "pass"], sort=True):
+        framework, execution, recurrence, projection, pass_ = key
+        seen = Counter((row.workload, row.found, row.expected, row["T"]) for _, row in part.iterrows())
+        each = ", ".join(f"{found} for {expected} ({name}, T={t})" for name, found, expected, t in sorted(seen))
+        lines.append(f"- {FRAMEWORKS.get(framework, framework)} {execution} {recurrence}, {projection}, {pass_}: {each}")
+    return f"{start}In the others the compiler or the framework's layer made something else of it:\n\n" + "\n".join(lines)
+
+
+def _counted(tables: Tables) -> str:
+    """A row for each place with a loop, with the numbers of each form."""
+    frame = tables.evidence[tables.evidence.recurrence.isin([*LOOPS, "layer"])]
+    frame = frame[frame.threads == frame.threads.min()]
+    rows = []
+    for values, part in frame.groupby(["workload", "pass", *SEAT, "recurrence"], sort=True):
+        place = dict(zip(["workload", "pass", *SEAT, "recurrence"], values, strict=True))
+        by = {row["projection"]: row for row in part.to_dict("records")}
+        columns = [
+            _each(by, "products", lambda n: f"{n:g}"),
+            _each(by, "kernels", lambda n: f"{n:g}"),
+            _each(by, "fusions", lambda n: f"{n:g}"),
+            _each(by, "flops", lambda n: amount(n, "")),
+            _each(by, "temp_bytes", lambda n: amount(n, "B")),
+        ]
+        rows.append([f"{place['workload']}, {place['pass']}", seat_name(place).rpartition(",")[0], *columns])
+    heading = " · ".join(FORMS)
+    names = ["products", "kernels", "fusions", "operations of the products", "temporary memory"]
+    return f"Of each program, for {heading}:\n\n" + table(["", "", *names], rows)
+
+
+def _each(by: dict[str, Row], column: str, text: Any) -> str:
+    values = [by[p][column] if p in by else None for p in FORMS]
+    if all(value is None or pd.isna(value) for value in values):
+        return "–"
+    return " · ".join("–" if value is None or pd.isna(value) else text(value) for value in values)
+
+
+def _missing(tables: Tables) -> str:
+    """What could not be counted, and why, one line a reason."""
+    frame = tables.evidence[tables.evidence.missing != ""]
+    lines = []
+    for (framework, execution, missing), part in frame.groupby(["framework", "execution", "missing"], sort=True):
+        lines.append(f"- {FRAMEWORKS.get(framework, framework)} {execution} ({len(part)} programs): {missing}")
+    return "What could not be had:\n\n" + "\n".join(lines) if lines else ""

@@ -1,0 +1,221 @@
+"""The claims of the question, each judged by this run's numbers; and what follows for one's code.
+
+A claim's verdict is made of the verdicts of the cells it is about, so a claim that is false on this machine reads so.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness.analysis import LOOPS, OWN, Tables, usable
+from harness.measure import BATCHED
+from harness.report import causes
+from harness.report.markdown import FRAMEWORKS, table
+from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
+
+NOT_JUDGED = "not yet judged"
+HERE = {True: "true here", False: "false here"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim's verdict, the numbers behind it, and the cells they come from."""
+
+    verdict: str
+    numbers: str
+    cells: str
+
+
+def table_of(tables: Tables) -> str:
+    """Every claim with its verdict, numbers and cells."""
+    if tables.study.label == "quick":
+        return "A smoke run judges no claim."
+    rows = []
+    for name, text, judge in CLAIMS:
+        found = judge(tables)
+        rows.append([name, text, f"**{found.verdict}**", found.numbers, found.cells])
+    return table(["", "claim", "verdict", "numbers", "from"], rows)
+
+
+def _speed(tables: Tables, framework: str | None = None) -> Judged:
+    """Is the in-loop form slower than projecting once?"""
+    gaps = _loops(tables, "in_loop")
+    if framework:
+        gaps = gaps[gaps.framework == framework]
+    return _by_verdicts(gaps, f"in_loop/{BATCHED}, every loop")
+
+
+def _loops(tables: Tables, contender: str) -> pd.DataFrame:
+    gaps = tables.gaps[usable(tables.gaps)]
+    return gaps[(gaps.contender == contender) & gaps.recurrence.isin(LOOPS)]
+
+
+def _by_verdicts(gaps: pd.DataFrame, cells: str) -> Judged:
+    """True where the contender is slower: everywhere, nowhere, or it depends."""
+    if gaps.empty:
+        return Judged(NOT_JUDGED, "–", "nothing was measured for it")
+    count = Counter(gaps.verdict)
+    against = count[FASTER] + count[EQUIVALENT]
+    verdict = "this run can not tell"
+    if count[SLOWER] and against:
+        verdict = f"depends: true in {count[SLOWER]}, false in {against}"
+    elif count[SLOWER] or against:
+        verdict = HERE[bool(count[SLOWER])]
+    return Judged(verdict, f"{_counted(count)}; ratios {_range(gaps.ratio)}", f"{len(gaps)} gaps: {cells}")
+
+
+def _counted(count: Counter[str]) -> str:
+    """How many of each verdict, of the contender in words of the claim."""
+    return ", ".join(f"{count[v]} {v}" for v in (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE))
+
+
+def _range(ratios: pd.Series) -> str:
+    return f"{ratios.min():.2f} to {ratios.max():.2f}"
+
+
+def _products(tables: Tables) -> Judged:
+    """One set of weights in both forms, but T products against one?"""
+    found = causes.added(tables)
+    found = found[(found["pass"] == "forward") & found.recurrence.isin(LOOPS)]
+    each, once = (found[found.projection == name] for name in ("in_loop", BATCHED))
+    if each.empty or once.empty:
+        return Judged(NOT_JUDGED, "–", "no program's products were counted")
+    many, one = int((each.found == each["T"]).sum()), int((once.found == 1).sum())
+    numbers = (
+        f"both forms hold the same two arrays w_out and b_out: one layer, not one per step; but in_loop adds T products "
+        f"in {many} of {len(each)} programs, and {BATCHED} one in {one} of {len(once)}"
+    )
+    whole = many == len(each) and one == len(once)
+    verdict = "as layers false; as products " + ("true here" if whole else "mostly true" if many + one else "false here")
+    return Judged(verdict, numbers, f"{len(each) + len(once)} forward programs, counted")
+
+
+def _operations(tables: Tables) -> Judged:
+    """The same floating-point operations in both forms?"""
+    by = _pairs(tables, "flops")
+    if by.empty:
+        return Judged(NOT_JUDGED, "–", "no program's operations were counted")
+    same = int((by.in_loop == by[BATCHED]).sum())
+    numbers = f"operations of the matrix products are equal in {same} of {len(by)} pairs of programs"
+    if same < len(by):
+        ratios = (by.in_loop / by[BATCHED])[by.in_loop != by[BATCHED]]
+        numbers += f", and in_loop/{BATCHED} is {_range(ratios)} in the others, where a compiler changed a product"
+    verdict = HERE[same == len(by)] if same in (0, len(by)) else f"true in {same}, false in {len(by) - same}"
+    return Judged(verdict, numbers, f"{len(by)} pairs: framework, execution, loop, workload, pass")
+
+
+def _memory(tables: Tables) -> Judged:
+    """The same variables and memory? The original program is not rebuilt yet; what is known is said."""
+    by = _pairs(tables, "temp_bytes")
+    known = by[(by.in_loop > 0) & (by[BATCHED] > 0)]
+    if known.empty:
+        return Judged(NOT_JUDGED, "the original TF1 program is not part of this study yet", "–")
+    ratios = known.in_loop / known[BATCHED]
+    numbers = (
+        "the original TF1 program is not part of this study yet; of the arms here, peak temporary memory of "
+        f"in_loop/{BATCHED} is {_range(ratios)} (median {ratios.median():.2f})"
+    )
+    return Judged(NOT_JUDGED, numbers, f"{len(known)} pairs whose memory is known")
+
+
+def _pairs(tables: Tables, column: str) -> pd.DataFrame:
+    """The in-loop and the batched program side by side, where `column` is known of both."""
+    frame = tables.evidence[tables.evidence.recurrence.isin(LOOPS)]
+    frame = frame[frame.threads == frame.threads.min()]
+    wide = frame.pivot_table(index=causes.PLACE, columns="projection", values=column, aggfunc="first", dropna=True)
+    if not {"in_loop", BATCHED} <= set(wide.columns):
+        return pd.DataFrame(columns=["in_loop", BATCHED])
+    return wide[["in_loop", BATCHED]].dropna().astype(float)
+
+
+def _apart(tables: Tables) -> Judged:
+    """T products after the loop: the same as inside it? And as slow against one?"""
+    frame = tables.contrasts[(tables.contrasts.contender == "per_step") & (tables.contrasts.baseline == "in_loop")]
+    if frame.empty:
+        return Judged(NOT_JUDGED, "–", "nothing was measured for it")
+    count = Counter(frame.verdict)
+    differ = count[SLOWER] + count[FASTER]
+    verdict = "this run can not tell"
+    if count[EQUIVALENT] and differ:
+        verdict = f"depends: the same in {count[EQUIVALENT]}, another in {differ}"
+    elif count[EQUIVALENT] or differ:
+        verdict = "the same as inside the loop" if count[EQUIVALENT] else "not the same as inside the loop"
+    against = _by_verdicts(_loops(tables, "per_step"), "")
+    numbers = (
+        f"per_step/in_loop: {_counted(count)}; ratios {_range(frame.ratio)}. "
+        f"per_step/{BATCHED}: {against.numbers}"
+    )
+    return Judged(verdict, numbers, f"{len(frame)} gaps, every loop")
+
+
+def _alone(tables: Tables) -> Judged:
+    """The projection without a recurrence: one product against T, forward."""
+    gaps = tables.gaps[usable(tables.gaps)]
+    gaps = gaps[(gaps.recurrence == "given") & (gaps.contender == "per_step") & (gaps["pass"] == "forward")]
+    return _by_verdicts(gaps, f"per_step/{BATCHED} with the hidden states given, forward")
+
+
+CLAIMS: list[tuple[str, str, Callable[[Tables], Judged]]] = [
+    ("C1", "the book: one layer for all steps is significantly faster than projecting inside the loop", _speed),
+    ("C2", "the book: because there is one layer instead of one per step", _products),
+    ("C3", "the reader: both need exactly the same operations", _operations),
+    ("C4", "the reader: both have the same variables, and so the same memory", _memory),
+    ("C5", "the reader: what is meant is projecting step by step after the loop", _apart),
+    ("C6", "the answer: the same layer on one large tensor is faster than on many small ones", _alone),
+    ("C7", "TF1's documentation: without the wrapper it may be more efficient", lambda tables: _speed(tables, "tf")),
+]
+
+
+def advice(tables: Tables) -> str:
+    """For each framework and execution, what its verdicts say one should write."""
+    if tables.study.label == "quick":
+        return "A smoke run gives no advice."
+    gaps = _loops(tables, "in_loop")
+    lines = []
+    for (framework, execution, device), part in gaps.groupby(["framework", "execution", "device"], sort=True):
+        name = f"{FRAMEWORKS.get(framework, framework)} {execution}" + ("" if device == "cpu" else f" on {device}")
+        said = [_choice(part), _own(tables, framework, execution, device)]
+        lines.append(f"- **{name}**: {' '.join(filter(None, said))}")
+    return "\n".join(lines) or "Nothing was measured from which advice would follow."
+
+
+def _choice(part: pd.DataFrame) -> str:
+    """Where to project."""
+    count, number = Counter(part.verdict), len(part)
+    slower, faster = part[part.verdict == SLOWER], part[part.verdict == FASTER]
+    if not count[SLOWER] and not count[FASTER]:
+        if count[EQUIVALENT] > count[INCONCLUSIVE]:
+            return f"write what reads best: both forms cost the same in {count[EQUIVALENT]} of {number} comparisons."
+        return f"this run found no difference, and could not exclude one in {count[INCONCLUSIVE]} of {number} comparisons."
+    worst = f"up to {slower.ratio.max():.2f} times ({_where(slower, 'idxmax')})" if count[SLOWER] else ""
+    best = f"down to {faster.ratio.min():.2f} of the time ({_where(faster, 'idxmin')})" if count[FASTER] else ""
+    if not count[FASTER]:
+        return f"project once, after the loop: inside it was slower in {count[SLOWER]} of {number} comparisons, {worst}."
+    if not count[SLOWER]:
+        return f"project inside the loop: it was faster in {count[FASTER]} of {number} comparisons, {best}."
+    return (
+        f"measure your own case: inside the loop was slower in {count[SLOWER]} of {number} comparisons, {worst}, and "
+        f"faster in {count[FASTER]}, {best}."
+    )
+
+
+def _where(part: pd.DataFrame, pick: str) -> str:
+    row = part.loc[getattr(part.ratio, pick)()].to_dict()
+    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    return f"{row['workload']} {row['pass']}, {row['recurrence']}, {threads}"
+
+
+def _own(tables: Tables, framework: str, execution: str, device: str) -> str:
+    """What a wrapper's in-loop projection costs against the layer that it forbids."""
+    frame = tables.contrasts
+    mine = (frame.framework == framework) & (frame.execution == execution) & (frame.device == device)
+    frame = frame[mine & (frame.baseline == OWN) & frame.verdict.isin([SLOWER, FASTER])]
+    if frame.empty:
+        return ""
+    slower = int((frame.verdict == SLOWER).sum())
+    return (
+        f"Against the framework's own layer with one projection, which a projection inside the loop forbids, it took "
+        f"{_range(frame.ratio)} of the time (slower in {slower}, faster in {len(frame) - slower})."
+    )

@@ -1,0 +1,53 @@
+"""What a program did in one call: counted, by each framework's own means. Imports no framework."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+ITEM_BYTES = {"fp32": 4, "fp64": 8}
+
+
+class Product(NamedTuple):
+    """`count` matrix products [batch, M, K] x [batch, K, N] a call; a plain one has batch 1."""
+
+    count: int
+    batch: int
+    m: int
+    k: int
+    n: int
+
+    def __str__(self) -> str:
+        batch = f"{self.batch}·" if self.batch > 1 else ""
+        return f"{self.count}×{batch}[{self.m}×{self.k}×{self.n}]"
+
+
+@dataclass
+class Evidence:
+    """Of one call of one arm's program. What could not be had is None or empty, and `missing` says why.
+
+    `products`: matrix products issued, by shape. `kernels`: name -> how often an operation, kernel or library call
+    was started. `fusions`: how many of them hold several operations that a compiler put together. `loops`: the trip
+    counts of the symbolic loops. `temp_bytes`: memory for what is neither input nor output, at its peak.
+    """
+
+    products: list[Product] = field(default_factory=list)
+    kernels: dict[str, int] = field(default_factory=dict)
+    fusions: int | None = None
+    loops: list[int] = field(default_factory=list)
+    temp_bytes: int | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def flops(products: Iterable[Product]) -> int:
+    """Floating-point operations of the products: a multiplication and an addition for each of M K N."""
+    return sum(2 * p.count * p.batch * p.m * p.k * p.n for p in products)
+
+
+def moved_bytes(products: Iterable[Product], item: int) -> int:
+    """Bytes that the products read and write, each operand and result once; `item` bytes a number."""
+    return sum(item * p.count * p.batch * (p.m * p.k + p.k * p.n + p.m * p.n) for p in products)
+
+
+def issued(products: Iterable[Product]) -> int:
+    """Matrix products issued a call; a batched one is one."""
+    return sum(p.count for p in products)

@@ -1,0 +1,151 @@
+"""Counting in optimised HLO text, XLA's program after all its passes. Imports no framework.
+
+A call of the program runs ENTRY once; a while loop runs its body as often as its known_trip_count says, or, where
+XLA knows none, the loop of the same name in the program it was made from; a fusion is one kernel whatever is inside.
+Grammar: the page "HLO text" of XLA's documentation.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from impls.evidence import Evidence, Product
+
+HEADING = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+SHAPE = re.compile(r"^\w+\[([\d,]*)\]")
+TRIPS = re.compile(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)')
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
+GEMM = re.compile(r"matmul|gemm|dot", re.IGNORECASE)
+NO_PROGRAM = "the text holds no HLO program"
+UNKNOWN_TRIPS = "a loop whose trip count XLA does not know"
+
+
+class Instruction(NamedTuple):
+    name: str
+    shape: str
+    opcode: str
+    rest: str  # operands and attributes
+
+
+@dataclass
+class Counts:
+    """What a call runs."""
+
+    products: Counter[tuple[int, int, int, int]]
+    kernels: Counter[str]
+    loops: list[int]
+    unknown: bool = False
+
+
+def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Evidence:
+    """Evidence of a program, without its memory. `trips`: what is known of loops by their op_name."""
+    computations, entry = parsed(text)
+    if not entry:
+        return Evidence(fusions=0, missing={"everything": NO_PROGRAM})
+    counts = Counts(Counter(), Counter(), [])
+    _walk(computations, entry, 1, False, counts, trips or {})
+    missing = {"products": UNKNOWN_TRIPS, "kernels": UNKNOWN_TRIPS} if counts.unknown else {}
+    return Evidence(
+        products=[Product(count, *shape) for shape, count in sorted(counts.products.items())],
+        kernels=dict(sorted(counts.kernels.items())),
+        fusions=counts.kernels["fusion"],
+        loops=counts.loops,
+        missing=missing,
+    )
+
+
+def parsed(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Computations by name, and the entry's name."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, inside = "", ""
+    for line in text.splitlines():
+        if not line.startswith((" ", "}")) and (heading := HEADING.match(line)) and "->" in line:
+            inside = heading.group(2)
+            computations[inside] = []
+            entry = inside if heading.group(1) else entry
+        elif inside and (found := INSTRUCTION.match(line)):
+            computations[inside].append(Instruction(*found.groups()))
+    return computations, entry
+
+
+def _walk(
+    computations: dict[str, list[Instruction]],
+    name: str,
+    times: int,
+    fused: bool,
+    counts: Counts,
+    known: Mapping[str, int | None],
+) -> None:
+    """Count what `times` runs of a computation do."""
+    shapes = {one.name: one.shape for one in computations[name]}
+    for one in computations[name]:
+        if one.opcode == "dot":
+            counts.products[_dot(one, shapes)] += times
+        target = _attribute(one, "custom_call_target")
+        if target and GEMM.search(target):
+            counts.products[_gemm(one, shapes)] += times
+        if not fused and one.opcode not in FREE:
+            counts.kernels[f"{one.opcode} {target}" if target else one.opcode] += times
+        inner = times
+        if one.opcode == "while":
+            found = TRIPS.search(one.rest)
+            trips = int(found.group(1)) if found else known.get(_attribute(one, "op_name"))
+            counts.unknown |= trips is None
+            if trips is not None:
+                counts.loops.append(trips)
+                inner = times * trips
+        for called in _called(one):
+            _walk(computations, called, inner, fused or one.opcode == "fusion", counts, known)
+
+
+def _called(one: Instruction) -> Iterator[str]:
+    """The computations that an instruction runs, but for the ones that reduce and compare element by element."""
+    names = {"while": ("body",), "fusion": ("calls",), "call": ("to_apply",)}.get(one.opcode, ())
+    for attribute in names:
+        if found := re.search(rf"\b{attribute}=%?([\w.\-]+)", one.rest):
+            yield found.group(1)
+    if one.opcode == "conditional" and (branches := re.search(r"branch_computations=\{([^}]*)\}", one.rest)):
+        yield from (name.strip().lstrip("%") for name in branches.group(1).split(","))
+
+
+def _attribute(one: Instruction, name: str) -> str:
+    found = re.search(rf'\b{name}="([^"]*)"', one.rest)
+    return found.group(1) if found else ""
+
+
+def _operands(one: Instruction, shapes: dict[str, str]) -> list[tuple[int, ...]]:
+    """The sizes of an instruction's operands, which may or may not be written with their types."""
+    inside = one.rest[: one.rest.index(")")]
+    names = re.findall(r"%?([\w.\-]+)(?:,|$)", re.sub(r"\{[^}]*\}|\w+\[[^\]]*\]", "", inside))
+    return [sizes(shapes[name]) for name in names if name in shapes]
+
+
+def sizes(shape: str) -> tuple[int, ...]:
+    """f32[50,100]{1,0} -> (50, 100)."""
+    found = SHAPE.match(shape)
+    return tuple(int(size) for size in found.group(1).split(",") if size) if found else ()
+
+
+def _dims(one: Instruction, name: str) -> list[int]:
+    found = re.search(rf"\b{name}=\{{([\d,]*)\}}", one.rest)
+    return [int(dim) for dim in found.group(1).split(",") if dim] if found else []
+
+
+def _dot(one: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
+    """Batch, M, K, N of a dot."""
+    left, right = _operands(one, shapes)
+    contracted, batch = _dims(one, "lhs_contracting_dims"), _dims(one, "lhs_batch_dims")
+    k, b = (math.prod(left[dim] for dim in dims) for dims in (contracted, batch))
+    return b, math.prod(left) // (k * b), k, math.prod(right) // (k * b)
+
+
+def _gemm(one: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
+    """Batch, M, K, N of a library's product: K is what is left of the operands when the result is taken out."""
+    left, right, *_ = _operands(one, shapes)
+    result = math.prod(sizes(one.shape.lstrip("(")))
+    k = round(math.sqrt(math.prod(left) * math.prod(right) / result)) if result else 1
+    return 1, math.prod(left) // k, k, math.prod(right) // k

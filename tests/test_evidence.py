@@ -1,0 +1,78 @@
+"""What is counted in HLO, on a small program written out here; and what is made of counts."""
+
+import pytest
+
+from impls import hlo
+from impls.evidence import Evidence, Product, flops, issued, moved_bytes
+
+HLO = """\
+HloModule jit_forward, is_scheduled=true, entry_computation_layout={(f32[5,3,2]{2,1,0})->f32[5,3,4]{2,1,0}}
+
+%fused_computation (param_0: f32[3,7], param_1: f32[7,4]) -> f32[3,4] {
+  %param_0 = f32[3,7]{1,0} parameter(0)
+  %param_1 = f32[7,4]{1,0} parameter(1)
+  ROOT %dot.3 = f32[3,4]{1,0} dot(%param_0, %param_1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%body.1 (arg: (s32[], f32[3,7], f32[7,7], f32[7,4])) -> (s32[], f32[3,7], f32[7,7], f32[7,4]) {
+  %arg = (s32[], f32[3,7]{1,0}, f32[7,7]{1,0}, f32[7,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %h = f32[3,7]{1,0} get-tuple-element(%arg), index=1
+  %w = f32[7,7]{1,0} get-tuple-element(%arg), index=2
+  %v = f32[7,4]{1,0} get-tuple-element(%arg), index=3
+  %dot.1 = f32[3,7]{1,0} dot(%h, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="a"}
+  %fusion.1 = f32[3,4]{1,0} fusion(%dot.1, %v), kind=kOutput, calls=%fused_computation
+  ROOT %out = (s32[], f32[3,7]{1,0}, f32[7,7]{1,0}, f32[7,4]{1,0}) tuple(%i, %dot.1, %w, %v)
+}
+
+%cond.1 (arg.1: (s32[], f32[3,7], f32[7,7], f32[7,4])) -> pred[] {
+  %arg.1 = (s32[], f32[3,7]{1,0}, f32[7,7]{1,0}, f32[7,4]{1,0}) parameter(0)
+  ROOT %lt = pred[] constant(false)
+}
+
+ENTRY %main.9 (p0: (s32[], f32[3,7], f32[7,7], f32[7,4]), p1: f32[5,3,7], p2: f32[5,7,4]) -> f32[5,3,4] {
+  %p0 = (s32[], f32[3,7]{1,0}, f32[7,7]{1,0}, f32[7,4]{1,0}) parameter(0)
+  %p1 = f32[5,3,7]{2,1,0} parameter(1)
+  %p2 = f32[5,7,4]{2,1,0} parameter(2)
+  %while.1 = (s32[], f32[3,7]{1,0}, f32[7,7]{1,0}, f32[7,4]{1,0}) while(%p0), condition=%cond.1, body=%body.1, KNOWN
+  ROOT %dot.9 = f32[5,3,4]{2,1,0} dot(f32[5,3,7]{2,1,0} %p1, f32[5,7,4]{2,1,0} %p2), lhs_batch_dims={0}, \
+lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}
+}
+"""
+TRIPS = 'backend_config={"known_trip_count":{"n":"20"},"known_init_step":{"init":"0","step":"1"}}'
+
+
+def test_a_loop_s_products_are_counted_as_often_as_it_runs_and_a_fusion_s_too():
+    found = hlo.evidence(HLO.replace("KNOWN", TRIPS))
+    assert found.products == [Product(20, 1, 3, 7, 4), Product(20, 1, 3, 7, 7), Product(1, 5, 3, 7, 4)]
+    assert found.kernels == {"dot": 21, "fusion": 20}
+    assert (found.fusions, found.loops, found.missing) == (20, [20], {})
+
+
+def test_a_loop_of_unknown_length_is_said_to_be_one():
+    found = hlo.evidence(HLO.replace(", KNOWN", ""))
+    assert found.missing == {"products": hlo.UNKNOWN_TRIPS, "kernels": hlo.UNKNOWN_TRIPS}
+
+
+def test_a_library_s_product_is_one():
+    line = 'f32[5,3,4]{2,1,0} custom-call(%p1, %p2), custom_call_target="__onednn$matmul"'
+    text = HLO[: HLO.index("f32[5,3,4]{2,1,0} dot(f32")] + line + "\n}\n"
+    text = text.replace("p1: f32[5,3,7], p2: f32[5,7,4]) -> f32[5,3,4]", "p1: f32[15,7], p2: f32[7,4]) -> f32[15,4]")
+    text = text.replace("f32[5,3,7]{2,1,0} parameter(1)", "f32[15,7]{1,0} parameter(1)")
+    text = text.replace("f32[5,7,4]{2,1,0} parameter(2)", "f32[7,4]{1,0} parameter(2)").replace("f32[5,3,4]", "f32[15,4]")
+    found = hlo.evidence(text.replace("KNOWN", TRIPS))
+    assert Product(1, 1, 15, 7, 4) in found.products
+    assert found.kernels["custom-call __onednn$matmul"] == 1
+
+
+def test_operations_bytes_and_calls_of_products():
+    products = [Product(3, 1, 2, 5, 7), Product(1, 4, 2, 5, 7)]
+    assert flops(products) == 3 * 2 * 70 + 4 * 2 * 70
+    assert moved_bytes(products, 4) == 4 * 7 * (10 + 35 + 14)
+    assert issued(products) == 4
+    assert [str(product) for product in products] == ["3×[2×5×7]", "1×4·[2×5×7]"]
+
+
+@pytest.mark.parametrize("text", ["", "HloModule empty"])
+def test_no_program_is_no_evidence(text):
+    assert hlo.evidence(text) == Evidence(fusions=0, missing={"everything": hlo.NO_PROGRAM})
