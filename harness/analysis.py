@@ -155,7 +155,9 @@ def samples(
         per_call = {name: _per_call(arm) for name, arm in record["arms"].items() if _good(arm)}
         for recurrence, projection, baseline, base in pairs(per_call):
             if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
-                found.setdefault((*place, recurrence, projection, baseline), []).append((per_call[name], per_call[base]))
+                found.setdefault((*place, recurrence, projection, baseline), []).append(
+                    (per_call[name], per_call[base])
+                )
     return {
         key: (stats.sample(processes), float(statistics.median(len(times) for times, _ in processes)))
         for key, processes in found.items()

@@ -125,9 +125,7 @@ def listing() -> None:
                 why = [whole or execution["without"].get(recurrence) for recurrence in RECURRENCES]
                 table.add_row(*place, *("no" if reason else "yes" for reason in why))
                 notes += [
-                    f"{framework.name} {device} {name} {r}: {y}"
-                    for r, y in zip(RECURRENCES, why, strict=True)
-                    if y
+                    f"{framework.name} {device} {name} {r}: {y}" for r, y in zip(RECURRENCES, why, strict=True) if y
                 ]
     out.print(table)
     for note in notes:

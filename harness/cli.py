@@ -140,7 +140,8 @@ def explain(
     cell: Annotated[
         list[str],
         typer.Argument(
-            metavar="CELL", help="Words in any order: torch inductor scan in_loop, [book] [forward] [fp32]; / for blanks."
+            metavar="CELL",
+            help="Words in any order: torch inductor scan in_loop, [book] [forward] [fp32]; / for blanks.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the program's text.")] = None,

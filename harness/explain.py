@@ -57,11 +57,11 @@ def wanted(words: list[str]) -> Wanted:
                 raise Refused(f"a cell has one {axis}, but {found[axis]} and {word} were given")
             found[axis] = study.workload(word) if axis == "workload" else word
         except ValueError as error:
-            raise Refused(str(getattr(error, "errors", lambda: [{"msg": error}])()[0]["msg"])) from None
+            raise Refused(study.sentence(error)) from None
     for axis, (values, usual) in axes.items():
         if axis not in found and usual is None:
             raise Refused(f"a cell needs its {axis}: {', '.join(values)}")
-        found.setdefault(axis, study.NAMED[usual] if axis == "workload" else usual)
+        found.setdefault(axis, study.NAMED["book"] if axis == "workload" else usual)
     arm = Arm(found["recurrence"], found["projection"])
     return Wanted(found["framework"], found["execution"], arm, found["pass"], found["precision"], found["workload"])
 
@@ -90,9 +90,7 @@ def explain(words: list[str], out: Path | None) -> int:
     return 0
 
 
-def _counted(
-    made: Study, frameworks: list[plan.Framework], seat: Seat, cell: Wanted, folder: Path
-) -> Record:
+def _counted(made: Study, frameworks: list[plan.Framework], seat: Seat, cell: Wanted, folder: Path) -> Record:
     """The record of the one cell, verified and counted, its program's text in `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

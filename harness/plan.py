@@ -192,7 +192,7 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
     if not study.wants(cell.arm):
         return "skipped", UNUSUAL
     limit, steps = study.unroll_limit, cell.workload.T
-    unrolls = cell.arm.recurrence in execution["unrolls"]
+    unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution["unrolls"])
     if limit is not None and execution["traced"] and unrolls and steps > limit:
         return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
     return None

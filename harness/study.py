@@ -215,7 +215,7 @@ def load(path: Path | None, scale: str | None, flags: dict[str, Any]) -> Study:
     try:
         return Study.model_validate({"label": scale} | SCALES[scale] | written | flags)
     except ValidationError as error:
-        raise Refused(_sentence(error, path)) from None
+        raise Refused(sentence(error, path)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -227,11 +227,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise Refused(f"{path} is not TOML: {error}") from None
 
 
-def _sentence(error: ValidationError, path: Path | None) -> str:
+def sentence(error: ValueError, path: Path | None = None) -> str:
+    """What is wrong with what was given, in a sentence that begins with where it stood."""
+    start = f"{path}: " if path else ""
+    if not isinstance(error, ValidationError):
+        return f"{start}{error}"
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key; the keys are {', '.join(Study.model_fields)}"
-    start = f"{path}: " if path else ""
     return f"{start}{place}: {message}" if place else f"{start}{message}"

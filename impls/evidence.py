@@ -8,9 +8,9 @@ ITEM_BYTES = {"fp32": 4, "fp64": 8}
 
 
 class Product(NamedTuple):
-    """`count` matrix products [batch, M, K] x [batch, K, N] a call; a plain one has batch 1."""
+    """`times` matrix products [batch, M, K] x [batch, K, N] a call; a plain one has batch 1."""
 
-    count: int
+    times: int
     batch: int
     m: int
     k: int
@@ -18,7 +18,7 @@ class Product(NamedTuple):
 
     def __str__(self) -> str:
         batch = f"{self.batch}·" if self.batch > 1 else ""
-        return f"{self.count}×{batch}[{self.m}×{self.k}×{self.n}]"
+        return f"{self.times}×{batch}[{self.m}×{self.k}×{self.n}]"
 
 
 @dataclass
@@ -40,14 +40,14 @@ class Evidence:
 
 def flops(products: Iterable[Product]) -> int:
     """Floating-point operations of the products: a multiplication and an addition for each of M K N."""
-    return sum(2 * p.count * p.batch * p.m * p.k * p.n for p in products)
+    return sum(2 * p.times * p.batch * p.m * p.k * p.n for p in products)
 
 
 def moved_bytes(products: Iterable[Product], item: int) -> int:
     """Bytes that the products read and write, each operand and result once; `item` bytes a number."""
-    return sum(item * p.count * p.batch * (p.m * p.k + p.k * p.n + p.m * p.n) for p in products)
+    return sum(item * p.times * p.batch * (p.m * p.k + p.k * p.n + p.m * p.n) for p in products)
 
 
 def issued(products: Iterable[Product]) -> int:
     """Matrix products issued a call; a batched one is one."""
-    return sum(p.count for p in products)
+    return sum(p.times for p in products)

@@ -50,7 +50,7 @@ def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Eviden
     _walk(computations, entry, 1, False, counts, trips or {})
     missing = {"products": UNKNOWN_TRIPS, "kernels": UNKNOWN_TRIPS} if counts.unknown else {}
     return Evidence(
-        products=[Product(count, *shape) for shape, count in sorted(counts.products.items())],
+        products=[Product(times, *shape) for shape, times in sorted(counts.products.items())],
         kernels=dict(sorted(counts.kernels.items())),
         fusions=counts.kernels["fusion"],
         loops=counts.loops,

@@ -86,7 +86,7 @@ class Execution:
     `traced`: the whole program is traced (and so grows with T when unrolled) before its first run.
     `missing`: why this machine can not have it, or None.
     `without`: recurrences, projections or arms (by name) it does not have, each with its reason.
-    `unrolls`: recurrences that become as many copies of a step as there are steps.
+    `unrolls`: recurrences, or arms by name, that compile as many copies of a step as there are steps.
     """
 
     traced: bool

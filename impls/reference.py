@@ -105,9 +105,7 @@ def hidden(w: Weights, x: Array, cell: "Cell", how: Noise | Exact) -> tuple[Arra
     return np.stack(hs), tapes
 
 
-def backward(
-    w: Weights, d_h: Array, tapes: list[State], cell: "Cell", how: Noise | Exact
-) -> tuple[Array, Array]:
+def backward(w: Weights, d_h: Array, tapes: list[State], cell: "Cell", how: Noise | Exact) -> tuple[Array, Array]:
     """From d_h [T, B, H], the gradient of each h by its own y, the gradients of a and u [T, B, G*H]."""
     state = (np.zeros_like(d_h[0]),) * cell.states  # no step after the last
     d_a, d_u = [], []
@@ -172,8 +170,9 @@ def gru_back(d_state: State, tape: State, how: Noise | Exact) -> tuple[Array, Ar
 
 def lstm_step(a: Array, u: Array, state: State, how: Noise | Exact) -> tuple[State, State]:
     _, c = state
-    i, f, g, o = (how.moved(each) for each in np.split(a + u, 4, axis=1))
-    i, f, g, o = (how.moved(act(each)) for act, each in zip((sigmoid, sigmoid, np.tanh, sigmoid), (i, f, g, o)))
+    i, f, g, o = np.split(how.moved(a + u), 4, axis=1)
+    i, f, o = (how.moved(sigmoid(each)) for each in (i, f, o))
+    g = how.moved(np.tanh(g))
     after = how.moved(f * c + i * g)
     t = how.moved(np.tanh(after))
     return (how.moved(o * t), after), (i, f, g, o, c, t)

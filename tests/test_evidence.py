@@ -59,7 +59,9 @@ def test_a_library_s_product_is_one():
     text = HLO[: HLO.index("f32[5,3,4]{2,1,0} dot(f32")] + line + "\n}\n"
     text = text.replace("p1: f32[5,3,7], p2: f32[5,7,4]) -> f32[5,3,4]", "p1: f32[15,7], p2: f32[7,4]) -> f32[15,4]")
     text = text.replace("f32[5,3,7]{2,1,0} parameter(1)", "f32[15,7]{1,0} parameter(1)")
-    text = text.replace("f32[5,7,4]{2,1,0} parameter(2)", "f32[7,4]{1,0} parameter(2)").replace("f32[5,3,4]", "f32[15,4]")
+    text = text.replace("f32[5,7,4]{2,1,0} parameter(2)", "f32[7,4]{1,0} parameter(2)").replace(
+        "f32[5,3,4]", "f32[15,4]"
+    )
     found = hlo.evidence(text.replace("KNOWN", TRIPS))
     assert Product(1, 1, 15, 7, 4) in found.products
     assert found.kernels["custom-call __onednn$matmul"] == 1

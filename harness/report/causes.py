@@ -63,9 +63,9 @@ def _surprises(frame: pd.DataFrame) -> str:
         return ""
     other = frame[frame.found != frame.expected]
     start = (
-        f"In {len(frame) - len(other)} of {len(frame)} counted programs the projection adds exactly the matrix products "
-        "that were written to those of the recurrence alone: T in the loop or after it, one for all steps, and three "
-        "times that in training (for y and for the gradients of h and of w_out; where h is given, it has none). "
+        f"In {len(frame) - len(other)} of {len(frame)} counted programs the projection adds exactly the matrix "
+        "products that were written to those of the recurrence alone: T in the loop or after it, one for all steps, and "
+        "three times that in training (for y and for the gradients of h and of w_out; where h is given, it has none). "
     )
     if other.empty:
         return start.strip()
@@ -74,8 +74,12 @@ def _surprises(frame: pd.DataFrame) -> str:
         framework, execution, recurrence, projection, pass_ = key
         seen = Counter((row.workload, row.found, row.expected, row["T"]) for _, row in part.iterrows())
         each = ", ".join(f"{found} for {expected} ({name}, T={t})" for name, found, expected, t in sorted(seen))
-        lines.append(f"- {FRAMEWORKS.get(framework, framework)} {execution} {recurrence}, {projection}, {pass_}: {each}")
-    return f"{start}In the others the compiler or the framework's layer made something else of it:\n\n" + "\n".join(lines)
+        lines.append(
+            f"- {FRAMEWORKS.get(framework, framework)} {execution} {recurrence}, {projection}, {pass_}: {each}"
+        )
+    return f"{start}In the others the compiler or the framework's layer made something else of it:\n\n" + "\n".join(
+        lines
+    )
 
 
 def _counted(tables: Tables) -> str:

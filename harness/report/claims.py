@@ -84,11 +84,13 @@ def _products(tables: Tables) -> Judged:
         return Judged(NOT_JUDGED, "–", "no program's products were counted")
     many, one = int((each.found == each["T"]).sum()), int((once.found == 1).sum())
     numbers = (
-        f"both forms hold the same two arrays w_out and b_out: one layer, not one per step; but in_loop adds T products "
-        f"in {many} of {len(each)} programs, and {BATCHED} one in {one} of {len(once)}"
+        "both forms hold the same two arrays w_out and b_out: one layer, not one per step; but in_loop adds T "
+        f"products in {many} of {len(each)} programs, and {BATCHED} one in {one} of {len(once)}"
     )
     whole = many == len(each) and one == len(once)
-    verdict = "as layers false; as products " + ("true here" if whole else "mostly true" if many + one else "false here")
+    verdict = "as layers false; as products " + (
+        "true here" if whole else "mostly true" if many + one else "false here"
+    )
     return Judged(verdict, numbers, f"{len(each) + len(once)} forward programs, counted")
 
 
@@ -144,8 +146,7 @@ def _apart(tables: Tables) -> Judged:
         verdict = "the same as inside the loop" if count[EQUIVALENT] else "not the same as inside the loop"
     against = _by_verdicts(_loops(tables, "per_step"), "")
     numbers = (
-        f"per_step/in_loop: {_counted(count)}; ratios {_range(frame.ratio)}. "
-        f"per_step/{BATCHED}: {against.numbers}"
+        f"per_step/in_loop: {_counted(count)}; ratios {_range(frame.ratio)}. per_step/{BATCHED}: {against.numbers}"
     )
     return Judged(verdict, numbers, f"{len(frame)} gaps, every loop")
 
@@ -188,11 +189,15 @@ def _choice(part: pd.DataFrame) -> str:
     if not count[SLOWER] and not count[FASTER]:
         if count[EQUIVALENT] > count[INCONCLUSIVE]:
             return f"write what reads best: both forms cost the same in {count[EQUIVALENT]} of {number} comparisons."
-        return f"this run found no difference, and could not exclude one in {count[INCONCLUSIVE]} of {number} comparisons."
+        return (
+            f"this run found no difference, and could not exclude one in {count[INCONCLUSIVE]} of {number} comparisons."
+        )
     worst = f"up to {slower.ratio.max():.2f} times ({_where(slower, 'idxmax')})" if count[SLOWER] else ""
     best = f"down to {faster.ratio.min():.2f} of the time ({_where(faster, 'idxmin')})" if count[FASTER] else ""
     if not count[FASTER]:
-        return f"project once, after the loop: inside it was slower in {count[SLOWER]} of {number} comparisons, {worst}."
+        return (
+            f"project once, after the loop: inside it was slower in {count[SLOWER]} of {number} comparisons, {worst}."
+        )
     if not count[SLOWER]:
         return f"project inside the loop: it was faster in {count[FASTER]} of {number} comparisons, {best}."
     return (

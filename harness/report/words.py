@@ -202,7 +202,9 @@ def sections(tables: Tables, drawn: Drawn) -> list[Row]:
             {
                 "workload": workload,
                 "pass": pass_,
-                "figures": [drawn[group, workload, pass_] for group in (LOOP, ALONE) if (group, workload, pass_) in drawn],
+                "figures": [
+                    drawn[group, workload, pass_] for group in (LOOP, ALONE) if (group, workload, pass_) in drawn
+                ],
                 "loop": _gaps(tables, loop, times, ("none", "in_loop", "per_step", BATCHED)) if len(loop) else "",
                 "alone": _gaps(tables, alone, times, (BATCHED,)) if len(alone) else "",
                 "sizes": f"{sizes}, {first.cell}",
@@ -227,7 +229,9 @@ def _gaps(tables: Tables, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequen
         needed = part[part.contender.isin(HEADLINE)].needs.max()
         further = f", {int(needed)} more" if needed > 0 else ""
         counts = causes.counts(tables, part.iloc[0].to_dict(), [*contenders, BATCHED])
-        rows.append([seat_name(place), *each, *ratios, counts, twin, f"{processes} × {part.rounds.median():g}{further}"])
+        rows.append(
+            [seat_name(place), *each, *ratios, counts, twin, f"{processes} × {part.rounds.median():g}{further}"]
+        )
     names = [f"{c}/{BATCHED}" for c in contenders]
     products = f"products: {' · '.join([*contenders, BATCHED])}"
     return table(["", *shown, *names, products, "A/A", "processes × rounds"], rows)

@@ -4,22 +4,19 @@ eager is op by op, without jit. The loop of `lax.scan` is always compiled, so ea
 """
 
 import functools
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from impls import hlo
-from impls.evidence import Evidence, Product
+from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
 
 COMPILE_EVENTS = "/jax/core/compile/"
 NO_EAGER_SCAN = "lax.scan compiles its loop even outside jit: it has no op-by-op form"
 NO_EAGER_LAYER = "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form"
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
-NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no peak over all of them"
 
 
 class Backend:
@@ -32,8 +29,8 @@ class Backend:
         return {"PJRT_NPROC": str(settings.threads), "JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[settings.device]}
 
     def facts(self) -> Facts:
-        import jax
         import flax
+        import jax
         import jaxlib
 
         versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
@@ -84,10 +81,12 @@ class Backend:
 
     def evidence(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         """Of xla, from the optimised HLO; of eager, from the operations that are dispatched one by one."""
+        from impls.jax import evidence
+
         arguments = (*run.args, *inputs)
         if program.execution == "eager":
             found = self.jax.make_jaxpr(run.func)(*arguments)
-            return _of_jaxpr(found.jaxpr), {"program.jaxpr": str(found)}
+            return evidence.of_jaxpr(found.jaxpr), {"program.jaxpr": str(found)}
         compiled = run.func.lower(*arguments).compile()
         text = compiled.as_text()
         found = hlo.evidence(text)
@@ -104,35 +103,6 @@ class Backend:
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compiled += event.startswith(COMPILE_EVENTS)
-
-
-def _of_jaxpr(jaxpr: Any) -> Evidence:
-    """An operation is a kernel, and so is a function that JAX itself compiles (jax.nn.relu, say)."""
-    products = Counter(_dot(equation) for equation in _equations(jaxpr) if equation.primitive.name == "dot_general")
-    kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
-    return Evidence(
-        products=[Product(count, *shape) for shape, count in sorted(products.items())],
-        kernels=dict(sorted(kernels.items())),
-        fusions=0,
-        missing={"temp_bytes": NO_EAGER_MEMORY},
-    )
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a program and of the functions it calls."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            if hasattr(value, "jaxpr"):
-                yield from _equations(value.jaxpr)
-
-
-def _dot(equation: Any) -> tuple[int, int, int, int]:
-    """Batch, M, K, N of a dot_general."""
-    (contracted, _), (batched, _) = equation.params["dimension_numbers"]
-    left, right = (operand.aval.shape for operand in equation.invars)
-    k, b = (math.prod(left[dim] for dim in dims) for dims in (contracted, batched))
-    return b, math.prod(left) // (k * b), k, math.prod(right) // (k * b)
 
 
 def _why_no_gpu() -> str | None:

@@ -1,35 +1,26 @@
 """PyTorch behind the contract. torch is imported late, in the worker, so that no one else needs it."""
 
-import contextlib
-import re
 import shutil
 import types
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from impls.evidence import Evidence, Product
+from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Unavailable, Weights, named
 
 NO_EAGER_SCAN = "torch's scan operator runs through the compiler even when called eagerly: it has no eager form"
 NO_COMPILER = "Inductor needs a C++ compiler (g++ or clang++) and finds none"
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
 FUSION = "batch_linear_post_grad"
-NOT_BATCHED = "Inductor's batch_linear fusion did not fire: there is nothing to batch, so it is what inductor measures"
+BATCHED_BY_IT = ("in_loop", "per_step")  # what the fusion is for; none and batched beside it are the measure of it
+UNBATCHED = ("scan", "layer", "bmm", "vmap", "library")
+NOTHING_TO_BATCH = "the fusion joins products that are written one by one in one graph: here it is what inductor is"
+NOT_BATCHED = "Inductor's batch_linear fusion did not fire"
 NO_OWN_LAYER = "Inductor can not compile torch's own layer"
 UNROLLS = ("unrolled", "layer")  # Inductor takes a layer of plain RNNs and GRUs apart into its steps
-ONE_CALL = "the layer is one call of oneDNN, whose products the profiler does not see"
-OPERANDS = {"aten::mm": 0, "aten::bmm": 0, "aten::mv": 0, "aten::addmm": 1, "aten::baddbmm": 1, "aten::addmv": 1}
-VIEWS = re.compile(  # operations that compute nothing: they describe memory anew, or take it
-    r"aten::(t|transpose|permute|expand|expand_as|as_strided|as_strided_|view|_unsafe_view|view_as|reshape|_reshape_alias|"
-    r"unbind|select|slice|narrow|split|chunk|unsafe_chunk|unsafe_split|detach|detach_|alias|unsqueeze|squeeze|unflatten|"
-    r"empty|empty_like|empty_strided|new_empty|new_empty_strided|resize_|result_type|is_same_size|item|"
-    r"numpy_T|cudnn_is_acceptable|_local_scalar_dense|resolve_conj|resolve_neg|_has_compatible_shallow_copy_type|lift_fresh|set_|size|stride)"
-)
-LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell", "aten::_thnn_fused_gru_cell")
-FUSED = re.compile(r"cpp_fused\w*|triton_\w+")
+SLOW = (*UNROLLS, "given_per_step")  # joining products takes half a minute where there are a hundred
 
 
 class Backend:
@@ -52,7 +43,7 @@ class Backend:
         executions = {
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
             "inductor": Execution(True, missing, without, UNROLLS),
-            "inductor-batched": Execution(True, missing, without, UNROLLS),
+            "inductor-batched": Execution(True, missing, without | dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH), SLOW),
         }
         gpu = None if torch.cuda.is_available() else "torch sees no GPU"
         return Facts({"torch": torch.__version__}, executions, {"cpu": None, "gpu": gpu})
@@ -126,57 +117,14 @@ class Backend:
         return multiply
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """From the profiler, over one call; the kernels that Inductor generated are counted as they are called."""
-        from torch.profiler import ProfilerActivity, profile
+        """From the profiler, over one call; and what Inductor generated."""
+        from impls.torch import evidence
 
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device == "cuda" else [])]
-        with self._generated() as fused, profile(activities=activities, record_shapes=True, profile_memory=True) as seen:
-            self.wait(run(*inputs))
-        kernels, products = Counter(fused), Counter[tuple[int, int, int, int]]()
-        for event in _kernels(seen.events()):
-            kernels[event.name.removeprefix("aten::")] += 1
-            if event.name in OPERANDS:
-                products[_product(event)] += 1
-        missing = {"products": ONE_CALL} if kernels["mkldnn_rnn_layer"] else {}
-        found = Evidence(
-            products=[Product(count, *shape) for shape, count in sorted(products.items())],
-            kernels=dict(sorted(kernels.items())),
-            fusions=sum(fused.values()),
-            temp_bytes=_peak_bytes(seen),
-            missing=missing,
-        )
+        found, text = evidence.of_call(lambda: self.wait(run(*inputs)), self.device == "cuda")
+        if program.arm.recurrence == "scan":
+            found.missing |= {"loops": evidence.NO_LOOPS}
         texts = {f"generated{at}.py": code for at, code in enumerate(self.codes.get(program, ()))}
-        return found, texts | {"operations.txt": "\n".join(_lines(seen.events()))}
-
-    @contextlib.contextmanager
-    def _generated(self) -> Iterator[Counter[str]]:
-        """Count the calls of generated kernels: the modules that hold them look them up by name at each call."""
-        from torch._inductor.codecache import PyCodeCache
-
-        counts: Counter[str] = Counter()
-
-        def counting(name: str, kernel: Any) -> Any:
-            kind = re.sub(r"_\\d+$", "", name)
-
-            def call(*arguments: Any) -> Any:
-                counts[kind] += 1
-                return kernel(*arguments)
-
-            return call
-
-        found = [
-            (module, name, kernel)
-            for module in PyCodeCache.modules
-            for name, kernel in vars(module).items()
-            if FUSED.fullmatch(name) and callable(kernel)
-        ]
-        for module, name, kernel in found:
-            setattr(module, name, counting(name, kernel))
-        try:
-            yield counts
-        finally:
-            for module, name, kernel in found:
-                setattr(module, name, kernel)
+        return found, texts | {"operations.txt": text}
 
     def _compiled(self, function: Any, program: Program) -> Any:
         from torch._inductor.graph import GraphLowering
@@ -198,9 +146,11 @@ class Backend:
     def _proven(self, run: Run, program: Program) -> Run:
         """The run, whose first call raises Unavailable where Inductor does not do what the program is called.
 
-        A layer that it can not compile; and inductor-batched when its counter does not say that the fusion fired.
+        A layer that it can not compile; and under inductor-batched T products, when the counter does not say that the
+        fusion fired.
         """
-        batched, own = program.execution == "inductor-batched", program.arm.recurrence == "layer"
+        own = program.arm.recurrence == "layer"
+        batched = program.execution == "inductor-batched" and program.arm.projection in BATCHED_BY_IT
         if not batched and not own:
             return run
         call = run
@@ -221,63 +171,6 @@ class Backend:
 
         call = first
         return lambda x, target: call(x, target)
-
-
-def _kernels(events: Any) -> Iterator[Any]:
-    """The events that compute: matrix products and whole layers, and what else calls nothing that computes.
-
-    A product that is made of products (under vmap) is none itself, and what a product does besides is part of it.
-    """
-    for event in events:
-        within = any(map(_whole, _above(event)))
-        if _whole(event):
-            if not any(map(_whole, _below(event))):
-                yield event
-        elif _computes(event) and not within and not any(map(_computes, _below(event))):
-            yield event
-
-
-def _whole(event: Any) -> bool:
-    return event.name in OPERANDS or event.name in LAYERS
-
-
-def _computes(event: Any) -> bool:
-    return event.name.startswith(("aten::", "mkldnn::")) and not VIEWS.fullmatch(event.name)
-
-
-def _above(event: Any) -> Iterator[Any]:
-    while (event := event.cpu_parent) is not None:
-        yield event
-
-
-def _below(event: Any) -> Iterator[Any]:
-    for child in event.cpu_children:
-        yield child
-        yield from _below(child)
-
-
-def _product(event: Any) -> tuple[int, int, int, int]:
-    """Batch, M, K, N, from the shapes of the operands."""
-    at = OPERANDS[event.name]
-    left, right = event.input_shapes[at : at + 2]
-    *batch, m, k = left
-    return (batch[0] if batch else 1), m, k, (right[-1] if len(right) > 1 else 1)
-
-
-def _peak_bytes(profile: Any) -> int | None:
-    """The most that was allocated at once during the call, outputs included."""
-    held = peak = 0
-    memory = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(memory, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak if memory else None
-
-
-def _lines(events: Any) -> Iterator[str]:
-    """The operations in the order they began, indented as they call each other."""
-    for event in events:
-        yield f"{'  ' * len(list(_above(event)))}{event.name} {event.input_shapes or ''}".rstrip()
 
 
 def _column_major(a: Any) -> Any:

@@ -25,7 +25,11 @@ class Backend:
             raise ModuleNotFoundError("No module named 'numpyx'", name="numpyx")
         if _mischief() == "broken":
             raise OSError("libnothing.so: cannot open shared object file")
-        without = {"scan": "NumPy has no symbolic loop", "layer": "NumPy has no layers", "library": "NumPy has no layers"}
+        without = {
+            "scan": "NumPy has no symbolic loop",
+            "layer": "NumPy has no layers",
+            "library": "NumPy has no layers",
+        }
         without |= dict.fromkeys(("bmm", "vmap", "time_distributed"), "NumPy is not asked for it here")
         eager = Execution(traced=False, without=without)
         devices = {"cpu": None, "gpu": "NumPy knows no GPU"}

@@ -1,0 +1,39 @@
+"""What a JAX program does in one call when its operations are dispatched one by one; compiled ones are HLO."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from impls.evidence import Evidence, Product
+
+NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no peak over all of them"
+
+
+def of_jaxpr(jaxpr: Any) -> Evidence:
+    """An operation is a kernel, and so is a function that JAX itself compiles (jax.nn.relu, say)."""
+    products = Counter(_dot(equation) for equation in _equations(jaxpr) if equation.primitive.name == "dot_general")
+    kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
+    return Evidence(
+        products=[Product(times, *shape) for shape, times in sorted(products.items())],
+        kernels=dict(sorted(kernels.items())),
+        fusions=0,
+        missing={"temp_bytes": NO_EAGER_MEMORY},
+    )
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Of a program and of the functions it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from _equations(value.jaxpr)
+
+
+def _dot(equation: Any) -> tuple[int, int, int, int]:
+    """Batch, M, K, N of a dot_general."""
+    (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+    left, right = (operand.aval.shape for operand in equation.invars)
+    k, b = (math.prod(left[dim] for dim in dims) for dims in (contracted, batched))
+    return b, math.prod(left) // (k * b), k, math.prod(right) // (k * b)

@@ -1,0 +1,131 @@
+"""What a PyTorch program does in one call, from the profiler and from the modules that Inductor generated."""
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch._inductor.codecache import PyCodeCache
+from torch.profiler import ProfilerActivity, profile
+
+from impls.evidence import Evidence, Product
+
+NO_LOOPS = "Inductor turns a loop into Python, which holds no trip count; kernels and products are those of all trips"
+ONE_CALL = "the layer is one call of oneDNN, whose products the profiler does not see"
+OPERANDS = {"aten::mm": 0, "aten::bmm": 0, "aten::mv": 0, "aten::addmm": 1, "aten::baddbmm": 1, "aten::addmv": 1}
+VIEWS = re.compile(  # operations that compute nothing: they describe memory anew, or take it
+    r"aten::(t|transpose|permute|expand|expand_as|as_strided|as_strided_|view|_unsafe_view|view_as|reshape|_reshape_alias|"
+    r"unbind|select|slice|narrow|split|chunk|unsafe_chunk|unsafe_split|detach|detach_|alias|unsqueeze|squeeze|unflatten|"
+    r"empty|empty_like|empty_strided|new_empty|new_empty_strided|resize_|result_type|is_same_size|item|"
+    r"numpy_T|cudnn_is_acceptable|_local_scalar_dense|resolve_conj|resolve_neg|_has_compatible_shallow_copy_type|lift_fresh|set_|size|stride)"
+)
+LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell", "aten::_thnn_fused_gru_cell")
+FUSED = re.compile(r"cpp_fused\w*|triton_\w+")
+
+
+def of_call(call: Callable[[], None], cuda: bool) -> tuple[Evidence, str]:
+    """Evidence of one call, and its operations as text."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with generated() as fused, profile(activities=activities, record_shapes=True, profile_memory=True) as seen:
+        call()
+    events = seen.events()
+    kernels, products = Counter(fused), Counter[tuple[int, int, int, int]]()
+    for event in _kernels(events):
+        kernels[event.name.removeprefix("aten::")] += 1
+        if event.name in OPERANDS:
+            products[_product(event)] += 1
+    found = Evidence(
+        products=[Product(times, *shape) for shape, times in sorted(products.items())],
+        kernels=dict(sorted(kernels.items())),
+        fusions=sum(fused.values()),
+        temp_bytes=_peak_bytes(seen),
+        missing={"products": ONE_CALL} if kernels["mkldnn_rnn_layer"] else {},
+    )
+    return found, "".join(f"{line}\n" for line in _lines(events))
+
+
+@contextlib.contextmanager
+def generated() -> Iterator[Counter[str]]:
+    """Count the calls of generated kernels: the modules that hold them look them up by name at each call."""
+    counts: Counter[str] = Counter()
+
+    def counting(name: str, kernel: Any) -> Any:
+        kind = re.sub(r"_\d+$", "", name)
+
+        def call(*arguments: Any) -> Any:
+            counts[kind] += 1
+            return kernel(*arguments)
+
+        return call
+
+    found = [
+        (module, name, kernel)
+        for module in PyCodeCache.modules
+        for name, kernel in vars(module).items()
+        if FUSED.fullmatch(name) and callable(kernel)
+    ]
+    for module, name, kernel in found:
+        setattr(module, name, counting(name, kernel))
+    try:
+        yield counts
+    finally:
+        for module, name, kernel in found:
+            setattr(module, name, kernel)
+
+
+def _kernels(events: Any) -> Iterator[Any]:
+    """The events that compute: matrix products and whole layers, and what else calls nothing that computes.
+
+    A product that is made of products (under vmap) is none itself, and what a product does besides is part of it.
+    """
+    for event in events:
+        within = any(map(_whole, _above(event)))
+        if _whole(event):
+            if not any(map(_whole, _below(event))):
+                yield event
+        elif _computes(event) and not within and not any(map(_computes, _below(event))):
+            yield event
+
+
+def _whole(event: Any) -> bool:
+    return event.name in OPERANDS or event.name in LAYERS
+
+
+def _computes(event: Any) -> bool:
+    return event.name.startswith(("aten::", "mkldnn::")) and not VIEWS.fullmatch(event.name)
+
+
+def _above(event: Any) -> Iterator[Any]:
+    while (event := event.cpu_parent) is not None:
+        yield event
+
+
+def _below(event: Any) -> Iterator[Any]:
+    for child in event.cpu_children:
+        yield child
+        yield from _below(child)
+
+
+def _product(event: Any) -> tuple[int, int, int, int]:
+    """Batch, M, K, N, from the shapes of the operands."""
+    at = OPERANDS[event.name]
+    left, right = event.input_shapes[at : at + 2]
+    *batch, m, k = left
+    return (batch[0] if batch else 1), m, k, (right[-1] if len(right) > 1 else 1)
+
+
+def _peak_bytes(profile: Any) -> int | None:
+    """The most that was allocated at once during the call, outputs included."""
+    held = peak = 0
+    memory = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(memory, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak if memory else None
+
+
+def _lines(events: Any) -> Iterator[str]:
+    """The operations in the order they began, indented as they call each other."""
+    for event in events:
+        yield f"{'  ' * len(list(_above(event)))}{event.name} {event.input_shapes or ''}".rstrip()
