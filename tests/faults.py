@@ -7,9 +7,11 @@ import contextlib
 import dataclasses
 import importlib
 
-from impls.interface import Execution, Facts
+from impls.evidence import Evidence
+from impls.interface import Arm, Execution, Facts
 
 SOUND = "sound"
+SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
 FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient")
 
 
@@ -25,12 +27,16 @@ def broken(framework):
             found = super().facts()
             without = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
             without |= dict.fromkeys(("bmm", "vmap", "library", "time_distributed"), "the core arms are enough")
-            executions = {name: Execution(traced=False, without=without) for name in (SOUND, *FAULTS)}
+            executions = {name: Execution(traced=False, without=without) for name in (SOUND, SWAPPED, *FAULTS)}
             return Facts(found.versions, executions, found.devices)
 
         def prepare(self, program, w):
             fault = program.execution
+            if fault == SWAPPED and program.arm.projection == "in_loop":
+                program = dataclasses.replace(program, arm=Arm(program.arm.recurrence, "batched"))
             run = super().prepare(dataclasses.replace(program, execution="eager"), w)
+            if fault in (SOUND, SWAPPED):
+                return run
             if fault == "stale":
                 return stale(run)
             replacements = planted(framework, self.model).get(fault, {})
@@ -40,6 +46,11 @@ def broken(framework):
                     return run(x, target)
 
             return call
+
+        def evidence(self, program, run, inputs):
+            if program.execution not in (SOUND, SWAPPED):
+                return Evidence(missing={"everything": "it is broken"}), {}
+            return super().evidence(dataclasses.replace(program, execution="eager"), run, inputs)
 
     return Broken
 

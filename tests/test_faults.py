@@ -4,9 +4,11 @@ import pandas as pd
 import pytest
 
 from harness import report, run, verify
+from harness.analysis import Tables
+from harness.report import causes
 from harness.study import Study, Workload
 from tests.conftest import add_frameworks
-from tests.faults import FAULTS, SOUND
+from tests.faults import FAULTS, SOUND, SWAPPED
 
 pytestmark = pytest.mark.alone
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
@@ -33,7 +35,7 @@ def measured(broken, folder, faults=None):
 
 
 def expected(fault, pass_, projection):
-    if fault == SOUND or projection in SPARED.get(fault, ()):
+    if fault in (SOUND, SWAPPED) or projection in SPARED.get(fault, ()):
         return "ok"
     return "ok" if fault in MISSED_IN_FORWARD and pass_ == "forward" else "wrong"
 
@@ -41,7 +43,7 @@ def expected(fault, pass_, projection):
 def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
     records, times = measured(broken, tmp_path / "run")
     cells = times[times.status.isin(["ok", "wrong"])]
-    assert set(cells.execution) == {SOUND, *FAULTS}
+    assert set(cells.execution) == {SOUND, SWAPPED, *FAULTS}
     for row in cells.to_dict("records"):
         projection = "batched" if row["projection"] == "twin" else row["projection"]
         assert row["status"] == expected(row["execution"], row["pass"], projection), row
@@ -50,6 +52,12 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
     text = (tmp_path / "run" / "report.md").read_text()
     for fault in FAULTS:
         assert f"wrong: {broken} {fault}" in text
+    # A form that was swapped for another passes the gates, and does not count as what it is called.
+    added = causes.added(Tables(records))
+    added = added[added.projection == "in_loop"].groupby(["execution", "pass"]).found.unique()
+    assert {key: list(found) for key, found in added.items()} == {
+        (SOUND, "forward"): [5], (SOUND, "train"): [15], (SWAPPED, "forward"): [1], (SWAPPED, "train"): [3],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("framework", ["torch"], indirect=True)

@@ -64,8 +64,9 @@ def _surprises(frame: pd.DataFrame) -> str:
     other = frame[frame.found != frame.expected]
     start = (
         f"In {len(frame) - len(other)} of {len(frame)} counted programs the projection adds exactly the matrix "
-        "products that were written to those of the recurrence alone: T in the loop or after it, one for all steps, and "
-        "three times that in training (for y and for the gradients of h and of w_out; where h is given, it has none). "
+        "products that were written to those of the recurrence alone: T in the loop or after it, one for all steps, "
+        "and three times that in training (for y and for the gradients of h and of w_out; where h is given, it has "
+        "none). "
     )
     if other.empty:
         return start.strip()

@@ -26,6 +26,7 @@ MARKS = {
     "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
+CONTROLS = "controls"  # the figure of every A/A interval
 Drawn = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without ending
 
 
@@ -42,12 +43,15 @@ def group_of(gaps: pd.DataFrame) -> pd.Series:
 def forests(tables: Tables, folder: Path) -> Iterator[Drawn]:
     """Draw every workload and pass that has gaps, in processes beside what the caller does meanwhile.
 
-    One figure for the recurrences with a loop of ours, one for hidden states that a layer made or that were given.
-    The file names are there at once; on leaving, the files are. Raises what drawing raised.
+    One figure for the recurrences with a loop of ours, one for hidden states that a layer made or that were given, and
+    CONTROLS for all the twins. A run of nothing but twins has that one alone. The file names are there at once; on
+    leaving, the files are. Raises what drawing raised.
     """
     mpl.rcParams.update({"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9})
     folder.mkdir(parents=True, exist_ok=True)
-    grouped = tables.gaps.groupby([group_of(tables.gaps), "workload", "pass"], sort=True)
+    twins = tables.gaps.contender.eq(TWIN)
+    gaps = tables.gaps[~twins.all() | ~twins]
+    grouped = gaps.groupby([group_of(gaps), "workload", "pass"], sort=True)
     parts = {(str(key[0]), str(key[1]), str(key[2])): part for key, part in grouped}
     drawn = {key: f"{'gap' if key[0] == LOOP else 'alone'}-{'-'.join(key[1:])}" for key in parts}
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
@@ -55,9 +59,37 @@ def forests(tables: Tables, folder: Path) -> Iterator[Drawn]:
             pool.submit(_forest, part, TITLES[key[0]].format(*key[1:]), tables.study.margin, folder / drawn[key])
             for key, part in parts.items()
         ]
+        known = tables.gaps[twins & tables.gaps.ci_low.notna()]
+        if len(known):
+            waiting.append(pool.submit(_controls, known, folder / CONTROLS))
         yield drawn
         for one in waiting:
             one.result()
+
+
+def _controls(twins: pd.DataFrame, path: Path) -> None:
+    """Every A/A interval, in order of its ratio: 19 of 20 should hold 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots()
+    ordered = twins.sort_values("ratio", kind="stable").reset_index(drop=True)
+    for holds, colour in ((True, COLOURS[TWIN]), (False, COLOURS["in_loop"])):
+        rows = ordered[ordered.trusted == holds]
+        error = [rows.ratio - rows.ci_low, rows.ci_high - rows.ratio]
+        label = f"{len(rows)} that {'hold' if holds else 'miss'} 1"
+        axes.errorbar(rows.index, rows.ratio, yerr=error, fmt=".", color=colour, markersize=3, linewidth=0.8, label=label)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks([])
+    axes.set_ylabel("batched / batched")
+    axes.set_title(f"{len(twins)} controls in order of their ratio, 95% intervals over processes", loc="left")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
 
 
 def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
@@ -93,8 +125,7 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both files
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
+    _save(figure, path)
 
 
 def _ticks(axes: Any, low: float, high: float) -> None:

@@ -12,11 +12,12 @@ from harness.measure import BATCHED, TWIN
 from harness.pilot import HEADLINE
 from harness.quality import FEWEST
 from harness.report import appendix, causes, claims
-from harness.report.figures import ALONE, LOOP, Drawn, group_of
+from harness.report.figures import ALONE, CONTROLS, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import FRAMEWORKS, Row, duration, ratio, seconds, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
 
+BAD = ("wrong", "failed", "timeout", "refused")
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
@@ -33,6 +34,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "more": more(tables),
         "problems": problems(tables),
         "sections": sections(tables, drawn),
+        "controls": CONTROLS if ((tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()).any() else "",
         "claims": claims.table_of(tables),
         "advice": claims.advice(tables),
         "causes": causes.everything(tables),
@@ -173,13 +175,21 @@ def more(tables: Tables) -> str:
 
 
 def problems(tables: Tables) -> list[str]:
-    """What went wrong in measured cells, one line each, the reason with it."""
-    bad = tables.times[tables.times.status.isin(["wrong", "failed", "timeout", "refused"])]
+    """What went wrong in measured and verified cells, one line each, the reason with it."""
+    bad = tables.times[tables.times.status.isin(BAD)]
     rows = bad.drop_duplicates([*SEAT, "workload", "pass", *ARM, "status"]).to_dict("records")
-    return [
+    lines = [
         f"{row['status']}: {seat_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: {row['reason']}"
         for row in rows
     ]
+    for check in tables.checks:
+        place = f"{check['framework']} {check['execution']} {check['precision']} at {check['steps']} steps"
+        lines += [
+            f"{arm['status']}: {place}, {name}, {check['workload']['name']} {check['pass']}: {arm['reason']}"
+            for name, arm in check["arms"].items()
+            if arm["status"] in BAD
+        ]
+    return lines
 
 
 def mark(twin: Row, margin: float) -> str:

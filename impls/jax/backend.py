@@ -14,8 +14,11 @@ from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
 
 COMPILE_EVENTS = "/jax/core/compile/"
-NO_EAGER_SCAN = "lax.scan compiles its loop even outside jit: it has no op-by-op form"
-NO_EAGER_LAYER = "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form"
+NOT_EAGER = {
+    "scan": "lax.scan compiles its loop even outside jit: it has no op-by-op form",
+    "layer": "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form",
+    "library": "nnx.Linear as a function of its weights is put together at every call, which jit does once",
+}
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
 
 
@@ -36,7 +39,7 @@ class Backend:
         versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
         without = {"time_distributed": NO_TIME_DISTRIBUTED}
         executions = {
-            "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN, "layer": NO_EAGER_LAYER}),
+            "eager": Execution(traced=False, without=without | NOT_EAGER),
             "xla": Execution(traced=True, without=without),
         }
         return Facts(versions, executions, {"cpu": None, "gpu": _why_no_gpu()})

@@ -103,7 +103,7 @@ def scanned(w: Weights, cell: Cell, x: Array) -> Array:
 
 def layer(w: Weights, cell: Cell, x: Array) -> Array:
     """The framework's own layer: x [T, B, I] -> h [T, B, H]."""
-    graph, rest = own_layer(cell.own, w.w_in.shape[0], w.w_rec.shape[0])
+    graph, rest = own_layer(cell.own, w.w_in.shape[0], w.w_rec.shape[0], x.dtype)
     kernels = {"dense_i": w.w_in, "dense_h": w.w_rec}
     biased = "dense_h" if cell.own is nnx.OptimizedLSTMCell else "dense_i"
     params: Any = {name: {"kernel": nnx.Param(kernel)} for name, kernel in kernels.items()}
@@ -114,10 +114,11 @@ def layer(w: Weights, cell: Cell, x: Array) -> Array:
 
 
 @cache
-def own_layer(kind: Any, inputs: int, size: int) -> tuple[Any, Any]:
+def own_layer(kind: Any, inputs: int, size: int, dtype: Any) -> tuple[Any, Any]:
     """The layer without its weights: its graph, and what else it holds."""
     with jax.ensure_compile_time_eval():  # it may be asked for while a program is traced
-        graph, _, rest = nnx.split(nnx.RNN(kind(inputs, size, rngs=nnx.Rngs(0)), time_major=True), nnx.Param, ...)
+        cell = kind(inputs, size, param_dtype=dtype, rngs=nnx.Rngs(0))
+        graph, _, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
     return graph, rest
 
 

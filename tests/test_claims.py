@@ -1,0 +1,138 @@
+"""The claims and causes, from tables made up here: a claim that is false reads as false."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from harness.analysis import CONTRASTS, EVIDENCE, GAPS
+from harness.report import causes, claims
+
+SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
+T = 20
+
+
+def gap(ratio, verdict, recurrence="scan", contender="in_loop", trusted=True, framework="tf"):
+    place = (framework, *SEAT[1:], recurrence, contender, "batched")
+    return (*place, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict, trusted, 7.0)
+
+
+def contrast(ratio, verdict, contender="per_step", baseline="in_loop"):
+    return (*SEAT, "scan", contender, baseline, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict)
+
+
+def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward"):
+    place = (*SEAT[:-1], pass_, recurrence, projection)
+    return (*place, products, "", flops, 0, 99, "", 0, "", temp, "")
+
+
+def tables(gaps=(), contrasts=(), evidence=(), label="default"):
+    return SimpleNamespace(
+        gaps=pd.DataFrame(gaps, columns=GAPS),
+        contrasts=pd.DataFrame(contrasts, columns=CONTRASTS),
+        evidence=pd.DataFrame(evidence, columns=EVIDENCE),
+        times=pd.DataFrame([("book", T)], columns=["workload", "T"]),
+        study=SimpleNamespace(label=label, margin=0.02),
+    )
+
+
+def judged(name, made):
+    return next(judge(made) for claim, _, judge in claims.CLAIMS if claim == name)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict"),
+    [
+        ([gap(1.5, "slower")], "true here"),
+        ([gap(0.9, "faster")], "false here"),
+        ([gap(1.0, "equivalent")], "false here"),
+        ([gap(1.5, "slower"), gap(0.9, "faster"), gap(1.0, "equivalent")], "depends: true in 1, false in 2"),
+        ([gap(1.0, "inconclusive")], "this run can not tell"),
+        ([gap(1.5, "slower", trusted=False)], "not yet judged"),
+        ([gap(1.5, "slower", recurrence="given")], "not yet judged"),
+    ],
+)
+def test_the_book_is_judged_by_the_verdicts_of_loops(gaps, verdict):
+    assert judged("C1", tables(gaps)).verdict == verdict
+
+
+def test_the_documentation_is_judged_by_tensorflow_alone():
+    made = tables([gap(1.5, "slower"), gap(0.9, "faster", framework="jax")])
+    assert judged("C7", made).verdict == "true here"
+    assert judged("C1", made).verdict == "depends: true in 1, false in 1"
+
+
+def test_products_and_operations_are_judged_by_what_was_counted():
+    right = [counted("none", 40), counted("in_loop", 60), counted("batched", 41)]
+    assert judged("C2", tables(evidence=right)).verdict == "as layers false; as products true here"
+    assert judged("C3", tables(evidence=right)).verdict == "true here"
+    swapped = [counted("none", 40), counted("in_loop", 41), counted("batched", 60, flops=999)]
+    assert judged("C2", tables(evidence=swapped)).verdict == "as layers false; as products false here"
+    assert judged("C3", tables(evidence=swapped)).verdict == "false here"
+    assert judged("C3", tables()).verdict == "not yet judged"
+
+
+def test_memory_waits_for_the_original_program_and_says_what_is_known():
+    found = judged("C4", tables(evidence=[counted("in_loop", 60, temp=50.0), counted("batched", 41, temp=100.0)]))
+    assert found.verdict == "not yet judged"
+    assert "0.50 to 0.50" in found.numbers
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "verdict"),
+    [
+        ([contrast(1.0, "equivalent")], "the same as inside the loop"),
+        ([contrast(1.2, "slower")], "not the same as inside the loop"),
+        ([contrast(1.2, "slower"), contrast(1.0, "equivalent")], "depends: the same in 1, another in 1"),
+        ([contrast(1.0, "inconclusive")], "this run can not tell"),
+        ([], "not yet judged"),
+    ],
+)
+def test_products_after_the_loop_are_compared_with_those_inside(contrasts, verdict):
+    assert judged("C5", tables(contrasts=contrasts)).verdict == verdict
+
+
+def test_the_projection_alone_is_judged_where_states_are_given():
+    made = tables([gap(3.0, "slower", recurrence="given", contender="per_step"), gap(0.9, "faster")])
+    assert judged("C6", made).verdict == "true here"
+
+
+def test_a_smoke_run_judges_nothing_and_advises_nothing():
+    made = tables([gap(1.5, "slower")], label="quick")
+    assert "judges no claim" in claims.table_of(made)
+    assert "no advice" in claims.advice(made)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ([gap(1.5, "slower")], "project once, after the loop: inside it was slower in 1 of 1"),
+        ([gap(0.9, "faster")], "project inside the loop: it was faster in 1 of 1"),
+        ([gap(1.5, "slower"), gap(0.9, "faster")], "measure your own case: inside the loop was slower in 1 of 2"),
+        ([gap(1.0, "equivalent")], "both forms cost the same in 1 of 1"),
+        ([gap(1.0, "inconclusive")], "could not exclude one in 1 of 1"),
+    ],
+)
+def test_advice_is_that_of_the_verdicts(gaps, said):
+    assert said in claims.advice(tables(gaps))
+
+
+def test_advice_names_the_layer_that_a_wrapper_forbids():
+    made = tables([gap(1.5, "slower")], [contrast(2.5, "slower", "in_loop", "layer_batched")])
+    assert "took 2.50 to 2.50 of the time (slower in 1, faster in 0)" in claims.advice(made)
+
+
+def test_causes_name_what_a_compiler_made_of_a_form():
+    rows = [counted("none", 40), counted("in_loop", 60), counted("per_step", 41), counted("batched", 41)]
+    said = causes.everything(tables(evidence=rows))
+    assert "In 2 of 3 counted programs" in said
+    assert "- TensorFlow graph scan, per_step, forward: 1 for 20 (book, T=20)" in said
+    assert (
+        causes.counts(tables(evidence=rows), dict(zip(causes.PLACE, (*SEAT, "scan"), strict=True)), ["in_loop"]) == "60"
+    )
+
+
+def test_training_is_expected_to_issue_three_times_the_products():
+    rows = [counted(p, n, pass_="train") for p, n in (("none", 100), ("in_loop", 160), ("batched", 103))]
+    added = causes.added(tables(evidence=rows))
+    assert (added.found == added.expected).all()

@@ -1,0 +1,49 @@
+"""`explain`: which cell words name, and what is said of one."""
+
+import pytest
+
+from harness import explain
+from harness.refused import Refused
+from impls.interface import Arm
+
+
+def test_a_cell_is_named_by_words_in_any_order():
+    words = ["train", "torch/inductor", "scan", "in_loop", "B=1,T=2,I=3,H=4,O=5,cell=gru"]
+    cell = explain.wanted(words)
+    assert (cell.framework, cell.execution, cell.arm) == ("torch", "inductor", Arm("scan", "in_loop"))
+    assert (cell.pass_, cell.precision, cell.workload.cell, cell.workload.T) == ("train", "fp32", "gru", 2)
+    assert explain.wanted(["jax", "xla", "scan", "bmm"]).workload.name == "book"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["torch", "inductr", "scan", "in_loop"], "did you mean inductor?"),
+        (["torch", "inductor", "scan"], "a cell needs its projection: none, in_loop"),
+        (["torch", "jax", "xla", "scan", "bmm"], "one framework, but torch and jax"),
+        (["jax", "xla", "scan", "bmm", "B=0,T=1,I=1,H=1,O=1"], "greater than or equal to 1"),
+        (["jax", "xla", "scan", "bmm", "B=1"], "lacks T, I, H, O"),
+    ],
+)
+def test_what_names_no_cell_is_refused_in_one_sentence(words, said):
+    with pytest.raises(Refused, match=said.replace("?", r"\?")) as refused:
+        explain.wanted(words)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.alone
+def test_a_cell_is_counted_and_its_program_saved(framework, tmp_path, capsys):
+    words = [framework, "eager", "unrolled", "batched", "B=3,T=5,I=2,H=16,O=4", "train"]
+    assert explain.explain(words, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "3×" in said or "1×[15×16×4]" in said
+    (text,) = (tmp_path / "out").iterdir()
+    assert text.stat().st_size > 500
+    assert text.name in said.replace("\n", "")
+
+
+@pytest.mark.alone
+def test_a_cell_that_is_not_to_be_had_is_refused_with_its_reason(tmp_path, numpy_backend):
+    with pytest.raises(Refused, match="no symbolic loop"):
+        explain.explain(["numpy", "eager", "scan", "batched"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
