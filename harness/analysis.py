@@ -221,11 +221,11 @@ def _counted(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     names = not {"everything", "kernels"} & missing.keys()
     return {
         "products": issued(products) if known else None,
-        "shapes": " ".join(map(str, products)),
+        "shapes": "; ".join(map(str, products)),
         "flops": flops(products) if known else None,
         "product_bytes": moved_bytes(products, ITEM_BYTES[record["precision"]]) if known else None,
         "kernels": sum(found["kernels"].values()) if names else None,
-        "kernel_names": " ".join(f"{count}×{name}" for name, count in found["kernels"].items()),
+        "kernel_names": "; ".join(f"{count}×{name}" for name, count in found["kernels"].items()),
         "fusions": found["fusions"],
         "loops": " ".join(map(str, found["loops"])),
         "temp_bytes": found["temp_bytes"],

@@ -6,7 +6,7 @@ import statistics
 import pandas as pd
 
 from harness import quality
-from harness.analysis import ARM, SEAT, Tables
+from harness.analysis import ARM, LOOPS, SEAT, Tables
 from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, seconds, table
 from harness.stats import half_width
@@ -32,8 +32,8 @@ def identity(tables: Tables) -> str:
 
 
 def first_calls(tables: Tables) -> str:
-    """What the first call costs, and after how many calls it has paid against the same framework's eager."""
-    frame = tables.times
+    """What a loop's first call costs, and after how many calls it has paid against the same framework's eager."""
+    frame = tables.times[tables.times.recurrence.isin(LOOPS)]
     keys = ["framework", "device", "threads", "precision", "workload", "pass", "projection"]
     first = frame[frame.first_call_s.notna()].set_index([*keys, "execution", "recurrence"]).first_call_s
     steady = frame.groupby([*keys, "execution", "recurrence"], sort=True).median_s.median()

@@ -14,6 +14,7 @@ from harness.report.markdown import FRAMEWORKS, Row, amount, table
 FORMS = ("none", "in_loop", "per_step", BATCHED)
 PLACE = [*SEAT, "workload", "pass", "recurrence"]
 ONE_CALL = (BATCHED, "bmm", "vmap", "library")  # projections that theory gives one product whatever T
+MOST = 4  # kernels of a layer that are named
 BACKWARD = 3  # products of a training step for one of a forward pass: y, and the gradients of h and of w_out
 
 
@@ -54,7 +55,7 @@ def everything(tables: Tables) -> str:
     """What was counted, and where a compiler made something else of a form than was written."""
     if tables.evidence.empty:
         return "Nothing was counted in this run."
-    return "\n\n".join(filter(None, (_surprises(added(tables)), _counted(tables), _missing(tables))))
+    return "\n\n".join(filter(None, (_surprises(added(tables)), _counted(tables), _layers(tables), _missing(tables))))
 
 
 def _surprises(frame: pd.DataFrame) -> str:
@@ -109,6 +110,23 @@ def _each(by: dict[str, Row], column: str, text: Any) -> str:
     if all(value is None or pd.isna(value) for value in values):
         return "–"
     return " · ".join("–" if value is None or pd.isna(value) else text(value) for value in values)
+
+
+def _layers(tables: Tables) -> str:
+    """Which kernels ran in the framework's own layer: whether there is a fused one, nobody needs to believe."""
+    frame = tables.evidence[(tables.evidence.recurrence == "layer") & (tables.evidence.projection == "none")]
+    cells = tables.times.drop_duplicates("workload").set_index("workload").cell
+    lines = []
+    for (framework, execution), part in frame.groupby(["framework", "execution"], sort=True):
+        row = part.sort_values(["pass", "workload", "threads"]).iloc[0]
+        kernels = sorted(
+            (kernel.partition("×") for kernel in filter(None, row.kernel_names.split("; "))),
+            key=lambda k: (-int(k[0]), k[2]),
+        )
+        most = ", ".join(f"{count} {name}" for count, _, name in kernels[:MOST])
+        name = f"{FRAMEWORKS.get(framework, framework)} {execution}"
+        lines.append(f"- {name} ({row.workload}, {cells[row.workload]}, {row['pass']}): {most}")
+    return "What ran most often in the framework's own layer, unprojected:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _missing(tables: Tables) -> str:

@@ -78,12 +78,14 @@ def _controls(twins: pd.DataFrame, path: Path) -> None:
         rows = ordered[ordered.trusted == holds]
         error = [rows.ratio - rows.ci_low, rows.ci_high - rows.ratio]
         label = f"{len(rows)} that {'hold' if holds else 'miss'} 1"
-        axes.errorbar(rows.index, rows.ratio, yerr=error, fmt=".", color=colour, markersize=3, linewidth=0.8, label=label)
+        axes.errorbar(
+            rows.index, rows.ratio, yerr=error, fmt=".", color=colour, markersize=3, linewidth=0.8, label=label
+        )
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks([])
     axes.set_ylabel("batched / batched")
     axes.set_title(f"{len(twins)} controls in order of their ratio, 95% intervals over processes", loc="left")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     _save(figure, path)
 
 
@@ -133,9 +135,12 @@ def _ticks(axes: Any, low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xlim(low, high)
-    step = 0.05 if high / low < 1.5 else 0.1 if high / low < 2 else 0.25 if high / low < 4 else 1.0
-    count = int(high / step) + 1
-    axes.xaxis.set_major_locator(FixedLocator([round(step * i, 2) for i in range(1, count + 1) if step * i >= low]))
+    if high / low < 6:
+        step = 0.05 if high / low < 1.5 else 0.1 if high / low < 2 else 0.25 if high / low < 4 else 0.5
+        ticks = [round(step * i, 2) for i in range(1, int(high / step) + 2)]
+    else:
+        ticks = [digit * 10.0**power for power in (-1, 0, 1, 2) for digit in (1, 2, 5)]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
