@@ -9,7 +9,7 @@ from harness import quality
 from harness.analysis import ARM, LOOPS, SEAT, Tables
 from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, seconds, table
-from harness.stats import half_width
+from harness.stats import half_width, rate
 
 IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
 
@@ -81,6 +81,17 @@ def twins(tables: Tables) -> str:
         )
     columns = ["", "pass", "A/A ratios", "95% interval holds 1", "median half-width", "widest"]
     return table(columns, rows)
+
+
+def alarms(tables: Tables) -> str:
+    """How often the A/A interval misses 1, for each framework and all together: the false alarms of a 95% interval."""
+    frame = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
+    rows = []
+    for framework, part in [*frame.groupby("framework", sort=True), ("all", frame)]:
+        if len(part):
+            found, low, high = rate(int((~part.trusted).sum()), len(part))
+            rows.append([framework, len(part), int((~part.trusted).sum()), f"{found:.1%} [{low:.1%}, {high:.1%}]"])
+    return table(["framework", "controls", "that miss 1", "rate [95% interval]"], rows)
 
 
 def steadiness(tables: Tables) -> str:

@@ -42,6 +42,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "checked": sorted({f"{c['workload']['name']} at {c['steps']} steps" for c in tables.checks}),
         "first_calls": appendix.first_calls(tables),
         "twins": appendix.twins(tables),
+        "alarms": appendix.alarms(tables),
         "absent": appendix.absent(tables),
         "idiomatic": appendix.idiomatic(compared),
         "kills": appendix.kills(beside["kills"]) if beside["kills"] else "",
