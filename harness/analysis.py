@@ -30,11 +30,11 @@ IDENTITY = [*IDENTITY_KEYS, *ERRORS]
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
 LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
 OWN = "layer_batched"  # the framework's own layer, projected once
-CONTRASTS = [*GAPS[: GAPS.index("verdict") + 1]]
 EVIDENCE = [
     *SEAT, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
     "fusions", "loops", "temp_bytes", "missing",
 ]  # fmt: skip
+COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes"]
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 
 
@@ -50,7 +50,7 @@ class Tables:
         self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
         self.times = _times(self)
         self.gaps = _trusted(_compared(self, _against_batched))
-        self.contrasts = _compared(self, _otherwise)[CONTRASTS]
+        self.contrasts = _also_trusted(_compared(self, _otherwise), self.gaps)
         self.identity = _identity(self)
         self.evidence = _evidence(self)
 
@@ -71,7 +71,8 @@ def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
 
 
 def _check_key(record: Record) -> tuple[str, ...]:
-    return record["framework"], record["device"], record["execution"], record["pass"]
+    """What a verification in fp64 speaks for, but for the arm."""
+    return record["framework"], record["device"], record["execution"], record["workload"]["cell"], record["pass"]
 
 
 def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
@@ -201,14 +202,27 @@ def _trusted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def _also_trusted(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+    """Contrasts, and whether the twins are 1 of the recurrence, and of the layer where that is the baseline."""
+    place = [*SEAT, "workload", "pass", "recurrence"]
+    twins = gaps[gaps.contender == TWIN].set_index(place).trusted
+    own = frame.assign(recurrence=frame.recurrence.where(frame.baseline != OWN, "layer"))
+    sides = [
+        [bool(twins.get(key, default=False)) for key in side[place].itertuples(index=False, name=None)]
+        for side in (frame, own)
+    ]
+    return frame.assign(trusted=[one and other for one, other in zip(*sides, strict=True)])
+
+
 def _evidence(tables: Tables) -> pd.DataFrame:
     """A row for each cell whose calls were counted, from the first process that did."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in tables.blocks:
         for name, arm in record["arms"].items():
-            if arm.get("evidence"):
+            if arm.get("evidence") and arm["status"] == "ok":
                 rows.setdefault((*_block_key(record), name), _place(record) | _arm(name) | _counted(record, arm))
     frame = pd.DataFrame(rows.values(), columns=EVIDENCE)
+    frame[COUNTS] = frame[COUNTS].astype("Int64")
     return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 

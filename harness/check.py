@@ -73,6 +73,7 @@ def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework])
     """Print what passed and what did not; 1 when anything did not."""
     table = Table("framework", "execution", "precision", "workload", "pass", "arms ok", "worst error / bound")
     bad: list[str] = []
+    absent = Counter((status, reason) for _, status, reason in planned.absent)
     for record in records:
         arms = record["arms"]
         found = [
@@ -82,6 +83,7 @@ def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework])
         ]
         over = max((error / (bound or 1) for error, bound in found), default=math.nan)
         ok = sum(arm["status"] == "ok" for arm in arms.values())
+        absent.update((arm["status"], arm["reason"]) for arm in arms.values() if arm["status"] == "unavailable")
         place = [
             record["framework"],
             record["execution"],
@@ -93,11 +95,11 @@ def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework])
         bad += [
             f"{arm['status']}: {' '.join(place)} {name}: {arm['reason']}"
             for name, arm in arms.items()
-            if arm["status"] != "ok"
+            if arm["status"] not in ("ok", "unavailable")
         ]
     out = console()
     out.print(table)
-    for (status, reason), count in Counter((status, reason) for _, status, reason in planned.absent).items():
+    for (status, reason), count in absent.items():
         out.print(f"{status}: {count} cells: {reason}", markup=False)
     for framework in frameworks:
         if framework.missing:

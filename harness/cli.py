@@ -127,11 +127,11 @@ def verify(
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags["precisions"] = flags["precisions"] or ["fp32", "fp64"]
     flags["threads"] = flags["threads"] or ["all"]
-    if not flags["recurrences"] and not flags["projections"]:
-        flags["recurrences"] = list(RECURRENCES)  # every arm, not the usual ones
     if unroll_limit is None and (workload or study):
         unroll_limit = -1
     made = _limits(load(study, None, flags), None, unroll_limit)
+    if made.recurrences is None and made.projections is None:
+        made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
     raise typer.Exit(check.verify(made, save_outputs))
 
 

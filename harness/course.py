@@ -115,7 +115,7 @@ def _cheapest_first(made: list[Job], checked: list[Record]) -> list[Job]:
     costs: dict[tuple[str, ...], float] = {}
     for record in checked:
         key = (record["framework"], record["device"], record["execution"])
-        calls = [arm["first_call_ns"] for arm in record["arms"].values()]
+        calls = [arm["first_call_ns"] for arm in record["arms"].values() if arm["status"] != "unavailable"]
         costs[key] = costs.get(key, 0.0) + (math.inf if None in calls else sum(calls))
 
     def cost(job: Job) -> float:

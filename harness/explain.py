@@ -1,8 +1,8 @@
 """`explain`: what one cell's program does in a call, and its text for a reader to look at."""
 
 import math
-import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from harness.verify import Judge
 from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
 from impls.interface import PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
-EXECUTIONS = ("eager", "graph", "xla", "inductor", "inductor-batched")
-AXES = {  # what a word of a cell may be; where a value stands, it need not be said
-    "execution": (EXECUTIONS, None),
+UNKNOWN = "unknown"
+AXES = {  # what a word of a cell may be, besides a framework and its executions; and what is meant where it is not said
     "recurrence": (RECURRENCES, None),
     "projection": (PROJECTIONS, None),
     "pass": (PASSES, "forward"),
@@ -43,11 +42,16 @@ class Wanted:
     workload: study.Workload
 
 
-def wanted(words: list[str]) -> Wanted:
-    """The cell that words name, in any order; `/` parts words as well as blanks do. Raises Refused."""
-    axes = {"framework": (tuple(impls.names()), None)} | AXES
+def split(cell: list[str]) -> list[str]:
+    """The words of a cell, parted by blanks or by `/`."""
+    return [part for text in cell for part in text.split("/") if part]
+
+
+def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
+    """The cell that words name, in any order. Raises Refused."""
+    axes = {"framework": (tuple(impls.names()), None), "execution": (tuple(executions), None)} | AXES
     found: dict[str, Any] = {}
-    for word in (part for text in words for part in text.split("/") if part):
+    for word in words:
         axis = "workload" if "=" in word else next((a for a, (values, _) in axes.items() if word in values), None)
         try:
             if axis is None:
@@ -68,13 +72,15 @@ def wanted(words: list[str]) -> Wanted:
 
 def explain(words: list[str], out: Path | None) -> int:
     """Print a cell's evidence and write its program's text into `out`; returns the exit status."""
-    cell = wanted(words)
+    names = [word for word in split(words) if word in impls.names()]
+    known = run.probe(Study(frameworks=names or None), plan.thread_counts(Study(), environment.cores()))
+    cell = wanted(split(words), list(dict.fromkeys(name for framework in known for name in framework.executions)))
     made = Study(
         frameworks=[cell.framework], executions=[cell.execution], threads=[environment.cores()],
         recurrences=[cell.arm.recurrence], projections=[cell.arm.projection], passes=[cell.pass_],
         precisions=[cell.precision], workloads=[cell.workload], unroll_limit=None,
     )  # fmt: skip
-    frameworks = plan.selected(made, run.probe(made, plan.thread_counts(made, environment.cores())))
+    frameworks = plan.selected(made, known)
     planned = plan.make(made, frameworks, [environment.cores()])
     cells = [c for c in planned.cells if c.seat.device == "cpu"]
     if not cells:
@@ -94,6 +100,8 @@ def _counted(made: Study, frameworks: list[plan.Framework], seat: Seat, cell: Wa
     """The record of the one cell, verified and counted, its program's text in `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{cell.arm.name}.*"):
+            left.unlink()
     except OSError as error:
         raise Refused(f"{folder} can not be made: {error.strerror}") from None
     todo = Todo(cell.workload, cell.pass_, (cell.arm,), cell.workload.T, timed=False)
@@ -112,25 +120,26 @@ def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
     """Print what was counted, and where the text lies."""
     out = console()
     products = [Product(*product) for product in found["products"]]
+    counted = not {"everything", "products"} & found["missing"].keys()
+    kernels = None if {"everything", "kernels"} & found["missing"].keys() else found["kernels"]
     table = Table("one call of", place)
-    table.add_row("matrix products", f"{issued(products)}: {', '.join(map(str, products)) or 'none'}")
-    table.add_row("operations of the products", f"{flops(products):,}")
-    table.add_row("bytes the products move", f"{moved_bytes(products, ITEM_BYTES[cell.precision]):,}")
-    table.add_row("kernels", f"{sum(found['kernels'].values())}: {_listed(found['kernels'])}")
-    table.add_row("fusions", _or_unknown(found["fusions"]))
-    table.add_row("loops", ", ".join(f"{trips} trips" for trips in found["loops"]) or "none")
-    table.add_row("temporary memory, bytes", _or_unknown(found["temp_bytes"]))
+    shapes = f"{issued(products)}: {', '.join(map(str, products)) or 'none'}"
+    table.add_row("matrix products", shapes if counted else UNKNOWN)
+    table.add_row("operations of the products", f"{flops(products):,}" if counted else UNKNOWN)
+    moved = moved_bytes(products, ITEM_BYTES[cell.precision])
+    table.add_row("bytes the products move", f"{moved:,}" if counted else UNKNOWN)
+    table.add_row("kernels", UNKNOWN if kernels is None else f"{sum(kernels.values())}: {_listed(kernels)}")
+    table.add_row("fusions", UNKNOWN if found["fusions"] is None else f"{found['fusions']:,}")
+    trips = ", ".join(f"{trips} trips" for trips in found["loops"]) or "none"
+    table.add_row("loops", UNKNOWN if {"everything", "loops"} & found["missing"].keys() else trips)
+    table.add_row("temporary memory, bytes", UNKNOWN if found["temp_bytes"] is None else f"{found['temp_bytes']:,}")
     out.print(table, markup=False)
     for what, why in found["missing"].items():
         out.print(f"{what} could not be had: {why}", markup=False)
-    texts = sorted(path.name for path in folder.iterdir() if re.match(rf"{cell.arm.name}\.", path.name))
+    texts = sorted(path.name for path in folder.glob(f"{cell.arm.name}.*"))
     out.print(f"program text: {', '.join(str(folder / name) for name in texts) or 'none'}", markup=False)
 
 
 def _listed(kernels: dict[str, int]) -> str:
     ordered = sorted(kernels.items(), key=lambda one: (-one[1], one[0]))
     return ", ".join(f"{count} {name}" for name, count in ordered) or "none"
-
-
-def _or_unknown(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"

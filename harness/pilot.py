@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from harness import analysis, stats
+from harness.measure import TWIN
 from harness.plan import Need
 from harness.records import Record
 from harness.stats import Parts
 from harness.study import Study
 
-HEADLINE = ("in_loop", "per_step")  # contenders whose gaps a study is to know; the others are known as they come
+HEADLINE = ("in_loop", "per_step")  # contenders whose gaps are to be known; blocks without them know all they have
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ def needs(blocks: list[Record], study: Study) -> list[Record]:
     found = analysis.samples(blocks)
     before = stats.prior([sample for sample, _ in found.values()])
     gaps: dict[tuple[Any, ...], list[Parts]] = {}
+    headlines = {key[:-3] for key in found if key[-2] in HEADLINE}
     for key, (sample, rounds) in found.items():
         *block, _, contender, _ = key
         known = stats.parts(sample, rounds, before)
-        if contender in HEADLINE and known:
+        asked = contender in HEADLINE if key[:-3] in headlines else contender != TWIN
+        if asked and known:
             gaps.setdefault(tuple(block), []).append(known)
     costs = spent(blocks)
     rows = []
@@ -55,8 +58,8 @@ def needs(blocks: list[Record], study: Study) -> list[Record]:
 
 
 def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
-    """What a block's processes and rounds cost, on average; the first replicate's compiling left out if it can be."""
-    seen: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}
+    """What a block's processes and rounds cost, on average; compiling and counting left out if they can be."""
+    seen: dict[tuple[Any, ...], list[tuple[bool, float, float]]] = {}
     together = Counter((tuple(b[name] for name in analysis.SEAT), b["replicate"]) for b in blocks)
     for block in blocks:
         seat = tuple(block[name] for name in analysis.SEAT)
@@ -65,11 +68,12 @@ def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
             timed_s = sum(sum(arm["samples_ns"]) for arm in block["arms"].values()) / 1e9
             start_s = block["start_s"] / together[seat, block["replicate"]]
             key = (*seat, block["workload"]["name"], block["pass"])
-            costs = (block["replicate"], start_s + block["seconds"] - timed_s, timed_s / rounds)
+            counted = any(arm.get("evidence") for arm in block["arms"].values())
+            costs = (block["replicate"] > 0 and not counted, start_s + block["seconds"] - timed_s, timed_s / rounds)
             seen.setdefault(key, []).append(costs)
     found = {}
     for key, each in seen.items():
-        warm = [costs for costs in each if costs[0] > 0] or each
+        warm = [costs for costs in each if costs[0]] or each
         found[key] = Costs(*(sum(column) / len(warm) for column in list(zip(*warm, strict=True))[1:]))
     return found
 

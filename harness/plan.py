@@ -15,7 +15,7 @@ from harness.study import Study, Workload, nearest
 from impls.interface import IMPOSSIBLE, Arm
 
 UNUSUAL = "not among the usual arms, which show it elsewhere; --recurrence and --projection select it"
-CHECK_STEPS = 4  # steps a workload is shortened to for the fp64 verification inside `run`
+CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
 
 
 @dataclass(frozen=True)
@@ -226,15 +226,18 @@ def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -
 
 
 def checks(plan: Plan, study: Study) -> list[Job]:
-    """The fp64 verification inside `run`: each framework, device and execution once, at few steps."""
+    """The fp64 verification inside `run`: each framework, device, execution and cell once, at few steps."""
     found: dict[tuple[str, str, str], Job] = {}
-    first = study.workloads[0]
+    firsts = list({workload.cell: workload for workload in reversed(study.workloads)}.values())[::-1]
     for seat, blocks in group(plan.cells).items():
         arms: dict[Arm, None] = {}
         for each in blocks.values():
             arms.update(dict.fromkeys(each))
         seat64 = Seat(seat.framework, seat.device, seat.threads, seat.execution, "fp64")
-        todo = [Todo(first, p, tuple(arms), min(first.T, CHECK_STEPS), timed=False) for p in study.passes]
+        todo = [
+            Todo(first, pass_, tuple(arms), min(first.T, CHECK_STEPS), timed=False)
+            for first, pass_ in itertools.product(firsts, study.passes)
+        ]
         found[seat.framework, seat.device, seat.execution] = Job(seat64, 0, tuple(todo))
     return list(found.values())
 

@@ -30,7 +30,9 @@ FEW, GAPS, FEW_ROUNDS = 3, 20, 5  # of a study whose variances are moderated ove
 TRUTHS = (0.8, 0.95, 1.0, 1.02, 1.1, 1.5)
 NEAR = (0.97, 0.98, 0.99, 1.01, 1.02, 1.03)
 REAL: dict[str, Any] = {  # 432 blocks, each with the batched arm and its twin
+    "recurrences": ["unrolled", "scan"],
     "projections": ["batched"],
+    "executions": ["eager", "graph", "xla", "inductor"],
     "workloads": [
         f"B={b},T={t},I=8,H={h},O={o}" for b in (1, 8, 32) for t, h, o in ((3, 64, 16), (5, 32, 64), (8, 48, 8))
     ],

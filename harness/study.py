@@ -93,7 +93,7 @@ class Study(BaseModel):
     `budget_s`: after this long no further block is started (None: no limit).
     `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
     `processes`: worker processes of a cell. None: a pilot of `pilot` of them, and then as many as bring the
-    95% interval of each of its gaps to ±`target`, at most `processes_max`.
+    95% interval of each of its gaps of in_loop and per_step to ±`target`, at most `processes_max`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -1,5 +1,6 @@
 """What a program did in one call: counted, by each framework's own means. Imports no framework."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -36,6 +37,12 @@ class Evidence:
     loops: list[int] = field(default_factory=list)
     temp_bytes: int | None = None
     missing: dict[str, str] = field(default_factory=dict)
+
+
+def counted(products: Counter[tuple[int, int, int, int]], kernels: Counter[str]) -> Evidence:
+    """Evidence of products, by batch, M, K and N, and of kernels, by name."""
+    shapes = [Product(times, *shape) for shape, times in sorted(products.items())]
+    return Evidence(shapes, dict(sorted(kernels.items())))
 
 
 def flops(products: Iterable[Product]) -> int:

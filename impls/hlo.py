@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from impls.evidence import Evidence, Product
+from impls.evidence import Evidence, counted
 
 HEADING = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -21,6 +21,7 @@ TRIPS = re.compile(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)')
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
 GEMM = re.compile(r"matmul|gemm|dot", re.IGNORECASE)
 NO_PROGRAM = "the text holds no HLO program"
+UNKNOWN_BRANCH = "a conditional, whose branch is known only when it runs"
 UNKNOWN_TRIPS = "a loop whose trip count XLA does not know"
 
 
@@ -38,24 +39,21 @@ class Counts:
     products: Counter[tuple[int, int, int, int]]
     kernels: Counter[str]
     loops: list[int]
-    unknown: bool = False
+    unknown: str = ""  # why the numbers are not known
 
 
 def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Evidence:
     """Evidence of a program, without its memory. `trips`: what is known of loops by their op_name."""
     computations, entry = parsed(text)
     if not entry:
-        return Evidence(fusions=0, missing={"everything": NO_PROGRAM})
+        return Evidence(missing={"everything": NO_PROGRAM})
     counts = Counts(Counter(), Counter(), [])
     _walk(computations, entry, 1, False, counts, trips or {})
-    missing = {"products": UNKNOWN_TRIPS, "kernels": UNKNOWN_TRIPS} if counts.unknown else {}
-    return Evidence(
-        products=[Product(times, *shape) for shape, times in sorted(counts.products.items())],
-        kernels=dict(sorted(counts.kernels.items())),
-        fusions=counts.kernels["fusion"],
-        loops=counts.loops,
-        missing=missing,
-    )
+    found = counted(counts.products, counts.kernels)
+    found.fusions, found.loops = counts.kernels["fusion"], counts.loops
+    if counts.unknown:
+        found.missing = dict.fromkeys(("products", "kernels", "fusions"), counts.unknown)
+    return found
 
 
 def parsed(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -94,10 +92,13 @@ def _walk(
         if one.opcode == "while":
             found = TRIPS.search(one.rest)
             trips = int(found.group(1)) if found else known.get(_attribute(one, "op_name"))
-            counts.unknown |= trips is None
-            if trips is not None:
+            if trips is None:
+                counts.unknown = UNKNOWN_TRIPS
+            else:
                 counts.loops.append(trips)
                 inner = times * trips
+        if one.opcode == "conditional":
+            counts.unknown = UNKNOWN_BRANCH
         for called in _called(one):
             _walk(computations, called, inner, fused or one.opcode == "fusion", counts, known)
 
@@ -108,8 +109,6 @@ def _called(one: Instruction) -> Iterator[str]:
     for attribute in names:
         if found := re.search(rf"\b{attribute}=%?([\w.\-]+)", one.rest):
             yield found.group(1)
-    if one.opcode == "conditional" and (branches := re.search(r"branch_computations=\{([^}]*)\}", one.rest)):
-        yield from (name.strip().lstrip("%") for name in branches.group(1).split(","))
 
 
 def _attribute(one: Instruction, name: str) -> str:
@@ -144,8 +143,10 @@ def _dot(one: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
 
 
 def _gemm(one: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
-    """Batch, M, K, N of a library's product: K is what is left of the operands when the result is taken out."""
+    """Batch, M, K, N of a library's product: the right operand's axes before its last two are a batch."""
     left, right, *_ = _operands(one, shapes)
-    result = math.prod(sizes(one.shape.lstrip("(")))
-    k = round(math.sqrt(math.prod(left) * math.prod(right) / result)) if result else 1
-    return 1, math.prod(left) // k, k, math.prod(right) // k
+    b = math.prod(right[:-2])
+    rows, columns = math.prod(left) // b, math.prod(right) // b  # M K, K N
+    result = math.prod(sizes(one.shape.lstrip("("))) // b  # M N
+    k = math.isqrt(rows * columns // result) if result else 1
+    return b, rows // k, k, columns // k

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness.analysis import CONTRASTS, EVIDENCE, GAPS
+from harness.analysis import EVIDENCE, GAPS
 from harness.report import causes, claims
 
 SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
@@ -17,8 +17,8 @@ def gap(ratio, verdict, recurrence="scan", contender="in_loop", trusted=True, fr
     return (*place, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict, trusted, 7.0)
 
 
-def contrast(ratio, verdict, contender="per_step", baseline="in_loop"):
-    return (*SEAT, "scan", contender, baseline, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict)
+def contrast(ratio, verdict, contender="per_step", baseline="in_loop", trusted=True):
+    return (*SEAT, "scan", contender, baseline, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict, trusted, 7.0)
 
 
 def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward"):
@@ -29,9 +29,9 @@ def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pas
 def tables(gaps=(), contrasts=(), evidence=(), label="default"):
     return SimpleNamespace(
         gaps=pd.DataFrame(gaps, columns=GAPS),
-        contrasts=pd.DataFrame(contrasts, columns=CONTRASTS),
+        contrasts=pd.DataFrame(contrasts, columns=GAPS),
         evidence=pd.DataFrame(evidence, columns=EVIDENCE),
-        times=pd.DataFrame([("book", T)], columns=["workload", "T"]),
+        times=pd.DataFrame([("book", "rnn_relu", T)], columns=["workload", "cell", "T"]),
         study=SimpleNamespace(label=label, margin=0.02),
     )
 
@@ -48,6 +48,7 @@ def judged(name, made):
         ([gap(1.0, "equivalent")], "false here"),
         ([gap(1.5, "slower"), gap(0.9, "faster"), gap(1.0, "equivalent")], "depends: true in 1, false in 2"),
         ([gap(1.0, "inconclusive")], "this run can not tell"),
+        ([gap(1.5, "slower"), gap(1.0, "inconclusive")], "true here, wherever this run can tell"),
         ([gap(1.5, "slower", trusted=False)], "not yet judged"),
         ([gap(1.5, "slower", recurrence="given")], "not yet judged"),
     ],
@@ -66,9 +67,15 @@ def test_products_and_operations_are_judged_by_what_was_counted():
     right = [counted("none", 40), counted("in_loop", 60), counted("batched", 41)]
     assert judged("C2", tables(evidence=right)).verdict == "as layers false; as products true here"
     assert judged("C3", tables(evidence=right)).verdict == "true here"
+    merged = [counted("none", 40), counted("in_loop", 41), counted("batched", 41)]
+    assert judged("C2", tables(evidence=merged)).verdict == "as layers false; as products false here"
     swapped = [counted("none", 40), counted("in_loop", 41), counted("batched", 60, flops=999)]
     assert judged("C2", tables(evidence=swapped)).verdict == "as layers false; as products false here"
-    assert judged("C3", tables(evidence=swapped)).verdict == "false here"
+    more = [counted("none", 40), counted("in_loop", 60), counted("batched", 41, flops=999)]
+    assert judged("C3", tables(evidence=more)).verdict == "false here"
+    left_out = judged("C3", tables(evidence=swapped))
+    assert left_out.verdict == "not yet judged"
+    assert "changed by its compiler" in left_out.numbers
     assert judged("C3", tables()).verdict == "not yet judged"
 
 
@@ -85,6 +92,11 @@ def test_memory_waits_for_the_original_program_and_says_what_is_known():
         ([contrast(1.2, "slower")], "not the same as inside the loop"),
         ([contrast(1.2, "slower"), contrast(1.0, "equivalent")], "depends: the same in 1, another in 1"),
         ([contrast(1.0, "inconclusive")], "this run can not tell"),
+        (
+            [contrast(1.2, "slower"), contrast(1.0, "inconclusive")],
+            "not the same as inside the loop, wherever this run can tell",
+        ),
+        ([contrast(1.2, "slower", trusted=False)], "not yet judged"),
         ([], "not yet judged"),
     ],
 )

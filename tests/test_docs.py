@@ -56,7 +56,9 @@ def test_links_and_paths_exist():
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["verify"], ["report"], ["list"], ["selftest"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["verify"], ["explain"], ["report"], ["list"], ["selftest"], ["doctor"]]
+)
 def test_help_says_what_each_command_does(command):
     done = subprocess.run(
         [sys.executable, "-m", "harness", *command, "--help"], capture_output=True, text=True, check=False, cwd=ROOT

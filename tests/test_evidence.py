@@ -51,7 +51,19 @@ def test_a_loop_s_products_are_counted_as_often_as_it_runs_and_a_fusion_s_too():
 
 def test_a_loop_of_unknown_length_is_said_to_be_one():
     found = hlo.evidence(HLO.replace(", KNOWN", ""))
-    assert found.missing == {"products": hlo.UNKNOWN_TRIPS, "kernels": hlo.UNKNOWN_TRIPS}
+    assert found.missing == dict.fromkeys(("products", "kernels", "fusions"), hlo.UNKNOWN_TRIPS)
+
+
+def test_a_loop_s_length_may_be_known_to_the_program_it_was_made_from():
+    text = HLO.replace("KNOWN", 'metadata={op_type="StatelessWhile" op_name="gradient/while"}')
+    assert hlo.evidence(text, {"gradient/while": 7}).loops == [7]
+    assert hlo.evidence(text, {"while": 7}).missing
+
+
+def test_which_branch_runs_is_not_known():
+    conditional = "%c = f32[3,7]{1,0} conditional(%p, %h, %h), branch_computations={%a, %b}"
+    found = hlo.evidence(HLO.replace("KNOWN", TRIPS).replace("%i = s32[]", f"{conditional}\n  %i = s32[]"))
+    assert found.missing["products"] == hlo.UNKNOWN_BRANCH
 
 
 def test_a_library_s_product_is_one():
@@ -67,6 +79,12 @@ def test_a_library_s_product_is_one():
     assert found.kernels["custom-call __onednn$matmul"] == 1
 
 
+def test_a_library_s_batched_product_is_one_too():
+    line = '%g.1 = (f32[5,3,4]{2,1,0}, s8[9]{0}) custom-call(%p1, %p2), custom_call_target="__cublas$gemm"'
+    text = HLO.replace("KNOWN", TRIPS).replace("  ROOT %dot.9", f"  {line}\n  ROOT %dot.9")
+    assert Product(2, 5, 3, 7, 4) in hlo.evidence(text).products  # beside the dot of the same shape
+
+
 def test_operations_bytes_and_calls_of_products():
     products = [Product(3, 1, 2, 5, 7), Product(1, 4, 2, 5, 7)]
     assert flops(products) == 3 * 2 * 70 + 4 * 2 * 70
@@ -77,4 +95,4 @@ def test_operations_bytes_and_calls_of_products():
 
 @pytest.mark.parametrize("text", ["", "HloModule empty"])
 def test_no_program_is_no_evidence(text):
-    assert hlo.evidence(text) == Evidence(fusions=0, missing={"everything": hlo.NO_PROGRAM})
+    assert hlo.evidence(text) == Evidence(missing={"everything": hlo.NO_PROGRAM})

@@ -188,11 +188,12 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
 
 def test_the_replicate_that_compiles_begins_with_the_cheapest():
     seats = [Seat(name, "cpu", 1, "x", "fp32") for name in ("dear", "cut", "cheap")]
-    costs = {"dear": [5, 6], "cut": [1, None], "cheap": [2, 3]}
+    costs = {"dear": [("ok", 5), ("ok", 6)], "cut": [("ok", 1), ("not_reached", None)], "cheap": [("ok", 2), ("ok", 3)]}
+    costs["cheap"].append(("unavailable", None))  # costs nothing, and is not cut
     checked = [
-        {"framework": name, "device": "cpu", "execution": "x", "arms": {"a": {"first_call_ns": ns}}}
+        {"framework": name, "device": "cpu", "execution": "x", "arms": {"a": {"status": s, "first_call_ns": ns}}}
         for name, calls in costs.items()
-        for ns in calls
+        for s, ns in calls
     ]
     ordered = course._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
     assert [job.seat.framework for job in ordered] == ["cheap", "dear", "cut"]

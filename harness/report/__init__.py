@@ -28,7 +28,7 @@ def _uncollected() -> Iterator[None]:
 
 @_uncollected()
 def write(folder: Path, out: Path | None = None) -> Path:
-    """Write report.md, figures/, the three tables and environment.json of the records in `folder`.
+    """Write report.md, figures/, the tables and environment.json of the records in `folder`.
 
     They go into `out` (by default `folder`); returns the report's path. Raises Refused on records
     that can not be read.

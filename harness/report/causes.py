@@ -115,7 +115,7 @@ def _each(by: dict[str, Row], column: str, text: Any) -> str:
 def _layers(tables: Tables) -> str:
     """Which kernels ran in the framework's own layer: whether there is a fused one, nobody needs to believe."""
     frame = tables.evidence[(tables.evidence.recurrence == "layer") & (tables.evidence.projection == "none")]
-    cells = tables.times.drop_duplicates("workload").set_index("workload").cell
+    cells = tables.times.drop_duplicates("workload").set_index("workload")["cell"]
     lines = []
     for (framework, execution), part in frame.groupby(["framework", "execution"], sort=True):
         row = part.sort_values(["pass", "workload", "threads"]).iloc[0]

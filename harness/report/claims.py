@@ -17,6 +17,7 @@ from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
 
 NOT_JUDGED = "not yet judged"
 HERE = {True: "true here", False: "false here"}
+SO_FAR = ", wherever this run can tell"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _by_verdicts(gaps: pd.DataFrame, cells: str) -> Judged:
     if count[SLOWER] and against:
         verdict = f"depends: true in {count[SLOWER]}, false in {against}"
     elif count[SLOWER] or against:
-        verdict = HERE[bool(count[SLOWER])]
+        verdict = HERE[bool(count[SLOWER])] + (SO_FAR if count[INCONCLUSIVE] else "")
     return Judged(verdict, f"{_counted(count)}; ratios {_range(gaps.ratio)}", f"{len(gaps)} gaps: {cells}")
 
 
@@ -79,31 +80,41 @@ def _products(tables: Tables) -> Judged:
     """One set of weights in both forms, but T products against one?"""
     found = causes.added(tables)
     found = found[(found["pass"] == "forward") & found.recurrence.isin(LOOPS)]
-    each, once = (found[found.projection == name] for name in ("in_loop", BATCHED))
-    if each.empty or once.empty:
+    wide = found.pivot_table(index=[*causes.PLACE, "T"], columns="projection", values="found", aggfunc="first")
+    if not {"in_loop", BATCHED} <= set(wide.columns):
         return Judged(NOT_JUDGED, "–", "no program's products were counted")
-    many, one = int((each.found == each["T"]).sum()), int((once.found == 1).sum())
+    pairs = wide[["in_loop", BATCHED]].dropna()
+    so = int(((pairs.in_loop == pairs.index.get_level_values("T")) & (pairs[BATCHED] == 1)).sum())
     numbers = (
-        "both forms hold the same two arrays w_out and b_out: one layer, not one per step; but in_loop adds T "
-        f"products in {many} of {len(each)} programs, and {BATCHED} one in {one} of {len(once)}"
+        "both forms hold the same two arrays w_out and b_out: one layer, not one per step; "
+        f"in_loop adds T products where {BATCHED} adds one in {so} of {len(pairs)} pairs of programs"
     )
-    whole = many == len(each) and one == len(once)
-    verdict = "as layers false; as products " + (
-        "true here" if whole else "mostly true" if many + one else "false here"
-    )
-    return Judged(verdict, numbers, f"{len(each) + len(once)} forward programs, counted")
+    verdict = HERE[so == len(pairs)] if so in (0, len(pairs)) else f"true in {so}, false in {len(pairs) - so}"
+    return Judged(f"as layers false; as products {verdict}", numbers, f"{len(pairs)} pairs, forward, counted")
 
 
 def _operations(tables: Tables) -> Judged:
     """The same floating-point operations in both forms?"""
-    by = _pairs(tables, "flops")
-    if by.empty:
+    every = _pairs(tables, "flops")
+    if every.empty:
         return Judged(NOT_JUDGED, "–", "no program's operations were counted")
+    changed = causes.added(tables)
+    changed = changed[(changed.found != changed.expected) & changed.projection.isin(["in_loop", BATCHED])]
+    by = every[~every.index.isin(pd.MultiIndex.from_frame(changed[causes.PLACE]))]
+    left_out = len(every) - len(by)
+    if by.empty:
+        return Judged(NOT_JUDGED, "every program's products were changed by its compiler", f"{left_out} pairs")
     same = int((by.in_loop == by[BATCHED]).sum())
     numbers = f"operations of the matrix products are equal in {same} of {len(by)} pairs of programs"
     if same < len(by):
-        ratios = (by.in_loop / by[BATCHED])[by.in_loop != by[BATCHED]]
-        numbers += f", and in_loop/{BATCHED} is {_range(ratios)} in the others, where a compiler changed a product"
+        numbers += (
+            f"; in_loop/{BATCHED} is {_range((by.in_loop / by[BATCHED])[by.in_loop != by[BATCHED]])} in the others"
+        )
+    if left_out:
+        numbers += (
+            f"; {left_out} pairs are left out, in which a compiler made something else of a product "
+            "(a multiplication, where it has one row or column)"
+        )
     verdict = HERE[same == len(by)] if same in (0, len(by)) else f"true in {same}, false in {len(by) - same}"
     return Judged(verdict, numbers, f"{len(by)} pairs: framework, execution, loop, workload, pass")
 
@@ -119,7 +130,7 @@ def _memory(tables: Tables) -> Judged:
         "the original TF1 program is not part of this study yet; of the arms here, peak temporary memory of "
         f"in_loop/{BATCHED} is {_range(ratios)} (median {ratios.median():.2f})"
     )
-    return Judged(NOT_JUDGED, numbers, f"{len(known)} pairs whose memory is known")
+    return Judged(NOT_JUDGED, numbers, f"{len(known)} pairs whose memory is known and not zero")
 
 
 def _pairs(tables: Tables, column: str) -> pd.DataFrame:
@@ -134,7 +145,8 @@ def _pairs(tables: Tables, column: str) -> pd.DataFrame:
 
 def _apart(tables: Tables) -> Judged:
     """T products after the loop: the same as inside it? And as slow against one?"""
-    frame = tables.contrasts[(tables.contrasts.contender == "per_step") & (tables.contrasts.baseline == "in_loop")]
+    frame = tables.contrasts[usable(tables.contrasts)]
+    frame = frame[(frame.contender == "per_step") & (frame.baseline == "in_loop")]
     if frame.empty:
         return Judged(NOT_JUDGED, "–", "nothing was measured for it")
     count = Counter(frame.verdict)
@@ -144,6 +156,7 @@ def _apart(tables: Tables) -> Judged:
         verdict = f"depends: the same in {count[EQUIVALENT]}, another in {differ}"
     elif count[EQUIVALENT] or differ:
         verdict = "the same as inside the loop" if count[EQUIVALENT] else "not the same as inside the loop"
+        verdict += SO_FAR if count[INCONCLUSIVE] else ""
     against = _by_verdicts(_loops(tables, "per_step"), "")
     numbers = (
         f"per_step/in_loop: {_counted(count)}; ratios {_range(frame.ratio)}. per_step/{BATCHED}: {against.numbers}"
@@ -214,7 +227,7 @@ def _where(part: pd.DataFrame, pick: str) -> str:
 
 def _own(tables: Tables, framework: str, execution: str, device: str) -> str:
     """What a wrapper's in-loop projection costs against the layer that it forbids."""
-    frame = tables.contrasts
+    frame = tables.contrasts[usable(tables.contrasts)]
     mine = (frame.framework == framework) & (frame.execution == execution) & (frame.device == device)
     frame = frame[mine & (frame.baseline == OWN) & frame.verdict.isin([SLOWER, FASTER])]
     if frame.empty:

@@ -1,4 +1,4 @@
-"""Figures: one forest plot of the gaps for each workload and pass, as SVG and PNG."""
+"""Figures, as SVG and PNG: forest plots of the gaps of each workload and pass, and every control's interval."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor

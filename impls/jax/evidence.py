@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from impls.evidence import Evidence, Product
+from impls.evidence import Evidence, counted
 
 NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no peak over all of them"
 
@@ -14,12 +14,9 @@ def of_jaxpr(jaxpr: Any) -> Evidence:
     """An operation is a kernel, and so is a function that JAX itself compiles (jax.nn.relu, say)."""
     products = Counter(_dot(equation) for equation in _equations(jaxpr) if equation.primitive.name == "dot_general")
     kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
-    return Evidence(
-        products=[Product(times, *shape) for shape, times in sorted(products.items())],
-        kernels=dict(sorted(kernels.items())),
-        fusions=0,
-        missing={"temp_bytes": NO_EAGER_MEMORY},
-    )
+    found = counted(products, kernels)
+    found.fusions, found.missing = 0, {"temp_bytes": NO_EAGER_MEMORY}
+    return found
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

@@ -10,13 +10,16 @@ import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import while_v2
 
-from impls.evidence import Evidence, Product
+from impls.evidence import Evidence, counted
 
 NO_XLA_MEMORY = "TensorFlow does not tell it of a program compiled by XLA"
 NO_MEMORY = "TensorFlow does not tell it on a CPU"
-NO_FUSIONS = "Grappler, which fuses and prunes what the concrete function holds, does not show its result"
+NO_FUSIONS = (
+    "Grappler, which fuses and folds what the concrete function holds, does not show its result: all numbers are before"
+)
 UNKNOWN_TRIPS = "a loop whose trip count the graph does not hold"
 FREE = {"Const", "Placeholder", "PlaceholderWithDefault", "Identity", "NoOp", "Arg", "Retval"}
+CALLS = {"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "Case", "StatelessCase"}
 PRODUCTS = ("MatMul", "BatchMatMulV2", "BatchMatMulV3", "_FusedMatMul")
 
 
@@ -98,13 +101,12 @@ def _of_operations(operations: Sequence[Operation], loops: dict[str, int | None]
     missing = {"temp_bytes": NO_MEMORY} | ({"fusions": NO_FUSIONS} if graph else {})
     if None in loops.values():
         missing |= {"products": UNKNOWN_TRIPS, "kernels": UNKNOWN_TRIPS}
-    return Evidence(
-        products=[Product(times, *shape) for shape, times in sorted(products.items())],
-        kernels=dict(sorted(kernels.items())),
-        fusions=None if graph else 0,
-        loops=[trips for trips in loops.values() if trips is not None],
-        missing=missing,
-    )
+    if calls := sorted(CALLS & kernels.keys()):
+        missing |= dict.fromkeys(("products", "kernels"), f"{', '.join(calls)} is not looked into")
+    found = counted(products, kernels)
+    found.missing, found.fusions = missing, None if graph else 0
+    found.loops = [trips for trips in loops.values() if trips is not None]
+    return found
 
 
 def _product(one: Operation) -> tuple[int, int, int, int]:

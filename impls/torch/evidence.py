@@ -3,16 +3,18 @@
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch._inductor.codecache import PyCodeCache
 from torch.profiler import ProfilerActivity, profile
 
-from impls.evidence import Evidence, Product
+from impls.evidence import Evidence, counted
 
 NO_LOOPS = "Inductor turns a loop into Python, which holds no trip count; kernels and products are those of all trips"
-ONE_CALL = "the layer is one call of oneDNN, whose products the profiler does not see"
+NO_TRITON = "kernels that Triton generated are not counted yet"
+ONE_CALL = "the layer is one call of a library, whose products the profiler does not see"
 OPERANDS = {"aten::mm": 0, "aten::bmm": 0, "aten::mv": 0, "aten::addmm": 1, "aten::baddbmm": 1, "aten::addmv": 1}
 VIEWS = re.compile(  # operations that compute nothing: they describe memory anew, or take it
     r"aten::(t|transpose|permute|expand|expand_as|as_strided|as_strided_|view|_unsafe_view|view_as|reshape|_reshape_alias|"
@@ -24,24 +26,23 @@ LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_
 FUSED = re.compile(r"cpp_fused\w*|triton_\w+")
 
 
-def of_call(call: Callable[[], None], cuda: bool) -> tuple[Evidence, str]:
-    """Evidence of one call, and its operations as text."""
+def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence, str]:
+    """Evidence of one call, which returns its outputs, and its operations as text."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with generated() as fused, profile(activities=activities, record_shapes=True, profile_memory=True) as seen:
-        call()
+        outputs = call()
     events = seen.events()
     kernels, products = Counter(fused), Counter[tuple[int, int, int, int]]()
     for event in _kernels(events):
         kernels[event.name.removeprefix("aten::")] += 1
         if event.name in OPERANDS:
             products[_product(event)] += 1
-    found = Evidence(
-        products=[Product(times, *shape) for shape, times in sorted(products.items())],
-        kernels=dict(sorted(kernels.items())),
-        fusions=sum(fused.values()),
-        temp_bytes=_peak_bytes(seen),
-        missing={"products": ONE_CALL} if kernels["mkldnn_rnn_layer"] else {},
-    )
+    found = counted(products, kernels)
+    found.fusions, found.temp_bytes = sum(fused.values()), _peak_bytes(seen, outputs)
+    if any(name.removeprefix("aten::") in kernels for name in LAYERS):
+        found.missing["products"] = ONE_CALL
+    if cuda:
+        found.missing["fusions"] = NO_TRITON
     return found, "".join(f"{line}\n" for line in _lines(events))
 
 
@@ -115,14 +116,14 @@ def _product(event: Any) -> tuple[int, int, int, int]:
     return (batch[0] if batch else 1), m, k, (right[-1] if len(right) > 1 else 1)
 
 
-def _peak_bytes(profile: Any) -> int | None:
-    """The most that was allocated at once during the call, outputs included."""
+def _peak_bytes(profile: Any, outputs: Sequence[Tensor]) -> int | None:
+    """The most that was allocated at once during the call, but for the outputs."""
     held = peak = 0
     memory = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(memory, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    return peak if memory else None
+    return peak - sum(output.nbytes for output in outputs) if memory else None
 
 
 def _lines(events: Any) -> Iterator[str]:
