@@ -14,7 +14,6 @@ from harness.refused import Refused
 from harness.study import Study, Workload, nearest
 from impls.interface import IMPOSSIBLE, Arm
 
-UNUSUAL = "not among the usual arms, which show it elsewhere; --recurrence and --projection select it"
 CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
 
 
@@ -189,8 +188,6 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
         return "impossible", reason
     if reason := without(execution, cell.arm):
         return "unavailable", reason
-    if not study.wants(cell.arm):
-        return "skipped", UNUSUAL
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution["unrolls"])
     if limit is not None and execution["traced"] and unrolls and steps > limit:
@@ -226,17 +223,27 @@ def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -
 
 
 def checks(plan: Plan, study: Study) -> list[Job]:
-    """The fp64 verification inside `run`: each framework, device, execution and cell once, at few steps."""
+    """The fp64 verification inside `run`: each framework, device and execution once, at few steps.
+
+    Every arm with the first workload, and of every further cell what differs by cell: the recurrences.
+    """
     found: dict[tuple[str, str, str], Job] = {}
-    firsts = list({workload.cell: workload for workload in reversed(study.workloads)}.values())[::-1]
+    by_cell: dict[str, Workload] = {}
+    for workload in study.workloads:
+        by_cell.setdefault(workload.cell, workload)
+    firsts = list(by_cell.values())
     for seat, blocks in group(plan.cells).items():
         arms: dict[Arm, None] = {}
         for each in blocks.values():
             arms.update(dict.fromkeys(each))
         seat64 = Seat(seat.framework, seat.device, seat.threads, seat.execution, "fp64")
+        once = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
+        chosen = {first: tuple(arms) if first is firsts[0] else tuple(once.values()) for first in firsts}
         todo = [
-            Todo(first, pass_, tuple(arms), min(first.T, CHECK_STEPS), timed=False)
-            for first, pass_ in itertools.product(firsts, study.passes)
+            Todo(first, pass_, some, min(first.T, CHECK_STEPS), timed=False)
+            for first, some in chosen.items()
+            for pass_ in study.passes
+            if some
         ]
         found[seat.framework, seat.device, seat.execution] = Job(seat64, 0, tuple(todo))
     return list(found.values())

@@ -6,9 +6,11 @@ The first line describes the study (kind "study"); every other line is one block
 """
 
 import fcntl
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from impls.evidence import Evidence
 
 SCHEMA = 1
 FILE = "records.jsonl"
+PACKED = f"{FILE}.gz"  # as it may be kept; a run that goes on needs FILE
 Record = dict[str, Any]
 Nanoseconds = Annotated[int, Field(ge=0)]
 
@@ -174,14 +177,19 @@ def digest(what: Any) -> str:
 
 
 def read(folder: Path) -> list[Record]:
-    """A run's records. Raises Refused on a missing file, a foreign schema or a broken line."""
-    path = folder / FILE
+    """A run's records, plain or packed. Raises Refused on a missing file, a foreign schema or a broken line."""
+    path, packed = folder / FILE, folder / PACKED
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = _unpacked(packed) if packed.exists() and not path.exists() else path.read_text(encoding="utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise Refused(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
     lines = text.split("\n")[:-1]  # what follows the last newline was cut while it was written
     return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _unpacked(path: Path) -> str:
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        return file.read()
 
 
 def _parsed(path: Path, number: int, line: str) -> Record:

@@ -144,14 +144,11 @@ class Study(BaseModel):
 
     @property
     def arms(self) -> list[Arm]:
-        """Every arm that the study could have, usual or not."""
+        """The arms to study, wherever they can be had."""
+        if self.recurrences is None and self.projections is None:
+            return [Arm(recurrence, projection) for recurrence, some in USUAL.items() for projection in some]
         recurrences, projections = self.recurrences or RECURRENCES, self.projections or PROJECTIONS
         return [Arm(recurrence, projection) for recurrence in recurrences for projection in projections]
-
-    def wants(self, arm: Arm) -> bool:
-        """Whether an arm is among those selected, or with nothing selected among the usual ones."""
-        selected = self.recurrences is not None or self.projections is not None
-        return selected or arm.projection in USUAL[arm.recurrence]
 
     @property
     def evidence_replicate(self) -> int:

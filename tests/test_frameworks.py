@@ -1,18 +1,22 @@
 """Each framework's arms against the oracle, in every execution, and the shape of its files."""
 
 import ast
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
 import impls
-from harness import run
-from harness.analysis import Tables
+from harness import analysis, course, jobs, plan, run, weights
+from harness.progress import Report
 from harness.report import causes, claims
 from harness.study import Study, Workload
+from harness.verify import Judge
 from tests.conftest import HERE
 
 ROOT = Path(__file__).parent.parent
@@ -74,13 +78,12 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework, cell):
 
 @pytest.mark.timeout(600)
 def test_the_projection_adds_the_products_that_were_written(framework, tmp_path):
-    """Every usual arm, eager and compiled, verified and counted in the program that was timed."""
-    found = counted(framework, ["eager", *COMPILED[framework]], tmp_path)
+    """Every usual arm, eager and compiled, verified and counted."""
+    found, arms = counted(framework, ["eager", *COMPILED[framework]], tmp_path)
     assert found.evidence.missing.str.contains("(?:^|; )(?:products|everything): ").sum() == 0
-    measured = found.times[(found.times.status == "ok") & (found.times.projection != "twin")]
-    assert len(found.evidence) == len(measured)
+    assert len(found.evidence) == len(arms)
     added = causes.added(found)
-    assert len(added) == (measured.projection != "none").sum()
+    assert len(added) == sum(not name.endswith("_none") for name in arms)
     other = {
         (row.execution, row.recurrence, row.projection, row["pass"]): (row.found, row.expected)
         for _, row in added.iterrows()
@@ -93,13 +96,24 @@ def test_the_projection_adds_the_products_that_were_written(framework, tmp_path)
 
 
 def counted(framework, executions, folder, **selected):
-    """The tables of one process of a small study, in which nothing failed."""
+    """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
     workload = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
-    given = {"frameworks": [framework], "executions": executions, "threads": [1], "workloads": [workload]}
-    records = run.run(Study(**given, processes=1, rounds=1, rounds_min=1, **selected), folder / "run", False, "")
-    bad = [arm for r in records[1:] for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
+    study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=[workload], **selected)
+    frameworks = plan.selected(study, run.probe(study, [1]))
+    weights.store(folder / "weights", run.prepare(study))
+    (folder / "texts").mkdir()
+    places = folder / "weights", folder / "cache", Judge(folder / "weights")
+    bench = jobs.Bench(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
+    with Report(0) as report:
+        todo = plan.verifications(plan.make(study, frameworks, [1]))
+        records = list(course.together(bench, todo, lambda: math.inf, report))
+    bad = [arm for r in records for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
     assert not bad
-    return Tables(records)
+    found = SimpleNamespace(
+        evidence=analysis._evidence(SimpleNamespace(blocks=records)),
+        times=pd.DataFrame([("w", workload.T)], columns=["workload", "T"]),
+    )
+    return found, [name for r in records for name, arm in r["arms"].items() if arm["status"] == "ok"]
 
 
 @pytest.mark.timeout(300)
@@ -110,7 +124,7 @@ def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_
         "projections": ["none", "in_loop", "batched", "bmm"],
         "passes": ["forward"],
     }
-    found = counted("torch", ["inductor-batched"], tmp_path, **selected)
+    found, _ = counted("torch", ["inductor-batched"], tmp_path, **selected)
     added = causes.added(found).set_index("projection").found
     assert dict(added) == {"in_loop": 1, "batched": 1}  # three products of three steps are one batched one
     assert "1×3·[3×16×4]" in found.evidence.set_index("projection").shapes["in_loop"]

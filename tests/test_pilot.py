@@ -102,3 +102,35 @@ def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
     run.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
     assert len(blocks(tmp_path / "run")) == 2
+
+
+def records_of(*projections):
+    """Three processes of a block with these projections, each with rounds that wander."""
+    random = np.random.default_rng(3)
+    workload = {"name": "w", "B": 1, "T": 1, "I": 1, "H": 1, "O": 1, "cell": "rnn_tanh"}
+    place = {"framework": "numpy", "device": "cpu", "threads": 1, "execution": "eager", "precision": "fp32"}
+    made = []
+    for replicate in range(3):
+        samples = (10**6 * np.exp(random.normal(0, 0.05, (len(projections), 20)))).astype(int).tolist()
+        arms = {
+            f"given_{p}": {"status": "ok", "calls": 1, "samples_ns": s}
+            for p, s in zip(projections, samples, strict=True)
+        }
+        rest = {"workload": workload, "pass": "forward", "replicate": replicate, "start_s": 1.0, "seconds": 2.0}
+        made.append(place | rest | {"arms": arms})
+    return made
+
+
+def test_a_block_without_the_headline_contenders_asks_for_what_its_others_need():
+    noisy = records_of("batched", "twin", "bmm", "library")
+    (row,) = pilot.needs(noisy, study())
+    assert row["processes"] > 3
+    assert pilot.needs(records_of("batched", "twin"), study()) == []
+
+
+def test_processes_that_compile_or_count_do_not_tell_what_a_process_costs():
+    made = records_of("batched", "bmm")
+    made[0]["seconds"] = made[1]["seconds"] = 100.0
+    next(iter(made[1]["arms"].values()))["evidence"] = {"products": []}
+    (costs,) = pilot.spent(made).values()
+    assert costs.process_s < 4

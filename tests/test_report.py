@@ -93,7 +93,7 @@ def test_arms_apart_stand_beside_arms_that_alternate():
     assert "1.100 [1.050, 1.150] | 1.200 [1.000, 1.400] | 1.090 [0.900, 1.300] |" in appendix.apart([row])
 
 
-@pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl")])
+@pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl*")])
 def test_a_committed_report_is_what_its_records_give(folder, tmp_path):
     shutil.copytree(REPORTS / folder, tmp_path / "again", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.md"))
     report.write(tmp_path / "again")

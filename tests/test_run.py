@@ -1,5 +1,6 @@
 """Whole runs, with a NumPy backend added from one directory: harness/ is not touched for it."""
 
+import gzip
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from harness import analysis, course, jobs, plan, report, run
 from harness.launch import Lost
 from harness.plan import Job, Seat
-from harness.records import FILE, read
+from harness.records import FILE, PACKED, read
 from harness.refused import Refused
 from harness.study import Study, Workload
 from tests.conftest import FOURTH
@@ -67,6 +68,10 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert list(gaps.columns) == analysis.GAPS
     assert list(identity.columns) == analysis.IDENTITY
     assert set(gaps.contender) == {"in_loop", "per_step", "twin"}
+    contrasts, evidence = (pd.read_csv(out / f"{name}.csv") for name in ("contrasts", "evidence"))
+    assert set(zip(contrasts.contender, contrasts.baseline, strict=True)) == {("per_step", "in_loop")}
+    assert (evidence.missing == "everything: NumPy counts nothing").all()
+    assert len(evidence) == 2 * (4 + 2)  # passes; unrolled arms, and per_step and batched of given
     measured = times[times.status == "ok"]
     assert set(measured.projection) == {"none", "in_loop", "per_step", "batched", "twin"}
     assert (measured.median_s > 0).all()
@@ -89,6 +94,21 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     assert len(files) >= 8
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_packed_records_give_the_same_report_and_broken_ones_are_refused(tmp_path):
+    folder = tmp_path / "run"
+    run.run(study(processes=1, passes=["forward"]), folder, False, "")
+    report.write(folder, tmp_path / "plain")
+    packed = gzip.compress((folder / FILE).read_bytes())
+    (folder / FILE).unlink()
+    (folder / PACKED).write_bytes(packed)
+    report.write(folder, tmp_path / "packed")
+    assert (tmp_path / "plain" / "report.md").read_bytes() == (tmp_path / "packed" / "report.md").read_bytes()
+    for broken in (packed[:-9], packed[:40] + b"x" + packed[41:], b"no gzip"):
+        (folder / PACKED).write_bytes(broken)
+        with pytest.raises(Refused, match=r"can not be read|is not JSON|is no record|has schema"):
+            read(folder)
 
 
 def alive(pid):

@@ -1,0 +1,65 @@
+"""The tables: which gaps a correction is over, which control stands for a contrast, and what is checked in fp64."""
+
+import pandas as pd
+
+from harness import analysis, plan
+from harness.analysis import GAPS, OWN
+from harness.plan import Framework
+from harness.study import Study, Workload
+
+SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
+
+
+def frame(*rows):
+    """Rows of recurrence, contender, baseline, low, high."""
+    made = [(*SEAT, r, c, b, 1.0, low, high, 3, 40, "inconclusive", True, 1.0) for r, c, b, low, high in rows]
+    return pd.DataFrame(made, columns=GAPS)
+
+
+def test_a_correction_is_over_the_gaps_that_answer_one_question():
+    gaps = frame(
+        ("unrolled", "in_loop", "batched", 0.9, 1.1),
+        ("scan", "per_step", "batched", 0.9, 1.1),
+        ("given", "per_step", "batched", 0.9, 1.1),
+        ("layer", "library", "batched", 0.9, 1.1),
+        ("scan", "twin", "batched", 0.9, 1.1),
+        ("given", "twin", "batched", 0.9, 1.1),
+        ("scan", "per_step", "in_loop", 0.9, 1.1),
+    )
+    families = gaps.groupby(analysis._question(gaps)).groups
+    assert sorted(map(list, families.values())) == [[0, 1], [2], [3], [4, 5], [6]]
+
+
+def test_a_contrast_is_trusted_when_the_twins_of_both_its_sides_are():
+    gaps = analysis._trusted(
+        frame(
+            ("scan", "twin", "batched", 0.9, 1.1),
+            ("unrolled", "twin", "batched", 0.8, 0.9),
+            ("layer", "twin", "batched", 1.1, 1.2),
+        )
+    )
+    contrasts = frame(
+        ("scan", "per_step", "in_loop", 1, 1),
+        ("scan", "in_loop", OWN, 1, 1),
+        ("unrolled", "per_step", "in_loop", 1, 1),
+    )
+    assert list(analysis._also_trusted(contrasts, gaps).trusted) == [True, False, False]
+    layer = frame(("scan", "twin", "batched", 0.9, 1.1), ("layer", "twin", "batched", 0.9, 1.1))
+    assert list(analysis._also_trusted(contrasts, analysis._trusted(layer)).trusted) == [True, True, False]
+
+
+def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
+    workloads = [
+        Workload(name=n, B=1, T=9, I=1, H=1, O=1, cell=c) for n, c in (("a", "gru"), ("b", "lstm"), ("c", "gru"))
+    ]
+    study = Study(workloads=workloads, threads=[1], passes=["forward"])
+    numpy = Framework(
+        "numpy", None, {}, {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": []}}, {"cpu": None}
+    )
+    (job,) = plan.checks(plan.make(study, [numpy], [1]), study)
+    assert [(todo.workload.name, todo.steps) for todo in job.blocks] == [("a", 3), ("b", 3)]
+    assert len(job.blocks[0].arms) == 4 + 4 + 3 + 6  # the usual ones; a layer projects nothing inside its loop
+    assert [arm.name for arm in job.blocks[1].arms] == ["layer_none", "scan_none", "unrolled_none"]
+    check = {"framework": "numpy", "device": "cpu", "execution": "eager", "pass": "forward"}
+    keys = {analysis._check_key(check | {"workload": {"cell": cell}}) for cell in ("gru", "lstm")}
+    assert len(keys) == 2
