@@ -219,8 +219,9 @@ def _evidence(tables: Tables) -> pd.DataFrame:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in tables.blocks:
         for name, arm in record["arms"].items():
-            if arm.get("evidence") and arm["status"] == "ok":
-                rows.setdefault((*_block_key(record), name), _place(record) | _arm(name) | _counted(record, arm))
+            key = (*_block_key(record), name)
+            if arm.get("evidence") and arm["status"] == "ok" and key not in rows:
+                rows[key] = _place(record) | _arm(name) | _counted(record, arm)
     frame = pd.DataFrame(rows.values(), columns=EVIDENCE)
     frame[COUNTS] = frame[COUNTS].astype("Int64")
     return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)

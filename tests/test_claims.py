@@ -140,7 +140,10 @@ def test_causes_name_what_a_compiler_made_of_a_form():
     assert "In 2 of 3 counted programs" in said
     assert "- TensorFlow graph scan, per_step, forward: 1 for 20 (book, T=20)" in said
     assert (
-        causes.counts(tables(evidence=rows), dict(zip(causes.PLACE, (*SEAT, "scan"), strict=True)), ["in_loop"]) == "60"
+        causes.counts(
+            causes.by_place(tables(evidence=rows)), dict(zip(causes.PLACE, (*SEAT, "scan"), strict=True)), ["in_loop"]
+        )
+        == "60"
     )
 
 

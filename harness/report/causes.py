@@ -18,18 +18,23 @@ MOST = 4  # kernels of a layer that are named
 BACKWARD = 3  # products of a training step for one of a forward pass: y, and the gradients of h and of w_out
 
 
-def counts(tables: Tables, place: Row, projections: Sequence[str]) -> str:
+Found = dict[tuple[Any, ...], dict[str, Any]]  # values of PLACE -> projection -> products of one call
+
+
+def by_place(tables: Tables) -> Found:
+    """The products that were counted, laid out once for every table that shows them."""
+    found: Found = {}
+    columns = [tables.evidence[name] for name in (*PLACE, "projection", "products")]
+    for *place, projection, products in zip(*columns, strict=True):
+        found.setdefault(tuple(place), {})[projection] = products
+    return found
+
+
+def counts(found: Found, place: Row, projections: Sequence[str]) -> str:
     """The products that one call issues, for each projection."""
-    found = _by_projection(tables, place)
-    numbers = [found[p]["products"] if p in found else None for p in projections]
-    return " · ".join("–" if n is None or pd.isna(n) else f"{n:g}" for n in numbers) if found else "not counted"
-
-
-def _by_projection(tables: Tables, place: Row) -> dict[str, Row]:
-    frame = tables.evidence
-    for name in PLACE:
-        frame = frame[frame[name] == place[name]]
-    return {row["projection"]: row for row in frame.to_dict("records")}
+    here = found.get(tuple(place[name] for name in PLACE), {})
+    numbers = [here.get(projection) for projection in projections]
+    return " · ".join("–" if n is None or pd.isna(n) else f"{n:g}" for n in numbers) if here else "not counted"
 
 
 def added(tables: Tables) -> pd.DataFrame:

@@ -122,7 +122,7 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     axes.set_yticks(range(len(seats)), seats)
     axes.set_ylim(len(seats) - 0.5, -0.5)
     axes.grid(axis="y", color="#f0f0f0")
-    axes.set_xlabel("ratio of times, log scale; right of 1: projecting once is faster (95% interval over processes)")
+    axes.set_xlabel("ratio of times, log scale (95% interval over processes)\nright of 1: projecting once is faster")
     axes.set_title(title, loc="left", fontweight="bold", y=1.0)  # with y unsaid it would look for labels above
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     layout.execute(figure)

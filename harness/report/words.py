@@ -202,7 +202,7 @@ def mark(twin: Row, margin: float) -> str:
 
 def sections(tables: Tables, drawn: Drawn) -> list[Row]:
     """Every workload and pass: its sizes, its figures, and the tables behind them."""
-    found = []
+    found, issued = [], causes.by_place(tables)
     for workload, pass_ in sorted({key[1:] for key in drawn}):
         times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
         gaps = tables.gaps[(tables.gaps.workload == workload) & (tables.gaps["pass"] == pass_)]
@@ -216,15 +216,17 @@ def sections(tables: Tables, drawn: Drawn) -> list[Row]:
                 "figures": [
                     drawn[group, workload, pass_] for group in (LOOP, ALONE) if (group, workload, pass_) in drawn
                 ],
-                "loop": _gaps(tables, loop, times, ("none", "in_loop", "per_step", BATCHED)) if len(loop) else "",
-                "alone": _gaps(tables, alone, times, (BATCHED,)) if len(alone) else "",
+                "loop": _gaps(tables, issued, loop, times, ("none", "in_loop", "per_step", BATCHED))
+                if len(loop)
+                else "",
+                "alone": _gaps(tables, issued, alone, times, (BATCHED,)) if len(alone) else "",
                 "sizes": f"{sizes}, {first.cell}",
             }
         )
     return found
 
 
-def _gaps(tables: Tables, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequence[str]) -> str:
+def _gaps(tables: Tables, issued: causes.Found, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequence[str]) -> str:
     """A row for each place: absolute times of the projections `shown`, and every ratio with its products."""
     key = [*SEAT, "recurrence"]
     absolute = times.groupby([*key, "projection"], sort=True).median_s.median()
@@ -239,7 +241,7 @@ def _gaps(tables: Tables, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequen
         twin = ratio(by[TWIN] | {"verdict": mark(by[TWIN], tables.study.margin)}) if TWIN in by else "–"
         needed = part[part.contender.isin(HEADLINE)].needs.max()
         further = f", {int(needed)} more" if needed > 0 else ""
-        counts = causes.counts(tables, part.iloc[0].to_dict(), [*contenders, BATCHED])
+        counts = causes.counts(issued, part.iloc[0].to_dict(), [*contenders, BATCHED])
         rows.append(
             [seat_name(place), *each, *ratios, counts, twin, f"{processes} × {part.rounds.median():g}{further}"]
         )
