@@ -41,12 +41,11 @@ def added(tables: Tables) -> pd.DataFrame:
     """Products that a projection adds to none, and those that theory gives: columns found, expected, T."""
     steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
     rows = []
-    for values, part in tables.evidence.groupby(PLACE, sort=True):
+    for values, by in by_place(tables).items():
         place = dict(zip(PLACE, values, strict=True))
-        by = {row["projection"]: row["products"] for row in part.to_dict("records")}
-        none = 0 if place["recurrence"] == "given" else by.pop("none", None)
+        none = 0 if place["recurrence"] == "given" else by.get("none")
         for projection, products in by.items():
-            if none is None or pd.isna(products) or pd.isna(none):
+            if projection == "none" or none is None or pd.isna(products) or pd.isna(none):
                 continue
             t = int(steps[place["workload"]])
             forward = 1 if projection in ONE_CALL else t
