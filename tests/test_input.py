@@ -54,6 +54,7 @@ def test_any_text_is_a_workload_or_a_sentence(text):
     ("toml", "why"),
     [
         ("framework = ['tf']", "unknown key"),
+        ('"a\\nb" = 1', r"a\\nb: unknown key"),
         ("processes = '3'", "valid integer"),
         ("processes = 0", "greater than or equal to 1"),
         ("projections = ['in_lop']", "did you mean in_loop"),
