@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ EVIDENCE = [
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes"]
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
+Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
 
 class Tables:
@@ -49,8 +51,10 @@ class Tables:
         wrong = _wrong_in_fp64(self.checks)
         self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
         self.times = _times(self)
-        self.gaps = _trusted(_compared(self, _against_batched))
-        self.contrasts = _also_trusted(_compared(self, _otherwise), self.gaps)
+        found = samples(self.blocks, lambda arms: chain(_against_batched(arms), _otherwise(arms)))
+        self.gaps = _trusted(_compared(self.study, {k: v for k, v in found.items() if k[-1] == BATCHED}))
+        others = _compared(self.study, {k: v for k, v in found.items() if k[-1] != BATCHED})
+        self.contrasts = _also_trusted(others, self.gaps)
         self.identity = _identity(self)
         self.evidence = _evidence(self)
 
@@ -146,10 +150,8 @@ def _otherwise(arms: Iterable[str]) -> Iterator[Pair]:
         yield recurrence, "in_loop", OWN, OWN
 
 
-def samples(
-    blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]] = _against_batched
-) -> dict[tuple[Any, ...], tuple[stats.Sample, float]]:
-    """(*GAP_KEYS' values, baseline) -> a gap's sample and the median of its rounds, for every gap measured."""
+def samples(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]] = _against_batched) -> Found:
+    """A gap's sample and the median of its rounds, for every gap measured."""
     found: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for record in blocks:
         place = _block_key(record)
@@ -165,15 +167,14 @@ def samples(
     }
 
 
-def _compared(tables: Tables, pairs: Callable[[Iterable[str]], Iterator[Pair]]) -> pd.DataFrame:
+def _compared(study: Study, found: Found) -> pd.DataFrame:
     """A row for each pair, with its verdict."""
-    found = samples(tables.blocks, pairs)
     before = stats.prior([sample for sample, _ in found.values()])
     rows = []
     for key, (sample, rounds) in found.items():
-        gap = stats.gap(sample, tables.study.margin, before)
+        gap = stats.gap(sample, study.margin, before)
         known = stats.parts(sample, rounds, before)
-        wanted = stats.processes(known, rounds, tables.study.target) if known else math.nan
+        wanted = stats.processes(known, rounds, study.target) if known else math.nan
         row = dict(zip([*GAP_KEYS, "baseline"], key, strict=True)) | {"gap": gap, "processes": gap.processes}
         row["needs"] = max(0, wanted - gap.processes) if known else math.nan
         rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})

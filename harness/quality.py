@@ -1,10 +1,11 @@
 """Are an arm's samples what the statistics take them for? Flags, for the report; nothing is left out for them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from harness.stats import median_variance
 
@@ -29,6 +30,9 @@ class Quality:
     drifts: bool | None
     autocorrelation: float | None
     bimodal: bool | None
+
+
+FLAGS = [field.name for field in fields(Quality)]
 
 
 def quality(samples_ns: list[int], margin: float) -> Quality:
@@ -96,14 +100,12 @@ def _bimodal(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.asarray((apart & (low >= least) & (low <= kept[:, None] - least)).any(axis=1))
 
 
-def of_blocks(blocks: list[dict[str, Any]], margin: float) -> list[dict[str, Any]]:
-    """A row for each arm of each process that was measured: its keys and its flags."""
-    rows, every = [], []
+def of_blocks(blocks: list[dict[str, Any]], margin: float) -> pd.DataFrame:
+    """A row for each arm of each process that was measured: framework, execution, pass and the flags."""
+    places, every = [], []
     for block in blocks:
-        keys = {key: block[key] for key in ("framework", "execution", "pass", "threads", "replicate")}
-        keys["workload"] = block["workload"]["name"]
-        for name, arm in block["arms"].items():
-            if arm["status"] == "ok" and arm["samples_ns"]:
-                rows.append(keys | {"arm": name})
-                every.append(arm["samples_ns"])
-    return [row | vars(found) for row, found in zip(rows, qualities(every, margin), strict=True)]
+        measured = [arm["samples_ns"] for arm in block["arms"].values() if arm["status"] == "ok" and arm["samples_ns"]]
+        places += [(block["framework"], block["execution"], block["pass"])] * len(measured)
+        every += measured
+    flags = pd.DataFrame([(*vars(found).values(),) for found in qualities(every, margin)], columns=FLAGS)
+    return pd.concat([pd.DataFrame(places, columns=["framework", "execution", "pass"]), flags], axis=1)

@@ -119,9 +119,14 @@ def _bootstrap(count: int) -> np.ndarray:
 
 
 def median_variance(rounds: np.ndarray) -> Any:
-    """Sampling variance of the median (Maritz and Jarrett 1978) of the last axis; 0 for a single round."""
+    """Sampling variance of the median (Maritz and Jarrett 1978) of the last axis; 0 for a single round.
+
+    By einsum, not by matmul: BLAS would wake threads for products this small, and their number would show in the last
+    digit.
+    """
     weights, ordered = _bootstrap(rounds.shape[-1]), np.sort(rounds, axis=-1)
-    return ((ordered - (ordered @ weights)[..., None]) ** 2) @ weights
+    apart = ordered - np.einsum("...i,i->...", ordered, weights)[..., None]
+    return np.einsum("...i,...i,i->...", apart, apart, weights)
 
 
 def prior(samples: Sequence[Sample]) -> Prior:

@@ -96,7 +96,7 @@ def alarms(tables: Tables) -> str:
 
 def steadiness(tables: Tables) -> str:
     """What the samples were like, and what calling and measuring itself costs."""
-    frame = pd.DataFrame(quality.of_blocks(tables.blocks, tables.study.margin))
+    frame = quality.of_blocks(tables.blocks, tables.study.margin)
     if frame.empty:
         return "No samples were taken."
     rows = []
