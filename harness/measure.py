@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from impls.evidence import Evidence
-from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable, Weights
+from impls.interface import NULL_ARM, PRECISIONS, Arm, Backend, Data, Outputs, Program, Run, Unavailable, Weights
 
+DTYPES = {precision: "float64" if precision == "fp64" else "float32" for precision in PRECISIONS}
 TWIN = "twin"  # the batched arm under a second name: the A/A control
 BATCHED = "batched"
-DTYPES = {"fp32": "float32", "fp64": "float64"}
 NULL = Arm(*NULL_ARM)
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs

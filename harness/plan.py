@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.refused import Refused
 from harness.study import Study, Workload, nearest
-from impls.interface import IMPOSSIBLE, Arm
+from impls.interface import IMPOSSIBLE, NO_TF32, Arm
 
 CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
 
@@ -186,7 +186,9 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
         return "unavailable", missing
     if reason := IMPOSSIBLE.get(cell.arm.name):
         return "impossible", reason
-    if reason := without(execution, cell.arm):
+    if cell.seat.device == "cpu" and cell.seat.precision == "tf32":
+        return "impossible", NO_TF32
+    if reason := without(execution, cell):
         return "unavailable", reason
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution["unrolls"])
@@ -195,10 +197,10 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
     return None
 
 
-def without(execution: dict[str, Any], arm: Arm) -> str | None:
-    """Why an execution does not have an arm, or None."""
-    found = (execution["without"].get(what) for what in (arm.recurrence, arm.projection, arm.name))
-    return next(filter(None, found), None)
+def without(execution: dict[str, Any], cell: Cell) -> str | None:
+    """Why an execution does not have what a cell asks for, or None."""
+    asked = (cell.seat.device, cell.seat.precision, cell.arm.recurrence, cell.arm.projection, cell.arm.name)
+    return next(filter(None, map(execution["without"].get, asked)), None)
 
 
 def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -> list[Job]:

@@ -4,7 +4,8 @@
     scaled by T and H;
 (b) same to rounding: in float32 the error is at most FACTOR times the largest of `RUNS` runs of the
     oracle's own arithmetic in float32 with its roundings shuffled (impls.reference.Noise), both in
-    root mean square and in the worst element.
+    root mean square and in the worst element. In tf32 and bf16 the shuffled roundings are theirs. What is
+    as shipped may be TF32 where a GPU has it, and is held to that.
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,12 @@ from harness import weights
 from harness.measure import DTYPES, cast, data_for, probe
 from harness.study import Workload
 from impls import reference
-from impls.interface import Arm, Data, Outputs
+from impls.interface import Arm, Data, Outputs, Weights
 
 FACTOR = 4.0
 RUNS = 6
 FP64_BOUND = 1e-12
+BFLOAT16 = 1 << 16  # float32 numbers from one of bfloat16's to the next
 
 
 Bounds = dict[str, tuple[float, float]]
@@ -53,7 +55,7 @@ class Judge:
             judged["bounds"][form] = bounds
             truths = {m: self.truth(workload, steps, pass_, precision, form, m) for m in moments}
             base = arms.get(f"{recurrence}_batched", {}).get("after") if projection != "none" else None
-            judged["arms"][name] = _judged(moments, truths, bounds, base)
+            judged["arms"][name] = _judged(moments, truths, bounds, base, BFLOAT16 if precision == "bf16" else 1)
         return judged
 
     def _data(self, workload: Workload, steps: int, precision: str, form: str, moment: str) -> Data:
@@ -61,7 +63,8 @@ class Judge:
         data = data._replace(x=data.x[:steps], target=data.target[:steps])
         arm = Arm("given" if form == "given" else "", "none" if form == "none" else "")
         data = cast(data_for(arm, data), DTYPES[precision])
-        return probe(data) if moment == "before" else data
+        data = probe(data) if moment == "before" else data
+        return _in_bfloat16(data) if precision == "bf16" else data
 
     def _truth(self, workload: Workload, steps: int, pass_: str, precision: str, form: str, moment: str) -> Outputs:
         data = cast(self._data(workload, steps, precision, form, moment), "float64")
@@ -73,7 +76,13 @@ class Judge:
             bound = FP64_BOUND * max(1.0, steps * workload.H**0.5 / 200)
             return dict.fromkeys(true, (bound, bound))
         data = self._data(workload, steps, precision, form, "after")
-        return rounding_bounds(data, true, workload.cell, pass_, form)
+        return rounding_bounds(data, true, workload.cell, pass_, form, precision)
+
+
+def _in_bfloat16(data: Data) -> Data:
+    """As a backend puts it: bfloat16 numbers, here as float32."""
+    w, x, target = data
+    return Data(Weights(*map(reference.in_bfloat16, w)), *map(reference.in_bfloat16, (x, target)))
 
 
 @cache
@@ -93,9 +102,11 @@ def _by_arm(saved: Path) -> dict[str, dict[str, Outputs]]:
 
 
 def _judged(
-    moments: dict[str, Outputs], truths: dict[str, Outputs], bounds: Bounds, base: Outputs | None
+    moments: dict[str, Outputs], truths: dict[str, Outputs], bounds: Bounds, base: Outputs | None, unit: int
 ) -> dict[str, Any]:
-    """An arm's worst errors over its moments, and one sentence on what does not hold."""
+    """An arm's worst errors over its moments, and one sentence on what does not hold; `unit`: ULP of the dtype in one
+    of the precision.
+    """
     quantities: Found = {}
     bad = []
     for name, bound in bounds.items():
@@ -105,7 +116,7 @@ def _judged(
         apart: list[Any] = [None, None]
         if base is not None and after is not None and after.shape == base[name].shape:
             same = after.tobytes() == base[name].tobytes()
-            apart = [same, 0 if same else max_ulp(after, base[name])]
+            apart = [same, 0 if same else max_ulp(after, base[name]) // unit]
         quantities[name] = [*found, *apart]
         if not holds(found, bound):
             bad.append(f"{name} is off by {found[1]:.2g} (bound {bound[1]:.2g})")
@@ -117,9 +128,12 @@ def holds(found: Sequence[Any], bound: Sequence[float]) -> bool:
     return bool(found[0] <= bound[0] and found[1] <= bound[1])
 
 
-def rounding_bounds(data: Data, true: Outputs, cell: str, pass_: str, form: str) -> Bounds:
-    """FACTOR times the worst of the oracle's own float32 errors under shuffled rounding."""
-    runs = [reference.run(data, cell, pass_, form, reference.Noise(seed)) for seed in range(RUNS)]
+def rounding_bounds(
+    data: Data, true: Outputs, cell: str, pass_: str, form: str, precision: str = "fp32"
+) -> Bounds:
+    """FACTOR times the worst of the oracle's own errors under a precision's shuffled rounding."""
+    how = reference.ROUNDINGS[precision]
+    runs = [reference.run(data, cell, pass_, form, reference.Noise(seed, how)) for seed in range(RUNS)]
     bounds = {}
     for name in true:
         rms, worst = zip(*(errors(run[name], true[name]) for run in runs), strict=True)

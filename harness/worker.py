@@ -74,13 +74,13 @@ def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
 
 def open_(backend: Backend, settings: Settings, prove: bool) -> dict[str, Any]:
     """Open the framework and prove its threads."""
-    backend.open(settings)
+    opened = {"is": "open", "numerics": backend.open(settings)}
     if not prove:
-        return {"is": "open", "proven": None, "threads_used": None}
+        return opened | {"proven": None, "threads_used": None}
     proven, ratio = measure.threads_proven(
         settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
     )
-    return {"is": "open", "proven": proven, "threads_used": ratio}
+    return opened | {"proven": proven, "threads_used": ratio}
 
 
 def block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:

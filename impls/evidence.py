@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ITEM_BYTES = {"fp32": 4, "fp64": 8}
+ITEM_BYTES = {"fp32": 4, "fp64": 8, "tf32": 4, "bf16": 2, "as_shipped": 4}
 
 
 class Product(NamedTuple):

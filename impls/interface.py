@@ -23,9 +23,10 @@ IMPOSSIBLE = {  # arms that no framework can have
     "given_in_loop": "without a recurrence there is no loop to project in",
     "given_none": "without recurrence and projection nothing is left to compute",
 }
+NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
 NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call
 PASSES = ("forward", "train")
-PRECISIONS = ("fp32", "fp64")
+PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "as_shipped")  # as_shipped: float32 arrays, and nothing set
 DEVICES = ("cpu", "gpu")
 
 
@@ -85,14 +86,16 @@ class Execution:
 
     `traced`: the whole program is traced (and so grows with T when unrolled) before its first run.
     `missing`: why this machine can not have it, or None.
-    `without`: recurrences, projections or arms (by name) it does not have, each with its reason.
+    `without`: recurrences, projections, arms (by name), devices or precisions it does not have, each with its reason.
     `unrolls`: recurrences, or arms by name, that compile as many copies of a step as there are steps.
+    `overwrites`: a call's outputs are lent until the next call, which writes into the same memory.
     """
 
     traced: bool
     missing: str | None = None
     without: dict[str, str] = field(default_factory=dict)
     unrolls: tuple[str, ...] = ("unrolled",)
+    overwrites: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,12 @@ class Backend(Protocol):
     def facts(self) -> Facts:
         """Versions, executions and devices. Raises ImportError when the framework is missing."""
 
-    def open(self, settings: Settings) -> None:
-        """Fix threads, device and precision; called once, before anything below."""
+    def open(self, settings: Settings) -> dict[str, str]:
+        """Fix threads, device and precision; called once, before anything below.
+
+        Returns the framework's numeric settings as it then reads them back: name -> value. fp32 is IEEE fp32 in
+        all of it, a GPU's matrix units and cuDNN included; as_shipped leaves every setting as it was found.
+        """
 
     def prepare(self, program: Program, w: Weights) -> Run:
         """The callable of a program with weights that were `put`; tracing and compiling wait for its first call.
@@ -137,13 +144,16 @@ class Backend(Protocol):
         """
 
     def put(self, data: Data) -> Data:
-        """NumPy arrays -> the framework's, on its device."""
+        """NumPy arrays -> the framework's, on its device; for bf16 as bfloat16, which holds their numbers exactly."""
 
     def wait(self, outputs: Any) -> None:
         """Return when every array of a run's outputs has been computed."""
 
     def get(self, program: Program, outputs: Any) -> Outputs:
-        """A program's outputs as NumPy copies: y, or loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out."""
+        """A program's outputs as NumPy copies: y, or loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out.
+
+        Those of bf16 come as float32, which NumPy has.
+        """
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         """What one call of a prepared and called program does, and its text: file name -> content."""

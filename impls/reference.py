@@ -16,7 +16,8 @@ The backward pass is back-propagation through time: with d_a_t and d_u_t the gra
 In float64 it is the truth. In float32, with `noise`, it tells what rounding alone may do: every
 sum is taken in a random order, and every stored intermediate is moved at random by up to two units
 in the last place (Monte Carlo arithmetic, D. Stott Parker 1997): what a framework's own kernels,
-which sum in another order and approximate tanh, may differ by.
+which sum in another order and approximate tanh, may differ by. The units are those of ROUNDINGS: in bf16
+a result is moved by up to one of bfloat16's, and in tf32 what a product multiplies by one of TF32's too.
 """
 
 from collections.abc import Callable
@@ -31,16 +32,32 @@ State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
 FORMS = ("none", "projected", "given")  # y is h; y is h projected; y is x, the hidden states, projected
 
 
+class Rounding(NamedTuple):
+    """What a precision may move at random, relatively: the result of an operation, and what a product multiplies."""
+
+    result: float
+    operand: float = 0.0
+
+
+IN_FP32 = 2 * 2.0**-23
+ROUNDINGS = {
+    "fp32": Rounding(IN_FP32),
+    "tf32": Rounding(IN_FP32, 2.0**-10),
+    "as_shipped": Rounding(IN_FP32, 2.0**-10),  # where nothing was set it may be TF32
+    "bf16": Rounding(2.0**-7),
+}
+
+
 class Noise:
-    """Rounding made visible: sums in another order, results moved by up to `ulps` units.
+    """Rounding made visible: sums in another order, results moved by up to what `rounding` says.
 
     Seed 0 sums forwards and seed 1 backwards, as plain kernels do, which on a smooth series differs
     from any random order; the others sum in random orders.
     """
 
-    def __init__(self, seed: int, ulps: float = 2.0) -> None:
+    def __init__(self, seed: int, rounding: Rounding = ROUNDINGS["fp32"]) -> None:
         self.seed, self.random = seed, np.random.default_rng(seed)
-        self.ulps = ulps
+        self.rounding = rounding
 
     def order(self, size: int) -> Array:
         return {0: np.arange(size), 1: np.arange(size)[::-1]}.get(self.seed, self.random.permutation(size))
@@ -50,7 +67,12 @@ class Noise:
         return self.moved(np.cumsum(a[self.order(len(a))], axis=0)[-1])
 
     def moved(self, a: Array) -> Array:
-        unit = np.finfo(a.dtype).eps * self.ulps
+        return self._by(self.rounding.result, a)
+
+    def operand(self, a: Array) -> Array:
+        return self._by(self.rounding.operand, a) if self.rounding.operand else a
+
+    def _by(self, unit: float, a: Array) -> Array:
         return a * (1 + unit * self.random.uniform(-1, 1, a.shape)).astype(a.dtype)
 
 
@@ -64,6 +86,9 @@ class Exact:
         return a.sum(axis=0)
 
     def moved(self, a: Array) -> Array:
+        return a
+
+    def operand(self, a: Array) -> Array:
         return a
 
 
@@ -144,6 +169,13 @@ def rnn(act: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Cell:
     return Cell(1, step, back)
 
 
+def in_bfloat16(a: Array) -> Array:
+    """Float32 numbers rounded to bfloat16's 7 bits after the point, ties to even; still float32."""
+    bits = a.view(np.uint32)
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    return ((bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
 def sigmoid(a: Array) -> Array:
     """1 / (1 + exp(-a)), which overflows nowhere when written so."""
     half = np.asarray(0.5, a.dtype)
@@ -191,7 +223,7 @@ def lstm_back(d_state: State, tape: State, how: Noise | Exact) -> tuple[Array, A
 def product(a: Array, b: Array, how: Noise | Exact) -> Array:
     """a [..., K] x b [K, N] -> [..., N], summed over K in the order given by `how`."""
     order = how.order(b.shape[0])
-    return how.moved(a[..., order] @ b[order])
+    return how.moved(how.operand(a[..., order]) @ how.operand(b[order]))
 
 
 def outer(a: Array, b: Array, how: Noise | Exact) -> Array:

@@ -13,6 +13,8 @@ from impls import hlo
 from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
 
+MATMUL = "jax_default_matmul_precision"
+MATMULS = {"tf32": "tensorfloat32", "bf16": "default", "fp32": "highest", "fp64": "highest"}
 COMPILE_EVENTS = "/jax/core/compile/"
 NOT_EAGER = {
     "scan": "lax.scan compiles its loop even outside jit: it has no op-by-op form",
@@ -44,7 +46,7 @@ class Backend:
         }
         return Facts(versions, executions, {"cpu": None, "gpu": _why_no_gpu()})
 
-    def open(self, settings: Settings) -> None:
+    def open(self, settings: Settings) -> dict[str, str]:
         import jax
         import jax.numpy as jnp
 
@@ -52,12 +54,15 @@ class Backend:
 
         self.jax, self.jnp, self.model = jax, jnp, model
         jax.config.update("jax_enable_x64", settings.precision == "fp64")
-        jax.config.update("jax_default_matmul_precision", "highest")  # fp32 is IEEE fp32, on GPUs too
+        self.dtype = jnp.bfloat16 if settings.precision == "bf16" else None
+        if settings.precision != "as_shipped":
+            jax.config.update(MATMUL, MATMULS[settings.precision])
         if settings.cache:
             jax.config.update("jax_compilation_cache_dir", settings.cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         jax.monitoring.register_event_duration_secs_listener(self._count)
+        return {"default_matmul_precision": str(getattr(jax.config, MATMUL))}
 
     def prepare(self, program: Program, w: Weights) -> Run:
         arm = self.model.arm(program.arm.recurrence, program.arm.projection)
@@ -74,13 +79,14 @@ class Backend:
 
     def put(self, data: Data) -> Data:
         # The copies keep JAX from aliasing NumPy's memory, which another arm's data may share.
-        return self.jax.tree.map(lambda a: self.jnp.array(a, copy=True), data)
+        return self.jax.tree.map(lambda a: self.jnp.array(a, self.dtype, copy=True), data)
 
     def wait(self, outputs: Any) -> None:
         self.jax.block_until_ready(outputs)
 
     def get(self, program: Program, outputs: Any) -> Outputs:
-        return named([np.array(leaf) for leaf in self.jax.tree.leaves(outputs)])
+        leaves = self.jax.tree.leaves(outputs)
+        return named([np.array(leaf, "float32" if leaf.dtype == "bfloat16" else None) for leaf in leaves])
 
     def evidence(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         """Of xla, from the optimised HLO; of eager, from the operations that are dispatched one by one."""

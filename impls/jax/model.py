@@ -117,7 +117,8 @@ def layer(w: Weights, cell: Cell, x: Array) -> Array:
 def own_layer(kind: Any, inputs: int, size: int, dtype: Any) -> tuple[Any, Any]:
     """The layer without its weights: its graph, and what else it holds."""
     with jax.ensure_compile_time_eval():  # it may be asked for while a program is traced
-        cell = kind(inputs, size, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+        some = nnx.initializers.zeros  # weights come with each call, and an orthogonal start is not to be had in bf16
+        cell = kind(inputs, size, dtype=dtype, param_dtype=dtype, recurrent_kernel_init=some, rngs=nnx.Rngs(0))
         graph, _, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
     return graph, rest
 

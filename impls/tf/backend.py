@@ -45,7 +45,7 @@ class Backend:
         gpu = None if tf.config.list_physical_devices("GPU") else "TensorFlow sees no GPU (its build needs CUDA 12)"
         return Facts({"tensorflow": tf.__version__, "keras": keras.__version__}, executions, {"cpu": None, "gpu": gpu})
 
-    def open(self, settings: Settings) -> None:
+    def open(self, settings: Settings) -> dict[str, str]:
         import tensorflow as tf
 
         from impls.tf import model
@@ -53,7 +53,10 @@ class Backend:
         self.tf, self.model = tf, model
         tf.get_logger().setLevel("ERROR")  # it warns of retracing when many functions share a name, as here
         self.device = {"cpu": "/CPU:0", "gpu": "/GPU:0"}[settings.device]
-        tf.config.experimental.enable_tensor_float_32_execution(False)  # fp32 is IEEE fp32, on GPUs too
+        self.dtype = tf.bfloat16 if settings.precision == "bf16" else None
+        if settings.precision != "as_shipped":
+            tf.config.experimental.enable_tensor_float_32_execution(settings.precision == "tf32")
+        return {"tensor_float_32_execution": str(tf.config.experimental.tensor_float_32_execution_enabled())}
 
     def prepare(self, program: Program, w: Weights) -> Run:
         tf = self.tf
@@ -82,11 +85,14 @@ class Backend:
         return call
 
     def put(self, data: Data) -> Data:
+        def put(a: np.ndarray) -> Any:
+            return self.tf.constant(a, self.dtype)
+
         with self.tf.device(self.device):
-            return Data(Weights(*map(self.tf.constant, data.weights)), *map(self.tf.constant, data[1:]))
+            return Data(Weights(*map(put, data.weights)), *map(put, data[1:]))
 
     def wait(self, outputs: Any) -> None:
-        if self.device == "/GPU:0":
+        if self.device == "/GPU:0" or self.dtype:  # no buffer of Python's holds bfloat16
             self.tf.test.experimental.sync_devices()
             return
         for leaf in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
@@ -94,7 +100,7 @@ class Backend:
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         leaves = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-        arrays = [np.array(leaf) for leaf in leaves]
+        arrays = [np.array(leaf, "float32" if leaf.dtype == self.tf.bfloat16 else None) for leaf in leaves]
         if _own_gru(program) and program.pass_ == "train":
             arrays[1:4] = (_exchanged(a) for a in (*arrays[1:3], arrays[3][0]))
         return named(arrays)

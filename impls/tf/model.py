@@ -116,7 +116,8 @@ def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
 def own_layer(kind: Any, inputs: int, size: int, dtype: str) -> Any:
     """The layer, whose weights are handed to each call."""
     with tf.init_scope():  # it may be asked for while a program is traced
-        rnn = kind(size, return_sequences=True, dtype=dtype)
+        # Weights come with each call, and an orthogonal start is not to be had in bf16.
+        rnn = kind(size, return_sequences=True, dtype=dtype, recurrent_initializer="zeros")
         rnn.build((None, None, inputs))
     return rnn
 

@@ -48,7 +48,7 @@ class Backend:
         gpu = None if torch.cuda.is_available() else "torch sees no GPU"
         return Facts({"torch": torch.__version__}, executions, {"cpu": None, "gpu": gpu})
 
-    def open(self, settings: Settings) -> None:
+    def open(self, settings: Settings) -> dict[str, str]:
         import torch
         import torch._dynamo.utils
 
@@ -58,7 +58,15 @@ class Backend:
         self.counters = torch._dynamo.utils.counters
         self.device = {"cpu": "cpu", "gpu": "cuda"}[settings.device]
         torch.set_num_threads(settings.threads)
-        torch.set_float32_matmul_precision("highest")  # fp32 is IEEE fp32, on GPUs too
+        self.dtype = torch.bfloat16 if settings.precision == "bf16" else None
+        if settings.precision != "as_shipped":
+            tf32 = settings.precision == "tf32"
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = tf32  # its recurrent layers too, which ship with TF32
+        return {
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32),
+        }
 
     def prepare(self, program: Program, w: Weights) -> Run:
         torch = self.torch
@@ -93,7 +101,7 @@ class Backend:
 
     def put(self, data: Data) -> Data:
         def put(a: np.ndarray) -> Any:
-            return self.torch.tensor(a, device=self.device)
+            return self.torch.tensor(a, device=self.device, dtype=self.dtype)
 
         return Data(Weights(*(put(a).requires_grad_() for a in data.weights)), put(data.x), put(data.target))
 
@@ -103,6 +111,7 @@ class Backend:
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         leaves = outputs if isinstance(outputs, tuple) else (outputs,)
+        leaves = [leaf.float() if leaf.dtype == self.torch.bfloat16 else leaf for leaf in leaves]
         return named([leaf.detach().cpu().numpy().copy() for leaf in leaves])
 
     def compilations(self) -> int:
