@@ -20,13 +20,14 @@ from harness.verify import form_of, holds
 from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
 
 SEAT = ["framework", "device", "threads", "execution", "precision"]
+ENGINE = ["framework", "execution", "device", "precision"]  # what programs are run by, whatever their threads
 SIZES = ["cell", "B", "T", "I", "H", "O"]
 ARM = ["recurrence", "projection"]
 TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
 GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
 GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs"]
 IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
-ERRORS = ["fp64_rel_error", "fp32_rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
+ERRORS = ["fp64_rel_error", "rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
 IDENTITY = [*IDENTITY_KEYS, *ERRORS]
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
 LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
@@ -265,15 +266,16 @@ def _per_call(arm: dict[str, Any]) -> np.ndarray:
 def _identity(tables: Tables) -> pd.DataFrame:
     """A row for each quantity of each arm: the worst over processes of its error against the oracle.
 
-    The fp64 error beside an fp32 row is that of the same framework, device, execution, arm and pass.
+    `rel_error` and `bound` are of the row's precision; the fp64 error beside them is that of the same framework,
+    device, execution, arm and pass.
     """
     in_fp64 = {(*_check_key(w.record), w.arm, w.quantity): w for w in _worst(tables.checks)}
     rows = []
     for w in _worst(tables.blocks):
         other = in_fp64.get((*_check_key(w.record), w.arm, w.quantity))
-        error = {f"{w.record['precision']}_rel_error": w.found[1], "bound": w.bound[1]}
-        if other and w.record["precision"] != "fp64":
-            error |= {"fp64_rel_error": other.found[1]}
+        in_its_own = w.found[1] if w.record["precision"] == "fp64" else None
+        error = {"rel_error": w.found[1], "bound": w.bound[1]}
+        error["fp64_rel_error"] = in_its_own if other is None else other.found[1]
         status = {"status": "ok" if w.ok and (other is None or other.ok) else "wrong"}
         apart = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
         rows.append(_place(w.record) | _arm(w.arm) | {"quantity": w.quantity} | error | apart | status)

@@ -32,6 +32,7 @@ class Quality:
     bimodal: bool | None
 
 
+KEYS = ["framework", "execution", "device", "precision", "pass"]
 FLAGS = [field.name for field in fields(Quality)]
 
 
@@ -101,11 +102,11 @@ def _bimodal(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def of_blocks(blocks: list[dict[str, Any]], margin: float) -> pd.DataFrame:
-    """A row for each arm of each process that was measured: framework, execution, pass and the flags."""
+    """A row for each arm of each process that was measured: what ran it, the pass, and the flags."""
     places, every = [], []
     for block in blocks:
         measured = [arm["samples_ns"] for arm in block["arms"].values() if arm["status"] == "ok" and arm["samples_ns"]]
-        places += [(block["framework"], block["execution"], block["pass"])] * len(measured)
+        places += [tuple(block[name] for name in KEYS)] * len(measured)
         every += measured
     flags = pd.DataFrame([(*vars(found).values(),) for found in qualities(every, margin)], columns=FLAGS)
-    return pd.concat([pd.DataFrame(places, columns=["framework", "execution", "pass"]), flags], axis=1)
+    return pd.concat([pd.DataFrame(places, columns=KEYS), flags], axis=1)

@@ -128,9 +128,7 @@ def holds(found: Sequence[Any], bound: Sequence[float]) -> bool:
     return bool(found[0] <= bound[0] and found[1] <= bound[1])
 
 
-def rounding_bounds(
-    data: Data, true: Outputs, cell: str, pass_: str, form: str, precision: str = "fp32"
-) -> Bounds:
+def rounding_bounds(data: Data, true: Outputs, cell: str, pass_: str, form: str, precision: str = "fp32") -> Bounds:
     """FACTOR times the worst of the oracle's own errors under a precision's shuffled rounding."""
     how = reference.ROUNDINGS[precision]
     runs = [reference.run(data, cell, pass_, form, reference.Noise(seed, how)) for seed in range(RUNS)]

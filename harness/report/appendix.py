@@ -6,9 +6,9 @@ import statistics
 import pandas as pd
 
 from harness import quality
-from harness.analysis import ARM, LOOPS, SEAT, Tables
+from harness.analysis import ARM, ENGINE, LOOPS, SEAT, Tables
 from harness.measure import BATCHED, TWIN
-from harness.report.markdown import Row, seconds, table
+from harness.report.markdown import Row, counted, engine, seconds, table
 from harness.stats import half_width, rate
 
 IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
@@ -17,24 +17,25 @@ IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
 def identity(tables: Tables) -> str:
     """For each framework, execution, arm and pass, the worst over workloads, threads and quantities."""
     rows = []
-    for key, part in tables.identity.groupby(["framework", "execution", "device", *ARM, "pass"], sort=True):
-        over = (part.fp32_rel_error / part.bound.where(part.bound > 0)).max()
+    for (*by, recurrence, projection, pass_), part in tables.identity.groupby([*ENGINE, *ARM, "pass"], sort=True):
+        over = (part.rel_error / part.bound.where(part.bound > 0)).max()
         same = part.bitwise_equal_to_batched.dropna()
         bitwise = "–" if same.empty else f"{int(same.sum())} of {len(same)}"
         ulp = "–" if same.empty else int(part.max_ulp.max())
         fp64 = part.fp64_rel_error.max()
         bad = int((part.status != "ok").sum())
         cells = ["not checked" if math.isnan(fp64) else f"{fp64:.1e}", "–" if math.isnan(over) else f"{over:.2f}"]
-        rows.append([*key, *cells, bitwise, ulp, "ok" if not bad else f"wrong in {bad}"])
-    columns = ["framework", "execution", "device", "recurrence", "projection", "pass"]
-    errors = ["fp64 error", "fp32 error / bound", "bitwise equal to batched", "max ULP to batched", "gates"]
+        place = [engine(*by), recurrence, projection, pass_]
+        rows.append([*place, *cells, bitwise, ulp, "ok" if not bad else f"wrong in {bad}"])
+    columns = ["execution", "recurrence", "projection", "pass"]
+    errors = ["fp64 error", "error / bound", "bitwise equal to batched", "max ULP to batched", "gates"]
     return table([*columns, *errors], rows)
 
 
 def first_calls(tables: Tables) -> str:
     """What a loop's first call costs, and after how many calls it has paid against the same framework's eager."""
     frame = tables.times[tables.times.recurrence.isin(LOOPS)]
-    keys = ["framework", "device", "threads", "precision", "workload", "pass", "projection"]
+    keys = ["framework", "device", "precision", "threads", "workload", "pass", "projection"]
     first = frame[frame.first_call_s.notna()].set_index([*keys, "execution", "recurrence"]).first_call_s
     steady = frame.groupby([*keys, "execution", "recurrence"], sort=True).median_s.median()
     rows = []
@@ -45,8 +46,9 @@ def first_calls(tables: Tables) -> str:
         eager = (*place, "eager", "unrolled")
         now, before = steady.get(key), steady.get(eager)
         pays = _pays(cost, now, first.get(eager), before)
-        where = f"{place[0]} {execution} {recurrence}, {place[2]} thread{'s' if place[2] > 1 else ''}"
-        rows.append([where, place[4], place[5], place[6], seconds(cost), seconds(now), seconds(before), pays])
+        framework, device, precision, threads, *what = place
+        where = f"{engine(framework, execution, device, precision)} {recurrence}, {counted(threads, 'thread')}"
+        rows.append([where, *what, seconds(cost), seconds(now), seconds(before), pays])
     columns = ["", "workload", "pass", "projection", "first call", "later call", "eager call", "has paid after"]
     return table(columns, rows)
 
@@ -58,20 +60,20 @@ def _pays(cost: float, now: float | None, eager_cost: float | None, eager: float
     if now >= eager:
         return "never: eager is as fast"
     calls = max(1, math.ceil(1 + (cost - eager_cost) / (eager - now)))
-    return f"{calls:,} call{'s' if calls > 1 else ''}"
+    return counted(calls, "call")
 
 
 def twins(tables: Tables) -> str:
     """The A/A control: how many intervals hold 1, and how wide they are."""
     frame = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
     rows = []
-    for (framework, execution, pass_), part in frame.groupby(["framework", "execution", "pass"], sort=True):
+    for (*by, pass_), part in frame.groupby([*ENGINE, "pass"], sort=True):
         half = half_width(part.ci_low, part.ci_high)
         low, high = part.ratio.min(), part.ratio.max()
         holds = f"{int(part.trusted.sum())} of {len(part)}"
         rows.append(
             [
-                f"{framework} {execution}",
+                engine(*by),
                 pass_,
                 f"{low:.3f} to {high:.3f}",
                 holds,
@@ -100,13 +102,13 @@ def steadiness(tables: Tables) -> str:
     if frame.empty:
         return "No samples were taken."
     rows = []
-    for (framework, execution, pass_), part in frame.groupby(["framework", "execution", "pass"], sort=True):
+    for (*by, pass_), part in frame.groupby([*ENGINE, "pass"], sort=True):
         told = part[part.drifts.notna()]
         shares = [f"{int(told[flag].sum())} of {len(told)}" if len(told) else "–" for flag in ("drifts", "bimodal")]
         correlation = f"{told.autocorrelation.median():.2f}" if len(told) else "–"
         outliers = f"{part.outliers.sum() / part.samples.sum():.1%}"
-        null, harness = floors(tables, framework, execution, pass_)
-        rows.append([f"{framework} {execution}", pass_, len(part), *shares, correlation, outliers, null, harness])
+        null, harness = floors(tables, [*by, pass_])
+        rows.append([engine(*by), pass_, len(part), *shares, correlation, outliers, null, harness])
     columns = [
         "",
         "pass",
@@ -121,10 +123,9 @@ def steadiness(tables: Tables) -> str:
     return table(columns, rows)
 
 
-def floors(tables: Tables, framework: str, execution: str, pass_: str) -> tuple[str, str]:
+def floors(tables: Tables, place: list[str]) -> tuple[str, str]:
     """The median null call, and the largest share of any arm's median sample that is the harness's own."""
-    mine = (framework, execution, pass_)
-    blocks = [b for b in tables.blocks if (b["framework"], b["execution"], b["pass"]) == mine and b.get("floors")]
+    blocks = [b for b in tables.blocks if [b[name] for name in (*ENGINE, "pass")] == place and b.get("floors")]
     nulls = [block["floors"]["null_ns"] for block in blocks if block["floors"]["null_ns"]]
     shares = [
         (block["timer_ns"] + arm["calls"] * block["floors"]["harness_ns"]) / statistics.median(arm["samples_ns"])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import LOOPS, SEAT, Tables
+from harness.analysis import ENGINE, LOOPS, SEAT, Tables
 from harness.measure import BATCHED
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import FRAMEWORKS, Row, amount, table
+from harness.report.markdown import Row, amount, engine, table
 
 FORMS = ("none", "in_loop", "per_step", BATCHED)
 PLACE = [*SEAT, "workload", "pass", "recurrence"]
@@ -76,13 +76,10 @@ def _surprises(frame: pd.DataFrame) -> str:
     if other.empty:
         return start.strip()
     lines = []
-    for key, part in other.groupby(["framework", "execution", "recurrence", "projection", "pass"], sort=True):
-        framework, execution, recurrence, projection, pass_ = key
+    for (*by, recurrence, projection, pass_), part in other.groupby([*ENGINE, "recurrence", "projection", "pass"]):
         seen = Counter((row.workload, row.found, row.expected, row["T"]) for _, row in part.iterrows())
         each = ", ".join(f"{found} for {expected} ({name}, T={t})" for name, found, expected, t in sorted(seen))
-        lines.append(
-            f"- {FRAMEWORKS.get(framework, framework)} {execution} {recurrence}, {projection}, {pass_}: {each}"
-        )
+        lines.append(f"- {engine(*by)} {recurrence}, {projection}, {pass_}: {each}")
     return f"{start}In the others the compiler or the framework's layer made something else of it:\n\n" + "\n".join(
         lines
     )
@@ -121,15 +118,14 @@ def _layers(tables: Tables) -> str:
     frame = tables.evidence[(tables.evidence.recurrence == "layer") & (tables.evidence.projection == "none")]
     cells = tables.times.drop_duplicates("workload").set_index("workload")["cell"]
     lines = []
-    for (framework, execution), part in frame.groupby(["framework", "execution"], sort=True):
+    for by, part in frame.groupby(ENGINE, sort=True):
         row = part.sort_values(["pass", "workload", "threads"]).iloc[0]
         kernels = sorted(
             (kernel.partition("×") for kernel in filter(None, row.kernel_names.split("; "))),
             key=lambda k: (-int(k[0]), k[2]),
         )
         most = ", ".join(f"{count} {name}" for count, _, name in kernels[:MOST])
-        name = f"{FRAMEWORKS.get(framework, framework)} {execution}"
-        lines.append(f"- {name} ({row.workload}, {cells[row.workload]}, {row['pass']}): {most}")
+        lines.append(f"- {engine(*by)} ({row.workload}, {cells[row.workload]}, {row['pass']}): {most}")
     return "What ran most often in the framework's own layer, unprojected:\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -137,6 +133,6 @@ def _missing(tables: Tables) -> str:
     """What could not be counted, and why, one line a reason."""
     frame = tables.evidence[tables.evidence.missing != ""]
     lines = []
-    for (framework, execution, missing), part in frame.groupby(["framework", "execution", "missing"], sort=True):
-        lines.append(f"- {FRAMEWORKS.get(framework, framework)} {execution} ({len(part)} programs): {missing}")
+    for (*by, missing), part in frame.groupby([*ENGINE, "missing"], sort=True):
+        lines.append(f"- {engine(*by)} ({len(part)} programs): {missing}")
     return "What could not be had:\n\n" + "\n".join(lines) if lines else ""

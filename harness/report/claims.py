@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.analysis import LOOPS, OWN, Tables, usable
+from harness.analysis import ENGINE, LOOPS, OWN, Tables, usable
 from harness.measure import BATCHED
 from harness.report import causes
-from harness.report.markdown import FRAMEWORKS, table
+from harness.report.markdown import engine, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
 
 NOT_JUDGED = "not yet judged"
@@ -188,10 +188,9 @@ def advice(tables: Tables) -> str:
         return "A smoke run gives no advice."
     gaps = _loops(tables, "in_loop")
     lines = []
-    for (framework, execution, device), part in gaps.groupby(["framework", "execution", "device"], sort=True):
-        name = f"{FRAMEWORKS.get(framework, framework)} {execution}" + ("" if device == "cpu" else f" on {device}")
-        said = [_choice(part), _own(tables, framework, execution, device)]
-        lines.append(f"- **{name}**: {' '.join(filter(None, said))}")
+    for by, part in gaps.groupby(ENGINE, sort=True):
+        said = [_choice(part), _own(tables, by)]
+        lines.append(f"- **{engine(*by)}**: {' '.join(filter(None, said))}")
     return "\n".join(lines) or "Nothing was measured from which advice would follow."
 
 
@@ -225,10 +224,10 @@ def _where(part: pd.DataFrame, pick: str) -> str:
     return f"{row['workload']} {row['pass']}, {row['recurrence']}, {threads}"
 
 
-def _own(tables: Tables, framework: str, execution: str, device: str) -> str:
+def _own(tables: Tables, by: tuple[str, ...]) -> str:
     """What a wrapper's in-loop projection costs against the layer that it forbids."""
     frame = tables.contrasts[usable(tables.contrasts)]
-    mine = (frame.framework == framework) & (frame.execution == execution) & (frame.device == device)
+    mine = frame[ENGINE].eq(by).all(axis=1)
     frame = frame[mine & (frame.baseline == OWN) & frame.verdict.isin([SLOWER, FASTER])]
     if frame.empty:
         return ""

@@ -14,6 +14,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def engine(framework: str, execution: str, device: str, precision: str) -> str:
+    """What programs are run by: a CPU and fp32 go without saying."""
+    where = "" if device == "cpu" else f" on {device}"
+    name = f"{FRAMEWORKS.get(framework, framework)} {execution}{where}"
+    return name if precision == "fp32" else f"{name} in {precision}"
+
+
 def seconds(value: float | None) -> str:
     """A time with its unit, three significant digits."""
     if value is None or math.isnan(value):
@@ -32,6 +39,11 @@ def amount(value: float | None, unit: str) -> str:
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}"
     return f"{value:.0f} {unit}"
+
+
+def counted(number: int, thing: str) -> str:
+    """So many of a thing."""
+    return f"{number:,} {thing}{'s' if number != 1 else ''}"
 
 
 def duration(value_s: float) -> str:

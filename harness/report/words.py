@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from harness import pilot
-from harness.analysis import ARM, CONTENDERS, LOOPS, SEAT, Tables, usable
+from harness.analysis import ARM, CONTENDERS, ENGINE, LOOPS, SEAT, Tables, usable
 from harness.measure import BATCHED, TWIN
 from harness.pilot import HEADLINE
 from harness.quality import FEWEST
 from harness.report import appendix, causes, claims
 from harness.report.figures import ALONE, CONTROLS, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import FRAMEWORKS, Row, duration, ratio, seconds, table
+from harness.report.markdown import Row, duration, engine, ratio, seconds, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
 
 BAD = ("wrong", "failed", "timeout", "refused")
@@ -106,15 +106,12 @@ def per_execution(tables: Tables) -> str:
     """Verdicts of both contenders, counted for each framework and execution."""
     gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE) & tables.gaps.recurrence.isin(LOOPS)]
     rows = []
-    for (framework, execution, device, contender), part in gaps.groupby(
-        ["framework", "execution", "device", "contender"], sort=True
-    ):
+    for (*by, contender), part in gaps.groupby([*ENGINE, "contender"], sort=True):
         kept = part[usable(part)]
         count, left_out = Counter(kept.verdict), len(part) - len(kept)
         seen = "–" if kept.empty else f"{kept.ratio.min():.2f} to {kept.ratio.max():.2f}"
-        name = f"{FRAMEWORKS.get(framework, framework)} {execution}"
-        rows.append([name, device, contender, *(count[v] for v in VERDICTS), left_out or "–", seen])
-    return table(["execution", "device", "contender", *VERDICTS, "left out ⚠", "ratios seen"], rows)
+        rows.append([engine(*by), contender, *(count[v] for v in VERDICTS), left_out or "–", seen])
+    return table(["execution", "contender", *VERDICTS, "left out ⚠", "ratios seen"], rows)
 
 
 def correct(tables: Tables) -> str:
@@ -125,12 +122,13 @@ def correct(tables: Tables) -> str:
     good = frame[frame.status == "ok"]
     cells = [*SEAT, "workload", "pass", *ARM]
     every, wrong = len(frame[cells].drop_duplicates()), len(frame[frame.status != "ok"][cells].drop_duplicates())
-    fp32 = (good.fp32_rel_error / good.bound).max()
+    over = (good.rel_error / good.bound)[good.precision != "fp64"].max()
     fp64 = good.fp64_rel_error.max()
+    precisions = " and ".join(p for p in good.precision.drop_duplicates() if p != "fp64")
     start = "All compute the same" if wrong == 0 else f"**{wrong} of {every} cells are wrong** and their times withheld"
     return (
         f"{start}: {every - wrong} cells passed both gates, with outputs and gradients at most {fp64:.1e} from the "
-        f"float64 oracle in fp64, and at most {fp32:.0%} of the rounding bound away in fp32."
+        f"float64 oracle in fp64, and at most {over:.0%} of the rounding bound away in {precisions}."
     )
 
 
@@ -184,7 +182,8 @@ def problems(tables: Tables) -> list[str]:
         for row in rows
     ]
     for check in tables.checks:
-        place = f"{check['framework']} {check['execution']} {check['precision']} at {check['steps']} steps"
+        by = (check["framework"], check["execution"], check["device"], check["precision"])
+        place = f"{engine(*by)} at {check['steps']} steps"
         lines += [
             f"{arm['status']}: {place}, {name}, {check['workload']['name']} {check['pass']}: {arm['reason']}"
             for name, arm in check["arms"].items()

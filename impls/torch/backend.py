@@ -110,9 +110,8 @@ class Backend:
             self.torch.cuda.synchronize()
 
     def get(self, program: Program, outputs: Any) -> Outputs:
-        leaves = outputs if isinstance(outputs, tuple) else (outputs,)
-        leaves = [leaf.float() if leaf.dtype == self.torch.bfloat16 else leaf for leaf in leaves]
-        return named([leaf.detach().cpu().numpy().copy() for leaf in leaves])
+        leaves = [leaf.detach().cpu() for leaf in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        return named([(leaf.float() if self.dtype else leaf).numpy().copy() for leaf in leaves])
 
     def compilations(self) -> int:
         return int(self.counters["frames"]["total"] + self.counters["stats"]["unique_graphs"])
