@@ -142,6 +142,7 @@ def _block(
     end = {
         "timer_ns": answer["timer_ns"],
         "threads_used": proof["threads_used"],
+        "numerics": proof["numerics"],
         "floors": answer["floors"],
         "start_s": proof["start_s"],
         "seconds": bench.clock() - clock,
@@ -165,6 +166,7 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
         "weights": str(bench.weights),
         "rounds": {"least": least, "most": most, "block_s": study.block_s} if todo.timed else None,
         "evidence": bool(bench.texts) or (todo.timed and job.replicate == study.evidence_replicate),
+        "overwrites": bench.frameworks[job.seat.framework].executions[job.seat.execution]["overwrites"],
         "texts": str(bench.texts or ""),
     }
 

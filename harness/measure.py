@@ -46,6 +46,7 @@ class Block:
     seed: int
     seconds: float = math.inf  # no first call is begun later than this
     evidence: bool = False  # whether to count what each program does
+    overwrites: bool = False  # whether a call's outputs are lent until the next one
 
 
 @dataclass
@@ -67,8 +68,8 @@ class Entry:
     program: Program
     run: Run
     inputs: Sequence[Any]  # x, target
-    before: Outputs  # from the probe, fetched after a later call: a reused buffer would show
-    after: Any = None  # of the last call, as the framework gives it
+    before: Outputs  # from the probe, fetched after a later call where they may be kept: a reused buffer would show
+    after: Any = None  # of the last call, as the framework gives it, or fetched where it is only lent
 
 
 @dataclass
@@ -137,7 +138,7 @@ def block(backend: Backend, todo: Block, clock: Callable[[], int], stage: Callab
     outputs = {}
     for name, entry in entries.items():
         outputs[name, "before"] = entry.before
-        outputs[name, "after"] = backend.get(entry.program, entry.after)
+        outputs[name, "after"] = entry.after if todo.overwrites else backend.get(entry.program, entry.after)
     return Result(arms, outputs, timer, _evidence(backend, todo, arms, entries, stage))
 
 
@@ -172,12 +173,20 @@ def _first(
         _, *other = backend.put(probe(data))
         run = backend.prepare(program, w)
         into.first_call_ns, outputs = timed(clock, backend.wait, run, other, 1)
+        outputs = _kept(backend, todo, program, outputs)
         _, after = timed(clock, backend.wait, run, real, 1)
-        entries[arm.name] = Entry(program, run, real, backend.get(program, outputs), after)
+        after = _kept(backend, todo, program, after)
+        before = outputs if todo.overwrites else backend.get(program, outputs)
+        entries[arm.name] = Entry(program, run, real, before, after)
     except Unavailable as error:
         into.status, into.reason = "unavailable", str(error)
     except Exception as error:  # whatever a framework raises is a record, not a crash
         into.status, into.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+
+
+def _kept(backend: Backend, todo: Block, program: Program, outputs: Any) -> Any:
+    """A call's outputs, fetched where the next call would write over them."""
+    return backend.get(program, outputs) if todo.overwrites else outputs
 
 
 def _add_twins(arms: dict[str, Timed], entries: dict[str, Entry]) -> None:
@@ -211,11 +220,13 @@ def _rounds(
     gc.collect()
     gc.disable()
     try:
-        for names in turns(list(entries), count, todo.seed):
+        for left, names in zip(range(count - 1, -1, -1), turns(list(entries), count, todo.seed), strict=True):
             for name in names:
                 entry = entries[name]
                 took, entry.after = timed(clock, backend.wait, entry.run, entry.inputs, arms[name].calls)
                 arms[name].samples_ns.append(took)
+                if not left:
+                    entry.after = _kept(backend, todo, entry.program, entry.after)
     finally:
         gc.enable()
     if backend.compilations() != before:

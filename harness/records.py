@@ -76,6 +76,7 @@ class Block(Place):
     began: str
     start_s: float | None = None
     seconds: float | None = None
+    numerics: dict[str, str] = {}
     floors: Annotated[Floors, Field(default_factory=Floors)]
     bounds: dict[str, dict[str, tuple[float, float]]]
     arms: dict[str, Timed]

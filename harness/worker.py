@@ -100,6 +100,7 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         seed=request["seed"],
         seconds=request["seconds"],
         evidence=request["evidence"],
+        overwrites=request["overwrites"],
     )
 
     def stage(arm: str, what: str) -> None:

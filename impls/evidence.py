@@ -29,6 +29,10 @@ class Evidence:
     `products`: matrix products issued, by shape. `kernels`: name -> how often an operation, kernel or library call
     was started. `fusions`: how many of them hold several operations that a compiler put together. `loops`: the trip
     counts of the symbolic loops. `temp_bytes`: memory for what is neither input nor output, at its peak.
+
+    On a GPU also: `device_kernels`: name -> how often a kernel ran there; `device_ns`: how long all of them took, which
+    is less than the call where the GPU waited to be told; `graph_launches`: CUDA graphs launched (XLA's command
+    buffers are such).
     """
 
     products: list[Product] = field(default_factory=list)
@@ -36,6 +40,9 @@ class Evidence:
     fusions: int | None = None
     loops: list[int] = field(default_factory=list)
     temp_bytes: int | None = None
+    device_kernels: dict[str, int] = field(default_factory=dict)
+    device_ns: float | None = None
+    graph_launches: int | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
 

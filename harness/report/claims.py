@@ -227,7 +227,7 @@ def _where(part: pd.DataFrame, pick: str) -> str:
 def _own(tables: Tables, by: tuple[str, ...]) -> str:
     """What a wrapper's in-loop projection costs against the layer that it forbids."""
     frame = tables.contrasts[usable(tables.contrasts)]
-    mine = frame[ENGINE].eq(by).all(axis=1)
+    mine = frame[ENGINE].eq(list(by)).all(axis=1)
     frame = frame[mine & (frame.baseline == OWN) & frame.verdict.isin([SLOWER, FASTER])]
     if frame.empty:
         return ""

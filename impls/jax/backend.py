@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from impls import hlo
+from impls import hlo, trace
 from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
 
@@ -53,6 +53,7 @@ class Backend:
         from impls.jax import model
 
         self.jax, self.jnp, self.model = jax, jnp, model
+        self.gpu = settings.device == "gpu"
         jax.config.update("jax_enable_x64", settings.precision == "fp64")
         self.dtype = jnp.bfloat16 if settings.precision == "bf16" else None
         if settings.precision != "as_shipped":
@@ -89,7 +90,17 @@ class Backend:
         return named([np.array(leaf, "float32" if leaf.dtype == "bfloat16" else None) for leaf in leaves])
 
     def evidence(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """Of xla, from the optimised HLO; of eager, from the operations that are dispatched one by one."""
+        """Of xla, from the optimised HLO; of eager, from the operations that are dispatched one by one; of a GPU, from
+        the profiler too.
+        """
+        from impls.jax import evidence
+
+        found, texts = self._counted(program, run, inputs)
+        if self.gpu:
+            trace.profile(found, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
+        return found, texts
+
+    def _counted(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.jax import evidence
 
         arguments = (*run.args, *inputs)

@@ -1,13 +1,33 @@
 """What a JAX program does in one call when its operations are dispatched one by one; compiled ones are HLO."""
 
 import math
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
+
 from impls.evidence import Evidence, counted
+from impls.trace import Row
 
 NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no peak over all of them"
+
+
+def profiled(call: Callable[[], None]) -> list[Row]:
+    """The profiler's rows of one call."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        (written,) = Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(written)).planes
+        return [
+            (plane.name, line.name, event.name, event.duration_ns)
+            for plane in planes
+            for line in plane.lines
+            for event in line.events
+        ]
 
 
 def of_jaxpr(jaxpr: Any) -> Evidence:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from impls import hlo
+from impls import hlo, trace
 from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
 
@@ -52,7 +52,8 @@ class Backend:
 
         self.tf, self.model = tf, model
         tf.get_logger().setLevel("ERROR")  # it warns of retracing when many functions share a name, as here
-        self.device = {"cpu": "/CPU:0", "gpu": "/GPU:0"}[settings.device]
+        self.gpu = settings.device == "gpu"
+        self.device = "/GPU:0" if self.gpu else "/CPU:0"
         self.dtype = tf.bfloat16 if settings.precision == "bf16" else None
         if settings.precision != "as_shipped":
             tf.config.experimental.enable_tensor_float_32_execution(settings.precision == "tf32")
@@ -92,7 +93,7 @@ class Backend:
             return Data(Weights(*map(put, data.weights)), *map(put, data[1:]))
 
     def wait(self, outputs: Any) -> None:
-        if self.device == "/GPU:0" or self.dtype:  # no buffer of Python's holds bfloat16
+        if self.gpu or self.dtype:  # no buffer of Python's holds bfloat16
             self.tf.test.experimental.sync_devices()
             return
         for leaf in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
@@ -111,7 +112,29 @@ class Backend:
         return tuple(self.tf.constant(_exchanged(np.array(a))) for a in (w_in, w_rec, biases))
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """Of xla, from the optimised HLO; of graph, from the concrete function; of eager, as operations are run."""
+        """Of xla, from the optimised HLO; of graph, from the concrete function; of eager, as operations are run; of a
+        GPU, from the profiler and its allocator too.
+        """
+        from impls.tf import evidence
+
+        found, texts = self._counted(program, run, inputs)
+        if self.gpu:
+            found.temp_bytes = self._peak_bytes(lambda: run(*inputs))
+            found.missing.pop("temp_bytes", None)
+            trace.profile(found, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
+        return found, texts
+
+    def _peak_bytes(self, call: Callable[[], Any]) -> int:
+        """The most that one call allocated on the GPU at once, but for its outputs."""
+        memory = self.tf.config.experimental
+        before = memory.get_memory_info("GPU:0")["current"]
+        memory.reset_memory_stats("GPU:0")
+        outputs = call()
+        self.wait(outputs)
+        after = memory.get_memory_info("GPU:0")
+        return int(after["peak"] - max(before, after["current"]))
+
+    def _counted(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.tf import evidence
 
         function = self.programs[run]

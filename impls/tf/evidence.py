@@ -1,16 +1,20 @@
 """What a TensorFlow program does in one call: its operations as they are run, or as its graph holds them."""
 
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import while_v2
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from impls.evidence import Evidence, counted
+from impls.trace import Row
 
 NO_XLA_MEMORY = "TensorFlow does not tell it of a program compiled by XLA"
 NO_MEMORY = "TensorFlow does not tell it on a CPU"
@@ -30,6 +34,21 @@ class Operation(NamedTuple):
     kind: str
     shapes: list[tuple[int, ...]]
     transposed: tuple[bool, bool]
+
+
+def profiled(call: Callable[[], None]) -> list[Row]:
+    """The profiler's rows of one call."""
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            call()
+        (written,) = Path(folder).rglob("*.xplane.pb")
+        planes = xplane_pb2.XSpace.FromString(written.read_bytes()).planes
+        return [
+            (plane.name, line.name, plane.event_metadata[event.metadata_id].name, event.duration_ps / 1000)
+            for plane in planes
+            for line in plane.lines
+            for event in line.events
+        ]
 
 
 def of_call(call: Callable[[], None]) -> tuple[Evidence, dict[str, str]]:

@@ -3,7 +3,7 @@
 import shutil
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Setti
 
 NO_EAGER_SCAN = "torch's scan operator runs through the compiler even when called eagerly: it has no eager form"
 NO_COMPILER = "Inductor needs a C++ compiler (g++ or clang++) and finds none"
+NO_CUDA_GRAPH = "a CUDA graph is recorded on a GPU"
+NOT_GRAPHED = "Inductor recorded no CUDA graph of it, or runs past the one it recorded"
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
 FUSION = "batch_linear_post_grad"
 BATCHED_BY_IT = ("in_loop", "per_step")  # what the fusion is for; none and batched beside it are the measure of it
@@ -44,6 +46,7 @@ class Backend:
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
             "inductor": Execution(True, missing, without, UNROLLS),
             "inductor-batched": Execution(True, missing, without | dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH), SLOW),
+            "cudagraph": Execution(True, missing, without | {"cpu": NO_CUDA_GRAPH}, UNROLLS, overwrites=True),
         }
         gpu = None if torch.cuda.is_available() else "torch sees no GPU"
         return Facts({"torch": torch.__version__}, executions, {"cpu": None, "gpu": gpu})
@@ -72,10 +75,7 @@ class Backend:
         torch = self.torch
         arm = self.model.arm(program.arm.recurrence, program.arm.projection)
         cell, mse = self.model.CELLS[program.cell], self.model.loss
-        if program.arm.recurrence == "layer":
-            w = w._replace(w_in=_column_major(w.w_in), w_rec=_column_major(w.w_rec))
-        if program.arm.projection == "library":
-            w = w._replace(w_out=_column_major(w.w_out))
+        w = self._laid_out(program, w)
 
         def forward(w: Weights, x: Any, target: Any) -> Any:
             return arm(w, cell, x)
@@ -96,7 +96,9 @@ class Backend:
             # Projection none leaves w_out and b_out unused: their gradients are zeros.
             return out, *torch.autograd.grad(out, w, allow_unused=True, materialize_grads=True)
 
-        run = run_forward if program.pass_ == "forward" else run_train
+        run: Run = run_forward if program.pass_ == "forward" else run_train
+        if program.execution == "cudagraph":
+            run = self._stepped(run)
         return self._proven(run, program) if program.execution != "eager" else run
 
     def put(self, data: Data) -> Data:
@@ -152,6 +154,8 @@ class Backend:
         if program.arm.recurrence == "scan":
             # Inductor gives a loop's buffers away while its results still lie in them (torch 2.13: wrong gradients).
             options["allow_buffer_reuse"] = False
+        if program.execution == "cudagraph":
+            options["triton.cudagraphs"] = True
         if program.execution == "inductor-batched":
             options["post_grad_fusion_options"] = {FUSION: {"min_fuse_set_size": 2}}
         return self.torch.compile(own, fullgraph=True, dynamic=False, options=options)
@@ -159,18 +163,20 @@ class Backend:
     def _proven(self, run: Run, program: Program) -> Run:
         """The run, whose first call raises Unavailable where Inductor does not do what the program is called.
 
-        A layer that it can not compile; and under inductor-batched T products, when the counter does not say that the
-        fusion fired.
+        A layer that it can not compile; under inductor-batched T products, when the counter does not say that the
+        fusion fired; and a CUDA graph that was not recorded. That one's first call is three: one warms up, one records,
+        one replays.
         """
         own = program.arm.recurrence == "layer"
         batched = program.execution == "inductor-batched" and program.arm.projection in BATCHED_BY_IT
-        if not batched and not own:
+        graphed = program.execution == "cudagraph"
+        if not (batched or own or graphed):
             return run
         call = run
 
         def first(x: Any, target: Any) -> Any:
             nonlocal call
-            before = self.counters["inductor"][FUSION]
+            before, graphs = self.counters["inductor"][FUSION], self._graphs()
             try:
                 outputs = run(x, target)
             except TypeError as error:  # of torch 2.13, in training an LSTM
@@ -179,11 +185,56 @@ class Backend:
                 raise
             if batched and self.counters["inductor"][FUSION] == before:
                 raise Unavailable(NOT_BATCHED)
+            if graphed:
+                for _ in range(2):
+                    outputs = run(x, target)
+                if not graphs.were_made(self._graphs()):
+                    raise Unavailable(NOT_GRAPHED)
             call = run
             return outputs
 
         call = first
         return lambda x, target: call(x, target)
+
+    def _laid_out(self, program: Program, w: Weights) -> Weights:
+        """The weights as the framework's layers hold theirs, where the program has one."""
+        if program.arm.recurrence == "layer":
+            w = w._replace(w_in=_column_major(w.w_in), w_rec=_column_major(w.w_rec))
+        if program.arm.projection == "library":
+            w = w._replace(w_out=_column_major(w.w_out))
+        if program.execution == "cudagraph":  # as a module's parameters are: read where they lie, not copied
+            for array in w:
+                self.torch._dynamo.mark_static_address(array)
+        return w
+
+    def _stepped(self, run: Run) -> Run:
+        """The run, which tells each call that the outputs of the last are done with, as a loop of training does."""
+
+        def call(x: Any, target: Any) -> Any:
+            self.torch.compiler.cudagraph_mark_step_begin()
+            return run(x, target)
+
+        return call
+
+    def _graphs(self) -> "Graphs":
+        from torch._inductor import cudagraph_trees
+
+        manager = cudagraph_trees.get_manager(0, create_if_none_exists=False) if self.device == "cuda" else None
+        nodes = list(manager.get_roots()) if manager else []
+        for node in nodes:  # grows as it is walked
+            nodes += [child for children in node.children.values() for child in children]
+        return Graphs(len(nodes), self.counters["inductor"]["cudagraph_skips"])
+
+
+class Graphs(NamedTuple):
+    """CUDA graphs that Inductor recorded so far, and how often it skipped to."""
+
+    recorded: int
+    skipped: int
+
+    def were_made(self, after: "Graphs") -> bool:
+        """Whether between this and `after` some were recorded and none skipped."""
+        return after.recorded > self.recorded and after.skipped == self.skipped
 
 
 def _column_major(a: Any) -> Any:

@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import Tensor
 from torch._inductor.codecache import PyCodeCache
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from impls import trace
 from impls.evidence import Evidence, counted
 
 NO_LOOPS = "Inductor turns a loop into Python, which holds no trip count; kernels and products are those of all trips"
-NO_TRITON = "kernels that Triton generated are not counted yet"
+REPLAYED = "a CUDA graph replays kernels, which do not say what shapes they multiply"
 ONE_CALL = "the layer is one call of a library, whose products the profiler does not see"
 OPERANDS = {"aten::mm": 0, "aten::bmm": 0, "aten::mv": 0, "aten::addmm": 1, "aten::baddbmm": 1, "aten::addmv": 1}
 VIEWS = re.compile(  # operations that compute nothing: they describe memory anew, or take it
@@ -23,11 +25,15 @@ VIEWS = re.compile(  # operations that compute nothing: they describe memory ane
     r"numpy_T|cudnn_is_acceptable|_local_scalar_dense|resolve_conj|resolve_neg|_has_compatible_shallow_copy_type|lift_fresh|set_|size|stride)"
 )
 LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell", "aten::_thnn_fused_gru_cell")
-FUSED = re.compile(r"cpp_fused\w*|triton_\w+")
+FUSED = re.compile(r"cpp_fused\w*")
+GENERATED = "triton_"  # how Inductor names the kernels that it makes for a GPU
 
 
 def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence, str]:
-    """Evidence of one call, which returns its outputs, and its operations as text."""
+    """Evidence of one call, which returns its outputs, and its operations as text.
+
+    A GPU's memory is that of `temp_bytes` where the call ran on one.
+    """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with generated() as fused, profile(activities=activities, record_shapes=True, profile_memory=True) as seen:
         outputs = call()
@@ -38,11 +44,15 @@ def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence,
         if event.name in OPERANDS:
             products[_product(event)] += 1
     found = counted(products, kernels)
-    found.fusions, found.temp_bytes = sum(fused.values()), _peak_bytes(seen, outputs)
+    where = DeviceType.CUDA if cuda else DeviceType.CPU
+    found.fusions, found.temp_bytes = sum(fused.values()), _peak_bytes(seen, where, outputs)
     if any(name.removeprefix("aten::") in kernels for name in LAYERS):
         found.missing["products"] = ONE_CALL
     if cuda:
-        found.missing["fusions"] = NO_TRITON
+        trace.add(found, trace.of_kineto(seen.profiler.kineto_results.events(), DeviceType.CUDA))
+        found.fusions = sum(times for name, times in found.device_kernels.items() if name.startswith(GENERATED))
+    if found.graph_launches:
+        found.missing |= dict.fromkeys(("products", "kernels"), REPLAYED)
     return found, "".join(f"{line}\n" for line in _lines(events))
 
 
@@ -116,10 +126,12 @@ def _product(event: Any) -> tuple[int, int, int, int]:
     return (batch[0] if batch else 1), m, k, (right[-1] if len(right) > 1 else 1)
 
 
-def _peak_bytes(profile: Any, outputs: Sequence[Tensor]) -> int | None:
-    """The most that was allocated at once during the call, but for the outputs."""
+def _peak_bytes(profile: Any, where: DeviceType, outputs: Sequence[Tensor]) -> int | None:
+    """The most that was allocated at once on a device during the call, but for the outputs."""
     held = peak = 0
-    memory = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    memory = [
+        e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]" and e.device_type() == where
+    ]
     for event in sorted(memory, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
