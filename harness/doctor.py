@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from rich.table import Table
 
-from harness import environment, run
+from harness import environment, gpu, run
 from harness.analysis import Tables
 from harness.measure import TWIN
 from harness.progress import console
@@ -139,24 +139,17 @@ def requirements() -> Finding:
     return Finding("requirements", "; ".join(lines[:3]), "install again with constraints.txt")
 
 
-def gpu(query: Callable[[], str | None]) -> Finding:
-    """Processes on the GPU; `query` gives one line each, or None where there is no GPU."""
-    found = query()
-    if found is None:
-        return Finding("GPU", "none that nvidia-smi can see")
-    used = [line for line in found.splitlines() if line.strip()]
-    if used:
-        return Finding("GPU", f"used by {'; '.join(used[:3])}", "end them while measuring")
-    return Finding("GPU", "used by no process")
-
-
-def gpu_processes() -> str | None:
-    """What nvidia-smi lists, or None without it."""
-    command = ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+def graphics(state: gpu.State | None) -> Finding:
+    """Processes on the GPU, and why its clocks are low; `state` is None where there is no GPU."""
+    if state is None:
+        return Finding("GPU", "none that NVML can see")
+    hot = [reason for reason in state["reasons"] if reason not in gpu.HARMLESS]
+    if hot:
+        return Finding("GPU", f"its clocks are low: {', '.join(hot)}, {state['temperature_c']} °C", "let it cool")
+    if state["processes"]:
+        named = ", ".join(map(str, state["processes"][:3]))
+        return Finding("GPU", f"used by {len(state['processes'])} processes ({named})", "end them while measuring")
+    return Finding("GPU", "its processes are not told" if state["processes"] is None else "used by no process")
 
 
 def findings() -> list[Finding]:
@@ -171,7 +164,7 @@ def findings() -> list[Finding]:
         compiler(),
         versions(),
         requirements(),
-        gpu(gpu_processes),
+        graphics(gpu.state()),
     ]
 
 

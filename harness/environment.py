@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from harness import gpu
 from harness.refused import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,7 @@ MEASURING = (
     "verify",
     "jobs",
     "course",
+    "gpu",
 )  # modules a number depends on
 LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
 
@@ -47,7 +49,7 @@ def machine() -> dict[str, Any]:
         "governor": text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-    }
+    } | gpu.facts()
 
 
 def _cpu() -> str:
@@ -57,8 +59,15 @@ def _cpu() -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the harness's own libraries."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    """Versions of the harness's own libraries; measuring needs not all of them."""
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def load() -> float:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import environment
+from harness import environment, gpu
 from harness.launch import Answer, Lost, Worker
 from harness.plan import Framework, Job, Todo
 from harness.records import Record, digest
@@ -39,6 +40,7 @@ class Bench:
     texts: Path | None = None
     worker: Callable[..., Worker] = Worker
     clock: Callable[[], float] = time.monotonic
+    graphics: Callable[[], gpu.State | None] = gpu.state
 
 
 @dataclass
@@ -71,13 +73,25 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
                     yield from (_ended(bench, job, p, "refused", reason) for p in pending)
                     return
                 while pending and left_s() > 0:
-                    yield _block(bench, job, pending[0], worker, proof, left_s(), stage)
+                    block = partial(_block, bench, job, pending[0], worker, proof, left_s, stage)
+                    yield _unthrottled(block)
                     pending.pop(0)
         except Lost as lost:
             if not opened:
                 yield from (_ended(bench, job, p, lost.status, str(lost)) for p in pending)
                 return
             yield from _after_loss(bench, job, pending, lost)
+
+
+def _unthrottled(block: Callable[[], Record]) -> Record:
+    """A block's record; where the GPU was throttled meanwhile, that of a second try, which may say so again.
+
+    The first process's first calls are results, and can not be had twice: it keeps its mark.
+    """
+    record = block()
+    if record.get("throttled") and record["replicate"]:
+        record = block() | {"redone": True}
+    return record
 
 
 def _after_loss(bench: Bench, job: Job, pending: list[Pending], lost: Lost) -> Iterator[Record]:
@@ -119,17 +133,25 @@ def _open(bench: Bench, job: Job, worker: Worker) -> Answer:
 
 
 def _block(
-    bench: Bench, job: Job, pending: Pending, worker: Worker, proof: Answer, left_s: float, stage: Stage
+    bench: Bench,
+    job: Job,
+    pending: Pending,
+    worker: Worker,
+    proof: Answer,
+    left_s: Callable[[], float],
+    stage: Stage,
 ) -> Record:
     """Have one block done, judge what it gave, and return its record."""
     todo = pending.todo
     label = f"{_place(job)} {todo.workload.name} {todo.pass_}"
     begun, clock = _heading(bench, job, todo), bench.clock()
+    before = bench.graphics() if job.seat.device == "gpu" else None
     scratch = Path(tempfile.mkdtemp(prefix="fusegap-"))
     try:
         outputs = scratch / "outputs.safetensors"
-        request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s, "outputs": str(outputs)}
+        request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s(), "outputs": str(outputs)}
         answer = worker.ask(request, lambda said: stage(f"{label} {said['arm']}: {said['what']}"))
+        on_gpu = _on_gpu(before, bench.graphics()) if before else {}
         stage(f"{label}: judging")
         judged = bench.judge.judge(outputs, todo.workload, todo.steps, todo.pass_, job.seat.precision)
         if bench.keep:
@@ -149,7 +171,12 @@ def _block(
         "bounds": judged["bounds"],
         "arms": arms,
     }
-    return begun | {"status": status, "reason": reason} | end
+    return begun | {"status": status, "reason": reason} | end | on_gpu
+
+
+def _on_gpu(before: gpu.State, after: gpu.State | None) -> Record:
+    """How the GPU did before and after a block, and why its clocks were low."""
+    return {"gpu": {"before": before, "after": after}, "throttled": gpu.throttled(before, after)} if after else {}
 
 
 def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:

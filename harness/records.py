@@ -77,6 +77,8 @@ class Block(Place):
     start_s: float | None = None
     seconds: float | None = None
     numerics: dict[str, str] = {}
+    gpu: dict[str, dict[str, Any]] | None = None
+    throttled: list[str] = []
     floors: Annotated[Floors, Field(default_factory=Floors)]
     bounds: dict[str, dict[str, tuple[float, float]]]
     arms: dict[str, Timed]

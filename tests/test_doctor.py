@@ -8,6 +8,7 @@ import pytest
 
 from harness import doctor
 
+GPU = {"reasons": [], "processes": [], "temperature_c": 90}
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
 
 
@@ -63,10 +64,12 @@ def test_versions_that_clash_are_named():
 
 
 def test_foreign_processes_on_the_gpu():
-    assert "4711" in doctor.gpu(lambda: "4711, python, 300 MiB\n").found
-    assert doctor.gpu(lambda: "4711, python, 300 MiB\n").advice
-    assert not doctor.gpu(lambda: "").advice
-    assert not doctor.gpu(lambda: None).advice
+    assert "4711" in doctor.graphics(GPU | {"processes": [4711]}).found
+    assert doctor.graphics(GPU | {"processes": [4711]}).advice
+    assert "heat" in doctor.graphics(GPU | {"reasons": ["heat (hardware)"]}).found
+    assert not doctor.graphics(GPU | {"reasons": ["power limit"]}).advice
+    for quiet in (GPU, GPU | {"processes": None}, None):
+        assert not doctor.graphics(quiet).advice
 
 
 def test_the_noise_floor_is_measured(monkeypatch):

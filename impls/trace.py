@@ -1,0 +1,70 @@
+"""What ran on a GPU in one call, from the events of a profiler. Imports no framework.
+
+A row is a plane, a line, an event's name and its nanoseconds, as XLA's profiler (of JAX and TensorFlow) parts them:
+kernels lie in the lines of a device's streams, and calls of CUDA in those of the host.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from impls.evidence import Evidence
+
+Row = tuple[str, str, str, float]
+DEVICE, STREAM = "/device:GPU", "Stream"
+GRAPH_LAUNCHES = ("cudaGraphLaunch", "cuGraphLaunch")
+NOTHING_RAN = "the profiler saw no kernel"
+KINDS = (  # a kernel's kind by its name, the first that fits; names as cuBLAS, cuDNN, Triton, XLA and TF give them
+    ("copy", re.compile(r"memcpy|memset|^copy|_copy|CatArray|concat|transpose", re.IGNORECASE)),
+    ("cuDNN", re.compile(r"cudnn|RNN_|rnn_|elemWiseRNN|LSTM_|GRU_|persistRNN", re.IGNORECASE)),
+    ("batched gemm", re.compile(r"batch\w*gemm|gemm\w*batch|gemv\w*batch|batch\w*gemv|bmm", re.IGNORECASE)),
+    ("gemm", re.compile(r"gemm|gemv|nvjet|cutlass|xmma|splitK|cublas|dot_kernel|_dot_|^dot", re.IGNORECASE)),
+    ("fused", re.compile(r"triton_|fusion|fused|^wrapped_", re.IGNORECASE)),
+)
+
+
+def add(found: Evidence, rows: Iterable[Row]) -> None:
+    """Add to a call's evidence what its GPU did."""
+    kernels: Counter[str] = Counter()
+    found.device_ns, found.graph_launches = 0.0, 0
+    for plane, line, name, took_ns in rows:
+        if plane.startswith(DEVICE) and line.startswith(STREAM):
+            kernels[name] += 1
+            found.device_ns += took_ns
+        elif name in GRAPH_LAUNCHES:
+            found.graph_launches += 1
+    found.device_kernels = dict(sorted(kernels.items()))
+    if not kernels:
+        found.device_ns, found.graph_launches = None, None
+        found.missing["device_kernels"] = NOTHING_RAN
+
+
+def profile(found: Evidence, rows: Callable[[], Iterable[Row]]) -> None:
+    """Add what a profiler's rows say; where they can not be had, why."""
+    try:
+        add(found, rows())
+    except Exception as error:  # a profiler without its libraries leaves what else was counted
+        found.missing["device_kernels"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def of_kineto(events: Iterable[Any], device_type: Any) -> Iterable[Row]:
+    """Rows of torch's profiler, whose events each say what device they ran on."""
+    for event in events:
+        if event.is_user_annotation() or event.name() == "[memory]":
+            continue
+        on_gpu = event.device_type() == device_type
+        yield (DEVICE, STREAM, event.name(), event.duration_ns()) if on_gpu else ("", "", event.name(), 0.0)
+
+
+def kind(name: str) -> str:
+    """What a kernel does, as far as its name tells."""
+    return next((what for what, pattern in KINDS if pattern.search(name)), "other")
+
+
+def kinds(kernels: dict[str, int]) -> dict[str, int]:
+    """How many kernels of each kind, the commonest first."""
+    counts: Counter[str] = Counter()
+    for name, times in kernels.items():
+        counts[kind(name)] += times
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
