@@ -17,6 +17,7 @@ from harness.measure import BATCHED, TWIN, median_s
 from harness.records import Record, latest
 from harness.study import Study
 from harness.verify import form_of, holds
+from impls import trace
 from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
 
 SEAT = ["framework", "device", "threads", "execution", "precision"]
@@ -34,9 +35,9 @@ LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that somethin
 OWN = "layer_batched"  # the framework's own layer, projected once
 EVIDENCE = [
     *SEAT, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
-    "fusions", "loops", "temp_bytes", "missing",
+    "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
-COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes"]
+COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
@@ -234,6 +235,7 @@ def _counted(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     found = arm["evidence"]
     missing = found["missing"]
     products = [Product(*product) for product in found["products"]]
+    ran = found.get("device_kernels", {})  # records of before GPUs have none
     known = not {"everything", "products"} & missing.keys()
     names = not {"everything", "kernels"} & missing.keys()
     return {
@@ -246,6 +248,10 @@ def _counted(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
         "fusions": found["fusions"],
         "loops": " ".join(map(str, found["loops"])),
         "temp_bytes": found["temp_bytes"],
+        "device_ns": found.get("device_ns"),
+        "device_kernels": sum(ran.values()) if ran else None,
+        "device_kinds": "; ".join(f"{count}×{kind}" for kind, count in trace.kinds(ran).items()),
+        "graph_launches": found.get("graph_launches"),
         "missing": "; ".join(f"{what}: {why}" for what, why in missing.items()),
     }
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -78,6 +79,9 @@ def run(
     inputs: InputsF = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Records only: needs no pandas, scipy or matplotlib, given --processes.")
+    ] = False,
 ) -> None:
     """Measure, verify and report."""
     from harness.study import load
@@ -91,7 +95,10 @@ def run(
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds}
     scale = "quick" if quick else "rigorous" if rigorous else None
-    _run(_limits(load(study, scale, flags), budget, unroll_limit), out, resume)
+    made = _limits(load(study, scale, flags), budget, unroll_limit)
+    if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not find_spec(name)]):
+        raise Refused(f"planning how many processes a gap needs takes {' and '.join(absent)}: give --processes")
+    _run(made, out, resume, not no_report)
 
 
 @app.command()
@@ -194,8 +201,7 @@ def doctor() -> None:
     raise typer.Exit(doctors.say())
 
 
-def _run(study: "Study", out: Path, resume: bool) -> None:
-    from harness import report as reports
+def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     from harness import run as runs
     from harness.records import latest
 
@@ -204,20 +210,26 @@ def _run(study: "Study", out: Path, resume: bool) -> None:
         records = runs.run(study, out, resume, command)
     except KeyboardInterrupt:
         print(f"\ninterrupted; what is done is kept. Go on with: {command} --out {out} --resume", file=sys.stderr)
-        if (out / "records.jsonl").exists():
-            reports.write(out)
+        if report and (out / "records.jsonl").exists():
+            _reported(out)
         raise typer.Exit(130) from None
     except OSError as error:  # a full disk, mostly
         again = f"{command} --out {out} --resume"
         print(f"error: {error}; what was written is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(1) from None
-    path = reports.write(out)
+    path = _reported(out) if report else out / "records.jsonl"
     statuses = [arm["status"] for r in latest(records) for arm in r["arms"].values()]
     print(path)
     bad = sum(status in BAD for status in statuses)
     if bad:
         print(f"{bad} measurements went wrong or failed; the report names them", file=sys.stderr)
     raise typer.Exit(1 if bad else 0)
+
+
+def _reported(folder: Path) -> Path:
+    from harness import report as reports
+
+    return reports.write(folder)
 
 
 def _again(arguments: list[str]) -> list[str]:

@@ -2,10 +2,11 @@
 
 import math
 import statistics
+from collections.abc import Iterable
 
 import pandas as pd
 
-from harness import quality
+from harness import gpu, quality
 from harness.analysis import ARM, ENGINE, LOOPS, SEAT, Tables
 from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, counted, engine, seconds, table
@@ -178,13 +179,46 @@ def threads_used(tables: Tables) -> str:
     return table(["framework", "execution", "threads set", "cores used"], rows)
 
 
-def environments(found: dict[str, list[Row]]) -> str:
-    """The variables each framework's workers were started with."""
+def numerics(tables: Tables) -> str:
+    """The frameworks' numeric settings, as each worker read them back; nothing in records of before they were."""
+    found = {
+        (block["framework"], block["device"], block["precision"], name, value)
+        for block in [*tables.blocks, *tables.checks]
+        for name, value in block.get("numerics", {}).items()
+    }
+    return table(["framework", "device", "precision", "setting", "value"], sorted(found)) if found else ""
+
+
+def graphics(tables: Tables) -> str:
+    """How the GPU did around the blocks: clocks, temperature, other processes, throttling; nothing without one."""
+    rows = []
+    found = [block for block in tables.blocks if block.get("gpu")]
+    for by in sorted({tuple(block[name] for name in ENGINE) for block in found}):
+        mine = [block for block in found if tuple(block[name] for name in ENGINE) == by]
+        states = [state for block in mine for state in block["gpu"].values()]
+        others = [gpu.foreign(state) for state in states]
+        hot = [block for block in mine if block["throttled"]]
+        why = ", ".join(sorted({reason for block in hot for reason in block["throttled"]}))
+        ranges = [_range(state[name] for state in states) for name in ("sm_mhz", "memory_mhz", "temperature_c")]
+        throttled = f"{len(hot)} of {len(mine)}" + (f": {why}" if why else "")
+        rows.append([engine(*by), *ranges, max((n for n in others if n is not None), default="not told"), throttled])
+    columns = ["", "SM clock, MHz", "memory clock, MHz", "°C", "other processes, at most", "blocks throttled"]
+    return table(columns, rows) if rows else ""
+
+
+def _range(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{min(known):g} to {max(known):g}" if known else "not told"
+
+
+def environments(tables: Tables) -> str:
+    """The variables each framework's workers were started with, on the devices that were used."""
+    devices, found = {"cpu", *(block["device"] for block in tables.blocks)}, tables.heading["environments"]
     rows = [
         [name, one["device"], one["threads"], " ".join(f"`{k}={v}`" for k, v in sorted(one["variables"].items()))]
         for name, all_of in sorted(found.items())
         for one in all_of
-        if one["device"] == "cpu"
+        if one["device"] in devices
     ]
     return table(["framework", "device", "threads", "environment"], rows)
 

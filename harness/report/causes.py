@@ -1,5 +1,6 @@
 """Why: what one call of each program did, as counted in it, beside what theory expects."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,12 @@ import pandas as pd
 from harness.analysis import ENGINE, LOOPS, SEAT, Tables
 from harness.measure import BATCHED
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import Row, amount, engine, table
+from harness.report.markdown import Row, amount, engine, seconds, table
 
 FORMS = ("none", "in_loop", "per_step", BATCHED)
 PLACE = [*SEAT, "workload", "pass", "recurrence"]
 ONE_CALL = (BATCHED, "bmm", "vmap", "library")  # projections that theory gives one product whatever T
+BOUND = 0.8  # of a call, from which the GPU's own time is what it waits for
 MOST = 4  # kernels of a layer that are named
 BACKWARD = 3  # products of a training step for one of a forward pass: y, and the gradients of h and of w_out
 
@@ -104,6 +106,24 @@ def _counted(tables: Tables) -> str:
     heading = " · ".join(FORMS)
     names = ["products", "kernels", "fusions", "operations of the products", "temporary memory"]
     return f"Of each program, for {heading}:\n\n" + table(["", "", *names], rows)
+
+
+def devices(tables: Tables) -> str:
+    """A GPU's own time beside the call's, and what ran in it; nothing where no GPU was counted."""
+    frame = tables.evidence[tables.evidence.device_ns.notna()]
+    frame = frame[frame.projection.isin(FORMS)]
+    key = [*SEAT, "workload", "pass", "recurrence", "projection"]
+    wall = tables.times.groupby(key, sort=False).median_s.median()
+    rows = []
+    for row in frame.sort_values(["workload", "pass", *key[:5], "recurrence", "projection"]).to_dict("records"):
+        call_s, device_s = wall.get(tuple(row[name] for name in key), math.nan), row["device_ns"] / 1e9
+        busy = device_s / call_s
+        bound = "–" if math.isnan(busy) else "the GPU" if busy >= BOUND else "the host"
+        place = [f"{row['workload']}, {row['pass']}", seat_name(row).rpartition(",")[0], row["projection"]]
+        times = [seconds(call_s), seconds(device_s), "–" if math.isnan(busy) else f"{busy:.0%}", bound]
+        rows.append([*place, *times, row["device_kinds"], row["graph_launches"]])
+    names = ["", "", "", "call", "GPU's own", "share", "waits for", "kernels of a call", "graph launches"]
+    return table(names, rows) if rows else ""
 
 
 def _each(by: dict[str, Row], column: str, text: Any) -> str:

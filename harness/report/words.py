@@ -47,7 +47,10 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "idiomatic": appendix.idiomatic(compared),
         "kills": appendix.kills(beside["kills"]) if beside["kills"] else "",
         "apart": appendix.apart(beside["apart"]) if beside["apart"] else "",
-        "environments": appendix.environments(tables.heading["environments"]),
+        "environments": appendix.environments(tables),
+        "graphics": appendix.graphics(tables),
+        "devices": causes.devices(tables),
+        "numerics": appendix.numerics(tables),
         "began": min((b["began"] for b in tables.blocks), default="never"),
         "ended": max((b["began"] for b in tables.blocks), default="never"),
         "load": max((b["load"] for b in tables.blocks), default=math.nan),
@@ -181,6 +184,11 @@ def problems(tables: Tables) -> list[str]:
         f"{row['status']}: {seat_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: {row['reason']}"
         for row in rows
     ]
+    for block in tables.blocks:
+        if block.get("throttled"):
+            by = (block["framework"], block["execution"], block["device"], block["precision"])
+            place = f"{engine(*by)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
+            lines.append(f"throttled: {place}: {', '.join(block['throttled'])}; its times are kept")
     for check in tables.checks:
         by = (check["framework"], check["execution"], check["device"], check["precision"])
         place = f"{engine(*by)} at {check['steps']} steps"
