@@ -20,8 +20,11 @@ from harness.verify import Judge, form_of
 from impls.interface import RECURRENCES
 
 
-def verify(made: Study, save_outputs: Path | None) -> int:
-    """Verify every arm of a study at full size; prints a table; returns the exit status."""
+def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> int:
+    """Verify every arm of a study at full size; prints a table; returns the exit status.
+
+    `bound`: the precision whose bounds all are held to; None: their own.
+    """
     threads = plan.thread_counts(made, environment.cores())
     frameworks = plan.selected(made, run.probe(made, threads))
     planned = plan.make(made, frameworks, threads)
@@ -35,7 +38,7 @@ def verify(made: Study, save_outputs: Path | None) -> int:
         many = len(made.workloads) > 1
         keep = None if save_outputs is None else _saver(save_outputs, many)
         known = {framework.name: framework for framework in frameworks}
-        bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights"), {}, keep)
+        bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights", bound), {}, keep)
         with Report(sum(len(job.blocks) for job in todo)) as report:
             records = list(course.together(bench, todo, lambda: math.inf, report))
     return _say(records, planned, frameworks)
@@ -133,7 +136,7 @@ def listing() -> None:
     for note in notes:
         out.print(note, markup=False, highlight=False)
     sizes = Table("workload", "B", "T", "I", "H", "O", "cell")
-    for w in study.NAMED.values():
+    for w in study.KNOWN.values():
         sizes.add_row(w.name, *(str(getattr(w, size)) for size in "BTIHO"), w.cell)
     out.print(sizes)
     out.print(f"threads: {', '.join(map(str, threads))}")

@@ -27,16 +27,21 @@ Toml = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags over
 FrameworkF = Annotated[Many, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")]
 DeviceF = Annotated[Many, typer.Option("--device", help="cpu, gpu.")]
 ThreadsF = Annotated[Many, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")]
-ExecutionF = Annotated[Many, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched.")]
+ExecutionF = Annotated[
+    Many, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph.")
+]
 RecurrenceF = Annotated[Many, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
 ProjectionF = Annotated[
     Many,
     typer.Option("--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed."),
 ]
 PassF = Annotated[Many, typer.Option("--pass", help="forward, train.")]
-PrecisionF = Annotated[Many, typer.Option("--precision", help="fp32, fp64.")]
+PrecisionF = Annotated[Many, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
 WorkloadF = Annotated[
-    Many, typer.Option("--workload", help="book, vocab, stream, or B=..,T=..,I=..,H=..,O=..[,cell=..].")
+    Many,
+    typer.Option(
+        "--workload", help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..]."
+    ),
 ]
 SeedF = Annotated[int | None, typer.Option("--seed", help="Of weights, inputs and orders.")]
 TimeoutF = Annotated[float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")]
@@ -96,7 +101,7 @@ def run(
     flags |= {"processes": processes, "rounds": rounds}
     scale = "quick" if quick else "rigorous" if rigorous else None
     made = _limits(load(study, scale, flags), budget, unroll_limit)
-    if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not find_spec(name)]):
+    if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not _there(name)]):
         raise Refused(f"planning how many processes a gap needs takes {' and '.join(absent)}: give --processes")
     _run(made, out, resume, not no_report)
 
@@ -121,6 +126,9 @@ def verify(
     save_outputs: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors).")
     ] = None,
+    bound: Annotated[
+        str | None, typer.Option(help="Hold all outputs to this precision's bounds: does as_shipped pass as fp32?")
+    ] = None,
 ) -> None:
     """Verify every arm at full size in fp32 and fp64, without timing.
 
@@ -128,7 +136,7 @@ def verify(
     """
     from harness import check
     from harness.study import load
-    from impls.interface import RECURRENCES
+    from impls.interface import PRECISIONS, RECURRENCES
 
     flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
@@ -139,7 +147,9 @@ def verify(
     made = _limits(load(study, None, flags), None, unroll_limit)
     if made.recurrences is None and made.projections is None:
         made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
-    raise typer.Exit(check.verify(made, save_outputs))
+    if bound is not None and bound not in PRECISIONS:
+        raise Refused(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
+    raise typer.Exit(check.verify(made, save_outputs, bound))
 
 
 @app.command()
@@ -224,6 +234,13 @@ def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     if bad:
         print(f"{bad} measurements went wrong or failed; the report names them", file=sys.stderr)
     raise typer.Exit(1 if bad else 0)
+
+
+def _there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _reported(folder: Path) -> Path:

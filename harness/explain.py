@@ -18,7 +18,7 @@ from harness.refused import Refused
 from harness.study import Study, nearest
 from harness.verify import Judge
 from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
-from impls.interface import PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
+from impls.interface import DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 UNKNOWN = "unknown"
 AXES = {  # what a word of a cell may be, besides a framework and its executions; and what is meant where it is not said
@@ -26,7 +26,8 @@ AXES = {  # what a word of a cell may be, besides a framework and its executions
     "projection": (PROJECTIONS, None),
     "pass": (PASSES, "forward"),
     "precision": (PRECISIONS, "fp32"),
-    "workload": (tuple(study.NAMED), "book"),
+    "device": (DEVICES, "cpu"),
+    "workload": (tuple(study.KNOWN), "book"),
 }
 
 
@@ -39,6 +40,7 @@ class Wanted:
     arm: Arm
     pass_: str
     precision: str
+    device: str
     workload: study.Workload
 
 
@@ -67,7 +69,8 @@ def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
             raise Refused(f"a cell needs its {axis}: {', '.join(values)}")
         found.setdefault(axis, study.NAMED["book"] if axis == "workload" else usual)
     arm = Arm(found["recurrence"], found["projection"])
-    return Wanted(found["framework"], found["execution"], arm, found["pass"], found["precision"], found["workload"])
+    where = (found["pass"], found["precision"], found["device"], found["workload"])
+    return Wanted(found["framework"], found["execution"], arm, *where)
 
 
 def explain(words: list[str], out: Path | None) -> int:
@@ -78,16 +81,15 @@ def explain(words: list[str], out: Path | None) -> int:
     made = Study(
         frameworks=[cell.framework], executions=[cell.execution], threads=[environment.cores()],
         recurrences=[cell.arm.recurrence], projections=[cell.arm.projection], passes=[cell.pass_],
-        precisions=[cell.precision], workloads=[cell.workload], unroll_limit=None,
+        precisions=[cell.precision], workloads=[cell.workload], devices=[cell.device], unroll_limit=None,
     )  # fmt: skip
     frameworks = plan.selected(made, known)
     planned = plan.make(made, frameworks, [environment.cores()])
-    cells = [c for c in planned.cells if c.seat.device == "cpu"]
-    if not cells:
+    if not planned.cells:
         raise Refused(f"this cell is not to be had: {planned.absent[0][2]}")
     place = f"{cell.framework}-{cell.execution}-{cell.arm.name}-{cell.workload.name}-{cell.pass_}-{cell.precision}"
     folder = out or Path("runs") / "explain" / place
-    record = _counted(made, frameworks, cells[0].seat, cell, folder)
+    record = _counted(made, frameworks, planned.cells[0].seat, cell, folder)
     arm = record["arms"][cell.arm.name]
     if arm["status"] != "ok":
         console().print(f"{arm['status']}: {arm['reason']}", markup=False)
@@ -133,6 +135,10 @@ def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
     trips = ", ".join(f"{trips} trips" for trips in found["loops"]) or "none"
     table.add_row("loops", UNKNOWN if {"everything", "loops"} & found["missing"].keys() else trips)
     table.add_row("temporary memory, bytes", UNKNOWN if found["temp_bytes"] is None else f"{found['temp_bytes']:,}")
+    if found["device_ns"] is not None:
+        table.add_row("time of the GPU", f"{found['device_ns'] / 1e3:,.1f} µs, under the profiler")
+        table.add_row("kernels of the GPU", _listed(found["device_kernels"]))
+        table.add_row("graph launches", f"{found['graph_launches']}")
     out.print(table, markup=False)
     for what, why in found["missing"].items():
         out.print(f"{what} could not be had: {why}", markup=False)

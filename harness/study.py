@@ -13,7 +13,7 @@ from harness.refused import Refused
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 Size = Annotated[int, Field(ge=1, le=65536)]
-LARGEST_BYTES = 2 << 30  # of the arrays of one float32 call
+LARGEST_BYTES = 4 << 30  # of the arrays of one float32 call
 
 
 def nearest(what: str, value: str, known: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ class Workload(BaseModel):
         states = self.T * self.B * (self.I + 4 * len(GATES[self.cell]) * self.H + 3 * self.O)
         weights = len(GATES[self.cell]) * self.H * (self.I + self.H) + self.H * self.O
         if 4 * (states + 2 * weights) > LARGEST_BYTES:
-            raise ValueError("its arrays would take more than 2 GiB")
+            raise ValueError("its arrays would take more than 4 GiB")
         return self
 
     @property
@@ -75,6 +75,24 @@ NAMED = {
         Workload(name="stream", B=1, T=128, I=64, H=128, O=64, cell="rnn_tanh"),
     )
 }
+
+WIDE = 10_000  # outputs: a vocabulary
+DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), with a wide output
+    w.name: w
+    for w in (
+        *(
+            Workload(name=f"deepbench-rnn-{hidden}-{batch}", B=batch, T=50, I=hidden, H=hidden, O=WIDE, cell="rnn_relu")
+            for hidden in (1760, 2560)
+            for batch in (16, 32, 64, 128)
+        ),
+        *(
+            Workload(name=f"deepbench-lstm-{hidden}-{batch}", B=batch, T=25, I=hidden, H=hidden, O=WIDE, cell="lstm")
+            for hidden in (512, 1024, 2048, 4096)
+            for batch in (16, 32, 64, 128)
+        ),
+    )
+}
+KNOWN = NAMED | DEEPBENCH
 
 AROUND_THE_LOOP = ("none", "in_loop", "per_step", "batched")
 USUAL = {  # what a study has that selects no recurrence and no projection: each form where it tells something
@@ -181,7 +199,7 @@ SCALES: dict[str, dict[str, Any]] = {
 def workload(text: str) -> Workload:
     """A name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..]; the cell is rnn_tanh if not said."""
     if "=" not in text:
-        return NAMED[nearest("workload", text, NAMED)]
+        return KNOWN[nearest("workload", text, KNOWN)]
     parts = [part.partition("=") for part in text.split(",")]
     given = {key.strip(): value.strip() for key, _, value in parts}
     if len(given) != len(parts):

@@ -33,10 +33,13 @@ Found = dict[str, list[Any]]  # quantity -> [rms, worst, bitwise equal to batche
 
 
 class Judge:
-    """Judges outputs of a study's workloads, whose weights and inputs lie under `folder`."""
+    """Judges outputs of a study's workloads, whose weights and inputs lie under `folder`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `bound`: the precision whose bounds all outputs are held to, whatever they were computed in; None: their own.
+    """
+
+    def __init__(self, folder: Path, bound: str | None = None) -> None:
+        self.folder, self.bound = folder, bound
         self.truth = cache(self._truth)
         self.bounds = cache(self._bounds)
 
@@ -51,7 +54,7 @@ class Judge:
         for name, moments in arms.items():
             recurrence, _, projection = name.partition("_")
             form = form_of(name)
-            bounds = self.bounds(workload, steps, pass_, precision, form)
+            bounds = self.bounds(workload, steps, pass_, self.bound or precision, form)
             judged["bounds"][form] = bounds
             truths = {m: self.truth(workload, steps, pass_, precision, form, m) for m in moments}
             base = arms.get(f"{recurrence}_batched", {}).get("after") if projection != "none" else None

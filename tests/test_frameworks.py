@@ -147,6 +147,16 @@ def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_cuda_graph_is_proven_by_what_inductor_recorded_and_did_not_skip():
+    """Made-up counts: there is no GPU here."""
+    from impls.torch.backend import Graphs
+
+    before = Graphs(2, 1)
+    assert before.were_made(Graphs(4, 1))
+    assert not before.were_made(Graphs(2, 1))
+    assert not before.were_made(Graphs(4, 2))
+
+
 def functions(framework):
     tree = ast.parse((ROOT / "impls" / framework / "model.py").read_text())
     return {node.name: [a.arg for a in node.args.args] for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -25,7 +25,7 @@ from tests.conftest import SMALL
         ("B=1,T=1,I=1,H=1", "lacks O"),
         ("B=1,B=1,T=1,I=1,H=1,O=1", "twice"),
         ("B=1,T=1,I=1,H=1,O=1,cell=rnn_tan", "did you mean rnn_tanh"),
-        ("B=65536,T=65536,I=1,H=1,O=1", "2 GiB"),
+        ("B=65536,T=65536,I=1,H=1,O=1", "4 GiB"),
         ("B=1,T=1,I=1,H=1,Q=1", "unknown size"),
     ],
 )

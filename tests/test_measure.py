@@ -101,6 +101,35 @@ def test_short_samples_are_batched_and_say_so():
     assert measure.median_s(vars(arm)) == pytest.approx(100e-9, rel=0.01)
 
 
+class Lent(Made):
+    """Every call of any arm writes into the same memory, as CUDA graphs that share a pool do."""
+
+    memory = np.zeros((3, 1, 2), np.float32)
+
+    def prepare(self, program, w):
+        run = super().prepare(program, w)
+
+        def call(x, target):
+            self.memory[:] = run(x, target) + len(program.arm.name)
+            return self.memory
+
+        return call
+
+
+def test_outputs_that_are_only_lent_are_fetched_before_the_next_call():
+    for more in ({}, {"rounds": None}):
+        for overwrites in (True, False):
+            clock = Clock()
+            outputs = run(Lent(clock), clock, overwrites=overwrites, **more).outputs
+            given = {"before": measure.probe(todo().data).x, "after": todo().data.x}
+            right = [
+                np.array_equal(outputs[name, moment]["y"], 2 * x + len(name))
+                for name in ("unrolled_in_loop", "unrolled_batched")
+                for moment, x in given.items()
+            ]
+            assert all(right) == overwrites
+
+
 def test_compiling_while_timed_refuses_the_block():
     clock = Clock()
     assert {a.status for a in run(Made(clock, recompiles=True), clock).arms.values()} == {"refused"}

@@ -31,7 +31,11 @@ class Backend:
         self.compiled = 0
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        return {"PJRT_NPROC": str(settings.threads), "JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[settings.device]}
+        threads = {"PJRT_NPROC": str(settings.threads)}
+        if settings.device == "cpu":
+            return threads | {"JAX_PLATFORMS": "cpu"}
+        # Workers that verify run beside each other: none may take most of the GPU's memory before it needs it.
+        return threads | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
     def facts(self) -> Facts:
         import flax

@@ -31,6 +31,7 @@ class Backend:
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "KERAS_BACKEND": "tensorflow",
             "CUDA_VISIBLE_DEVICES": {"cpu": "-1", "gpu": "0"}[settings.device],
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run beside each other
         } | cache
 
     def facts(self) -> Facts:

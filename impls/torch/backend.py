@@ -1,8 +1,10 @@
 """PyTorch behind the contract. torch is imported late, in the worker, so that no one else needs it."""
 
+import importlib.util
 import shutil
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,8 @@ BATCHED_BY_IT = ("in_loop", "per_step")  # what the fusion is for; none and batc
 UNBATCHED = ("scan", "layer", "bmm", "vmap", "library")
 NOTHING_TO_BATCH = "the fusion joins products that are written one by one in one graph: here it is what inductor is"
 NOT_BATCHED = "Inductor's batch_linear fusion did not fire"
+CUDNN_MODES = {"rnn_relu": "RNN_RELU", "rnn_tanh": "RNN_TANH", "gru": "GRU", "lstm": "LSTM"}
+NO_TRITON = "on a GPU Inductor needs Triton, which is not installed"
 NO_OWN_LAYER = "Inductor can not compile torch's own layer"
 UNROLLS = ("unrolled", "layer")  # Inductor takes a layer of plain RNNs and GRUs apart into its steps
 SLOW = (*UNROLLS, "given_per_step")  # joining products takes half a minute where there are a hundred
@@ -48,6 +52,10 @@ class Backend:
             "inductor-batched": Execution(True, missing, without | dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH), SLOW),
             "cudagraph": Execution(True, missing, without | {"cpu": NO_CUDA_GRAPH}, UNROLLS, overwrites=True),
         }
+        if not importlib.util.find_spec("triton"):
+            executions |= {
+                n: replace(e, without=e.without | {"gpu": NO_TRITON}) for n, e in executions.items() if e.traced
+            }
         gpu = None if torch.cuda.is_available() else "torch sees no GPU"
         return Facts({"torch": torch.__version__}, executions, {"cpu": None, "gpu": gpu})
 
@@ -113,6 +121,8 @@ class Backend:
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         leaves = [leaf.detach().cpu() for leaf in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        if program.arm.recurrence == "layer" and program.pass_ == "train":
+            leaves[3] = leaves[3][0]  # of its two biases, ours
         return named([(leaf.float() if self.dtype else leaf).numpy().copy() for leaf in leaves])
 
     def compilations(self) -> int:
@@ -199,13 +209,29 @@ class Backend:
     def _laid_out(self, program: Program, w: Weights) -> Weights:
         """The weights as the framework's layers hold theirs, where the program has one."""
         if program.arm.recurrence == "layer":
-            w = w._replace(w_in=_column_major(w.w_in), w_rec=_column_major(w.w_rec))
+            w = self._in_a_layer(program, w)
         if program.arm.projection == "library":
             w = w._replace(w_out=_column_major(w.w_out))
         if program.execution == "cudagraph":  # as a module's parameters are: read where they lie, not copied
             for array in w:
                 self.torch._dynamo.mark_static_address(array)
         return w
+
+    def _in_a_layer(self, program: Program, w: Weights) -> Weights:
+        """The recurrent weights as nn.RNN holds them: transposed, two biases, and for cuDNN all in one piece."""
+        torch = self.torch
+        w_in, w_rec, b_rec = (a.detach() for a in w[:3])
+        arrays = [w_in.T.contiguous(), w_rec.T.contiguous(), b_rec.clone(), torch.zeros_like(b_rec)]
+        if self.device == "cuda":
+            mode = torch.backends.cudnn.rnn.get_cudnn_mode(CUDNN_MODES[program.cell])
+            inputs, hidden = w_in.shape[0], w_rec.shape[0]
+            torch._cudnn_rnn_flatten_weight(arrays, len(arrays), inputs, mode, hidden, 0, 1, False, False)
+            biases = arrays[2].as_strided((2, len(b_rec)), (len(b_rec), 1))
+            assert biases[1].data_ptr() == arrays[3].data_ptr(), "cuDNN lays biases out otherwise"
+        else:
+            biases = torch.stack(arrays[2:])
+        held = {"w_in": arrays[0].T, "w_rec": arrays[1].T, "b_rec": biases}
+        return w._replace(**{name: array.requires_grad_() for name, array in held.items()})
 
     def _stepped(self, run: Run) -> Run:
         """The run, which tells each call that the outputs of the last are done with, as a loop of training does."""

@@ -108,10 +108,11 @@ def scanned(w: Weights, cell: Cell, x: Tensor) -> Tensor:
 def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
     """The framework's own layer: x [T, B, I] -> h [T, B, H].
 
-    What nn.RNN, nn.GRU and nn.LSTM call, with what they call it with: one layer, one direction, no dropout.
+    What nn.RNN, nn.GRU and nn.LSTM call, with what they call it with: one layer, one direction, no dropout. Its
+    b_rec is [2, G*H]: a bias for each product, the recurrent one zero.
     """
     state = tuple(x.new_zeros(1, x.shape[1], w.w_rec.shape[0]) for _ in range(cell.states))
-    weights = [w.w_in.T, w.w_rec.T, w.b_rec, torch.zeros_like(w.b_rec)]
+    weights = [w.w_in.T, w.w_rec.T, *w.b_rec]
     train = torch.is_grad_enabled()
     return cell.own(x, state if cell.states > 1 else state[0], weights, True, 1, 0.0, train, False, False)[0]
 

@@ -32,7 +32,7 @@ class Backend:
         }
         without |= dict.fromkeys(("bmm", "vmap", "time_distributed"), "NumPy is not asked for it here")
         eager = Execution(traced=False, without=without)
-        devices = {"cpu": None, "gpu": "NumPy knows no GPU"}
+        devices = {"cpu": None, "gpu": None if _mischief() == "gpu" else "NumPy knows no GPU"}  # calls itself one
         return Facts({"numpy": np.__version__}, {"eager": eager}, devices)
 
     def open(self, settings):
