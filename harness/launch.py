@@ -1,6 +1,7 @@
 """Start a worker, talk to it, and end it with everything it started."""
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 TAIL = 2000  # characters of a worker's own output kept with a failure
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "USER")
 Answer = dict[str, Any]
@@ -112,6 +114,11 @@ class Worker:
         self.log.seek(max(0, self.log.tell() - TAIL))
         tail = self.log.read().decode(errors="replace").strip()
         return Lost("failed", f"the worker {how}; its last words: {tail or 'none'}", self.arm)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_all() -> None:

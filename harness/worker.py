@@ -8,12 +8,10 @@ answers on a descriptor of its own, so whatever a framework prints harms nothing
     {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
 """
 
-import ctypes
 import dataclasses
 import importlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,17 +21,17 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from harness import measure, weights
+from harness.launch import end_with_parent
 from harness.study import Workload
 from impls.interface import Arm, Backend, Settings
 
 PRODUCT = 1536  # side of the product that proves the threads
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 Send = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
     """Serve requests until stdin ends. Arguments: framework, descriptor to answer on."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed leaves no one measuring
+    end_with_parent()  # a parent that is killed leaves no one measuring
     framework, descriptor = sys.argv[1], int(sys.argv[2])
     with os.fdopen(descriptor, "w", encoding="utf-8") as answers:
 

@@ -51,7 +51,8 @@ def blocks(out: Path) -> list[tuple[str, str]]:
 def disturbed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill a run `kills` times and let it finish; returns what became of its records."""
     choose = random.Random(seed)
-    alone, killed, processes = folder / "undisturbed", folder / "killed", max(4, kills // 2)
+    alone, killed = folder / "undisturbed", folder / "killed"
+    processes = max(4, 2 * kills)  # so many that most kills find something yet to be measured
     began = time.monotonic()
     assert _finish(alone, processes), "the undisturbed run failed"
     lasts = min(time.monotonic() - began, 6.0)
@@ -76,6 +77,7 @@ def disturbed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "finished": finished,
         "same_blocks": same,
         "blocks": len(blocks(alone)),
+        "left_running": _left_running(killed),
     }
 
 
@@ -97,6 +99,12 @@ def _kill(process: subprocess.Popen[bytes], whom: str) -> bool:
     process.wait()
     psutil.wait_procs(workers, timeout=10)
     return running
+
+
+def _left_running(out: Path) -> int:
+    """Processes of a run that has ended, which hold memory for nothing."""
+    found = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return sum(str(out) in words for words in found)
 
 
 def _finish(out: Path, processes: int) -> bool:

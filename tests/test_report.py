@@ -71,7 +71,14 @@ def test_the_idiomatic_comparison_is_shown_and_what_costs_more_is_bold():
     assert "**" not in appendix.idiomatic([row | {"ratio": "1.04"}])
 
 
-KILLED = {"kills": {"parent": 60, "worker": 40}, "lost": 0, "doubled": 0, "finished": True, "same_blocks": True}
+KILLED = {
+    "kills": {"parent": 60, "worker": 40},
+    "lost": 0,
+    "doubled": 0,
+    "finished": True,
+    "same_blocks": True,
+    "left_running": 0,
+}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def test_kills_at_random_instants_lose_and_double_nothing(tmp_path):
     """The short form of scripts/kills.py, whose long form is in the committed report's appendix."""
     found = kills.disturbed(tmp_path, KILLS, seed=4)
     assert sum(found["kills"].values()) == KILLS
+    assert found["left_running"] == 0
     assert (found["lost"], found["doubled"], found["finished"], found["same_blocks"]) == (0, 0, True, True)
 
 
@@ -98,6 +99,20 @@ def command(monkeypatch, capsys, *arguments):
     with pytest.raises(SystemExit) as left:
         cli.main()
     return left.value.code, capsys.readouterr().err
+
+
+def test_who_draws_figures_ends_with_a_report_that_is_killed():
+    script = (
+        "import time\nfrom harness.report.figures import drawers\n"
+        "drawers().submit(time.sleep, 600)\nprint(flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as report:
+        report.stdout.readline()
+        drawing = psutil.Process(report.pid).children()
+        assert drawing
+        report.kill()
+    _, alive = psutil.wait_procs(drawing, timeout=10)
+    assert not alive
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys):

@@ -232,7 +232,7 @@ def kills(found: Row) -> str:
     return (
         f"A run of {found['blocks']} blocks was killed (`kill -9`) at random instants, {whom}, each time gone on "
         f"with by `--resume`, and came to {end} a run left alone. "
-        f"Records lost: {found['lost']}; doubled: {found['doubled']}."
+        f"Records lost: {found['lost']}; doubled: {found['doubled']}; processes left running: {found['left_running']}."
     )
 
 

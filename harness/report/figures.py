@@ -11,6 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 
 from harness.analysis import LOOPS, Tables, usable
+from harness.launch import end_with_parent
 from harness.measure import TWIN
 
 COLOURS = {
@@ -54,7 +55,7 @@ def forests(tables: Tables, folder: Path) -> Iterator[Drawn]:
     grouped = gaps.groupby([group_of(gaps), "workload", "pass"], sort=True)
     parts = {(str(key[0]), str(key[1]), str(key[2])): part for key, part in grouped}
     drawn = {key: f"{'gap' if key[0] == LOOP else 'alone'}-{'-'.join(key[1:])}" for key in parts}
-    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+    with drawers() as pool:
         waiting = [
             pool.submit(_forest, part, TITLES[key[0]].format(*key[1:]), tables.study.margin, folder / drawn[key])
             for key, part in parts.items()
@@ -65,6 +66,11 @@ def forests(tables: Tables, folder: Path) -> Iterator[Drawn]:
         yield drawn
         for one in waiting:
             one.result()
+
+
+def drawers() -> ProcessPoolExecutor:
+    """Processes to draw in, which end when this one is killed."""
+    return ProcessPoolExecutor(mp_context=get_context("fork"), initializer=end_with_parent)
 
 
 def _controls(twins: pd.DataFrame, path: Path) -> None:
