@@ -87,7 +87,7 @@ KILLED = {
         ({}, "60 times its parent and 40 times its worker, each time gone on with by `--resume`, and came to the same"),
         ({"same_blocks": False}, "**other blocks than** a run left alone"),
         ({"finished": False, "same_blocks": False}, "came to **no end, and to other blocks than** a run left alone"),
-        ({"lost": 2, "doubled": 1}, "Records lost: 2; doubled: 1."),
+        ({"lost": 2, "doubled": 1}, "Records lost: 2; doubled: 1;"),
     ],
 )
 def test_what_kills_did_is_said_as_it_was(changed, said):
