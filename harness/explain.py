@@ -17,7 +17,7 @@ from harness.records import Record
 from harness.refused import Refused
 from harness.study import Study, nearest
 from harness.verify import Judge
-from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
+from impls.evidence import ITEM_BYTES, Product, Variable, flops, issued, moved_bytes
 from impls.interface import PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 UNKNOWN = "unknown"
@@ -133,6 +133,8 @@ def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
     trips = ", ".join(f"{trips} trips" for trips in found["loops"]) or "none"
     table.add_row("loops", UNKNOWN if {"everything", "loops"} & found["missing"].keys() else trips)
     table.add_row("temporary memory, bytes", UNKNOWN if found["temp_bytes"] is None else f"{found['temp_bytes']:,}")
+    if variables := found.get("variables"):
+        table.add_row("variables", f"{len(variables)}: {', '.join(str(Variable(*one)) for one in variables)}")
     out.print(table, markup=False)
     for what, why in found["missing"].items():
         out.print(f"{what} could not be had: {why}", markup=False)
