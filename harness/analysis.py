@@ -38,6 +38,7 @@ EVIDENCE = [
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
+VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
@@ -59,11 +60,13 @@ class Tables:
         self.contrasts = _also_trusted(others, self.gaps)
         self.identity = _identity(self)
         self.evidence = _evidence(self)
+        self.variables = _variables(self)
 
     def save(self, folder: Path) -> None:
-        """Write every table as a CSV file of its name."""
-        for name in ("times", "gaps", "contrasts", "identity", "evidence"):
-            getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+        """Write every table as a CSV file of its name; that of variables only where a program keeps its own."""
+        for name in ("times", "gaps", "contrasts", "identity", "evidence", "variables"):
+            if name != "variables" or not self.variables.empty:
+                getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
 
 
 def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
@@ -218,16 +221,33 @@ def _also_trusted(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _evidence(tables: Tables) -> pd.DataFrame:
-    """A row for each cell whose calls were counted, from the first process that did."""
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    """A row for each cell whose calls were counted."""
+    rows = [_place(record) | _arm(name) | _counted(record, arm) for record, name, arm in _first_counted(tables)]
+    frame = pd.DataFrame(rows, columns=EVIDENCE)
+    frame[COUNTS] = frame[COUNTS].astype("Int64")
+    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+
+
+def _variables(tables: Tables) -> pd.DataFrame:
+    """A row for each variable of each program that keeps its own, in the program's order; shapes as [101×100]."""
+    rows = [
+        _place(record) | _arm(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
+        for record, arm_name, arm in _first_counted(tables)
+        for name, shape in arm["evidence"].get("variables", ())
+    ]
+    frame = pd.DataFrame(rows, columns=VARIABLES)
+    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+
+
+def _first_counted(tables: Tables) -> Iterator[tuple[Record, str, dict[str, Any]]]:
+    """Record, name and arm of each cell whose calls were counted, from the first process that did."""
+    seen = set()
     for record in tables.blocks:
         for name, arm in record["arms"].items():
             key = (*_block_key(record), name)
-            if arm.get("evidence") and arm["status"] == "ok" and key not in rows:
-                rows[key] = _place(record) | _arm(name) | _counted(record, arm)
-    frame = pd.DataFrame(rows.values(), columns=EVIDENCE)
-    frame[COUNTS] = frame[COUNTS].astype("Int64")
-    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+            if arm.get("evidence") and arm["status"] == "ok" and key not in seen:
+                seen.add(key)
+                yield record, name, arm
 
 
 def _counted(record: Record, arm: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from harness.records import Record
 from harness.refused import Refused
 from harness.study import Study, nearest
 from harness.verify import Judge
-from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
+from impls.evidence import ITEM_BYTES, Product, Variable, flops, issued, moved_bytes
 from impls.interface import DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 UNKNOWN = "unknown"
@@ -139,6 +139,8 @@ def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
         table.add_row("time of the GPU", f"{found['device_ns'] / 1e3:,.1f} µs, under the profiler")
         table.add_row("kernels of the GPU", _listed(found["device_kernels"]))
         table.add_row("graph launches", f"{found['graph_launches']}")
+    if variables := found.get("variables"):
+        table.add_row("variables", f"{len(variables)}: {', '.join(str(Variable(*one)) for one in variables)}")
     out.print(table, markup=False)
     for what, why in found["missing"].items():
         out.print(f"{what} could not be had: {why}", markup=False)

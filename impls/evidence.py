@@ -22,13 +22,24 @@ class Product(NamedTuple):
         return f"{self.times}×{batch}[{self.m}×{self.k}×{self.n}]"
 
 
+class Variable(NamedTuple):
+    """A variable of a program that keeps its own."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} [{'×'.join(map(str, self.shape))}]"
+
+
 @dataclass
 class Evidence:
     """Of one call of one arm's program. What could not be had is None or empty, and `missing` says why.
 
     `products`: matrix products issued, by shape. `kernels`: name -> how often an operation, kernel or library call
     was started. `fusions`: how many of them hold several operations that a compiler put together. `loops`: the trip
-    counts of the symbolic loops. `temp_bytes`: memory for what is neither input nor output, at its peak.
+    counts of the symbolic loops. `temp_bytes`: memory for what is neither input nor output, at its peak. `variables`:
+    all there are in the program's graph, whether or not a call uses them; only of a program that keeps its own.
 
     On a GPU also: `device_kernels`: name -> how often a kernel ran there; `device_ns`: how long all of them took, which
     is less than the call where the GPU waited to be told; `graph_launches`: CUDA graphs launched (XLA's command
@@ -43,6 +54,7 @@ class Evidence:
     device_kernels: dict[str, int] = field(default_factory=dict)
     device_ns: float | None = None
     graph_launches: int | None = None
+    variables: list[Variable] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
 

@@ -55,6 +55,30 @@ def broken(framework):
     return Broken
 
 
+def late_wrapper():
+    """The backend class of TensorFlow's original with a wrapper that projects the state before the step."""
+    real = importlib.import_module("impls.tf.backend").Backend
+
+    class Late(real):
+        def facts(self):
+            found = super().facts()
+            return dataclasses.replace(found, executions={"v1": found.executions["v1"]})
+
+        def open(self, settings):
+            super().open(settings)
+            original = importlib.import_module("impls.tf.original")
+
+            class Wrapper(original.OutputProjectionWrapper):
+                def __call__(self, inputs, state):
+                    _, after = super().__call__(inputs, state)
+                    with original.v1.variable_scope("output_projection_wrapper", reuse=True):
+                        return original.dense(state, self.output_size), after
+
+            original.OutputProjectionWrapper = Wrapper
+
+    return Late
+
+
 def stale(run):
     """Returns what the first call gave, whatever it is called with."""
     kept = []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness.analysis import EVIDENCE, GAPS
+from harness.analysis import EVIDENCE, GAPS, VARIABLES
 from harness.report import causes, claims
 
 SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
@@ -26,11 +26,17 @@ def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pas
     return (*place, products, "", flops, 0, 99, "", 0, "", temp, "")
 
 
-def tables(gaps=(), contrasts=(), evidence=(), label="default"):
+def listed(projection, *shapes, pass_="train"):
+    place = (*SEAT[:3], "v1", "fp32", "book", pass_, "scan", projection)
+    return [(*place, f"variable{number}", shape) for number, shape in enumerate(shapes)]
+
+
+def tables(gaps=(), contrasts=(), evidence=(), label="default", variables=()):
     return SimpleNamespace(
         gaps=pd.DataFrame(gaps, columns=GAPS),
         contrasts=pd.DataFrame(contrasts, columns=GAPS),
         evidence=pd.DataFrame(evidence, columns=EVIDENCE),
+        variables=pd.DataFrame(variables, columns=VARIABLES),
         times=pd.DataFrame([("book", "rnn_relu", T)], columns=["workload", "cell", "T"]),
         study=SimpleNamespace(label=label, margin=0.02),
     )
@@ -83,6 +89,36 @@ def test_memory_waits_for_the_original_program_and_says_what_is_known():
     found = judged("C4", tables(evidence=[counted("in_loop", 60, temp=50.0), counted("batched", 41, temp=100.0)]))
     assert found.verdict == "not yet judged"
     assert "0.50 to 0.50" in found.numbers
+    assert "the original TF1 program is not part of this study yet; of the arms here, peak" in found.numbers
+    assert judged("C4", tables()).verdict == "not yet judged"
+
+
+FORWARD_IN_LOOP, FORWARD_BATCHED = (listed(form, "[100]", pass_="forward") for form in ("in_loop", "batched"))
+IN_LOOP, BATCHED = listed("in_loop", "[101×100]", "[100]", "[]"), listed("batched", "[100]", "[]", "[101×100]")
+
+
+@pytest.mark.parametrize(
+    ("variables", "in_loop_bytes", "verdict"),
+    [
+        ([*IN_LOOP, *BATCHED], 50.0, "as variables true here; as memory false here"),
+        ([*IN_LOOP, *BATCHED], 101.0, "as variables true here; as memory true here"),
+        ([*IN_LOOP, *BATCHED], 0.0, "as variables true here; as memory not known"),
+        ([*IN_LOOP, *BATCHED[1:]], 50.0, "as variables false here; as memory false here"),
+        (IN_LOOP, 50.0, "not yet judged"),
+        ([*FORWARD_IN_LOOP, *FORWARD_BATCHED], 50.0, "not yet judged"),
+    ],
+)
+def test_variables_are_compared_where_the_original_lists_them_and_memory_everywhere(variables, in_loop_bytes, verdict):
+    memory = [counted("in_loop", 60, temp=in_loop_bytes), counted("batched", 41, temp=100.0)]
+    assert judged("C4", tables(evidence=memory, variables=variables)).verdict == verdict
+
+
+def test_variables_that_differ_are_named():
+    alike = judged("C4", tables(variables=[*IN_LOOP, *BATCHED]))
+    assert alike.numbers == "both forms make the same variables in 1 of 1 pairs (book: 3: 1×[100], 1×[101×100], 1×[])"
+    assert alike.cells == "1 pairs of the original, train; 0 pairs whose memory is known and not zero"
+    apart = judged("C4", tables(variables=[*IN_LOOP, *BATCHED[1:]]))
+    assert "in book in_loop makes 3: 1×[100], 1×[101×100], 1×[] and batched 2: 1×[101×100], 1×[]" in apart.numbers
 
 
 @pytest.mark.parametrize(

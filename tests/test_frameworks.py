@@ -1,7 +1,9 @@
 """Each framework's arms against the oracle, in every execution, and the shape of its files."""
 
 import ast
+import importlib
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,9 @@ import impls
 from harness import analysis, course, jobs, plan, run, weights
 from harness.progress import Report
 from harness.report import causes, claims
-from harness.study import Study, Workload
+from harness.study import NAMED, Study, Workload
 from harness.verify import Judge
+from impls.interface import Settings
 from tests.conftest import HERE
 
 ROOT = Path(__file__).parent.parent
@@ -24,8 +27,11 @@ ODD = "B=3,T=3,I=2,H=17,O=5"
 ARMS = {"tf": 25, "torch": 18, "jax": 10}  # that have an eager form; the others name their reason
 
 
-def harness(*arguments):
-    return subprocess.run([sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, check=False)
+def harness(*arguments, path=""):
+    """A command of the harness, with one more folder on the import path."""
+    environment = {**os.environ, "PYTHONPATH": path} if path else None
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.timeout(300)
@@ -61,6 +67,7 @@ EXPECTED = {  # (found, written) where a framework or compiler makes something e
     "jax": {},
 }
 COMPILED = {"tf": ["graph", "xla"], "torch": ["inductor"], "jax": ["xla"]}
+ORIGINAL = {"tf": ["v1"], "torch": [], "jax": []}
 
 
 @pytest.mark.timeout(300)
@@ -78,8 +85,8 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework, cell):
 
 @pytest.mark.timeout(600)
 def test_the_projection_adds_the_products_that_were_written(framework, tmp_path):
-    """Every usual arm, eager and compiled, verified and counted."""
-    found, arms = counted(framework, ["eager", *COMPILED[framework]], tmp_path)
+    """Every usual arm, eager, compiled and of the original, verified and counted."""
+    found, arms = counted(framework, ["eager", *COMPILED[framework], *ORIGINAL[framework]], tmp_path)
     assert found.evidence.missing.str.contains("(?:^|; )(?:products|everything): ").sum() == 0
     assert len(found.evidence) == len(arms)
     added = causes.added(found)
@@ -95,9 +102,11 @@ def test_the_projection_adds_the_products_that_were_written(framework, tmp_path)
     assert (pairs.in_loop == pairs.batched).all()
 
 
-def counted(framework, executions, folder, **selected):
+SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
+
+
+def counted(framework, executions, folder, workload=SMALL, **selected):
     """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
-    workload = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
     study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=[workload], **selected)
     frameworks = plan.selected(study, run.probe(study, [1]))
     weights.store(folder / "weights", run.prepare(study))
@@ -109,11 +118,88 @@ def counted(framework, executions, folder, **selected):
         records = list(course.together(bench, todo, lambda: math.inf, report))
     bad = [arm for r in records for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
     assert not bad
+    counted = SimpleNamespace(blocks=records)
     found = SimpleNamespace(
-        evidence=analysis._evidence(SimpleNamespace(blocks=records)),
-        times=pd.DataFrame([("w", workload.T)], columns=["workload", "T"]),
+        evidence=analysis._evidence(counted),
+        variables=analysis._variables(counted),
+        times=pd.DataFrame([(workload.name, workload.T)], columns=["workload", "T"]),
     )
     return found, [name for r in records for name, arm in r["arms"].items() if arm["status"] == "ok"]
+
+
+about_tf = pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
+
+
+@about_tf
+@pytest.mark.timeout(300)
+def test_the_original_passes_both_gates_and_has_no_cell_with_gates_of_its_own(tmp_path):
+    workloads = [part for cell in ("rnn_relu", "rnn_tanh", "gru") for part in ("--workload", f"{ODD},cell={cell}")]
+    done = harness("verify", "--framework", "tf", "--execution", "v1", *workloads, "--save-outputs", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "unavailable: 12 cells: the original's cell is BasicRNNCell, which has no gates" in done.stdout
+    arms = {f"scan-{form}-{pass_}" for form in ("none", "in_loop", "batched") for pass_ in ("forward", "train")}
+    names = {f"tf-cpu-v1-{precision}-{arm}" for precision in ("fp32", "fp64") for arm in arms}
+    for cell in ("rnn_relu", "rnn_tanh"):
+        assert {file.stem for file in (tmp_path / f"B3-T3-I2-H17-O5-{cell}").iterdir()} == names
+
+
+@about_tf
+@pytest.mark.timeout(300)
+def test_both_forms_of_the_original_make_the_same_fourteen_variables(tmp_path):
+    """Two layers' kernels and biases, two slots of Adam's for each, and Adam's two powers; of the book's sizes."""
+    arms = {"recurrences": ["scan"], "projections": ["in_loop", "batched"]}
+    found, _ = counted("tf", ["v1"], tmp_path, NAMED["book"], **arms)
+    for _, form in found.variables.groupby(["projection", "pass"]):
+        shapes = ["[101×100]", "[100]", "[100×1]", "[1]"]
+        train = set(form["pass"]) == {"train"}
+        assert sorted(form["shape"]) == sorted([*3 * shapes, "[]", "[]"] if train else shapes)
+        assert len(form) == (14 if train else 4)
+        assert form.variable.str.contains("Adam").sum() == (8 if train else 0)
+    assert len(found.variables) == 2 * (14 + 4)
+    found.study = Study()
+    judged = claims._memory(found)
+    assert judged.verdict == "as variables true here; as memory false here"
+    assert "1 of 1 pairs (book: 14: 3×[100], 3×[100×1], 3×[101×100], 3×[1], 2×[])" in judged.numbers
+    held = found.evidence.set_index(["pass", "projection"]).temp_bytes
+    assert held["forward", "batched"] >= 20 * 50 * 100 * 4  # every hidden state at once, to be reshaped
+    assert held["forward", "in_loop"] >= 20 * 50 * 1 * 4
+
+
+@about_tf
+@pytest.mark.timeout(300)
+def test_a_wrong_wrapper_is_caught(tmp_path):
+    """It projects the state before the step: one step late."""
+    place = tmp_path / "impls" / "late"
+    place.mkdir(parents=True)
+    (place / "__init__.py").touch()
+    (place / "backend.py").write_text("from tests.faults import late_wrapper\n\nBackend = late_wrapper()\n")
+    done = harness("verify", "--framework", "late", "--execution", "v1", "--workload", ODD, path=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: late v1")]
+    assert len(wrong) == 2 * 2
+    assert all(" scan_in_loop: " in line for line in wrong)
+
+
+@about_tf
+@pytest.mark.alone
+def test_a_session_keeps_to_its_threads():
+    """The product that proves them is not a session's, so a session's step is measured here."""
+    script = (
+        "import time, importlib\n"
+        "from harness import measure, weights\n"
+        "from harness.study import NAMED\n"
+        "from impls.interface import Arm, Data, Program, Settings, Weights\n"
+        "backend, w = importlib.import_module('impls.tf.backend').Backend(), NAMED['vocab']\n"
+        "backend.open(Settings('cpu', 1, 'fp32'))\n"
+        "data = backend.put(Data(Weights(**weights.make_weights(w, 1)), **weights.make_inputs(w, 1)))\n"
+        "run = backend.prepare(Program(Arm('scan', 'batched'), w.cell, 'train', 'v1'), data.weights)\n"
+        "print(measure.threads_used(lambda: run(*data[1:]), time.process_time_ns, time.perf_counter_ns, 2.0))\n"
+    )
+    variables = importlib.import_module("impls.tf.backend").Backend().environment(Settings("cpu", 1, "fp32"))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **variables}
+    )
+    assert float(done.stdout.split()[-1]) <= 1.1, done.stderr
 
 
 @pytest.mark.timeout(300)

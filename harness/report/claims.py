@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.analysis import ENGINE, LOOPS, OWN, Tables, usable
+from harness.analysis import ENGINE, LOOPS, OWN, SEAT, Tables, usable
 from harness.measure import BATCHED
 from harness.report import causes
 from harness.report.markdown import engine, table
@@ -18,6 +18,7 @@ from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
 NOT_JUDGED = "not yet judged"
 HERE = {True: "true here", False: "false here"}
 SO_FAR = ", wherever this run can tell"
+PEAK = f"peak temporary memory of in_loop/{BATCHED}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ def _counted(count: Counter[str]) -> str:
     return ", ".join(f"{count[v]} {v}" for v in (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE))
 
 
+def _true_in(count: int, of: int) -> str:
+    """A verdict of cells that are each true or false."""
+    if not of:
+        return "not known"
+    return HERE[count == of] if count in (0, of) else f"true in {count}, false in {of - count}"
+
+
 def _range(ratios: pd.Series) -> str:
     return f"{ratios.min():.2f} to {ratios.max():.2f}"
 
@@ -89,8 +97,8 @@ def _products(tables: Tables) -> Judged:
         "both forms hold the same two arrays w_out and b_out: one layer, not one per step; "
         f"in_loop adds T products where {BATCHED} adds one in {so} of {len(pairs)} pairs of programs"
     )
-    verdict = HERE[so == len(pairs)] if so in (0, len(pairs)) else f"true in {so}, false in {len(pairs) - so}"
-    return Judged(f"as layers false; as products {verdict}", numbers, f"{len(pairs)} pairs, forward, counted")
+    verdict = f"as layers false; as products {_true_in(so, len(pairs))}"
+    return Judged(verdict, numbers, f"{len(pairs)} pairs, forward, counted")
 
 
 def _operations(tables: Tables) -> Judged:
@@ -115,22 +123,68 @@ def _operations(tables: Tables) -> Judged:
             f"; {left_out} pairs are left out, in which a compiler made something else of a product "
             "(a multiplication, where it has one row or column)"
         )
-    verdict = HERE[same == len(by)] if same in (0, len(by)) else f"true in {same}, false in {len(by) - same}"
-    return Judged(verdict, numbers, f"{len(by)} pairs: framework, execution, loop, workload, pass")
+    cells = f"{len(by)} pairs: framework, execution, loop, workload, pass"
+    return Judged(_true_in(same, len(by)), numbers, cells)
 
 
 def _memory(tables: Tables) -> Judged:
-    """The same variables and memory? The original program is not rebuilt yet; what is known is said."""
+    """The same variables in both forms of the original, and so the same memory?"""
     by = _pairs(tables, "temp_bytes")
     known = by[(by.in_loop > 0) & (by[BATCHED] > 0)]
-    if known.empty:
-        return Judged(NOT_JUDGED, "the original TF1 program is not part of this study yet", "–")
     ratios = known.in_loop / known[BATCHED]
-    numbers = (
-        "the original TF1 program is not part of this study yet; of the arms here, peak temporary memory of "
-        f"in_loop/{BATCHED} is {_range(ratios)} (median {ratios.median():.2f})"
-    )
-    return Judged(NOT_JUDGED, numbers, f"{len(known)} pairs whose memory is known and not zero")
+    forms = _variables(tables)
+    if forms.empty:
+        return _without_original(ratios)
+    seats = {place[: len(SEAT)] for place in forms.index}
+    own = ratios[[place[: len(SEAT)] in seats for place in ratios.index]]
+    numbers = [_alike(forms), _held(ratios, PEAK), _held(own, "in the original's own programs it")]
+    equal = int(((ratios - 1).abs() <= tables.study.margin).sum())
+    same = int((forms.in_loop == forms[BATCHED]).sum())
+    cells = f"{len(forms)} pairs of the original, train; {_known(ratios)}"
+    verdict = f"as variables {_true_in(same, len(forms))}; as memory {_true_in(equal, len(ratios))}"
+    return Judged(verdict, "; ".join(filter(None, numbers)), cells)
+
+
+def _without_original(ratios: pd.Series) -> Judged:
+    """What is known of memory where the original program was not counted."""
+    why = "the original TF1 program is not part of this study yet"
+    if ratios.empty:
+        return Judged(NOT_JUDGED, why, "–")
+    return Judged(NOT_JUDGED, f"{why}; of the arms here, {_held(ratios, PEAK)}", _known(ratios))
+
+
+def _held(ratios: pd.Series, what: str) -> str:
+    return f"{what} is {_range(ratios)} (median {ratios.median():.2f})" if len(ratios) else ""
+
+
+def _known(ratios: pd.Series) -> str:
+    return f"{len(ratios)} pairs whose memory is known and not zero"
+
+
+def _alike(forms: pd.DataFrame) -> str:
+    """In how many pairs both forms have the same variables, with the first pair that tells most as an example."""
+    other = forms[forms.in_loop != forms[BATCHED]]
+    start = f"both forms make the same variables in {len(forms) - len(other)} of {len(forms)} pairs"
+    one = (forms if other.empty else other).iloc[0]
+    workload = dict(zip(forms.index.names, one.name, strict=True))["workload"]
+    if other.empty:
+        return f"{start} ({workload}: {one.in_loop})"
+    return f"{start}; in {workload} in_loop makes {one.in_loop} and {BATCHED} {one[BATCHED]}"
+
+
+def _variables(tables: Tables) -> pd.DataFrame:
+    """How many variables of which shapes each form of a training program makes that keeps its own, side by side."""
+    frame = tables.variables[tables.variables.recurrence.isin(LOOPS) & (tables.variables["pass"] == "train")]
+    frame = frame[frame.threads == frame.threads.min()]
+    wide = frame.pivot_table(index=causes.PLACE, columns="projection", values="shape", aggfunc=_shapes)
+    if not {"in_loop", BATCHED} <= set(wide.columns):
+        return pd.DataFrame(columns=["in_loop", BATCHED])
+    return wide[["in_loop", BATCHED]].dropna()
+
+
+def _shapes(shapes: pd.Series) -> str:
+    """14: 3×[1], 3×[100], ..."""
+    return f"{len(shapes)}: " + ", ".join(f"{count}×{shape}" for shape, count in sorted(Counter(shapes).items()))
 
 
 def _pairs(tables: Tables, column: str) -> pd.DataFrame:

@@ -38,6 +38,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "claims": claims.table_of(tables),
         "advice": claims.advice(tables),
         "causes": causes.everything(tables),
+        "original": not tables.variables.empty,
         "identity": appendix.identity(tables),
         "checked": sorted({f"{c['workload']['name']} at {c['steps']} steps" for c in tables.checks}),
         "first_calls": appendix.first_calls(tables),

@@ -1,16 +1,38 @@
 """TensorFlow behind the contract. It is imported late, in the worker, so that no one else needs it."""
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from impls import hlo, trace
 from impls.evidence import Evidence
-from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
+from impls.interface import (
+    PROJECTIONS,
+    RECURRENCES,
+    Data,
+    Execution,
+    Facts,
+    Outputs,
+    Program,
+    Run,
+    Settings,
+    Unavailable,
+    Weights,
+    named,
+)
 
 RECURRENT = ("w_in", "w_rec", "b_rec")
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
+ORIGINAL = "v1"
+TRACES = 5  # runs of it that are looked at for its memory
+NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
+NO_OTHER_LOOP = "the original runs dynamic_rnn, a symbolic loop, and no other recurrence"
+NO_OTHER_FORM = "the original projects in the wrapper, or once on its reshaped outputs"
+NO_GATES = "the original's cell is BasicRNNCell, which has no gates"
+NO_BF16 = "a session is fed NumPy arrays, which hold no bfloat16"
+NO_HOST = "a session is fed and fetched through the host, and its copies from and to a GPU would be timed"
 
 
 class Backend:
@@ -18,6 +40,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.functions: list[Any] = []
+        self.sessions: list[Any] = []
         self.programs: dict[Any, Any] = {}  # what is called -> what runs
 
     def environment(self, settings: Settings) -> dict[str, str]:
@@ -38,20 +61,23 @@ class Backend:
         import keras
         import tensorflow as tf
 
+        legacy = _legacy()
         executions = {
             "eager": Execution(traced=False, without={"vmap": NO_EAGER_VMAP}),
             "graph": Execution(traced=True),
             "xla": Execution(traced=True),
+            ORIGINAL: Execution(traced=True, missing=None if legacy else NO_LEGACY, without=_not_original()),
         }
+        versions = {"tensorflow": tf.__version__, "keras": keras.__version__} | legacy
         gpu = None if tf.config.list_physical_devices("GPU") else "TensorFlow sees no GPU (its build needs CUDA 12)"
-        return Facts({"tensorflow": tf.__version__, "keras": keras.__version__}, executions, {"cpu": None, "gpu": gpu})
+        return Facts(versions, executions, {"cpu": None, "gpu": gpu})
 
     def open(self, settings: Settings) -> dict[str, str]:
         import tensorflow as tf
 
         from impls.tf import model
 
-        self.tf, self.model = tf, model
+        self.tf, self.model, self.threads = tf, model, settings.threads
         tf.get_logger().setLevel("ERROR")  # it warns of retracing when many functions share a name, as here
         self.gpu = settings.device == "gpu"
         self.device = "/GPU:0" if self.gpu else "/CPU:0"
@@ -61,6 +87,8 @@ class Backend:
         return {"tensor_float_32_execution": str(tf.config.experimental.tensor_float_32_execution_enabled())}
 
     def prepare(self, program: Program, w: Weights) -> Run:
+        if program.execution == ORIGINAL:
+            return self._original(program, w)
         tf = self.tf
         arm = self.model.arm(program.arm.recurrence, program.arm.projection)
         cell, loss = self.model.CELLS[program.cell], self.model.loss
@@ -86,6 +114,18 @@ class Backend:
         self.programs[call] = run
         return call
 
+    def _original(self, program: Program, w: Weights) -> Run:
+        """The chapter's program of this arm, in a graph and a session of its own."""
+        from impls.tf import original, session
+
+        if program.cell not in original.ACTIVATIONS:
+            raise Unavailable(NO_GATES)
+        made = session.Session(program, w, self.threads)
+        self.sessions.append(made)
+        call: Any = made.run if program.pass_ == "train" else lambda x, target: made.run(x)
+        self.programs[call] = made
+        return call
+
     def put(self, data: Data) -> Data:
         def put(a: np.ndarray) -> Any:
             return self.tf.constant(a, self.dtype)
@@ -105,6 +145,8 @@ class Backend:
         arrays = [np.array(leaf, "float32" if leaf.dtype == self.tf.bfloat16 else None) for leaf in leaves]
         if _own_gru(program) and program.pass_ == "train":
             arrays[1:4] = (_exchanged(a) for a in (*arrays[1:3], arrays[3][0]))
+        if program.execution == ORIGINAL and program.pass_ == "train":
+            arrays[1:2] = _apart(arrays[1])
         return named(arrays)
 
     def _to_keras(self, w_in: Any, w_rec: Any, b_rec: Any) -> tuple[Any, Any, Any]:
@@ -113,7 +155,7 @@ class Backend:
         return tuple(self.tf.constant(_exchanged(np.array(a))) for a in (w_in, w_rec, biases))
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """Of xla, from the optimised HLO; of graph, from the concrete function; of eager, as operations are run; of a
+        """Of xla, from the optimised HLO; of graph, from the concrete function; of eager and v1, from what ran; of a
         GPU, from the profiler and its allocator too.
         """
         from impls.tf import evidence
@@ -142,6 +184,9 @@ class Backend:
         arguments = inputs if program.pass_ == "train" else inputs[:1]
         if program.execution == "eager":
             return evidence.of_call(lambda: self.wait(run(*inputs)))
+        if program.execution == ORIGINAL:
+            traces = [function.traced(*arguments) for _ in range(TRACES)]
+            return evidence.of_traces(traces, function.variables())
         graph = function.get_concrete_function(*arguments).graph
         if program.execution == "graph":
             return evidence.of_graph(graph)
@@ -151,11 +196,34 @@ class Backend:
         return found, {"optimised.hlo": text}
 
     def compilations(self) -> int:
-        return sum(function.experimental_get_tracing_count() for function in self.functions)
+        """Traces of functions, and operations of graphs: those of a session's graph are made at its first run."""
+        traces = sum(function.experimental_get_tracing_count() for function in self.functions)
+        return traces + sum(one.graph.version for one in self.sessions)
 
     def product(self, size: int) -> Callable[[], None]:
         a = self.tf.ones((size, size))
         return lambda: self.wait(self.tf.matmul(a, a))
+
+
+def _legacy() -> dict[str, str]:
+    """The version of tf-keras, if it is there; not imported."""
+    try:
+        return {"tf-keras": version("tf-keras")}
+    except PackageNotFoundError:
+        return {}
+
+
+def _not_original() -> dict[str, str]:
+    """What the chapter's programs do not have, each with its reason."""
+    loops = [one for one in RECURRENCES if one != "scan"]
+    forms = [one for one in PROJECTIONS if one not in ("none", "in_loop", "batched")]
+    return dict.fromkeys(loops, NO_OTHER_LOOP) | dict.fromkeys(forms, NO_OTHER_FORM) | {"gpu": NO_HOST, "bf16": NO_BF16}
+
+
+def _apart(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """BasicRNNCell's kernel [I+H, H] -> w_in [I, H], w_rec [H, H]."""
+    size = kernel.shape[1]
+    return kernel[:-size], kernel[-size:]
 
 
 def _own_gru(program: Program) -> bool:

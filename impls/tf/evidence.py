@@ -1,9 +1,10 @@
 """What a TensorFlow program does in one call: its operations as they are run, or as its graph holds them."""
 
+import itertools
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import while_v2
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from impls.evidence import Evidence, counted
+from impls.evidence import Evidence, Variable, counted
 from impls.trace import Row
 
 NO_XLA_MEMORY = "TensorFlow does not tell it of a program compiled by XLA"
@@ -23,8 +24,10 @@ NO_FUSIONS = (
 )
 UNKNOWN_TRIPS = "a loop whose trip count the graph does not hold"
 FREE = {"Const", "Placeholder", "PlaceholderWithDefault", "Identity", "NoOp", "Arg", "Retval"}
+FREE |= {"_Arg", "_Retval", "ControlTrigger"}  # their names in a session's graph
 CALLS = {"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "Case", "StatelessCase"}
-PRODUCTS = ("MatMul", "BatchMatMulV2", "BatchMatMulV3", "_FusedMatMul")
+PRODUCT = "MatMul"  # part of the name of all: MatMul, BatchMatMulV2, _FusedMatMul, _MklNativeFusedMatMul, ...
+FUSED = "Fused"  # and of those that Grappler made of several operations
 
 
 class Operation(NamedTuple):
@@ -54,14 +57,40 @@ def profiled(call: Callable[[], None]) -> list[Row]:
 def of_call(call: Callable[[], None]) -> tuple[Evidence, dict[str, str]]:
     """Evidence of one eager call."""
     operations = _ran(call)
-    return _of_operations(operations, {}, False), {"operations.txt": _lines(operations)}
+    found = _of_operations(operations, {})
+    found.fusions = 0
+    found.missing = {"temp_bytes": NO_MEMORY} | found.missing
+    return found, {"operations.txt": _lines(operations)}
 
 
 def of_graph(graph: Any) -> tuple[Evidence, dict[str, str]]:
     """Evidence of one run of a concrete function's graph, before Grappler."""
     loops: dict[str, int | None] = {}
     operations = list(_in_graph(graph, 1, loops))
-    return _of_operations(operations, loops, True), {"operations.txt": _lines(operations)}
+    found = _of_operations(operations, loops)
+    found.missing = {"temp_bytes": NO_MEMORY, "fusions": NO_FUSIONS} | found.missing
+    return found, {"operations.txt": _lines(operations)}
+
+
+def of_traces(traces: Sequence[Any], variables: Sequence[Variable]) -> tuple[Evidence, dict[str, str]]:
+    """Evidence of runs of a session: what ran of its graph, after Grappler, with TF1's loops taken apart.
+
+    `traces` are the runs' RunMetadata, of FULL_TRACE, with their partition graphs. All runs do the same, but steps of a
+    loop may overlap as they happen to: the memory is that of the run that held most.
+    """
+    nodes = {node.name: node for graph in traces[0].partition_graphs for node in graph.node}
+    runs = [
+        [one for device in trace.step_stats.dev_stats for one in device.node_stats if one.node_name in nodes]
+        for trace in traces
+    ]
+    ran = runs[0]
+    times = Counter(one.node_name for one in ran)
+    loops = {name: count - 1 for name, count in times.items() if nodes[name].op == "LoopCond"}  # the last ends it
+    operations = list(_in_trace(nodes, ran, times))
+    found = _of_operations(operations, loops)
+    found.fusions = sum(count for kind, count in found.kernels.items() if FUSED in kind)
+    found.temp_bytes, found.variables = max(map(_peak_bytes, runs)), list(variables)
+    return found, {"operations.txt": _lines(operations), "variables.txt": "".join(f"{v}\n" for v in variables)}
 
 
 def trips(graph: Any) -> dict[str, int | None]:
@@ -102,6 +131,41 @@ def _in_graph(graph: Any, times: int, loops: dict[str, int | None]) -> Iterator[
             yield Operation(times, one.type, shapes, _transposed(one.node_def.attr.get))
 
 
+def _in_trace(nodes: dict[str, Any], ran: Sequence[Any], times: Counter[str]) -> Iterator[Operation]:
+    """The operations that ran, each once with how often it did, in the order in which they first began."""
+    shapes = {
+        (one.node_name, output.slot): tuple(dim.size for dim in output.tensor_description.shape.dim)
+        for one in ran
+        for output in one.output
+    }
+    for name, count in times.items():
+        node = nodes[name]
+        if node.op not in FREE:
+            operands = [_source(text) for text in node.input if not text.startswith("^")]
+            known = [shapes.get(operand, ()) for operand in operands]
+            yield Operation(count, node.op, known, _transposed(node.attr.get))
+
+
+def _source(text: str) -> tuple[str, int]:
+    """An operand as a graph writes it, "name" or "name:1" -> the operation's name, and which of its outputs."""
+    name, _, slot = text.partition(":")
+    return name, int(slot or 0)
+
+
+def _peak_bytes(ran: Sequence[Any]) -> int:
+    """The most bytes held at a time of what a run took and gave back: what it never gave back are its outputs."""
+    changes: list[tuple[int, int]] = []
+    for memory in (memory for one in ran for memory in one.memory):
+        records = [(record.alloc_micros, record.alloc_bytes) for record in memory.allocation_records]
+        kept = Counter(size for _, size in records) - Counter(-size for _, size in records)
+        for when, size in records:
+            if kept[size] > 0:
+                kept[size] -= 1
+            else:
+                changes.append((when, size))
+    return max(itertools.accumulate(size for _, size in sorted(changes, key=lambda change: change[0])), default=0)
+
+
 def _known(tensor: Any) -> int | None:
     """The number that a tensor always holds, if that is known: of a loop, its most trips, which ours all make."""
     value = tf.get_static_value(tensor)
@@ -110,20 +174,21 @@ def _known(tensor: Any) -> int | None:
     return None if value is None else int(np.max(value))
 
 
-def _of_operations(operations: Sequence[Operation], loops: dict[str, int | None], graph: bool) -> Evidence:
+def _of_operations(operations: Sequence[Operation], loops: Mapping[str, int | None]) -> Evidence:
+    """Evidence but for fusions and memory."""
     products: Counter[tuple[int, int, int, int]] = Counter()
     kernels: Counter[str] = Counter()
     for one in operations:
         kernels[one.kind] += one.times
-        if one.kind in PRODUCTS:
+        if PRODUCT in one.kind:
             products[_product(one)] += one.times
-    missing = {"temp_bytes": NO_MEMORY} | ({"fusions": NO_FUSIONS} if graph else {})
+    missing: dict[str, str] = {}
     if None in loops.values():
         missing |= {"products": UNKNOWN_TRIPS, "kernels": UNKNOWN_TRIPS}
     if calls := sorted(CALLS & kernels.keys()):
         missing |= dict.fromkeys(("products", "kernels"), f"{', '.join(calls)} is not looked into")
     found = counted(products, kernels)
-    found.missing, found.fusions = missing, None if graph else 0
+    found.missing = missing
     found.loops = [trips for trips in loops.values() if trips is not None]
     return found
 

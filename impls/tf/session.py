@@ -1,0 +1,70 @@
+"""How TF1 runs a program: a graph, and a session that is fed NumPy arrays and fetched as NumPy arrays.
+
+A session's callable is what TF1 had for calling one program again and again, and costs less than `Session.run`. On a
+CPU neither feeding nor fetching copies: a fed array is used where it lies, as TensorFlow's own arrays lie aligned, and
+a fetched one is the memory that the program wrote. `wrap_function` would run the same graph without a session, but in
+TF2's runtime and without reference variables: it would no longer be the original.
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow.compat.v1 as v1
+
+from impls.evidence import Variable
+from impls.interface import Program, Weights
+from impls.tf import original
+
+
+class Session:
+    """One program; its graph and session are made, and its variables given their values, at the first run."""
+
+    def __init__(self, program: Program, w: Weights, threads: int) -> None:
+        w_in, w_rec, *rest = map(np.array, w)
+        self.program, self.threads = program, threads
+        self.values = [np.concatenate([w_in, w_rec]), *rest]  # kernel [I+H, H], bias [H], kernel [H, O], bias [O]
+        self.graph = tf.Graph()
+        self.call: Any = None
+
+    def run(self, *inputs: Any) -> Any:
+        """x, and in training the target -> y, or the loss and the gradients of `values`."""
+        arrays = [np.asarray(memoryview(each)) for each in inputs]  # the same memory
+        if self.call is None:
+            self._open(arrays)
+        return self.call(*arrays)
+
+    def traced(self, *inputs: Any) -> Any:
+        """The RunMetadata of a run: every operation that ran, how often, and the memory it took."""
+        options = v1.RunOptions(trace_level=v1.RunOptions.FULL_TRACE, output_partition_graphs=True)
+        found = v1.RunMetadata()
+        fed = dict(zip(self.fed, map(np.array, inputs), strict=True))
+        self.session.run(self.outputs, fed, options=options, run_metadata=found)
+        return found
+
+    def variables(self) -> list[Variable]:
+        """Every variable of the graph, in the order they were made."""
+        made = self.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)
+        return [Variable(one.op.name, tuple(one.shape.as_list())) for one in made]
+
+    def _open(self, arrays: list[np.ndarray]) -> None:
+        with original.tf1(self.graph):
+            self.fed = [v1.placeholder(each.dtype, (each.shape[0], None, each.shape[2])) for each in arrays]
+            self.outputs = self._outputs(*self.fed)
+            start, weights = v1.global_variables_initializer(), v1.trainable_variables()
+        self.graph.finalize()
+        count = self.threads
+        config = v1.ConfigProto(intra_op_parallelism_threads=count, inter_op_parallelism_threads=count)
+        self.session = v1.Session(graph=self.graph, config=config)
+        # Each variable starts as its weight, not as drawn. Projection none has no second layer.
+        self.session.run(start, {one.initial_value: a for one, a in zip(weights, self.values, strict=False)})
+        self.call = self.session.make_callable(self.outputs, self.fed)
+
+    def _outputs(self, x: Any, target: Any = None) -> Any:
+        """What is fetched."""
+        y = original.forward(self.program.arm.name, self.program.cell, x, *self.values[2].shape)
+        if target is None:
+            return y
+        found = original.train(y, target)
+        # Projection none leaves w_out and b_out unused: their gradients are zeros.
+        return [*found, *(tf.zeros_like(value) for value in self.values[len(found) - 1 :])]
