@@ -14,15 +14,17 @@ from harness.quality import FEWEST
 from harness.report import appendix, causes, claims
 from harness.report.figures import ALONE, CONTROLS, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import FRAMEWORKS, Row, duration, ratio, seconds, table
+from harness.report.markdown import FRAMEWORKS, Row, duration, ratio, seconds, sizes, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
 
 BAD = ("wrong", "failed", "timeout", "refused")
+QUESTION = "Is projecting inside the loop slower than projecting once?"
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
 def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], beside: Row) -> Row:
     """The template's variables."""
+    began, ended = measured(tables)
     return {
         "label": tables.study.label,
         "study": tables.study,
@@ -48,8 +50,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "kills": appendix.kills(beside["kills"]) if beside["kills"] else "",
         "apart": appendix.apart(beside["apart"]) if beside["apart"] else "",
         "environments": appendix.environments(tables.heading["environments"]),
-        "began": min((b["began"] for b in tables.blocks), default="never"),
-        "ended": max((b["began"] for b in tables.blocks), default="never"),
+        "began": began,
+        "ended": ended,
         "load": max((b["load"] for b in tables.blocks), default=math.nan),
         "fewest": FEWEST,
         "steadiness": appendix.steadiness(tables),
@@ -57,8 +59,29 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
     }
 
 
+def measured(tables: Tables) -> tuple[str, str]:
+    """When the first and the last block began."""
+    began = [block["began"] for block in tables.blocks]
+    return min(began, default="never"), max(began, default="never")
+
+
 def answer(tables: Tables) -> str:
-    """The question's answer, from the verdicts."""
+    """The question's answer, from the verdicts, with its extremes."""
+    if why := no_answer(tables):
+        return why
+    every, gaps = _in_loop(tables)
+    extreme = " ".join(_extreme(gaps, verdict) for verdict in (SLOWER, FASTER) if (gaps.verdict == verdict).any())
+    return f"{QUESTION} {sentence(tables)} {extreme}{_left_out(len(every) - len(gaps))}"
+
+
+def _in_loop(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The gaps that the question is about: every one, and those that may be counted."""
+    every = tables.gaps[tables.gaps.contender == "in_loop"]
+    return every, every[usable(every)]
+
+
+def no_answer(tables: Tables) -> str:
+    """Why a run does not answer the question; nothing when it does."""
     every = tables.gaps[tables.gaps.contender == "in_loop"]
     if every.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
         return "This run measured nothing that projects inside a loop, so it does not answer the question."
@@ -71,7 +94,14 @@ def answer(tables: Tables) -> str:
             "This was a smoke run: it shows that everything works and **makes no claim** about any gap. "
             "The ratios below come from one process each and have no interval."
         )
-    gaps = every[usable(every)]
+    return ""
+
+
+def sentence(tables: Tables) -> str:
+    """The question's answer in a sentence, or why there is none."""
+    if why := no_answer(tables):
+        return why
+    _, gaps = _in_loop(tables)
     count = Counter(gaps.verdict)
     judged = len(gaps) - count[INCONCLUSIVE]
     lead = "it depends"
@@ -82,11 +112,10 @@ def answer(tables: Tables) -> str:
     elif count[SLOWER] == 0:
         lead = "no, nowhere that this run can tell"
     said = ", ".join(f"{verdict} in {count[verdict]}" for verdict in VERDICTS)
-    extreme = " ".join(_extreme(gaps, verdict) for verdict in (SLOWER, FASTER) if count[verdict])
     return (
-        f"Is projecting inside the loop slower than projecting once? On this machine **{lead}**: of {len(gaps)} "
+        f"On this machine **{lead}**: of {len(gaps)} "
         f"comparisons (framework, execution, recurrence, threads, workload, pass), the in-loop form was {said}, "
-        f"against a margin of {tables.study.margin:.0%}. {extreme}{_left_out(len(every) - len(gaps))}"
+        f"against a margin of {tables.study.margin:.0%}."
     )
 
 
@@ -206,8 +235,6 @@ def sections(tables: Tables, drawn: Drawn) -> list[Row]:
     for workload, pass_ in sorted({key[1:] for key in drawn}):
         times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
         gaps = tables.gaps[(tables.gaps.workload == workload) & (tables.gaps["pass"] == pass_)]
-        first = times.iloc[0]
-        sizes = ", ".join(f"{size}={int(first[size])}" for size in "BTIHO")
         loop, alone = (gaps[group_of(gaps) == group] for group in (LOOP, ALONE))
         found.append(
             {
@@ -220,7 +247,7 @@ def sections(tables: Tables, drawn: Drawn) -> list[Row]:
                 if len(loop)
                 else "",
                 "alone": _gaps(tables, issued, alone, times, (BATCHED,)) if len(alone) else "",
-                "sizes": f"{sizes}, {first.cell}",
+                "sizes": sizes(times.iloc[0]),
             }
         )
     return found
