@@ -170,11 +170,17 @@ def explain(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Write a run's report again, from its records alone."""
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="The folder of a run, or of each of several.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The report's folder; of one run its own, if not said.")
+    ] = None,
+) -> None:
+    """Write a run's report again, from its records alone; of several runs, one report that has them side by side."""
     from harness import report as reports
+    from harness.report import several
 
-    print(reports.write(folder))
+    print(several.write(folders, out) if len(folders) > 1 else reports.write(folders[0], out))
 
 
 @app.command(name="list")

@@ -12,8 +12,8 @@ SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
 T = 20
 
 
-def gap(ratio, verdict, recurrence="scan", contender="in_loop", trusted=True, framework="tf"):
-    place = (framework, *SEAT[1:], recurrence, contender, "batched")
+def gap(ratio, verdict, recurrence="scan", contender="in_loop", trusted=True, framework="tf", device="cpu"):
+    place = (framework, device, *SEAT[2:], recurrence, contender, "batched")
     return (*place, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict, trusted, 7.0)
 
 
@@ -21,9 +21,9 @@ def contrast(ratio, verdict, contender="per_step", baseline="in_loop", trusted=T
     return (*SEAT, "scan", contender, baseline, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict, trusted, 7.0)
 
 
-def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward"):
-    place = (*SEAT[:-1], pass_, recurrence, projection)
-    return (*place, products, "", flops, 0, 99, "", 0, "", temp, "")
+def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", seat=SEAT):
+    place = (*seat[:-1], pass_, recurrence, projection)
+    return (*place, products, "", flops, 0, 99, "", 0, "", temp, None, None, "", None, "")
 
 
 def listed(projection, *shapes, pass_="train"):
@@ -40,6 +40,21 @@ def tables(gaps=(), contrasts=(), evidence=(), label="default", variables=()):
         times=pd.DataFrame([("book", "rnn_relu", T)], columns=["workload", "cell", "T"]),
         study=SimpleNamespace(label=label, margin=0.02),
     )
+
+
+def test_a_gpu_is_counted_beside_a_cpu_with_another_number_of_threads():
+    gpu = ("tf", "gpu", 16, *SEAT[3:])
+    both = [counted(projection, 40 + 20 * (projection == "in_loop"), seat=seat)
+            for seat in (SEAT, ("tf", "cpu", 16, *SEAT[3:]), gpu) for projection in ("in_loop", "batched")]  # fmt: skip
+    kept = causes.once(tables(evidence=both).evidence)
+    assert set(zip(kept.device, kept.threads, strict=True)) == {("cpu", 1), ("gpu", 16)}
+    assert judged("C3", tables(evidence=both)).numbers.endswith("in 2 of 2 pairs of programs")
+
+
+def test_verdicts_of_a_cpu_and_a_gpu_are_told_apart():
+    made = judged("C1", tables([gap(1.5, "slower"), gap(0.9, "faster", device="gpu")]))
+    assert made.numbers.startswith("cpu: 1 slower, 0 faster")
+    assert "gpu: 0 slower, 1 faster" in made.numbers
 
 
 def judged(name, made):

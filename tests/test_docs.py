@@ -19,7 +19,7 @@ COMMANDS = re.findall(r"python -m harness ([^`\n]+)", "\n".join(re.findall(r"```
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command, tmp_path, monkeypatch):
     """Down to the study it makes; what it would then do is tested elsewhere."""
-    monkeypatch.setattr(cli, "_run", lambda study, out, resume: None)
+    monkeypatch.setattr(cli, "_run", lambda study, out, resume, report=True: None)
     name, *arguments = shlex.split(command)
     app = typer.main.get_command(cli.app).commands[name]
     context = app.make_context(name, arguments)

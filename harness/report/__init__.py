@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.analysis import Tables
-from harness.records import FILE, read
+from harness.records import FILE, PACKED, read
 from harness.refused import Refused
-from harness.report import figures, words
+from harness.report import comparison, figures, words
+from harness.report.markdown import Row
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without the garbage collector: it would search the records, millions of objects, for cycles they have not."""
     gc.disable()
     try:
@@ -26,30 +28,17 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-@_uncollected()
+@uncollected()
 def write(folder: Path, out: Path | None = None) -> Path:
     """Write report.md, figures/, the tables and environment.json of the records in `folder`.
 
     They go into `out` (by default `folder`); returns the report's path. Raises Refused on records
-    that can not be read.
+    that can not be read, and on an `out` that can not be had.
     """
-    made = tables(folder)
-    out = out or folder
-    out.mkdir(parents=True, exist_ok=True)
-    with figures.forests(made, out / "figures") as drawn:
-        made.save(out)
-        heading = made.heading
-        facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
-        (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        environment = Environment(
-            loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
-        everything = words.everything(made, drawn, _idiomatic(folder), beside)
-    text = environment.get_template("report.md.j2").render(everything)
-    path = out / "report.md"
-    path.write_text(text, encoding="utf-8")
-    return path
+    found = tables(folder)
+    if out and out.resolve() != folder.resolve():
+        make([out])
+    return written(body(found, folder, out or folder), out or folder)
 
 
 def tables(folder: Path) -> Tables:
@@ -58,6 +47,55 @@ def tables(folder: Path) -> Tables:
     if not records:
         raise Refused(f"{folder / FILE} is empty")
     return Tables(records)
+
+
+def make(folders: list[Path]) -> None:
+    """Make folders for reports. Raises Refused, before any is made, where another run's records lie in one."""
+    try:
+        for folder in folders:
+            if any((folder / name).exists() for name in (FILE, PACKED)):
+                raise Refused(f"{folder} holds a run's records and is not among what is reported: give another --out")
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise Refused(f"{folder} can not be written into")
+    except OSError as error:
+        raise Refused(f"{folder} can not be made: {error.strerror}") from None
+
+
+def body(found: Tables, folder: Path, out: Path) -> str:
+    """A run's report as Markdown; its figures, tables and environment.json are written into `out`.
+
+    What scripts have put beside the records is read from `folder`.
+    """
+    drawn, every = figures.forests(found)
+    sides = comparison.compared({"": found}) if comparison.both_devices(found) else None
+    if sides is not None:
+        every |= comparison.drawings(sides, {found.study.margin})
+    with figures.drawing(every, out / "figures"):
+        found.save(out)
+        heading = found.heading
+        facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
+        (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
+        everything = words.everything(found, drawn, _idiomatic(folder), beside)
+        everything["comparison"] = comparison.everything(sides) if sides is not None else None
+        return rendered("report.md.j2", everything)
+
+
+def rendered(template: str, variables: Row) -> str:
+    """A template of this package, filled in."""
+    environment = Environment(
+        loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(variables)
+
+
+def written(text: str, out: Path) -> Path:
+    """The path of the report, now that its text is there."""
+    path = out / "report.md"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _beside(file: Path) -> Any:

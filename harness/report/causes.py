@@ -90,7 +90,7 @@ def _surprises(frame: pd.DataFrame) -> str:
 def _counted(tables: Tables) -> str:
     """A row for each place with a loop, with the numbers of each form."""
     frame = tables.evidence[tables.evidence.recurrence.isin([*LOOPS, "layer"])]
-    frame = frame[frame.threads == frame.threads.min()]
+    frame = once(frame)
     rows = []
     for values, part in frame.groupby(["workload", "pass", *SEAT, "recurrence"], sort=True):
         place = dict(zip(["workload", "pass", *SEAT, "recurrence"], values, strict=True))
@@ -106,6 +106,11 @@ def _counted(tables: Tables) -> str:
     heading = " · ".join(FORMS)
     names = ["products", "kernels", "fusions", "operations of the products", "temporary memory"]
     return f"Of each program, for {heading}:\n\n" + table(["", "", *names], rows)
+
+
+def once(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one thread count of each device: what is counted is the same in all, and they would count double."""
+    return frame[frame.threads == frame.groupby("device").threads.transform("min")]
 
 
 def devices(tables: Tables) -> str:

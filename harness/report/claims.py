@@ -65,7 +65,12 @@ def _by_verdicts(gaps: pd.DataFrame, cells: str) -> Judged:
         verdict = f"depends: true in {count[SLOWER]}, false in {against}"
     elif count[SLOWER] or against:
         verdict = HERE[bool(count[SLOWER])] + (SO_FAR if count[INCONCLUSIVE] else "")
-    return Judged(verdict, f"{_counted(count)}; ratios {_range(gaps.ratio)}", f"{len(gaps)} gaps: {cells}")
+    each = [(device, part) for device, part in gaps.groupby("device", sort=True)]
+    numbers = "; ".join(
+        (f"{device}: " if len(each) > 1 else "") + f"{_counted(Counter(part.verdict))}; ratios {_range(part.ratio)}"
+        for device, part in each
+    )
+    return Judged(verdict, numbers, f"{len(gaps)} gaps: {cells}")
 
 
 def _counted(count: Counter[str]) -> str:
@@ -175,7 +180,7 @@ def _alike(forms: pd.DataFrame) -> str:
 def _variables(tables: Tables) -> pd.DataFrame:
     """How many variables of which shapes each form of a training program makes that keeps its own, side by side."""
     frame = tables.variables[tables.variables.recurrence.isin(LOOPS) & (tables.variables["pass"] == "train")]
-    frame = frame[frame.threads == frame.threads.min()]
+    frame = causes.once(frame)
     wide = frame.pivot_table(index=causes.PLACE, columns="projection", values="shape", aggfunc=_shapes)
     if not {"in_loop", BATCHED} <= set(wide.columns):
         return pd.DataFrame(columns=["in_loop", BATCHED])
@@ -190,7 +195,7 @@ def _shapes(shapes: pd.Series) -> str:
 def _pairs(tables: Tables, column: str) -> pd.DataFrame:
     """The in-loop and the batched program side by side, where `column` is known of both."""
     frame = tables.evidence[tables.evidence.recurrence.isin(LOOPS)]
-    frame = frame[frame.threads == frame.threads.min()]
+    frame = causes.once(frame)
     wide = frame.pivot_table(index=causes.PLACE, columns="projection", values=column, aggfunc="first", dropna=True)
     if not {"in_loop", BATCHED} <= set(wide.columns):
         return pd.DataFrame(columns=["in_loop", BATCHED])

@@ -1,7 +1,7 @@
 """Markdown tables, and the only place where units and digits are written."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -51,6 +51,11 @@ def duration(value_s: float) -> str:
     if value_s < 90:
         return f"{value_s:.0f} s"
     return f"{value_s / 60:.0f} minutes" if value_s < 5400 else f"{value_s / 3600:.1f} hours"
+
+
+def sizes(row: Mapping[Any, Any]) -> str:
+    """A workload's sizes and cell, as the study names them."""
+    return ", ".join(f"{size}={int(row[size])}" for size in "BTIHO") + f", {row['cell']}"
 
 
 def ratio(row: Row) -> str:

@@ -14,15 +14,17 @@ from harness.quality import FEWEST
 from harness.report import appendix, causes, claims
 from harness.report.figures import ALONE, CONTROLS, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import Row, duration, engine, ratio, seconds, table
+from harness.report.markdown import Row, duration, engine, ratio, seconds, sizes, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
 
 BAD = ("wrong", "failed", "timeout", "refused")
+QUESTION = "Is projecting inside the loop slower than projecting once?"
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
 def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], beside: Row) -> Row:
     """The template's variables."""
+    began, ended = measured(tables)
     return {
         "label": tables.study.label,
         "study": tables.study,
@@ -52,8 +54,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "graphics": appendix.graphics(tables),
         "devices": causes.devices(tables),
         "numerics": appendix.numerics(tables),
-        "began": min((b["began"] for b in tables.blocks), default="never"),
-        "ended": max((b["began"] for b in tables.blocks), default="never"),
+        "began": began,
+        "ended": ended,
         "load": max((b["load"] for b in tables.blocks), default=math.nan),
         "fewest": FEWEST,
         "steadiness": appendix.steadiness(tables),
@@ -61,8 +63,29 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
     }
 
 
+def measured(tables: Tables) -> tuple[str, str]:
+    """When the first and the last block began."""
+    began = [block["began"] for block in tables.blocks]
+    return min(began, default="never"), max(began, default="never")
+
+
 def answer(tables: Tables) -> str:
-    """The question's answer, from the verdicts."""
+    """The question's answer, from the verdicts, with its extremes."""
+    if why := no_answer(tables):
+        return why
+    every, gaps = _in_loop(tables)
+    extreme = " ".join(_extreme(gaps, verdict) for verdict in (SLOWER, FASTER) if (gaps.verdict == verdict).any())
+    return f"{QUESTION} {sentence(tables)} {extreme}{_left_out(len(every) - len(gaps))}"
+
+
+def _in_loop(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The gaps that the question is about: every one, and those that may be counted."""
+    every = tables.gaps[tables.gaps.contender == "in_loop"]
+    return every, every[usable(every)]
+
+
+def no_answer(tables: Tables) -> str:
+    """Why a run does not answer the question; nothing when it does."""
     every = tables.gaps[tables.gaps.contender == "in_loop"]
     if every.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
         return "This run measured nothing that projects inside a loop, so it does not answer the question."
@@ -75,7 +98,21 @@ def answer(tables: Tables) -> str:
             "This was a smoke run: it shows that everything works and **makes no claim** about any gap. "
             "The ratios below come from one process each and have no interval."
         )
-    gaps = every[usable(every)]
+    return ""
+
+
+def sentence(tables: Tables) -> str:
+    """The question's answer in a sentence, or why there is none."""
+    if why := no_answer(tables):
+        return why
+    _, gaps = _in_loop(tables)
+    if gaps.device.nunique() < 2:
+        return _said(gaps, "On this machine", tables.study.margin)
+    parts = gaps.groupby("device", sort=True)
+    return " ".join(_said(part, f"On this machine's {device.upper()}", tables.study.margin) for device, part in parts)
+
+
+def _said(gaps: pd.DataFrame, where: str, margin: float) -> str:
     count = Counter(gaps.verdict)
     judged = len(gaps) - count[INCONCLUSIVE]
     lead = "it depends"
@@ -86,11 +123,10 @@ def answer(tables: Tables) -> str:
     elif count[SLOWER] == 0:
         lead = "no, nowhere that this run can tell"
     said = ", ".join(f"{verdict} in {count[verdict]}" for verdict in VERDICTS)
-    extreme = " ".join(_extreme(gaps, verdict) for verdict in (SLOWER, FASTER) if count[verdict])
     return (
-        f"Is projecting inside the loop slower than projecting once? On this machine **{lead}**: of {len(gaps)} "
+        f"{where} **{lead}**: of {len(gaps)} "
         f"comparisons (framework, execution, recurrence, threads, workload, pass), the in-loop form was {said}, "
-        f"against a margin of {tables.study.margin:.0%}. {extreme}{_left_out(len(every) - len(gaps))}"
+        f"against a margin of {margin:.0%}."
     )
 
 
@@ -214,8 +250,6 @@ def sections(tables: Tables, drawn: Drawn) -> list[Row]:
     for workload, pass_ in sorted({key[1:] for key in drawn}):
         times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
         gaps = tables.gaps[(tables.gaps.workload == workload) & (tables.gaps["pass"] == pass_)]
-        first = times.iloc[0]
-        sizes = ", ".join(f"{size}={int(first[size])}" for size in "BTIHO")
         loop, alone = (gaps[group_of(gaps) == group] for group in (LOOP, ALONE))
         found.append(
             {
@@ -228,7 +262,7 @@ def sections(tables: Tables, drawn: Drawn) -> list[Row]:
                 if len(loop)
                 else "",
                 "alone": _gaps(tables, issued, alone, times, (BATCHED,)) if len(alone) else "",
-                "sizes": f"{sizes}, {first.cell}",
+                "sizes": sizes(times.iloc[0]),
             }
         )
     return found
