@@ -126,12 +126,12 @@ def listing() -> None:
         for device, no_device in framework.devices.items():
             for name, execution in framework.executions.items():
                 place = (framework.name, next(iter(framework.versions.values())), device, name)
-                whole = no_device or execution["missing"]
+                whole = no_device or execution["missing"] or execution["without"].get(device)
                 why = [whole or execution["without"].get(recurrence) for recurrence in RECURRENCES]
                 table.add_row(*place, *("no" if reason else "yes" for reason in why))
-                notes += [
-                    f"{framework.name} {device} {name} {r}: {y}" for r, y in zip(RECURRENCES, why, strict=True) if y
-                ]
+                told = [f"{name}: {whole}"] if whole else []
+                told += [f"{name} {r}: {y}" for r, y in zip(RECURRENCES, why, strict=True) if y and not whole]
+                notes += [f"{framework.name} {device} {note}" for note in told]
     out.print(table)
     for note in notes:
         out.print(note, markup=False, highlight=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from harness import plan, verify, weights
+from harness import check, plan, verify, weights
 from harness.measure import cast, probe
 from harness.plan import Framework
 from harness.study import Study, Workload
@@ -116,3 +116,23 @@ def test_every_framework_computes_in_bfloat16_and_as_shipped(framework):
     done = harness("verify", *arguments, *one)
     assert done.returncode == 1
     assert done.stderr.count("wrong: ") == 2
+
+
+def test_the_listing_names_what_no_gpu_and_no_graph_can_have(monkeypatch, capsys):
+    """Made up, but for how it is said."""
+    graph = {"traced": True, "missing": None, "without": {"cpu": "graphs are a GPU's"}, "unrolls": []}
+    executions = {"eager": graph | {"without": {"scan": "no loop"}}, "graphs": graph}
+    devices = {"cpu": None, "gpu": "made sees no GPU"}
+    made = Framework("made", versions={"made": "1"}, executions=executions, devices=devices)
+    monkeypatch.setattr(check.run, "probe", lambda study, threads: [made])
+    check.listing()
+    said = capsys.readouterr().out.splitlines()
+    notes = [line for line in said if line.startswith("made ")]
+    assert notes == [
+        "made cpu eager scan: no loop",
+        "made cpu graphs: graphs are a GPU's",
+        "made gpu eager: made sees no GPU",
+        "made gpu graphs: made sees no GPU",
+    ]
+    cells = [[cell.strip() for cell in line.split("│")[4:9]] for line in said if "│ made" in line]
+    assert cells[1] == ["graphs", "no", "no", "no", "no"]
