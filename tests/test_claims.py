@@ -104,7 +104,7 @@ def test_memory_waits_for_the_original_program_and_says_what_is_known():
     found = judged("C4", tables(evidence=[counted("in_loop", 60, temp=50.0), counted("batched", 41, temp=100.0)]))
     assert found.verdict == "not yet judged"
     assert "0.50 to 0.50" in found.numbers
-    assert "the original TF1 program is not part of this study yet; of the arms here, peak" in found.numbers
+    assert "this run has no original TF1 program (execution v1 of tf); of the arms here, peak" in found.numbers
     assert judged("C4", tables()).verdict == "not yet judged"
 
 

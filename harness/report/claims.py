@@ -152,7 +152,7 @@ def _memory(tables: Tables) -> Judged:
 
 def _without_original(ratios: pd.Series) -> Judged:
     """What is known of memory where the original program was not counted."""
-    why = "the original TF1 program is not part of this study yet"
+    why = "this run has no original TF1 program (execution v1 of tf)"
     if ratios.empty:
         return Judged(NOT_JUDGED, why, "–")
     return Judged(NOT_JUDGED, f"{why}; of the arms here, {_held(ratios, PEAK)}", _known(ratios))
