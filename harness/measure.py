@@ -220,12 +220,12 @@ def _rounds(
     gc.collect()
     gc.disable()
     try:
-        for left, names in zip(range(count - 1, -1, -1), turns(list(entries), count, todo.seed), strict=True):
+        for names in turns(list(entries), count, todo.seed):
             for name in names:
                 entry = entries[name]
                 took, entry.after = timed(clock, backend.wait, entry.run, entry.inputs, arms[name].calls)
                 arms[name].samples_ns.append(took)
-                if not left:
+                if len(arms[name].samples_ns) == count:
                     entry.after = _kept(backend, todo, entry.program, entry.after)
     finally:
         gc.enable()
