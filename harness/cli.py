@@ -1,10 +1,11 @@
-"""The command line: python -m harness run | verify | explain | report | list | selftest | doctor."""
+"""The command line: python -m harness run | verify | explain | train | report | list | selftest | doctor."""
 
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -153,11 +154,48 @@ def explain(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Write a run's report again, from its records alone."""
-    from harness import report as reports
+def train(
+    framework: FrameworkF = None,
+    execution: ExecutionF = None,
+    threads: Annotated[str, typer.Option(help="Processor threads of a worker: a number or 'all' cores.")] = "1",
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps of Adam; the chapter takes 1,500.")] = 1500,
+    processes: Annotated[int, typer.Option(help="Worker processes of each framework and execution.")] = 3,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    out: Annotated[Path, typer.Option(help="The training's folder.")] = Path("runs/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+) -> None:
+    """Train as the chapter does, both forms step by step in turns, and compare losses and times."""
+    from harness import train as training
+    from harness.report import training as reports
+    from harness.study import load
+    from harness.trajectories import TRAINING, bad
 
-    print(reports.write(folder))
+    flags: dict[str, Any] = {
+        "frameworks": _split(framework),
+        "executions": _split(execution),
+        "threads": [_threads(threads)],
+    }
+    flags |= {"processes": processes, "seed": seed, "timeout_s": timeout, "passes": ["train"], "workloads": ["book"]}
+    study = load(None, None, flags)
+    files = Files(out, TRAINING.file, reports.write)
+    records, path = _kept(files, lambda command: training.train(study, steps, out, resume, command))
+    print(path)
+    said = bad(records)
+    for sentence in said:
+        print(sentence, file=sys.stderr)
+    raise typer.Exit(1 if said else 0)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Write a run's or a training's report again, from its records alone."""
+    from harness import report as reports
+    from harness.report import training
+    from harness.trajectories import TRAINING
+
+    trained = any((folder / name).exists() for name in (TRAINING.file, f"{TRAINING.file}.gz"))
+    print(training.write(folder) if trained else reports.write(folder))
 
 
 @app.command(name="list")
@@ -197,27 +235,41 @@ def doctor() -> None:
 def _run(study: "Study", out: Path, resume: bool) -> None:
     from harness import report as reports
     from harness import run as runs
-    from harness.records import latest
+    from harness.records import FILE, latest
 
-    command = f"python -m harness {shlex.join(_again(sys.argv[1:]))}"
-    try:
-        records = runs.run(study, out, resume, command)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; what is done is kept. Go on with: {command} --out {out} --resume", file=sys.stderr)
-        if (out / "records.jsonl").exists():
-            reports.write(out)
-        raise typer.Exit(130) from None
-    except OSError as error:  # a full disk, mostly
-        again = f"{command} --out {out} --resume"
-        print(f"error: {error}; what was written is kept. Go on with: {again}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    path = reports.write(out)
+    files = Files(out, FILE, reports.write)
+    records, path = _kept(files, lambda command: runs.run(study, out, resume, command))
     statuses = [arm["status"] for r in latest(records) for arm in r["arms"].values()]
     print(path)
     bad = sum(status in BAD for status in statuses)
     if bad:
         print(f"{bad} measurements went wrong or failed; the report names them", file=sys.stderr)
     raise typer.Exit(1 if bad else 0)
+
+
+class Files(NamedTuple):
+    """A folder to be filled: the name of its records, and what writes its report."""
+
+    out: Path
+    records: str
+    write: Callable[[Path], Path]
+
+
+def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Path]:
+    """What `measure`, given the command, returns, and the report's path; when it ends early, what is done is kept."""
+    command = f"python -m harness {shlex.join(_again(sys.argv[1:]))}"
+    again = f"{command} --out {files.out} --resume"
+    try:
+        records = measure(command)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what is done is kept. Go on with: {again}", file=sys.stderr)
+        if (files.out / files.records).exists():
+            files.write(files.out)
+        raise typer.Exit(130) from None
+    except OSError as error:  # a full disk, mostly
+        print(f"error: {error}; what was written is kept. Go on with: {again}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    return records, files.write(files.out)
 
 
 def _again(arguments: list[str]) -> list[str]:

@@ -23,6 +23,8 @@ MEASURING = (
     "verify",
     "jobs",
     "course",
+    "training",
+    "train",
 )  # modules a number depends on
 LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
 

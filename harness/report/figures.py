@@ -26,6 +26,7 @@ MARKS = {
     "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
+STYLE: Any = {"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9}
 CONTROLS = "controls"  # the figure of every A/A interval
 Drawn = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without ending
 
@@ -47,7 +48,7 @@ def forests(tables: Tables, folder: Path) -> Iterator[Drawn]:
     CONTROLS for all the twins. A run of nothing but twins has that one alone. The file names are there at once; on
     leaving, the files are. Raises what drawing raised.
     """
-    mpl.rcParams.update({"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9})
+    mpl.rcParams.update(STYLE)
     folder.mkdir(parents=True, exist_ok=True)
     twins = tables.gaps.contender.eq(TWIN)
     gaps = tables.gaps[~twins.all() | ~twins]
@@ -86,10 +87,11 @@ def _controls(twins: pd.DataFrame, path: Path) -> None:
     axes.set_ylabel("batched / batched")
     axes.set_title(f"{len(twins)} controls in order of their ratio, 95% intervals over processes", loc="left")
     axes.legend(frameon=False, loc="upper left")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """As SVG and PNG, the same bytes each time."""
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
 
@@ -127,7 +129,7 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both files
-    _save(figure, path)
+    save(figure, path)
 
 
 def _ticks(axes: Any, low: float, high: float) -> None:

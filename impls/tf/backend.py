@@ -1,16 +1,23 @@
 """TensorFlow behind the contract. It is imported late, in the worker, so that no one else needs it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from impls import hlo
 from impls.evidence import Evidence
-from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
+from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Trained, Weights, named
 
 RECURRENT = ("w_in", "w_rec", "b_rec")
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
+
+
+class Stepped(NamedTuple):
+    """What a step of training gives: its loss, and the variables that it assigned."""
+
+    loss: Any
+    variables: Trained
 
 
 class Backend:
@@ -38,9 +45,9 @@ class Backend:
         import tensorflow as tf
 
         executions = {
-            "eager": Execution(traced=False, without={"vmap": NO_EAGER_VMAP}),
-            "graph": Execution(traced=True),
-            "xla": Execution(traced=True),
+            "eager": Execution(traced=False, without={"vmap": NO_EAGER_VMAP}, trains=False),
+            "graph": Execution(traced=True, loop="scan"),
+            "xla": Execution(traced=True, loop="scan"),
         }
         gpu = None if tf.config.list_physical_devices("GPU") else "TensorFlow sees no GPU (its build needs CUDA 12)"
         return Facts({"tensorflow": tf.__version__, "keras": keras.__version__}, executions, {"cpu": None, "gpu": gpu})
@@ -81,6 +88,26 @@ class Backend:
         self.programs[call] = run
         return call
 
+    def trainer(self, program: Program, w: Weights) -> Run:
+        tf = self.tf
+        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
+        cell, loss, adam = self.model.CELLS[program.cell], self.model.loss, self.model.adam
+        variables = tf.nest.map_structure(tf.Variable, self.model.untrained(w))
+
+        def update(x: Any, target: Any) -> Any:
+            state: Trained = tf.nest.map_structure(tf.convert_to_tensor, variables)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(state.w)
+                out = loss(arm(state.w, cell, x), target)
+            after = adam(state, Weights(*tape.gradient(out, state.w)))
+            tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, after)
+            return out
+
+        if program.execution != "eager":
+            update = tf.function(update, jit_compile=program.execution == "xla", autograph=False)
+            self.functions.append(update)
+        return lambda x, target: Stepped(update(x, target), variables)
+
     def put(self, data: Data) -> Data:
         with self.tf.device(self.device):
             return Data(Weights(*map(self.tf.constant, data.weights)), *map(self.tf.constant, data[1:]))
@@ -89,10 +116,14 @@ class Backend:
         if self.device == "/GPU:0":
             self.tf.test.experimental.sync_devices()
             return
+        if isinstance(outputs, Stepped):
+            outputs = outputs.loss  # a function returns when it has assigned its variables
         for leaf in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
             memoryview(leaf)  # waits for the buffer and copies nothing
 
     def get(self, program: Program, outputs: Any) -> Outputs:
+        if isinstance(outputs, Stepped):
+            outputs = (outputs.loss, *outputs.variables.leaves)
         leaves = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
         arrays = [np.array(leaf) for leaf in leaves]
         if _own_gru(program) and program.pass_ == "train":

@@ -40,10 +40,11 @@ class Backend:
         compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
         missing = None if compiler else NO_COMPILER
         without = {"time_distributed": NO_TIME_DISTRIBUTED}
+        unbatched = dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH)
         executions = {
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
             "inductor": Execution(True, missing, without, UNROLLS),
-            "inductor-batched": Execution(True, missing, without | dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH), SLOW),
+            "inductor-batched": Execution(True, missing, without | unbatched, SLOW, trains=False),
         }
         gpu = None if torch.cuda.is_available() else "torch sees no GPU"
         return Facts({"torch": torch.__version__}, executions, {"cpu": None, "gpu": gpu})
@@ -90,6 +91,31 @@ class Backend:
 
         run = run_forward if program.pass_ == "forward" else run_train
         return self._proven(run, program) if program.execution != "eager" else run
+
+    def trainer(self, program: Program, w: Weights) -> Run:
+        torch = self.torch
+        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
+        cell, mse = self.model.CELLS[program.cell], self.model.loss
+        state = self.model.untrained(w)
+
+        def loss(w: Weights, x: Any, target: Any) -> Any:
+            return mse(arm(w, cell, x), target)
+
+        value, update = loss, self.model.adam
+        if program.execution != "eager":
+            value, update = self._compiled(value, program), self._compiled(update, program)
+
+        def step(x: Any, target: Any) -> Any:
+            nonlocal state
+            out = value(state.w, x, target)
+            d = Weights(*torch.autograd.grad(out, state.w))
+            with torch.no_grad():
+                state = update(state, d)
+            for weight in state.w:
+                weight.requires_grad_()
+            return out.detach(), *state.leaves
+
+        return self._proven(step, program) if program.execution != "eager" else step
 
     def put(self, data: Data) -> Data:
         def put(a: np.ndarray) -> Any:
