@@ -1,11 +1,12 @@
-"""The command line: python -m harness run | verify | explain | report | list | selftest | doctor."""
+"""The command line: python -m harness run | verify | explain | train | report | list | selftest | doctor."""
 
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -170,17 +171,59 @@ def explain(
 
 
 @app.command()
+def train(
+    framework: FrameworkF = None,
+    execution: ExecutionF = None,
+    threads: Annotated[str, typer.Option(help="Processor threads of a worker: a number or 'all' cores.")] = "1",
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps of Adam; the chapter takes 1,500.")] = 1500,
+    processes: Annotated[int, typer.Option(help="Worker processes of each framework and execution.")] = 3,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    out: Annotated[Path, typer.Option(help="The training's folder.")] = Path("runs/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+) -> None:
+    """Train as the chapter does, both forms step by step in turns, and compare losses and times."""
+    from harness import train as training
+    from harness.report import training as reports
+    from harness.study import load
+    from harness.trajectories import TRAINING, bad
+
+    flags: dict[str, Any] = {
+        "frameworks": _split(framework),
+        "executions": _split(execution),
+        "threads": [_threads(threads)],
+    }
+    flags |= {"processes": processes, "seed": seed, "timeout_s": timeout, "passes": ["train"], "workloads": ["book"]}
+    study = load(None, None, flags)
+    files = Files(out, TRAINING.file, reports.write)
+    records, path = _kept(files, lambda command: training.train(study, steps, out, resume, command))
+    print(path)
+    said = bad(records)
+    for sentence in said:
+        print(sentence, file=sys.stderr)
+    raise typer.Exit(1 if said else 0)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="The folder of a run, or of each of several.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The report's folder; of one run its own, if not said.")
     ] = None,
 ) -> None:
-    """Write a run's report again, from its records alone; of several runs, one report that has them side by side."""
+    """Write a run's or a training's report again, from its records alone; of several runs, one that has them side by
+    side.
+    """
     from harness import report as reports
-    from harness.report import several
+    from harness.report import several, training
+    from harness.trajectories import TRAINING
 
-    print(several.write(folders, out) if len(folders) > 1 else reports.write(folders[0], out))
+    first = folders[0]
+    trained = any((first / name).exists() for name in (TRAINING.file, f"{TRAINING.file}.gz"))
+    if len(folders) > 1:
+        print(several.write(folders, out))
+    else:
+        print(training.write(first, out) if trained else reports.write(first, out))
 
 
 @app.command(name="list")
@@ -219,21 +262,11 @@ def doctor() -> None:
 
 def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     from harness import run as runs
-    from harness.records import latest
+    from harness.records import FILE, latest
 
-    command = f"python -m harness {shlex.join(_again(sys.argv[1:]))}"
-    try:
-        records = runs.run(study, out, resume, command)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; what is done is kept. Go on with: {command} --out {out} --resume", file=sys.stderr)
-        if report and (out / "records.jsonl").exists():
-            _reported(out)
-        raise typer.Exit(130) from None
-    except OSError as error:  # a full disk, mostly
-        again = f"{command} --out {out} --resume"
-        print(f"error: {error}; what was written is kept. Go on with: {again}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    path = _reported(out) if report else out / "records.jsonl"
+    write = _reported if report else lambda folder: folder / FILE
+    files = Files(out, FILE, write)
+    records, path = _kept(files, lambda command: runs.run(study, out, resume, command))
     statuses = [arm["status"] for r in latest(records) for arm in r["arms"].values()]
     print(path)
     bad = sum(status in BAD for status in statuses)
@@ -253,6 +286,31 @@ def _reported(folder: Path) -> Path:
     from harness import report as reports
 
     return reports.write(folder)
+
+
+class Files(NamedTuple):
+    """A folder to be filled: the name of its records, and what writes its report."""
+
+    out: Path
+    records: str
+    write: Callable[[Path], Path]
+
+
+def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Path]:
+    """What `measure`, given the command, returns, and the report's path; when it ends early, what is done is kept."""
+    command = f"python -m harness {shlex.join(_again(sys.argv[1:]))}"
+    again = f"{command} --out {files.out} --resume"
+    try:
+        records = measure(command)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what is done is kept. Go on with: {again}", file=sys.stderr)
+        if (files.out / files.records).exists():
+            files.write(files.out)
+        raise typer.Exit(130) from None
+    except OSError as error:  # a full disk, mostly
+        print(f"error: {error}; what was written is kept. Go on with: {again}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    return records, files.write(files.out)
 
 
 def _again(arguments: list[str]) -> list[str]:

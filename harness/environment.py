@@ -25,6 +25,8 @@ MEASURING = (
     "jobs",
     "course",
     "gpu",
+    "training",
+    "train",
 )  # modules a number depends on
 LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
 

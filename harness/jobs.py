@@ -63,8 +63,8 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
         opened = False
         try:
             began = bench.clock()
-            with _worker(bench, job) as worker:
-                proof = _open(bench, job, worker) | {"start_s": bench.clock() - began}
+            with worker_of(bench, job) as worker:
+                proof = open_(bench, job, worker) | {"start_s": bench.clock() - began}
                 opened = True
                 if proof["proven"] is False and (tries := tries - 1):
                     continue  # something else may have kept the cores busy
@@ -104,7 +104,8 @@ def _after_loss(bench: Bench, job: Job, pending: list[Pending], lost: Lost) -> I
     pending[0] = Pending(replace(block.todo, arms=left), {**block.lost, lost.arm: ended})
 
 
-def _worker(bench: Bench, job: Job) -> Worker:
+def worker_of(bench: Bench, job: Job) -> Worker:
+    """A job's worker, just started."""
     seat = job.seat
     framework = bench.frameworks[seat.framework]
     cache = _cache(bench, job)
@@ -120,7 +121,8 @@ def _cache(bench: Bench, job: Job) -> Path:
     return bench.cache / f"{seat.framework}-{seat.device}-{seat.threads}-{seat.execution}-{seat.precision}"
 
 
-def _open(bench: Bench, job: Job, worker: Worker) -> Answer:
+def open_(bench: Bench, job: Job, worker: Worker) -> Answer:
+    """Have a worker open its framework and prove its threads, if anything of the job is timed."""
     seat = job.seat
     settings = {
         "device": seat.device,

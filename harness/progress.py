@@ -14,13 +14,13 @@ def console() -> Console:
 
 
 class Report:
-    """Tells how far a run is. `total` is in blocks; time left comes from the blocks done so far."""
+    """Tells how far a run is. `total` is in `units`; time left comes from those done so far."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, units: str = "blocks") -> None:
         self.total, self.done, self.began = total, 0, time.monotonic()
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
-        columns = (SpinnerColumn(), BarColumn(None), TextColumn("{task.completed:.0f}/{task.total:.0f} blocks"))
+        columns = (SpinnerColumn(), BarColumn(None), TextColumn("{task.completed:.0f}/{task.total:.0f} " + units))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
         self.bar = Progress(*columns, *times, console=self.console, disable=not self.live)
         self.task = self.bar.add_task("", total=total)

@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,20 +182,32 @@ KNOWN: TypeAdapter[Heading | Planned | Block] = TypeAdapter(
 )
 
 
+@dataclass(frozen=True)
+class Format:
+    """A file of records: its name, what its lines may be, and the kind of its first line and of no other."""
+
+    file: str
+    known: TypeAdapter[Any]
+    first: str
+
+
+RUN = Format(FILE, KNOWN, "study")
+
+
 def digest(what: Any) -> str:
     """A short stable hash of anything JSON can hold."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(folder: Path) -> list[Record]:
+def read(folder: Path, format_: Format = RUN) -> list[Record]:
     """A run's records, plain or packed. Raises Refused on a missing file, a foreign schema or a broken line."""
-    path, packed = folder / FILE, folder / PACKED
+    path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
         text = _unpacked(packed) if packed.exists() and not path.exists() else path.read_text(encoding="utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise Refused(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
     lines = text.split("\n")[:-1]  # what follows the last newline was cut while it was written
-    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+    return [_parsed(path, format_, number, line) for number, line in enumerate(lines, 1)]
 
 
 def _unpacked(path: Path) -> str:
@@ -202,7 +215,7 @@ def _unpacked(path: Path) -> str:
         return file.read()
 
 
-def _parsed(path: Path, number: int, line: str) -> Record:
+def _parsed(path: Path, format_: Format, number: int, line: str) -> Record:
     try:
         record = from_json(line)
     except ValueError:
@@ -211,12 +224,12 @@ def _parsed(path: Path, number: int, line: str) -> Record:
         version = record.get("schema") if isinstance(record, dict) else None
         raise Refused(f"{path}, line {number}, has schema {version!r}, but this version reads {SCHEMA}")
     try:
-        found = KNOWN.validate_python(record)
+        found = format_.known.validate_python(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(repr, first["loc"]))
         raise Refused(f"{path}, line {number}, is no record: {place}: {first['msg']}") from None
-    if (found.kind == "study") != (number == 1):
+    if (found.kind == format_.first) != (number == 1):
         raise Refused(f"{path}, line {number}: the first record, and no other, describes the study")
     return record
 
@@ -224,8 +237,8 @@ def _parsed(path: Path, number: int, line: str) -> Record:
 class Store:
     """Appends records to a run's folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
+    def __init__(self, folder: Path, format_: Format = RUN) -> None:
+        self.path, self.format = folder / format_.file, format_
         self.keys: set[str] = set()
 
     def append(self, record: Record) -> Record:
@@ -247,7 +260,7 @@ class Store:
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             self.path.write_bytes(whole)
-        records = read(self.path.parent)
+        records = read(self.path.parent, self.format)
         self.keys = {record["key"] for record in records}
         return records
 
@@ -266,7 +279,7 @@ def held(folder: Path) -> Iterator[None]:
             (folder / ".lock").unlink(missing_ok=True)
 
 
-def latest(records: list[Record]) -> list[Record]:
-    """Of the records of one block or check, the last; in the order they were first written."""
-    found = {r["key"].rpartition("-")[0]: r for r in records if r["kind"] in ("block", "check")}
+def latest(records: list[Record], kinds: tuple[str, ...] = ("block", "check")) -> list[Record]:
+    """Of the records of one block, or whatever else `kinds` names, the last; in the order they were first written."""
+    found = {r["key"].rpartition("-")[0]: r for r in records if r["kind"] in kinds}
     return list(found.values())

@@ -43,9 +43,9 @@ def _facts(name: str, study: Study, threads: list[int]) -> Framework:
 
 
 @contextmanager
-def opened(folder: Path, resume: bool) -> Iterator[None]:
-    """A run's folder: new or empty, or with `resume` one that holds records. Raises Refused."""
-    if resume and not (folder / FILE).exists() and not _begun(folder):
+def opened(folder: Path, resume: bool, file: str = FILE) -> Iterator[None]:
+    """A run's folder: new or empty, or with `resume` one that holds records, in `file`. Raises Refused."""
+    if resume and not (folder / file).exists() and not _begun(folder):
         raise Refused(f"{folder} holds no records to go on from")
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"{folder} is not empty; give another --out, or --resume to go on with it")
@@ -80,7 +80,7 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     with opened(folder, resume):
         store = Store(folder)
         done = store.recover() if (folder / FILE).exists() else []
-        if done and (why := _foreign(done[0], heading)) is not None:
+        if done and (why := foreign(done[0], heading, ("cells", "weights"))) is not None:
             raise Refused(f"{folder} can not be resumed: {why}")
         weights.store(folder / "weights", files)
         if not done:
@@ -132,12 +132,12 @@ def _heading(
     return {"schema": SCHEMA, "key": digest(what), "kind": "study", "status": "ok", "reason": "", **what}
 
 
-def _foreign(found: Record, mine: Record) -> str | None:
-    """Why records can not be added to, or None."""
+def foreign(found: Record, mine: Record, names: tuple[str, ...]) -> str | None:
+    """Why records can not be added to, by their heading and mine, which must agree in `names`; or None."""
     for name, what in (("machine", "another machine"), ("versions", "other versions"), ("code", "other code")):
         if found["basis"][name] != mine["basis"][name]:
             return f"its records come from {what}"
-    for name in ("cells", "weights"):
+    for name in names:
         if found[name] != mine[name]:
             return "its records belong to another study"
     return None

@@ -50,6 +50,32 @@ def make_inputs(workload: Workload, seed: int) -> Arrays:
     return {name: random.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
 
 
+def make_untrained(workload: Workload, seed: int) -> Arrays:
+    """The weights that the chapter's training starts from, float32: TF1's defaults.
+
+    Inputs and hidden states share a kernel [I + H, G*H], which is Glorot-uniform as one; the biases are zero.
+    """
+    random = np.random.default_rng([seed, 3])
+    shapes = workload.shapes
+    inputs, wide = shapes["w_in"]
+    kernel = _glorot(random, (inputs + workload.H, wide))
+    made = {
+        "w_in": kernel[:inputs],
+        "w_rec": kernel[inputs:],
+        "b_rec": np.zeros(shapes["b_rec"]),
+        "w_out": _glorot(random, shapes["w_out"]),
+        "b_out": np.zeros(shapes["b_out"]),
+    }
+    return {name: np.ascontiguousarray(a, np.float32) for name, a in made.items()}
+
+
+def make_batches(workload: Workload, count: int, seed: int) -> Arrays:
+    """x [N, T, B, I] and target [N, T, B, O], float32: N batches of the chapter's series, see make_inputs."""
+    random = np.random.default_rng([seed, 4])
+    batches = [_series(random, workload.T, workload.B) for _ in range(count)]
+    return {name: np.stack([batch[name] for batch in batches]) for name in INPUTS}
+
+
 def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
     """Arrays of a file that must hold exactly `names` in the workload's shapes, float32 and finite.
 
@@ -84,6 +110,19 @@ def files(workload: Workload, seed: int, weights: str | None, inputs: str | None
     w = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
     i = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
     return {f"{workload.name}.weights.safetensors": save(w), f"{workload.name}.inputs.safetensors": save(i)}
+
+
+def training_files(workload: Workload, steps: int, seed: int) -> Files:
+    """What a training starts from and is fed with, as the contents of the files they are stored in."""
+    start, batches = make_untrained(workload, seed), make_batches(workload, steps, seed)
+    return {f"{workload.name}.weights.safetensors": save(start), f"{workload.name}.batches.safetensors": save(batches)}
+
+
+def load_training(folder: Path, workload: Workload) -> Data:
+    """Weights, and x [N, T, B, I] and target [N, T, B, O] of the batches, as `training_files` stored them."""
+    weights = _arrays(folder / f"{workload.name}.weights.safetensors")
+    batches = _arrays(folder / f"{workload.name}.batches.safetensors")
+    return Data(Weights(**weights), batches["x"], batches["target"])
 
 
 def store(folder: Path, made: Files) -> None:

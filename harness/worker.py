@@ -4,8 +4,10 @@ The only importer of impls.<framework>. It reads requests from stdin, one JSON o
 answers on a descriptor of its own, so whatever a framework prints harms nothing:
 
     {"do": "facts", "threads": [...], "devices": [...], "cache": ...} -> versions, executions, devices, environments
+    {"do": "oracle", ...}         -> {"is": "stage", ...} ... then {"is": "oracle", "found": {...}}, of a training
     {"do": "open", "settings": {...}, "prove": true}        -> {"is": "open", "threads_used": ...}
     {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
+    {"do": "train", ...}          -> {"is": "stage", ...} ... then {"is": "train", "forms": {...}}
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from harness import measure, weights
+from harness import measure, training, weights
 from harness.launch import end_with_parent
 from harness.study import Workload
 from impls.interface import Arm, Backend, Settings
@@ -47,6 +49,10 @@ def main() -> None:
             elif request["do"] == "open":
                 settings = Settings(**request["settings"])
                 send(open_(backend, settings, request["prove"]))
+            elif request["do"] == "oracle":
+                send(oracle(request, send))
+            elif request["do"] == "train":
+                send(train(backend, request, send))
             else:
                 assert settings is not None
                 send(block(backend, settings, request, send))
@@ -100,11 +106,7 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         evidence=request["evidence"],
         overwrites=request["overwrites"],
     )
-
-    def stage(arm: str, what: str) -> None:
-        send({"is": "stage", "arm": arm, "what": what})
-
-    result = measure.block(backend, todo, time.perf_counter_ns, stage)
+    result = measure.block(backend, todo, time.perf_counter_ns, _stage(send))
     arrays = {f"{name}/{moment}/{q}": a for (name, moment), out in result.outputs.items() for q, a in out.items()}
     save_file(arrays, request["outputs"])
     if request["texts"]:
@@ -112,6 +114,27 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
     floors = _floors(backend, todo) if todo.rounds else {}
     return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
+
+
+def oracle(request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """The oracle's trajectories for a training; no framework is imported for it."""
+    workload = Workload(**request["workload"])
+    data = weights.load_training(Path(request["weights"]), workload)
+    return {"is": "oracle", "found": training.oracle(data, workload.cell, _stage(send))}
+
+
+def train(backend: Backend, request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """Train the forms of one recurrence; fp32."""
+    workload = Workload(**request["workload"])
+    data = weights.load_training(Path(request["weights"]), workload)
+    todo = training.Training(workload.cell, request["execution"], request["recurrence"], data, request["seed"])
+    forms = training.train(backend, todo, time.perf_counter_ns, _stage(send))
+    return {"is": "train", "forms": {name: dataclasses.asdict(found) for name, found in forms.items()}}
+
+
+def _stage(send: Send) -> Callable[[str, str], None]:
+    """What tells the parent which arm is about to do what."""
+    return lambda arm, what: send({"is": "stage", "arm": arm, "what": what})
 
 
 def _write(folder: Path, texts: dict[str, dict[str, str]]) -> None:

@@ -6,6 +6,7 @@ in the order of GATES. One bias serves both products of a step; where a framewor
 recurrent one is zero. A GRU resets after its recurrent product, as cuDNN's does.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,8 @@ NULL_ARM = ("given", "none")  # returns its input: what is left is the price of 
 PASSES = ("forward", "train")
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "as_shipped")  # as_shipped: float32 arrays, and nothing set
 DEVICES = ("cpu", "gpu")
+RATE, BETA_1, BETA_2, EPSILON = 0.001, 0.9, 0.999, 1e-8  # of Adam, as the chapter has them
+LOG_BETA_1, LOG_BETA_2 = math.log(BETA_1), math.log(BETA_2)
 
 
 class Weights(NamedTuple):
@@ -46,6 +49,19 @@ class Data(NamedTuple):
     weights: Weights
     x: Any  # [T, B, I]; for recurrence given the hidden states [T, B, H]
     target: Any  # [T, B, O]; for projection none [T, B, H]
+
+
+class Trained(NamedTuple):
+    """What a step of training changes: the weights, Adam's two moments of each, and the steps taken, a scalar."""
+
+    w: Weights
+    m: Weights
+    v: Weights
+    t: Any
+
+    @property
+    def leaves(self) -> tuple[Any, ...]:
+        return (*self.w, *self.m, *self.v, self.t)
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,7 @@ class Execution:
     `without`: recurrences, projections, arms (by name), devices or precisions it does not have, each with its reason.
     `unrolls`: recurrences, or arms by name, that compile as many copies of a step as there are steps.
     `overwrites`: a call's outputs are lent until the next call, which writes into the same memory.
+    `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write then.
     """
 
     traced: bool
@@ -96,6 +113,8 @@ class Execution:
     without: dict[str, str] = field(default_factory=dict)
     unrolls: tuple[str, ...] = ("unrolled",)
     overwrites: bool = False
+    trains: bool = True
+    loop: str = "unrolled"
 
 
 @dataclass(frozen=True)
@@ -143,6 +162,13 @@ class Backend(Protocol):
         It, or its first call, raises Unavailable when the framework does not have what the program asks for.
         """
 
+    def trainer(self, program: Program, w: Weights) -> Run:
+        """A step of training a program of a loop, unrolled or scan, from weights that were `put` for it alone.
+
+        Called with x and target it takes one step of Adam (model.adam) from where the last one ended, and returns
+        the loss before the step and then the leaves of Trained after it, possibly unfinished and only until the next.
+        """
+
     def put(self, data: Data) -> Data:
         """NumPy arrays -> the framework's, on its device; for bf16 as bfloat16, which holds their numbers exactly."""
 
@@ -150,7 +176,7 @@ class Backend(Protocol):
         """Return when every array of a run's outputs has been computed."""
 
     def get(self, program: Program, outputs: Any) -> Outputs:
-        """A program's outputs as NumPy copies: y, or loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out.
+        """A program's outputs as NumPy copies, by the names that `named` gives them.
 
         Those of bf16 come as float32, which NumPy has.
         """
@@ -165,8 +191,15 @@ class Backend(Protocol):
         """A square float32 product [size, size] that returns when done: it proves the threads."""
 
 
+FORWARD = ("y",)
+TRAIN = ("loss", *(f"d_{name}" for name in Weights._fields))
+TRAINING = ("loss", *Weights._fields, *(f"{moment}_{name}" for moment in "mv" for name in Weights._fields), "t")
+
+
 def named(outputs: list[np.ndarray]) -> Outputs:
-    """Name a run's outputs, given in order: [y], or [loss, gradients in the order of Weights]."""
-    if len(outputs) == 1:
-        return {"y": outputs[0]}
-    return dict(zip(("loss", *(f"d_{name}" for name in Weights._fields)), outputs, strict=True))
+    """Name a run's outputs, given in order.
+
+    [y]; [loss, gradients in the order of Weights]; or of a step of training [loss, leaves of Trained].
+    """
+    names = next(names for names in (FORWARD, TRAIN, TRAINING) if len(names) == len(outputs))
+    return dict(zip(names, outputs, strict=True))

@@ -13,6 +13,11 @@ The backward pass is back-propagation through time: with d_a_t and d_u_t the gra
     d_w_in = sum x_t^T d_a_t,   d_w_rec = sum h_{t-1}^T d_u_t,   d_b_rec = sum d_a_t,
     d_h_t = d_y_t w_out^T + d_u_{t+1} w_rec^T + what the cell hands on directly (z of a gru).
 
+A step of training is Adam's (Kingma and Ba 2015) in TF1's form, whose epsilon is not corrected for bias:
+
+    m = beta_1 m + (1 - beta_1) d,   v = beta_2 v + (1 - beta_2) d^2,
+    w = w - rate sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon)        in step t = 1, 2, ...
+
 In float64 it is the truth. In float32, with `noise`, it tells what rounding alone may do: every
 sum is taken in a random order, and every stored intermediate is moved at random by up to two units
 in the last place (Monte Carlo arithmetic, D. Stott Parker 1997): what a framework's own kernels,
@@ -20,12 +25,13 @@ which sum in another order and approximate tanh, may differ by. The units are th
 a result is moved by up to one of bfloat16's, and in tf32 what a product multiplies by one of TF32's too.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from impls.interface import Data, Outputs, Weights, named
+from impls.interface import BETA_1, BETA_2, EPSILON, RATE, Data, Outputs, Trained, Weights, named
 
 Array = np.ndarray
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
@@ -141,6 +147,32 @@ def backward(w: Weights, d_h: Array, tapes: list[State], cell: "Cell", how: Nois
         d_a.append(a)
         d_u.append(u)
     return np.stack(d_a[::-1]), np.stack(d_u[::-1])
+
+
+def train(data: Data, cell: str, noise: Noise | None = None) -> Iterator[float]:
+    """The loss before each step of training, from the weights of data, on x [N, T, B, I] and target [N, T, B, O]."""
+    state = untrained(data.weights)
+    for x, target in zip(data.x, data.target, strict=True):
+        loss, *d = run(Data(state.w, x, target), cell, "train", "projected", noise).values()
+        yield float(loss)
+        state = adam(state, Weights(*d), noise)
+
+
+def adam(state: Trained, d: Weights, noise: Noise | None = None) -> Trained:
+    """One step of Adam on the gradients d; the dtype is that of the state."""
+    how = noise or Exact()
+    t = state.t + 1
+    rate = RATE * math.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
+    m = Weights(*(how.moved(BETA_1 * m + (1 - BETA_1) * g) for m, g in zip(state.m, d, strict=True)))
+    v = Weights(*(how.moved(BETA_2 * v + (1 - BETA_2) * g * g) for v, g in zip(state.v, d, strict=True)))
+    by = (how.moved(rate * m / (np.sqrt(v) + EPSILON)) for m, v in zip(m, v, strict=True))
+    return Trained(Weights(*(w - b for w, b in zip(state.w, by, strict=True))), m, v, t)
+
+
+def untrained(w: Weights) -> Trained:
+    """Before the first step."""
+    m, v = (Weights(*map(np.zeros_like, w)) for _ in range(2))
+    return Trained(w, m, v, 0)
 
 
 class Cell(NamedTuple):

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 
 from impls.evidence import Evidence
-from impls.interface import Arm, Execution, Facts
+from impls.interface import Arm, Execution, Facts, Weights
 
 SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
@@ -77,6 +77,51 @@ def late_wrapper():
             original.OutputProjectionWrapper = Wrapper
 
     return Late
+
+
+TRAINING_FAULTS = ("fast", "frozen_bias")
+
+
+def broken_training(framework):
+    """The backend class of a framework whose executions are mistakes made in training, and one without."""
+    real = importlib.import_module(f"impls.{framework}.backend").Backend
+
+    class Broken(real):
+        def environment(self, settings):
+            return super().environment(settings)
+
+        def facts(self):
+            found = super().facts()
+            executions = {name: Execution(traced=False) for name in (SOUND, *TRAINING_FAULTS)}
+            return Facts(found.versions, executions, found.devices)
+
+        def trainer(self, program, w):
+            replacements = {SOUND: {}, **planted_in_training(self.model)}[program.execution]
+            with replaced(self.model, replacements):
+                step = super().trainer(dataclasses.replace(program, execution="eager"), w)
+
+            def call(x, target):
+                with replaced(self.model, replacements):
+                    return step(x, target)
+
+            return call
+
+    return Broken
+
+
+def planted_in_training(model):
+    """Fault -> what it replaces of the model."""
+    adam = model.adam
+
+    def fast(state, d):
+        after = adam(state, d)
+        moved = zip(state.w, after.w, strict=True)
+        return after._replace(w=Weights(*(old + 1.01 * (new - old) for old, new in moved)))
+
+    return {
+        "fast": {"adam": fast},
+        "frozen_bias": {"adam": lambda state, d: adam(state, d._replace(b_rec=0 * d.b_rec))},
+    }
 
 
 def stale(run):

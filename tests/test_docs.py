@@ -57,7 +57,7 @@ def test_links_and_paths_exist():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["verify"], ["explain"], ["report"], ["list"], ["selftest"], ["doctor"]]
+    "command", [[], ["run"], ["verify"], ["explain"], ["train"], ["report"], ["list"], ["selftest"], ["doctor"]]
 )
 def test_help_says_what_each_command_does(command):
     done = subprocess.run(

@@ -158,5 +158,5 @@ def test_the_command_line_refuses_in_one_sentence(arguments, why, capsys, monkey
 def test_help_names_the_commands():
     result = CliRunner().invoke(cli.app, ["--help"])
     assert result.exit_code == 0
-    for name in ("run", "verify", "report", "list"):
+    for name in ("run", "verify", "train", "report", "list"):
         assert name in result.stdout

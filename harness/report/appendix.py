@@ -211,9 +211,8 @@ def _range(values: Iterable[float | None]) -> str:
     return f"{min(known):g} to {max(known):g}" if known else "not told"
 
 
-def environments(tables: Tables) -> str:
-    """The variables each framework's workers were started with, on the devices that were used."""
-    devices, found = {"cpu", *(block["device"] for block in tables.blocks)}, tables.heading["environments"]
+def environments(found: dict[str, list[Row]], devices: Iterable[str]) -> str:
+    """The variables each framework's workers were started with on some devices."""
     rows = [
         [name, one["device"], one["threads"], " ".join(f"`{k}={v}`" for k, v in sorted(one["variables"].items()))]
         for name, all_of in sorted(found.items())

@@ -31,6 +31,7 @@ MARKS = {
     "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
+STYLE: Any = {"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9}
 CONTROLS = "controls"  # the figure of every A/A interval
 PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")  # run and device
 COUNTS = ("o", "s", "^", "D", "v", "P")  # thread counts of one run and device
@@ -52,7 +53,7 @@ def drawing(figures: Figures, folder: Path) -> Iterator[None]:
 
     Raises what drawing raised.
     """
-    mpl.rcParams.update({"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9})
+    mpl.rcParams.update(STYLE)
     folder.mkdir(parents=True, exist_ok=True)
     with drawers() as pool:
         waiting = [pool.submit(draw, folder / name) for name, draw in figures.items()]
@@ -106,10 +107,11 @@ def _controls(twins: pd.DataFrame, path: Path) -> None:
     axes.set_ylabel("batched / batched")
     axes.set_title(f"{len(twins)} controls in order of their ratio, 95% intervals over processes", loc="left")
     axes.legend(frameon=False, loc="upper left")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """As SVG and PNG, the same bytes each time."""
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
 
@@ -144,7 +146,7 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both files
-    _save(figure, path)
+    save(figure, path)
 
 
 def sides(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> None:
@@ -169,7 +171,7 @@ def sides(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> N
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:

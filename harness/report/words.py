@@ -50,7 +50,9 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "idiomatic": appendix.idiomatic(compared),
         "kills": appendix.kills(beside["kills"]) if beside["kills"] else "",
         "apart": appendix.apart(beside["apart"]) if beside["apart"] else "",
-        "environments": appendix.environments(tables),
+        "environments": appendix.environments(
+            tables.heading["environments"], {"cpu", *(block["device"] for block in tables.blocks)}
+        ),
         "graphics": appendix.graphics(tables),
         "devices": causes.devices(tables),
         "numerics": appendix.numerics(tables),

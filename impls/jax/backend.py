@@ -11,7 +11,7 @@ import numpy as np
 
 from impls import hlo, trace
 from impls.evidence import Evidence
-from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Weights, named
+from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Trained, Weights, named
 
 MATMUL = "jax_default_matmul_precision"
 MATMULS = {"tf32": "tensorfloat32", "bf16": "default", "fp32": "highest", "fp64": "highest"}
@@ -45,8 +45,8 @@ class Backend:
         versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
         without = {"time_distributed": NO_TIME_DISTRIBUTED}
         executions = {
-            "eager": Execution(traced=False, without=without | NOT_EAGER),
-            "xla": Execution(traced=True, without=without),
+            "eager": Execution(traced=False, without=without | NOT_EAGER, trains=False),
+            "xla": Execution(traced=True, without=without, loop="scan"),
         }
         return Facts(versions, executions, {"cpu": None, "gpu": _why_no_gpu()})
 
@@ -81,6 +81,28 @@ class Backend:
 
         run = forward if program.pass_ == "forward" else self.jax.value_and_grad(train)
         return functools.partial(self.jax.jit(run) if program.execution == "xla" else run, w)
+
+    def trainer(self, program: Program, w: Weights) -> Run:
+        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
+        cell, loss, adam = self.model.CELLS[program.cell], self.model.loss, self.model.adam
+        state = self.model.untrained(w)
+
+        def value(w: Weights, x: Any, target: Any) -> Any:
+            return loss(arm(w, cell, x), target)
+
+        def update(state: Trained, x: Any, target: Any) -> Any:
+            out, d = self.jax.value_and_grad(value)(state.w, x, target)
+            return out, adam(state, d)
+
+        if program.execution == "xla":
+            update = self.jax.jit(update, donate_argnums=0)
+
+        def step(x: Any, target: Any) -> Any:
+            nonlocal state
+            out, state = update(state, x, target)
+            return out, *state.leaves
+
+        return step
 
     def put(self, data: Data) -> Data:
         # The copies keep JAX from aliasing NumPy's memory, which another arm's data may share.

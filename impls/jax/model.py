@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from impls.interface import Weights
+from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights
 
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Array], State]
@@ -187,6 +187,26 @@ def scan_per_step(w: Weights, cell: Cell, x: Array) -> Array:
 def loss(y: Array, target: Array) -> Array:
     """Mean squared error, a scalar."""
     return jnp.mean(jnp.square(y - target))
+
+
+def adam(state: Trained, d: Weights) -> Trained:
+    """One step of Adam on the gradients d, in TF1's form: epsilon is not corrected for bias.
+
+    Kingma and Ba 2015, end of their section 2: rate sqrt(1 - beta_2^t) / (1 - beta_1^t), the differences without
+    cancellation.
+    """
+    t = state.t + 1
+    rate = RATE * jnp.sqrt(-jnp.expm1(t * LOG_BETA_2)) / -jnp.expm1(t * LOG_BETA_1)
+    m = Weights(*(BETA_1 * m + (1 - BETA_1) * g for m, g in zip(state.m, d, strict=True)))
+    v = Weights(*(BETA_2 * v + (1 - BETA_2) * g * g for v, g in zip(state.v, d, strict=True)))
+    w = Weights(*(w - rate * m / (jnp.sqrt(v) + EPSILON) for w, m, v in zip(state.w, m, v, strict=True)))
+    return Trained(w, m, v, t)
+
+
+def untrained(w: Weights) -> Trained:
+    """Before the first step."""
+    m, v = (Weights(*map(jnp.zeros_like, w)) for _ in range(2))
+    return Trained(w, m, v, jnp.zeros((), w.w_in.dtype))
 
 
 CELLS = {

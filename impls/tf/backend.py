@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from impls.interface import (
     Program,
     Run,
     Settings,
+    Trained,
     Unavailable,
     Weights,
     named,
@@ -31,8 +32,16 @@ NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
 NO_OTHER_LOOP = "the original runs dynamic_rnn, a symbolic loop, and no other recurrence"
 NO_OTHER_FORM = "the original projects in the wrapper, or once on its reshaped outputs"
 NO_GATES = "the original's cell is BasicRNNCell, which has no gates"
+NO_TRAINING = "the original's programs give gradients here, and do not take steps"
 NO_BF16 = "a session is fed NumPy arrays, which hold no bfloat16"
 NO_HOST = "a session is fed and fetched through the host, and its copies from and to a GPU would be timed"
+
+
+class Stepped(NamedTuple):
+    """What a step of training gives: its loss, and the variables that it assigned."""
+
+    loss: Any
+    variables: Trained
 
 
 class Backend:
@@ -63,10 +72,10 @@ class Backend:
 
         legacy = _legacy()
         executions = {
-            "eager": Execution(traced=False, without={"vmap": NO_EAGER_VMAP}),
-            "graph": Execution(traced=True),
-            "xla": Execution(traced=True),
-            ORIGINAL: Execution(traced=True, missing=None if legacy else NO_LEGACY, without=_not_original()),
+            "eager": Execution(traced=False, without={"vmap": NO_EAGER_VMAP}, trains=False),
+            "graph": Execution(traced=True, loop="scan"),
+            "xla": Execution(traced=True, loop="scan"),
+            ORIGINAL: Execution(True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan"),
         }
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__} | legacy
         gpu = None if tf.config.list_physical_devices("GPU") else "TensorFlow sees no GPU (its build needs CUDA 12)"
@@ -126,6 +135,28 @@ class Backend:
         self.programs[call] = made
         return call
 
+    def trainer(self, program: Program, w: Weights) -> Run:
+        if program.execution == ORIGINAL:
+            raise Unavailable(NO_TRAINING)
+        tf = self.tf
+        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
+        cell, loss, adam = self.model.CELLS[program.cell], self.model.loss, self.model.adam
+        variables = tf.nest.map_structure(tf.Variable, self.model.untrained(w))
+
+        def update(x: Any, target: Any) -> Any:
+            state: Trained = tf.nest.map_structure(tf.convert_to_tensor, variables)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(state.w)
+                out = loss(arm(state.w, cell, x), target)
+            after = adam(state, Weights(*tape.gradient(out, state.w)))
+            tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, after)
+            return out
+
+        if program.execution != "eager":
+            update = tf.function(update, jit_compile=program.execution == "xla", autograph=False)
+            self.functions.append(update)
+        return lambda x, target: Stepped(update(x, target), variables)
+
     def put(self, data: Data) -> Data:
         def put(a: np.ndarray) -> Any:
             return self.tf.constant(a, self.dtype)
@@ -137,10 +168,14 @@ class Backend:
         if self.gpu or self.dtype:  # no buffer of Python's holds bfloat16
             self.tf.test.experimental.sync_devices()
             return
+        if isinstance(outputs, Stepped):
+            outputs = outputs.loss  # a function returns when it has assigned its variables
         for leaf in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
             memoryview(leaf)  # waits for the buffer and copies nothing
 
     def get(self, program: Program, outputs: Any) -> Outputs:
+        if isinstance(outputs, Stepped):
+            outputs = (outputs.loss, *outputs.variables.leaves)
         leaves = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
         arrays = [np.array(leaf, "float32" if leaf.dtype == self.tf.bfloat16 else None) for leaf in leaves]
         if _own_gru(program) and program.pass_ == "train":

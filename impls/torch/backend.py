@@ -46,11 +46,14 @@ class Backend:
         compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
         missing = None if compiler else NO_COMPILER
         without = {"time_distributed": NO_TIME_DISTRIBUTED}
+        unbatched = dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH)
         executions = {
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
             "inductor": Execution(True, missing, without, UNROLLS),
-            "inductor-batched": Execution(True, missing, without | dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH), SLOW),
-            "cudagraph": Execution(True, missing, without | {"cpu": NO_CUDA_GRAPH}, UNROLLS, overwrites=True),
+            "inductor-batched": Execution(True, missing, without | unbatched, SLOW, trains=False),
+            "cudagraph": Execution(
+                True, missing, without | {"cpu": NO_CUDA_GRAPH}, UNROLLS, overwrites=True, trains=False
+            ),
         }
         if not importlib.util.find_spec("triton"):
             executions |= {
@@ -108,6 +111,31 @@ class Backend:
         if program.execution == "cudagraph":
             run = self._stepped(run)
         return self._proven(run, program) if program.execution != "eager" else run
+
+    def trainer(self, program: Program, w: Weights) -> Run:
+        torch = self.torch
+        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
+        cell, mse = self.model.CELLS[program.cell], self.model.loss
+        state = self.model.untrained(w)
+
+        def loss(w: Weights, x: Any, target: Any) -> Any:
+            return mse(arm(w, cell, x), target)
+
+        value, update = loss, self.model.adam
+        if program.execution != "eager":
+            value, update = self._compiled(value, program), self._compiled(update, program)
+
+        def step(x: Any, target: Any) -> Any:
+            nonlocal state
+            out = value(state.w, x, target)
+            d = Weights(*torch.autograd.grad(out, state.w))
+            with torch.no_grad():
+                state = update(state, d)
+            for weight in state.w:
+                weight.requires_grad_()
+            return out.detach(), *state.leaves
+
+        return self._proven(step, program) if program.execution != "eager" else step
 
     def put(self, data: Data) -> Data:
         def put(a: np.ndarray) -> Any:

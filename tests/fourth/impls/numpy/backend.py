@@ -54,6 +54,20 @@ class Backend:
 
         return train
 
+    def trainer(self, program, w):
+        state = reference.untrained(w)
+        self.misbehave(program)
+
+        def step(x, target):
+            nonlocal state
+            loss, *d = reference.run(Data(state.w, x, target), program.cell, "train", "projected").values()
+            before, state = state, reference.adam(state, Weights(*d))
+            if program.arm.projection == "in_loop":
+                loss, state = spoiled(loss, before, state)
+            return loss, *state.leaves
+
+        return step
+
     def misbehave(self, program):
         mischief = _mischief()
         if program.arm.projection != "per_step":
@@ -95,6 +109,19 @@ class Backend:
         if _mischief() == "idle":
             return lambda: time.sleep(0.02)
         return lambda: (a @ a, None)[1]
+
+
+def spoiled(loss, before, after):
+    """A step's loss and what it came to, with a mistake of training in them, if one was planted."""
+    mischief = _mischief()
+    if mischief == "summed":
+        return loss * 1000, after  # the sum where the mean is meant: Adam hides it from all but the loss
+    if mischief == "fast":
+        moved = zip(before.w, after.w, strict=True)
+        return loss, after._replace(w=Weights(*(old + np.float32(1.01) * (new - old) for old, new in moved)))
+    if mischief == "endless":
+        return loss * np.float32("nan"), after
+    return loss, after
 
 
 def _mischief():
