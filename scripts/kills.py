@@ -48,11 +48,10 @@ def blocks(out: Path) -> list[tuple[str, str]]:
     return sorted((record["key"].rpartition("-")[0], record["status"]) for record in latest(read(out)))
 
 
-def disturbed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill a run `kills` times and let it finish; returns what became of its records."""
+def disturbed(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
+    """Kill a run of so many processes `kills` times and let it finish; returns what became of its records."""
     choose = random.Random(seed)
     alone, killed = folder / "undisturbed", folder / "killed"
-    processes = max(4, 2 * kills)  # so many that most kills find something yet to be measured
     began = time.monotonic()
     assert _finish(alone, processes), "the undisturbed run failed"
     lasts = min(time.monotonic() - began, 6.0)
@@ -117,8 +116,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, choices=range(1, 1001), metavar="N", default=100)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    processes = max(4, 2 * given.kills)  # so many that most kills find something yet to be measured
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        json.dump(disturbed(Path(folder), given.kills, given.seed), sys.stdout, indent=1)
+        json.dump(disturbed(Path(folder), given.kills, given.seed, processes), sys.stdout, indent=1)
         print()
 
 
