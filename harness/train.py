@@ -116,11 +116,14 @@ def oracle_of(bench: Bench, framework: str, stage: Stage) -> Record:
     """The oracle's trajectories, and bounds of the first losses.
 
     NumPy's alone, but made by a worker, whose environment keeps BLAS to one thread: more make products this small slow.
-    Raises Lost.
+    Raises Refused when the worker is lost.
     """
     request = {"do": "oracle", "workload": BOOK.model_dump(), "weights": str(bench.weights)}
     with bench.worker(framework, ONE_THREAD, bench.study.timeout_s) as worker:
-        found = worker.ask(request, lambda said: stage(f"the oracle: {said['what']}"))["found"]
+        try:
+            found = worker.ask(request, lambda said: stage(f"the oracle: {said['what']}"))["found"]
+        except Lost as lost:
+            raise Refused(f"the oracle's trajectory could not be made: {lost}") from None
     return {"key": digest("oracle"), "kind": "oracle", "status": "ok", "reason": "", **found}
 
 

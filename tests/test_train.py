@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -397,3 +398,21 @@ def test_what_can_not_be_is_refused_in_one_sentence(arguments, why, capsys, monk
     assert left.value.code == 2
     assert len(said.err.strip().splitlines()) == 1
     assert why in said.err
+
+
+def test_an_oracle_whose_worker_is_lost_is_a_refusal():
+    class Dead:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def ask(self, request, stage):
+            raise Lost("failed", "the worker ended by SIGKILL", "")
+
+    bench = SimpleNamespace(
+        weights="w", study=SimpleNamespace(timeout_s=1.0), worker=lambda framework, variables, timeout_s: Dead()
+    )
+    with pytest.raises(Refused, match="oracle's trajectory could not be made: the worker ended by SIGKILL"):
+        train.oracle_of(bench, "numpy", lambda said: None)
