@@ -138,7 +138,7 @@ def block(backend: Backend, todo: Block, clock: Callable[[], int], stage: Callab
     outputs = {}
     for name, entry in entries.items():
         outputs[name, "before"] = entry.before
-        outputs[name, "after"] = entry.after if todo.overwrites else backend.get(entry.program, entry.after)
+        outputs[name, "after"] = _fetched(backend, todo, entry.program, entry.after)
     return Result(arms, outputs, timer, _evidence(backend, todo, arms, entries, stage))
 
 
@@ -176,8 +176,7 @@ def _first(
         outputs = _kept(backend, todo, program, outputs)
         _, after = timed(clock, backend.wait, run, real, 1)
         after = _kept(backend, todo, program, after)
-        before = outputs if todo.overwrites else backend.get(program, outputs)
-        entries[arm.name] = Entry(program, run, real, before, after)
+        entries[arm.name] = Entry(program, run, real, _fetched(backend, todo, program, outputs), after)
     except Unavailable as error:
         into.status, into.reason = "unavailable", str(error)
     except Exception as error:  # whatever a framework raises is a record, not a crash
@@ -187,6 +186,11 @@ def _first(
 def _kept(backend: Backend, todo: Block, program: Program, outputs: Any) -> Any:
     """A call's outputs, fetched where the next call would write over them."""
     return backend.get(program, outputs) if todo.overwrites else outputs
+
+
+def _fetched(backend: Backend, todo: Block, program: Program, kept: Any) -> Outputs:
+    """What was kept of a call, as NumPy arrays."""
+    return kept if todo.overwrites else backend.get(program, kept)
 
 
 def _add_twins(arms: dict[str, Timed], entries: dict[str, Entry]) -> None:

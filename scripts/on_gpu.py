@@ -22,13 +22,16 @@ RUN = "run --no-report --device {device} --processes {processes}"
 
 @dataclass(frozen=True)
 class Part:
-    """A command of the harness; whether it takes a budget and a folder, its share of the time, and its exit status."""
+    """A command of the harness; its share of the time, whether it takes a budget and a folder, how it has to end, and
+    what its log has to say: a fault that is planted has to be found, and not another.
+    """
 
     name: str
     command: str
     share: float
     measures: bool = True
     status: int = 0
+    says: str = ""
 
 
 PARTS = [
@@ -40,6 +43,7 @@ PARTS = [
         0.05,
         False,
         1,
+        "wrong: ",
     ),
     Part("main", RUN, 0.6),
     Part("precisions", f"{RUN} --precision tf32,bf16,as_shipped --workload vocab --workload stream", 0.5),
@@ -66,7 +70,7 @@ def carried_out(part: Part, given: argparse.Namespace, left_s: float) -> bool:
         except subprocess.TimeoutExpired:
             status = "time is up"
     print(f"{part.name}: {status} (expected {part.status}) after {time.monotonic() - began:.0f} s", flush=True)
-    return status == part.status
+    return status == part.status and part.says in (given.out / f"{part.name}.log").read_text()
 
 
 def main() -> None:

@@ -20,9 +20,6 @@ def broken(framework):
     real = importlib.import_module(f"impls.{framework}.backend").Backend
 
     class Broken(real):
-        def environment(self, settings):
-            return super().environment(settings)
-
         def facts(self):
             found = super().facts()
             without = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
@@ -87,9 +84,6 @@ def broken_training(framework):
     real = importlib.import_module(f"impls.{framework}.backend").Backend
 
     class Broken(real):
-        def environment(self, settings):
-            return super().environment(settings)
-
         def facts(self):
             found = super().facts()
             executions = {name: Execution(traced=False) for name in (SOUND, *TRAINING_FAULTS)}

@@ -143,6 +143,13 @@ def test_book_is_the_chapters_series():
         (["run", "absent.toml"], "can not be read"),
         (["verify", "--precision", "fp16"], "did you mean"),
         (["report", "absent"], "can not be read"),
+        (["verify", "--bound", "fp16"], "--bound takes"),
+        (["train", "--steps", "0"], "--steps"),
+        (["train", "--processes", "0"], "processes"),
+        (["train", "--threads", "none"], "--threads takes"),
+        (["train", "--threads", "1000"], "cores can be used"),
+        (["train", "--framework", "torhc"], "did you mean torch"),
+        (["train", "--resume", "--out", "absent"], "no records"),
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(arguments, why, capsys, monkeypatch):

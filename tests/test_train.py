@@ -379,27 +379,6 @@ def test_trajectories_that_differ_by_a_bit_are_not_called_the_same():
     assert [line.alike for line in trajectories.lines(differ)] == [False, False]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (["--steps", "0"], "--steps"),
-        (["--processes", "0"], "processes"),
-        (["--threads", "none"], "--threads takes"),
-        (["--threads", "1000"], "cores can be used"),
-        (["--framework", "torhc"], "did you mean torch"),
-        (["--resume", "--out", "absent"], "no records"),
-    ],
-)
-def test_what_can_not_be_is_refused_in_one_sentence(arguments, why, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["harness", "train", *arguments])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    said = capsys.readouterr()
-    assert left.value.code == 2
-    assert len(said.err.strip().splitlines()) == 1
-    assert why in said.err
-
-
 def test_an_oracle_whose_worker_is_lost_is_a_refusal():
     class Dead:
         def __enter__(self):
