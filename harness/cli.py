@@ -1,6 +1,5 @@
 """The command line: python -m harness run | verify | explain | train | report | list | selftest | doctor."""
 
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -10,6 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
+from harness.options import (
+    DeviceF,
+    ExecutionF,
+    FrameworkF,
+    InputsF,
+    LimitF,
+    PassF,
+    PrecisionF,
+    ProjectionF,
+    RecurrenceF,
+    SeedF,
+    ThreadsF,
+    TimeoutF,
+    Toml,
+    WeightsF,
+    WorkloadF,
+    flags_of,
+    limited,
+    split,
+    threads_of,
+)
 from harness.refused import Refused
 
 if TYPE_CHECKING:  # commands import what they need: --help shall not wait for it
@@ -22,38 +42,6 @@ app = typer.Typer(
 )
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer has and does not name
 BAD = ("wrong", "failed", "timeout", "refused")
-
-Many = list[str] | None
-Toml = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags override it.")]
-FrameworkF = Annotated[Many, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")]
-DeviceF = Annotated[Many, typer.Option("--device", help="cpu, gpu.")]
-ThreadsF = Annotated[Many, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")]
-ExecutionF = Annotated[
-    Many, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph.")
-]
-RecurrenceF = Annotated[Many, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
-ProjectionF = Annotated[
-    Many,
-    typer.Option("--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed."),
-]
-PassF = Annotated[Many, typer.Option("--pass", help="forward, train.")]
-PrecisionF = Annotated[Many, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
-WorkloadF = Annotated[
-    Many,
-    typer.Option(
-        "--workload", help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..]."
-    ),
-]
-SeedF = Annotated[int | None, typer.Option("--seed", help="Of weights, inputs and orders.")]
-TimeoutF = Annotated[float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")]
-LimitF = Annotated[
-    int | None,
-    typer.Option("--unroll-limit", help="Unroll traced programs up to this many steps; 0 for none, -1 for any."),
-]
-WeightsF = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="Weights to use (safetensors).")]
-InputsF = Annotated[
-    str | None, typer.Option("--inputs", metavar="FILE", help="Inputs to use (safetensors): x, target.")
-]
 
 
 @app.command()
@@ -97,11 +85,11 @@ def run(
     narrowed = [framework, device, threads, execution, recurrence, projection, pass_, workload]
     if all_ and (study or any(narrowed)):
         raise Refused("--all means everything and takes no study file and no selection beside it")
-    flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds}
     scale = "quick" if quick else "rigorous" if rigorous else None
-    made = _limits(load(study, scale, flags), budget, unroll_limit)
+    made = limited(load(study, scale, flags), budget, unroll_limit)
     if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not _there(name)]):
         raise Refused(f"planning how many processes a gap needs takes {' and '.join(absent)}: give --processes")
     _run(made, out, resume, not no_report)
@@ -139,13 +127,13 @@ def verify(
     from harness.study import load
     from impls.interface import PRECISIONS, RECURRENCES
 
-    flags = _flags(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags["precisions"] = flags["precisions"] or ["fp32", "fp64"]
     flags["threads"] = flags["threads"] or ["all"]
     if unroll_limit is None and (workload or study):
         unroll_limit = -1
-    made = _limits(load(study, None, flags), None, unroll_limit)
+    made = limited(load(study, None, flags), None, unroll_limit)
     if made.recurrences is None and made.projections is None:
         made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
     if bound is not None and bound not in PRECISIONS:
@@ -189,9 +177,9 @@ def train(
     from harness.trajectories import TRAINING, bad
 
     flags: dict[str, Any] = {
-        "frameworks": _split(framework),
-        "executions": _split(execution),
-        "threads": [_threads(threads)],
+        "frameworks": split(framework),
+        "executions": split(execution),
+        "threads": [threads_of(threads)],
     }
     flags |= {"processes": processes, "seed": seed, "timeout_s": timeout, "passes": ["train"], "workloads": ["book"]}
     study = load(None, None, flags)
@@ -271,7 +259,7 @@ def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     print(path)
     bad = sum(status in BAD for status in statuses)
     if bad:
-        print(f"{bad} measurements went wrong or failed; the report names them", file=sys.stderr)
+        print(f"{bad} measurements went wrong or failed; the records name them", file=sys.stderr)
     raise typer.Exit(1 if bad else 0)
 
 
@@ -322,59 +310,6 @@ def _again(arguments: list[str]) -> list[str]:
             kept.append(argument)
         skip = argument == "--out"
     return kept
-
-
-def _flags(
-    framework: Many, device: Many, threads: Many, execution: Many, recurrence: Many,
-    projection: Many, pass_: Many, precision: Many, workload: Many,
-) -> dict[str, Any]:  # fmt: skip
-    """The selection flags as fields of a study."""
-    return {
-        "frameworks": _split(framework),
-        "devices": _split(device),
-        "threads": [_threads(t) for t in _split(threads) or []] or None,
-        "executions": _split(execution),
-        "recurrences": _split(recurrence),
-        "projections": _split(projection),
-        "passes": _split(pass_),
-        "precisions": _split(precision),
-        "workloads": [part for text in workload for part in ([text] if "=" in text else text.split(","))]
-        if workload
-        else None,
-    }
-
-
-def _split(values: Many) -> Many:
-    return [part.strip() for value in values for part in value.split(",")] if values else None
-
-
-def _threads(text: str) -> int | str:
-    if text == "all":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise Refused(f"--threads takes 'all' or a number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    """A time written 900, 900s, 15m or 1h30m."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    if not found or not any(found.groups()):
-        raise Refused(f"--budget takes seconds, or a time such as 15m or 1h30m, not {text!r}")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
-def _limits(study: "Study", budget: str | None, unroll_limit: int | None) -> "Study":
-    """The study with the two limits that flags can also lift."""
-    lifted: dict[str, Any] = {}
-    if budget is not None:
-        lifted["budget_s"] = _seconds(budget) or None
-    if unroll_limit is not None:
-        if unroll_limit < -1:
-            raise Refused(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")
-        lifted["unroll_limit"] = None if unroll_limit == -1 else unroll_limit
-    return study.model_copy(update=lifted)
 
 
 def main() -> NoReturn:
