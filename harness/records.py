@@ -39,6 +39,9 @@ def _all_positive(values: list[Any]) -> list[Any]:
     return values
 
 
+Samples = Annotated[list[Any], AfterValidator(_all_positive)]  # nanoseconds
+
+
 class Timed(BaseModel):
     """One arm of a block. `quantities`: name -> root-mean-square error, worst, bitwise equal to batched, ULP."""
 
@@ -46,7 +49,7 @@ class Timed(BaseModel):
     reason: str
     first_call_ns: Nanoseconds | None
     calls: Annotated[int, Field(ge=1)]
-    samples_ns: Annotated[list[Any], AfterValidator(_all_positive)]
+    samples_ns: Samples
     quantities: dict[str, tuple[float | None, float | None, bool | None, float | None]] = {}
     evidence: Evidence | None = None
 
@@ -141,21 +144,26 @@ class Missing(BaseModel):
     reason: str
 
 
-class Heading(BaseModel):
-    """The first record: what was to be studied, on what."""
+class Begun(BaseModel):
+    """What every first record says: what was wanted, of what, on what."""
 
     key: str
-    kind: Literal["study"]
     status: str
     reason: str
     study: Study
-    cells: list[Cell]
-    absent: list[Cell]
     missing: list[Missing]
     basis: Basis
     environments: dict[str, list[Environment]]
     weights: dict[str, str]
     command: str
+
+
+class Heading(Begun):
+    """The first record: what was to be studied, on what."""
+
+    kind: Literal["study"]
+    cells: list[Cell]
+    absent: list[Cell]
 
 
 class Need(Place):
@@ -184,14 +192,17 @@ KNOWN: TypeAdapter[Heading | Planned | Block] = TypeAdapter(
 
 @dataclass(frozen=True)
 class Format:
-    """A file of records: its name, what its lines may be, and the kind of its first line and of no other."""
+    """A file of records: its name, what its lines may be, the kind of its first line and of no other, and in what this
+    one must be the same for a run to be gone on with.
+    """
 
     file: str
     known: TypeAdapter[Any]
     first: str
+    same: tuple[str, ...]
 
 
-RUN = Format(FILE, KNOWN, "study")
+RUN = Format(FILE, KNOWN, "study", ("cells", "weights"))
 
 
 def digest(what: Any) -> str:

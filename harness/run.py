@@ -12,9 +12,9 @@ import impls
 from harness import environment, jobs, plan, weights
 from harness.course import Clock, Course
 from harness.launch import Lost, Worker
-from harness.plan import CACHE, Framework, Plan
+from harness.plan import CACHE, Framework
 from harness.progress import Report
-from harness.records import FILE, SCHEMA, Record, Store, digest, held
+from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, digest, held
 from harness.refused import Refused
 from harness.study import Study
 from harness.verify import Judge
@@ -70,27 +70,16 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     planned = plan.make(study, frameworks, threads)
     if not planned.cells:
         raise Refused(f"nothing of this study can be measured here: {planned.absent[0][2]}")
-    basis = {
-        "code": environment.code(),
-        "machine": environment.machine(),
-        "versions": {f.name: f.versions for f in frameworks} | {"libraries": environment.libraries()},
-    }
     files = prepare(study)
-    heading = _heading(study, planned, frameworks, basis, weights.hashes(files), command)
-    with opened(folder, resume):
-        store = Store(folder)
-        done = store.recover() if (folder / FILE).exists() else []
-        if done and (why := foreign(done[0], heading, ("cells", "weights"))) is not None:
-            raise Refused(f"{folder} can not be resumed: {why}")
-        weights.store(folder / "weights", files)
-        if not done:
-            store.append(heading)
-        bench = _bench(study, frameworks, folder, basis)
+    absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in planned.absent]
+    own = {"cells": [cell.row() for cell in planned.cells], "absent": absent}
+    heading = begun("study", study, frameworks, files, command, own)
+    with filled(folder, resume, heading, files) as (store, done):
+        bench = bench_of(study, frameworks, folder, heading["basis"])
         with Report(0) as report:
             for record in Course(bench, planned, done, lambda: clock() - began, report).records():
                 store.append(record)
-        shutil.rmtree(folder / "cache", ignore_errors=True)
-        return store.recover()
+    return store.recover()
 
 
 def prepare(study: Study) -> weights.Files:
@@ -101,38 +90,53 @@ def prepare(study: Study) -> weights.Files:
     return made
 
 
-def _bench(study: Study, frameworks: list[Framework], folder: Path, basis: dict[str, Any]) -> jobs.Bench:
+def bench_of(study: Study, frameworks: list[Framework], folder: Path, basis: dict[str, Any]) -> jobs.Bench:
+    """What a run's jobs need, in its folder."""
     known = {framework.name: framework for framework in frameworks}
     judge = Judge(folder / "weights")
     return jobs.Bench(study, known, folder / "weights", folder / "cache", judge, basis)
 
 
-def _heading(
-    study: Study,
-    planned: Plan,
-    frameworks: list[Framework],
-    basis: dict[str, Any],
-    hashes: dict[str, str],
-    command: str,
+def begun(
+    kind: str, study: Study, frameworks: list[Framework], files: weights.Files, command: str, own: Record
 ) -> Record:
-    """The first record: the study, what it is measured on, and what can not be measured and why."""
-    absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in planned.absent]
-    missing = [{"framework": f.name, "reason": plan.advice(f)} for f in frameworks if f.missing]
-    environments = {f.name: f.environments for f in frameworks}
-    what = {
+    """A first record: the study, what it is measured on, what can not be measured and why; and what its kind has of
+    its own.
+    """
+    basis = {
+        "code": environment.code(),
+        "machine": environment.machine(),
+        "versions": {f.name: f.versions for f in frameworks} | {"libraries": environment.libraries()},
+    }
+    what = own | {
         "study": study.model_dump(),
-        "cells": [cell.row() for cell in planned.cells],
-        "absent": absent,
-        "missing": missing,
+        "missing": [{"framework": f.name, "reason": plan.advice(f)} for f in frameworks if f.missing],
         "basis": basis,
-        "environments": environments,
-        "weights": hashes,
+        "environments": {f.name: f.environments for f in frameworks},
+        "weights": weights.hashes(files),
         "command": command,
     }
-    return {"schema": SCHEMA, "key": digest(what), "kind": "study", "status": "ok", "reason": "", **what}
+    return {"schema": SCHEMA, "key": digest(what), "kind": kind, "status": "ok", "reason": "", **what}
 
 
-def foreign(found: Record, mine: Record, names: tuple[str, ...]) -> str | None:
+@contextmanager
+def filled(
+    folder: Path, resume: bool, heading: Record, files: weights.Files, format_: Format = RUN
+) -> Iterator[tuple[Store, list[Record]]]:
+    """A run's folder while it is measured into: the store, and the records there are already. Raises Refused."""
+    with opened(folder, resume, format_.file):
+        store = Store(folder, format_)
+        done = store.recover() if store.path.exists() else []
+        if done and (why := _foreign(done[0], heading, format_.same)) is not None:
+            raise Refused(f"{folder} can not be resumed: {why}")
+        weights.store(folder / "weights", files)
+        if not done:
+            store.append(heading)
+        yield store, done
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
+def _foreign(found: Record, mine: Record, names: tuple[str, ...]) -> str | None:
     """Why records can not be added to, by their heading and mine, which must agree in `names`; or None."""
     for name, what in (("machine", "another machine"), ("versions", "other versions"), ("code", "other code")):
         if found["basis"][name] != mine["basis"][name]:

@@ -6,7 +6,6 @@ What a process does is in harness.training; what is made of the records, in harn
 """
 
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,12 +18,11 @@ from harness.launch import Answer, Lost
 from harness.measure import BATCHED
 from harness.plan import Cell, Framework, Job, Seat, Todo
 from harness.progress import Report
-from harness.records import SCHEMA, Record, Store, digest, latest
+from harness.records import Record, digest, latest
 from harness.refused import Refused
 from harness.study import NAMED, Study
-from harness.training import FORMS
+from harness.training import FORMS, Trajectory
 from harness.trajectories import TRAINING, Absent, off
-from harness.verify import Judge
 from impls.interface import Arm
 
 BOOK = NAMED["book"]
@@ -70,23 +68,14 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
     if not first:
         raise Refused(f"nothing can be trained here: {absent[0].reason}")
     files = weights.training_files(BOOK, steps, study.seed)
-    heading = _heading(study, steps, frameworks, first, absent, weights.hashes(files), command)
-    with run.opened(folder, resume, TRAINING.file):
-        store = Store(folder, TRAINING)
-        done = store.recover() if store.path.exists() else []
-        if done and (why := run.foreign(done[0], heading, ("seats", "weights"))) is not None:
-            raise Refused(f"{folder} can not be resumed: {why}")
-        weights.store(folder / "weights", files)
-        if not done:
-            store.append(heading)
-        known = {framework.name: framework for framework in frameworks}
-        basis = heading["basis"] | {"training": heading["weights"]}
-        bench = Bench(study, known, folder / "weights", folder / "cache", Judge(folder / "weights"), basis)
+    own = {"steps": steps, "seats": [_row(job) for job in first], "absent": [one.model_dump() for one in absent]}
+    heading = run.begun("training", study, frameworks, files, command, own)
+    with run.filled(folder, resume, heading, files, TRAINING) as (store, done):
+        bench = run.bench_of(study, frameworks, folder, heading["basis"] | {"training": heading["weights"]})
         with Report(0, "processes") as report:
             for record in Course(bench, first, done).records(report):
                 store.append(record)
-        shutil.rmtree(folder / "cache", ignore_errors=True)
-        return store.recover()
+    return store.recover()
 
 
 def seats(study: Study, frameworks: list[Framework], threads: int) -> tuple[list[Job], list[Absent]]:
@@ -133,14 +122,10 @@ def process(bench: Bench, job: Job, oracle: Record, stage: Stage) -> Record:
     try:
         answer, proof = _answer(bench, job, begun["seed"], stage)
     except Lost as lost:
-        ended: Record = {
-            "status": lost.status,
-            "reason": str(lost),
-            "first_call_ns": None,
-            "samples_ns": [],
-            "losses": [],
-        }
-        answer, proof = {"forms": {form: dict(ended) for form in FORMS}, "seconds": None}, {}
+        answer, proof = (
+            {"forms": {form: asdict(Trajectory(lost.status, str(lost))) for form in FORMS}, "seconds": None},
+            {},
+        )
     forms = {name: _judged(form, proof, oracle) for name, form in answer["forms"].items()}
     sound = all(form["status"] in ("ok", "unavailable") for form in forms.values())
     end = {
@@ -185,30 +170,6 @@ def _judged(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[str, An
     if proof["proven"] is False and form["status"] == "ok":
         return form | {"status": "refused", "reason": f"threads not proven: {proof['threads_used']:.2f} cores used"}
     return form
-
-
-def _heading(
-    study: Study, steps: int, frameworks: list[Framework], first: list[Job], absent: list[Absent],
-    hashes: dict[str, str], command: str,
-) -> Record:  # fmt: skip
-    """The first record: what is to be trained, on what, and what can not be and why."""
-    basis = {
-        "code": environment.code(),
-        "machine": environment.machine(),
-        "versions": {f.name: f.versions for f in frameworks} | {"libraries": environment.libraries()},
-    }
-    what = {
-        "study": study.model_dump(),
-        "steps": steps,
-        "seats": [_row(job) for job in first],
-        "absent": [one.model_dump() for one in absent],
-        "missing": [{"framework": f.name, "reason": plan.advice(f)} for f in frameworks if f.missing],
-        "basis": basis,
-        "environments": {f.name: f.environments for f in frameworks},
-        "weights": hashes,
-        "command": command,
-    }
-    return {"schema": SCHEMA, "key": digest(what), "kind": "training", "status": "ok", "reason": "", **what}
 
 
 def _begun(bench: Bench, job: Job) -> Record:

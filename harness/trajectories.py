@@ -14,9 +14,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from harness import stats
 from harness.measure import BATCHED, TWIN
-from harness.records import Basis, Environment, Format, Missing, Nanoseconds, Record, latest
+from harness.records import Begun, Format, Nanoseconds, Record, Samples, latest
 from harness.stats import Gap
-from harness.study import Study
 
 NOTEBOOK = {  # mean squared errors that the chapter's notebook printed, every 100 iterations from 0
     "in_loop": [
@@ -51,7 +50,7 @@ class Form(BaseModel):
     status: str
     reason: str
     first_call_ns: Nanoseconds | None
-    samples_ns: list[Annotated[int, Field(gt=0)]]
+    samples_ns: Samples
     losses: list[float]
 
 
@@ -91,28 +90,19 @@ class Absent(BaseModel):
     reason: str
 
 
-class Heading(BaseModel):
+class Heading(Begun):
     """The first record: what was to be trained, on what."""
 
-    key: str
     kind: Literal["training"]
-    status: str
-    reason: str
-    study: Study
     steps: Annotated[int, Field(ge=1)]
     seats: list[Seat]
     absent: list[Absent]
-    missing: list[Missing]
-    basis: Basis
-    environments: dict[str, list[Environment]]
-    weights: dict[str, str]
-    command: str
 
 
 KNOWN: TypeAdapter[Heading | Oracle | Process] = TypeAdapter(
     Annotated[Heading | Oracle | Process, Field(discriminator="kind")]
 )
-TRAINING = Format("train.jsonl", KNOWN, "training")
+TRAINING = Format("train.jsonl", KNOWN, "training", ("seats", "weights"))
 SEAT = tuple(Seat.model_fields)
 
 

@@ -91,9 +91,9 @@ def rendered(template: str, variables: Row) -> str:
     return environment.get_template(template).render(variables)
 
 
-def written(text: str, out: Path) -> Path:
+def written(text: str, out: Path, name: str = "report.md") -> Path:
     """The path of the report, now that its text is there."""
-    path = out / "report.md"
+    path = out / name
     path.write_text(text, encoding="utf-8")
     return path
 

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness import trajectories
 from harness.measure import BATCHED, TWIN
 from harness.records import Record, read
 from harness.refused import Refused
-from harness.report import appendix, curves
+from harness.report import appendix, curves, rendered, written
 from harness.report.markdown import Row, duration, ratio, seconds, table
 from harness.stats import FASTER, SLOWER, Gap
 from harness.training import CLOSE
@@ -30,16 +29,11 @@ def write(folder: Path, out: Path | None = None) -> Path:
     if not records:
         raise Refused(f"{folder / TRAINING.file} is empty")
     out = out or folder
+    out.mkdir(parents=True, exist_ok=True)
     lines, oracle = trajectories.lines(records), _oracle(records)
     if oracle:
         curves.draw(lines, oracle, out / "figures" / FIGURE)
-    environment = Environment(
-        loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = environment.get_template("train.md.j2").render(everything(records, lines, oracle))
-    path = out / "train.md"
-    path.write_text(text, encoding="utf-8")
-    return path
+    return written(rendered("train.md.j2", everything(records, lines, oracle)), out, "train.md")
 
 
 def everything(records: list[Record], lines: list[Line], oracle: Record | None) -> Row:
