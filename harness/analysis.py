@@ -1,18 +1,16 @@
-"""From records to tables: times, gaps, contrasts, identity, evidence. Pure: the same records, the same tables."""
+"""From records to tables: times, identity, evidence, and the gaps of harness.gaps. Pure: the same records, the same
+tables.
+"""
 
-import math
-import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from harness import stats
+from harness import gaps
+from harness.gaps import ARM, SEAT, arm_of, block_key
 from harness.measure import BATCHED, TWIN, median_s
 from harness.records import Record, latest
 from harness.study import Study
@@ -20,27 +18,18 @@ from harness.verify import form_of, holds
 from impls import trace
 from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
 
-SEAT = ["framework", "device", "threads", "execution", "precision"]
 ENGINE = ["framework", "execution", "device", "precision"]  # what programs are run by, whatever their threads
 SIZES = ["cell", "B", "T", "I", "H", "O"]
-ARM = ["recurrence", "projection"]
 TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
-GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
-GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs"]
 IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
 ERRORS = ["fp64_rel_error", "rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
 IDENTITY = [*IDENTITY_KEYS, *ERRORS]
-CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
-LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
-OWN = "layer_batched"  # the framework's own layer, projected once
 EVIDENCE = [
     *SEAT, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
-Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
-Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
 
 class Tables:
@@ -54,10 +43,7 @@ class Tables:
         wrong = _wrong_in_fp64(self.checks)
         self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
         self.times = _times(self)
-        found = samples(self.blocks, lambda arms: chain(_against_batched(arms), _otherwise(arms)))
-        self.gaps = _trusted(_compared(self.study, {k: v for k, v in found.items() if k[-1] == BATCHED}))
-        others = _compared(self.study, {k: v for k, v in found.items() if k[-1] != BATCHED})
-        self.contrasts = _also_trusted(others, self.gaps)
+        self.gaps, self.contrasts = gaps.tables_of(self.blocks, self.study)
         self.identity = _identity(self)
         self.evidence = _evidence(self)
         self.variables = _variables(self)
@@ -100,23 +86,12 @@ def _place(record: Record) -> dict[str, Any]:
     return {name: record[name] for name in SEAT} | {"workload": workload["name"]} | sizes | {"pass": record["pass"]}
 
 
-def _block_key(record: Record) -> tuple[Any, ...]:
-    """The values of SEAT, and the workload and pass."""
-    return (*(record[name] for name in SEAT), record["workload"]["name"], record["pass"])
-
-
-@cache
-def _arm(name: str) -> dict[str, str]:
-    recurrence, _, projection = name.partition("_")
-    return {"recurrence": recurrence, "projection": projection}
-
-
 def _times(tables: Tables) -> pd.DataFrame:
     """A row for each arm and process measured, and one for each cell that was not, with its reason."""
     rows: list[dict[str, Any]] = []
     for record in tables.blocks:
         place = _place(record) | {"process": record["replicate"]}
-        rows.extend(place | _arm(name) | _time(record, arm) for name, arm in record["arms"].items())
+        rows.extend(place | arm_of(name) | _time(record, arm) for name, arm in record["arms"].items())
     keys = [*SEAT, "workload", "pass", *ARM]
     seen = {tuple(row[key] for key in keys) for row in rows}
     budget = tables.study.budget_s
@@ -140,89 +115,9 @@ def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _against_batched(arms: Iterable[str]) -> Iterator[Pair]:
-    """Every way to project against batched, after the same recurrence."""
-    for name in arms:
-        recurrence, projection = _arm(name).values()
-        if projection in CONTENDERS:
-            yield recurrence, projection, BATCHED, f"{recurrence}_{BATCHED}"
-
-
-def _otherwise(arms: Iterable[str]) -> Iterator[Pair]:
-    """T products after the loop against T inside it; and the wrapper's form against the framework's own layer."""
-    for recurrence in LOOPS:
-        yield recurrence, "per_step", "in_loop", f"{recurrence}_in_loop"
-        yield recurrence, "in_loop", OWN, OWN
-
-
-def samples(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]] = _against_batched) -> Found:
-    """A gap's sample and the median of its rounds, for every gap measured."""
-    found: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
-    for record in blocks:
-        place = _block_key(record)
-        per_call = {name: _per_call(arm) for name, arm in record["arms"].items() if _good(arm)}
-        for recurrence, projection, baseline, base in pairs(per_call):
-            if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
-                found.setdefault((*place, recurrence, projection, baseline), []).append(
-                    (per_call[name], per_call[base])
-                )
-    return {
-        key: (stats.sample(processes), float(statistics.median(len(times) for times, _ in processes)))
-        for key, processes in found.items()
-    }
-
-
-def _compared(study: Study, found: Found) -> pd.DataFrame:
-    """A row for each pair, with its verdict."""
-    before = stats.prior([sample for sample, _ in found.values()])
-    rows = []
-    for key, (sample, rounds) in found.items():
-        gap = stats.gap(sample, study.margin, before)
-        known = stats.parts(sample, rounds, before)
-        wanted = stats.processes(known, rounds, study.target) if known else math.nan
-        row = dict(zip([*GAP_KEYS, "baseline"], key, strict=True)) | {"gap": gap, "processes": gap.processes}
-        row["needs"] = max(0, wanted - gap.processes) if known else math.nan
-        rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
-    frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
-    frame = frame.sort_values([*GAP_KEYS, "baseline"], kind="stable", ignore_index=True)
-    frame["verdict"] = frame["verdict"].astype(object)
-    for _, part in frame.groupby([frame.workload, frame["pass"], _question(frame)], sort=False):
-        frame.loc[part.index, "verdict"] = stats.verdicts(list(part.gap))
-    return frame.drop(columns="gap")
-
-
-def _question(frame: pd.DataFrame) -> pd.Series:
-    """What Holm's correction is over, within a workload and pass: the controls, or gaps that answer one question."""
-    loops = frame.recurrence.isin(LOOPS)
-    named = frame.recurrence.where(~loops, "loop") + " " + frame.baseline
-    return named.where(frame.contender != TWIN, TWIN)
-
-
-def _trusted(frame: pd.DataFrame) -> pd.DataFrame:
-    """The gaps, and whether the twin of their block is 1."""
-    twins = frame[frame.contender.eq(TWIN)].set_index([k for k in GAP_KEYS if k != "contender"])
-    # A 95% interval misses 1 in one twin of twenty by chance; the ones that miss are marked all the same.
-    holds = (twins.ci_low <= 1) & (twins.ci_high >= 1)
-    keys = frame[[k for k in GAP_KEYS if k != "contender"]].itertuples(index=False, name=None)
-    frame["trusted"] = [bool(holds.get(key, default=False)) for key in keys]
-    return frame
-
-
-def _also_trusted(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """Contrasts, and whether the twins are 1 of the recurrence, and of the layer where that is the baseline."""
-    place = [*SEAT, "workload", "pass", "recurrence"]
-    twins = gaps[gaps.contender == TWIN].set_index(place).trusted
-    own = frame.assign(recurrence=frame.recurrence.where(frame.baseline != OWN, "layer"))
-    sides = [
-        [bool(twins.get(key, default=False)) for key in side[place].itertuples(index=False, name=None)]
-        for side in (frame, own)
-    ]
-    return frame.assign(trusted=[one and other for one, other in zip(*sides, strict=True)])
-
-
 def _evidence(tables: Tables) -> pd.DataFrame:
     """A row for each cell whose calls were counted."""
-    rows = [_place(record) | _arm(name) | _counted(record, arm) for record, name, arm in _first_counted(tables)]
+    rows = [_place(record) | arm_of(name) | _counted(record, arm) for record, name, arm in _first_counted(tables)]
     frame = pd.DataFrame(rows, columns=EVIDENCE)
     frame[COUNTS] = frame[COUNTS].astype("Int64")
     return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
@@ -231,7 +126,7 @@ def _evidence(tables: Tables) -> pd.DataFrame:
 def _variables(tables: Tables) -> pd.DataFrame:
     """A row for each variable of each program that keeps its own, in the program's order; shapes as [101×100]."""
     rows = [
-        _place(record) | _arm(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
+        _place(record) | arm_of(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
         for record, arm_name, arm in _first_counted(tables)
         for name, shape in arm["evidence"].get("variables", ())
     ]
@@ -244,7 +139,7 @@ def _first_counted(tables: Tables) -> Iterator[tuple[Record, str, dict[str, Any]
     seen = set()
     for record in tables.blocks:
         for name, arm in record["arms"].items():
-            key = (*_block_key(record), name)
+            key = (*block_key(record), name)
             if arm.get("evidence") and arm["status"] == "ok" and key not in seen:
                 seen.add(key)
                 yield record, name, arm
@@ -276,19 +171,6 @@ def _counted(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def usable(gaps: pd.DataFrame) -> pd.Series:
-    """Which gaps may be counted: not those of a block whose A/A control missed 1."""
-    return gaps.trusted | gaps.ci_low.isna()
-
-
-def _good(arm: dict[str, Any]) -> bool:
-    return arm["status"] == "ok" and bool(arm["samples_ns"])
-
-
-def _per_call(arm: dict[str, Any]) -> np.ndarray:
-    return np.array(arm["samples_ns"], float) / arm["calls"]
-
-
 def _identity(tables: Tables) -> pd.DataFrame:
     """A row for each quantity of each arm: the worst over processes of its error against the oracle.
 
@@ -304,7 +186,7 @@ def _identity(tables: Tables) -> pd.DataFrame:
         error["fp64_rel_error"] = in_its_own if other is None else other.found[1]
         status = {"status": "ok" if w.ok and (other is None or other.ok) else "wrong"}
         apart = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
-        rows.append(_place(w.record) | _arm(w.arm) | {"quantity": w.quantity} | error | apart | status)
+        rows.append(_place(w.record) | arm_of(w.arm) | {"quantity": w.quantity} | error | apart | status)
     frame = pd.DataFrame(rows, columns=IDENTITY)
     return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
 
@@ -329,9 +211,9 @@ def _worst(records: list[Record]) -> list[Worst]:
     first: dict[tuple[Any, ...], Record] = {}
     every: dict[tuple[Any, ...], list[list[Any]]] = {}
     for record in records:
-        place = _block_key(record)
+        place = block_key(record)
         for name, arm in record["arms"].items():
-            if _arm(name)["projection"] != TWIN:
+            if arm_of(name)["projection"] != TWIN:
                 for quantity, found in arm.get("quantities", {}).items():
                     key = (*place, name, quantity)
                     first.setdefault(key, record)

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from harness import analysis, stats
+from harness import stats
+from harness.gaps import DEVICE, SEAT, priors, samples
 from harness.measure import TWIN
 from harness.plan import Need
 from harness.records import Record
@@ -38,13 +39,13 @@ class Costs:
 
 def needs(blocks: list[Record], study: Study) -> list[Record]:
     """A row for each block with gaps: its keys, and the processes and rounds it needs, within the study's limits."""
-    found = analysis.samples(blocks)
-    before = stats.prior([sample for sample, _ in found.values()])
+    found = samples(blocks)
+    before = priors(found)
     gaps: dict[tuple[Any, ...], list[Parts]] = {}
     headlines = {key[:-3] for key in found if key[-2] in HEADLINE}
     for key, (sample, rounds) in found.items():
         *block, _, contender, _ = key
-        known = stats.parts(sample, rounds, before)
+        known = stats.parts(sample, rounds, before[key[DEVICE]])
         asked = contender in HEADLINE if key[:-3] in headlines else contender != TWIN
         if asked and known:
             gaps.setdefault(tuple(block), []).append(known)
@@ -53,16 +54,16 @@ def needs(blocks: list[Record], study: Study) -> list[Record]:
     for seat, each in sorted(gaps.items(), key=str):
         needed = need(each, costs[seat], study.target, study.rounds_min, study.rounds)
         numbers = {"processes": min(needed.processes, study.processes_max), "rounds": needed.rounds}
-        rows.append(dict(zip((*analysis.SEAT, "workload", "pass"), seat, strict=True)) | numbers)
+        rows.append(dict(zip((*SEAT, "workload", "pass"), seat, strict=True)) | numbers)
     return rows
 
 
 def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
     """What a block's processes and rounds cost, on average; compiling and counting left out if they can be."""
     seen: dict[tuple[Any, ...], list[tuple[bool, float, float]]] = {}
-    together = Counter((tuple(b[name] for name in analysis.SEAT), b["replicate"]) for b in blocks)
+    together = Counter((tuple(b[name] for name in SEAT), b["replicate"]) for b in blocks)
     for block in blocks:
-        seat = tuple(block[name] for name in analysis.SEAT)
+        seat = tuple(block[name] for name in SEAT)
         rounds = max((len(arm["samples_ns"]) for arm in block["arms"].values()), default=0)
         if rounds:
             timed_s = sum(sum(arm["samples_ns"]) for arm in block["arms"].values()) / 1e9

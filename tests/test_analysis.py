@@ -1,9 +1,10 @@
 """The tables: which gaps a correction is over, which control stands for a contrast, and what is checked in fp64."""
 
+import numpy as np
 import pandas as pd
 
-from harness import analysis, plan
-from harness.analysis import GAPS, OWN
+from harness import analysis, plan, stats
+from harness.gaps import GAPS, OWN, _also_trusted, _question, _trusted, priors
 from harness.plan import Framework
 from harness.study import Study, Workload
 
@@ -26,12 +27,25 @@ def test_a_correction_is_over_the_gaps_that_answer_one_question():
         ("given", "twin", "batched", 0.9, 1.1),
         ("scan", "per_step", "in_loop", 0.9, 1.1),
     )
-    families = gaps.groupby(analysis._question(gaps)).groups
+    families = gaps.groupby(_question(gaps)).groups
     assert sorted(map(list, families.values())) == [[0, 1], [2], [3], [4, 5], [6]]
 
 
+def test_how_a_gpus_gaps_vary_says_nothing_of_a_cpus():
+    random = np.random.default_rng(1)
+
+    def some(device, spread):
+        keys = [(*SEAT[:1], device, *SEAT[2:], "scan", f"form{number}", "batched") for number in range(12)]
+        return {key: (stats.Sample(tuple(random.normal(0, spread, 4)), spread**2), 40.0) for key in keys}
+
+    cpu, gpu = some("cpu", 0.1), some("gpu", 0.001)
+    both = priors(cpu | gpu)
+    assert both == priors(cpu) | priors(gpu)
+    assert both["cpu"].variance(0.01) > 100 * both["gpu"].variance(1e-6)
+
+
 def test_a_contrast_is_trusted_when_the_twins_of_both_its_sides_are():
-    gaps = analysis._trusted(
+    gaps = _trusted(
         frame(
             ("scan", "twin", "batched", 0.9, 1.1),
             ("unrolled", "twin", "batched", 0.8, 0.9),
@@ -43,9 +57,9 @@ def test_a_contrast_is_trusted_when_the_twins_of_both_its_sides_are():
         ("scan", "in_loop", OWN, 1, 1),
         ("unrolled", "per_step", "in_loop", 1, 1),
     )
-    assert list(analysis._also_trusted(contrasts, gaps).trusted) == [True, False, False]
+    assert list(_also_trusted(contrasts, gaps).trusted) == [True, False, False]
     layer = frame(("scan", "twin", "batched", 0.9, 1.1), ("layer", "twin", "batched", 0.9, 1.1))
-    assert list(analysis._also_trusted(contrasts, analysis._trusted(layer)).trusted) == [True, True, False]
+    assert list(_also_trusted(contrasts, _trusted(layer)).trusted) == [True, True, False]
 
 
 def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():

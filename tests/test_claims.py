@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness.analysis import EVIDENCE, GAPS, VARIABLES
+from harness.analysis import EVIDENCE, VARIABLES
+from harness.gaps import GAPS
 from harness.report import causes, claims
 
 SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from harness import report
-from harness.analysis import GAPS
+from harness.gaps import GAPS
 from harness.report import appendix, words
 
 REPORTS = Path(__file__).parent.parent / "reports"

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from harness import analysis, course, jobs, plan, report, run
+from harness.gaps import GAPS
 from harness.launch import Lost
 from harness.plan import Job, Seat
 from harness.records import FILE, PACKED, read
@@ -65,7 +66,7 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert done.returncode == 0, done.stderr
     times, gaps, identity = (pd.read_csv(out / f"{name}.csv") for name in ("times", "gaps", "identity"))
     assert list(times.columns) == analysis.TIMES
-    assert list(gaps.columns) == analysis.GAPS
+    assert list(gaps.columns) == GAPS
     assert list(identity.columns) == analysis.IDENTITY
     assert set(gaps.contender) == {"in_loop", "per_step", "twin"}
     contrasts, evidence = (pd.read_csv(out / f"{name}.csv") for name in ("contrasts", "evidence"))

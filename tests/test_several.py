@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from harness import cli, report
-from harness.analysis import GAPS
+from harness.gaps import GAPS
 from harness.records import FILE, read
 from harness.refused import Refused
 from harness.report import comparison, several

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 from harness import gpu, quality
-from harness.analysis import ARM, ENGINE, LOOPS, SEAT, Tables
+from harness.analysis import ENGINE, Tables
+from harness.gaps import ARM, LOOPS, SEAT
 from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, counted, engine, seconds, table
 from harness.stats import half_width, rate
@@ -192,7 +193,11 @@ def numerics(tables: Tables) -> str:
 def graphics(tables: Tables) -> str:
     """How the GPU did around the blocks: clocks, temperature, other processes, throttling; nothing without one."""
     rows = []
+    if not any(block["device"] == "gpu" for block in tables.blocks):
+        return ""
     found = [block for block in tables.blocks if block.get("gpu")]
+    if not found:
+        return "NVML could not be asked: its clocks, its temperature and who else used it are not known."
     for by in sorted({tuple(block[name] for name in ENGINE) for block in found}):
         mine = [block for block in found if tuple(block[name] for name in ENGINE) == by]
         states = [state for block in mine for state in block["gpu"].values()]
@@ -203,7 +208,7 @@ def graphics(tables: Tables) -> str:
         throttled = f"{len(hot)} of {len(mine)}" + (f": {why}" if why else "")
         rows.append([engine(*by), *ranges, max((n for n in others if n is not None), default="not told"), throttled])
     columns = ["", "SM clock, MHz", "memory clock, MHz", "°C", "other processes, at most", "blocks throttled"]
-    return table(columns, rows) if rows else ""
+    return table(columns, rows)
 
 
 def _range(values: Iterable[float | None]) -> str:

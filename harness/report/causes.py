@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import ENGINE, LOOPS, SEAT, Tables
+from harness.analysis import ENGINE, Tables
+from harness.gaps import LOOPS, SEAT
 from harness.measure import BATCHED
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, amount, engine, seconds, table

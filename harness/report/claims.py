@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.analysis import ENGINE, LOOPS, OWN, SEAT, Tables, usable
+from harness.analysis import ENGINE, Tables
+from harness.gaps import LOOPS, OWN, SEAT, usable
 from harness.measure import BATCHED
 from harness.report import causes
 from harness.report.markdown import engine, table

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.analysis import LOOPS, Tables, usable
+from harness.analysis import Tables
+from harness.gaps import LOOPS, usable
 from harness.pilot import HEADLINE
 from harness.report import figures
 from harness.report.figures import Figures, program

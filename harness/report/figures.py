@@ -14,7 +14,8 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from harness.analysis import LOOPS, Tables, usable
+from harness.analysis import Tables
+from harness.gaps import LOOPS, usable
 from harness.launch import end_with_parent
 from harness.measure import TWIN
 

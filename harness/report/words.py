@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from harness import pilot
-from harness.analysis import ARM, CONTENDERS, ENGINE, LOOPS, SEAT, Tables, usable
+from harness.analysis import ENGINE, Tables
+from harness.gaps import ARM, CONTENDERS, LOOPS, SEAT, usable
 from harness.measure import BATCHED, TWIN
 from harness.pilot import HEADLINE
 from harness.quality import FEWEST
