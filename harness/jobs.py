@@ -194,7 +194,7 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
         "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
         "weights": str(bench.weights),
         "rounds": {"least": least, "most": most, "block_s": study.block_s} if todo.timed else None,
-        "evidence": bool(bench.texts) or (todo.timed and job.replicate == study.evidence_replicate),
+        "evidence": bool(bench.texts) or (todo.timed and job.replicate == 0),
         "overwrites": bench.frameworks[job.seat.framework].executions[job.seat.execution]["overwrites"],
         "texts": str(bench.texts or ""),
     }

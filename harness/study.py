@@ -168,11 +168,6 @@ class Study(BaseModel):
         recurrences, projections = self.recurrences or RECURRENCES, self.projections or PROJECTIONS
         return [Arm(recurrence, projection) for recurrence in recurrences for projection in projections]
 
-    @property
-    def evidence_replicate(self) -> int:
-        """The process in which every program's calls are counted: one that need not compile, if there is one."""
-        return min(1, (self.processes or self.pilot) - 1)
-
 
 WORDS = {
     "recurrences": RECURRENCES,

@@ -73,6 +73,8 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert set(zip(contrasts.contender, contrasts.baseline, strict=True)) == {("per_step", "in_loop")}
     assert (evidence.missing == "everything: NumPy counts nothing").all()
     assert len(evidence) == 2 * (4 + 2)  # passes; unrolled arms, and per_step and batched of given
+    counted = [r for r in read(out) if r["kind"] == "block" and any(arm.get("evidence") for arm in r["arms"].values())]
+    assert [r["replicate"] for r in counted] == [0, 0]  # whatever is measured at all is counted
     measured = times[times.status == "ok"]
     assert set(measured.projection) == {"none", "in_loop", "per_step", "batched", "twin"}
     assert (measured.median_s > 0).all()
