@@ -9,7 +9,7 @@ import pytest
 
 from harness import report
 from harness.gaps import GAPS
-from harness.report import appendix, words
+from harness.report import appendix, training, words
 
 REPORTS = Path(__file__).parent.parent / "reports"
 SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
@@ -106,3 +106,10 @@ def test_a_committed_report_is_what_its_records_give(folder, tmp_path):
     report.write(tmp_path / "again")
     for name in ("report.md", "gaps.csv", "contrasts.csv", "times.csv", "identity.csv", "evidence.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (REPORTS / folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/train.jsonl*")])
+def test_a_committed_training_is_what_its_records_give(folder, tmp_path):
+    shutil.copytree(REPORTS / folder, tmp_path / "again", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.md"))
+    training.write(tmp_path / "again")
+    assert (tmp_path / "again" / "train.md").read_bytes() == (REPORTS / folder / "train.md").read_bytes()
