@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import gaps
+from harness import attribution, gaps
 from harness.gaps import ARM, SEAT, arm_of, block_key
 from harness.measure import BATCHED, TWIN, median_s
 from harness.records import Record, latest
@@ -29,6 +29,8 @@ EVIDENCE = [
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
+ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
+WHERE_THERE_ARE = ("variables", "costs", "swept", "slopes", "scores")
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
 
 
@@ -43,15 +45,23 @@ class Tables:
         wrong = _wrong_in_fp64(self.checks)
         self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
         self.times = _times(self)
-        self.gaps, self.contrasts = gaps.tables_of(self.blocks, self.study)
+        compared, contrasts = gaps.tables_of(self.blocks, self.study)
+        swept = compared.workload.isin({point.name for point in self.study.swept})
+        self.gaps, self.swept = (compared[part].reset_index(drop=True) for part in (~swept, swept))
+        alone = contrasts.baseline == "none"
+        self.contrasts, added = (contrasts[part].reset_index(drop=True) for part in (~alone, alone))
+        self.forecasts = [record for record in records if record["kind"] == "forecast"]
+        self.costs = attribution.costs(self.blocks, added, self.study)
+        self.slopes = attribution.slopes(self.blocks, self.study)
+        self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
         self.identity = _identity(self)
         self.evidence = _evidence(self)
         self.variables = _variables(self)
 
     def save(self, folder: Path) -> None:
-        """Write every table as a CSV file of its name; that of variables only where a program keeps its own."""
-        for name in ("times", "gaps", "contrasts", "identity", "evidence", "variables"):
-            if name != "variables" or not self.variables.empty:
+        """Write every table as a CSV file of its name; some only where there is something in them."""
+        for name in (*ALWAYS, *WHERE_THERE_ARE):
+            if name in ALWAYS or not getattr(self, name).empty:
                 getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
 
 

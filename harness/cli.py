@@ -20,6 +20,7 @@ from harness.options import (
     ProjectionF,
     RecurrenceF,
     SeedF,
+    SweepF,
     ThreadsF,
     TimeoutF,
     Toml,
@@ -66,6 +67,7 @@ def run(
     budget: Annotated[
         str | None, typer.Option(help="Time after which no further block is begun: 900, 15m, 1h30m; 0 for no limit.")
     ] = None,
+    sweep: SweepF = None,
     seed: SeedF = None,
     timeout: TimeoutF = None,
     unroll_limit: LimitF = None,
@@ -87,7 +89,7 @@ def run(
         raise Refused("--all means everything and takes no study file and no selection beside it")
     flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
-    flags |= {"processes": processes, "rounds": rounds}
+    flags |= {"processes": processes, "rounds": rounds, "sweep": sweep}
     scale = "quick" if quick else "rigorous" if rigorous else None
     made = limited(load(study, scale, flags), budget, unroll_limit)
     if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not _there(name)]):

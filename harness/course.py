@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from harness import environment, jobs, plan
+from harness import environment, forecast, jobs, plan
 from harness.launch import end_all
 from harness.plan import Job, Need, Needs, Plan, Seat
 from harness.progress import Report
 from harness.records import Record, digest, latest
+from harness.study import CALIBRATING
 
 SEAT = tuple(entry.name for entry in fields(Seat))
 COLD_SHARE = 0.6  # of the budget, at most, for the first replicate, which compiles
@@ -29,6 +30,7 @@ class Course:
     spent_s: Clock
     report: Report
     reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
+    told: set[Seat] = field(default_factory=set)  # seats that something was forecast for
 
     def __post_init__(self) -> None:
         self.study = self.bench.study
@@ -42,18 +44,19 @@ class Course:
         """Records of everything planned and not yet done, as it is done."""
         count = self.study.processes or self.study.pilot
         checks = [self._left(job) for job in plan.checks(self.planned, self.study)]
+        sweeps = [plan.sweeps(self.planned, self.study, replicate) for replicate in range(count)]
         replicates = [plan.jobs(self.planned, self.study, replicate) for replicate in range(count)]
-        self._expect([checks, *replicates])
+        self._expect([checks, *sweeps, *replicates])
         yield from self._checks(checks)
-        replicates[0] = _cheapest_first(replicates[0], [r for r in self.found if r["kind"] == "check"])
-        yield from self._cold(replicates[0])
-        for made in replicates[1:]:
-            yield from self._warm(made)
+        checked = [r for r in self.found if r["kind"] == "check"]
+        yield from self._cold([*_cheapest_first(sweeps[0], checked), *_cheapest_first(replicates[0], checked)])
+        for swept, made in zip(sweeps[1:], replicates[1:], strict=True):
+            yield from self._warm([*swept, *made])
         if self.study.processes is None and self.spent_s() < self.budget:
             needs = yield from self._needs()
             most = max((need.processes for need in needs.values()), default=0)
             further = [plan.jobs(self.planned, self.study, replicate, needs) for replicate in range(count, most)]
-            self._expect([checks, *replicates, *further])
+            self._expect([checks, *sweeps, *replicates, *further])
             for made in further:
                 yield from self._warm(made)
 
@@ -72,7 +75,8 @@ class Course:
         for position, job in enumerate(made):
             end = _fair_end(self.spent_s(), share * self.budget, len(made) - position)
             for record in self._work(self._left(job), end):
-                self.reached |= _reached(record)
+                if record["kind"] == "block":
+                    self.reached |= _reached(record)
                 yield record
 
     def _warm(self, made: list[Job]) -> Iterator[Record]:
@@ -80,10 +84,31 @@ class Course:
             yield from self._work(self._left(_only(job, self.reached)), self.budget)
 
     def _work(self, job: Job, end: float) -> Iterator[Record]:
+        yield from self._forecast(job)
         for record in jobs.work(self.bench, job, lambda: end - self.spent_s(), self.report.stage):
             self.report.block(line(record))
             self.found.append(record)
             yield record
+            yield from self._forecast(job)
+
+    def _forecast(self, job: Job) -> Iterator[Record]:
+        """What is expected of a seat, once all is measured that it is told from, and before anything else is."""
+        if job.seat in self.told or not (blocks := self._calibrated(job.seat)):
+            return
+        self.told.add(job.seat)
+        if not any(_same(record, job.seat) for record in self.done if record["kind"] == "forecast"):
+            yield forecast.record(job.seat, blocks, self.planned.cells, self.study)
+
+    def _calibrated(self, seat: Seat) -> list[Record]:
+        """The first process's blocks that forecasts for a seat are made from, when all are there."""
+        points = [point.name for point in self.study.swept[:CALIBRATING]]
+        blocks = [
+            record
+            for record in self.found
+            if record["kind"] == "block" and record["replicate"] == 0 and _same(record, seat)
+            if record["workload"]["name"] in points
+        ]
+        return blocks if len(blocks) == len(points) * len(self.study.passes) > 0 else []
 
     def _left(self, job: Job) -> Job:
         """The job without the blocks that are complete."""
@@ -138,6 +163,10 @@ def _reached(record: Record) -> set[Any]:
     seat = tuple(record[name] for name in SEAT)
     ok = (name for name, arm in record["arms"].items() if arm["status"] == "ok")
     return {(seat, record["workload"]["name"], record["pass"], name) for name in ok}
+
+
+def _same(record: Record, seat: Seat) -> bool:
+    return all(record[name] == value for name, value in asdict(seat).items())
 
 
 def _only(job: Job, reached: set[Any]) -> Job:

@@ -19,9 +19,10 @@ SEAT = ["framework", "device", "threads", "execution", "precision"]
 ARM = ["recurrence", "projection"]
 GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
 GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs"]
-DEVICE = GAP_KEYS.index("device")
+DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
 LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
+ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are told apart from the loop's
 OWN = "layer_batched"  # the framework's own layer, projected once
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
@@ -55,10 +56,14 @@ def _against_batched(arms: Iterable[str]) -> Iterator[Pair]:
 
 
 def _otherwise(arms: Iterable[str]) -> Iterator[Pair]:
-    """T products after the loop against T inside it; and the wrapper's form against the framework's own layer."""
+    """T products after the loop against T inside it; the wrapper's form against the framework's own layer; and what
+    every form adds to the loop alone.
+    """
     for recurrence in LOOPS:
         yield recurrence, "per_step", "in_loop", f"{recurrence}_in_loop"
         yield recurrence, "in_loop", OWN, OWN
+        for projection in ADDED:
+            yield recurrence, projection, "none", f"{recurrence}_none"
 
 
 def _both(arms: Iterable[str]) -> Iterator[Pair]:

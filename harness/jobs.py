@@ -18,6 +18,7 @@ from harness.study import Study
 from harness.verify import Judge
 
 Stage = Callable[[str], None]
+SWEPT_TIME = 1 / 3  # of a block's time, for a point of a sweep
 PROOFS = 3  # workers that may fail to prove their threads before a job is refused
 
 
@@ -131,7 +132,7 @@ def open_(bench: Bench, job: Job, worker: Worker) -> Answer:
         "cache": str(_cache(bench, job)),
     }
     timed = any(todo.timed for todo in job.blocks)
-    return worker.ask({"do": "open", "settings": settings, "prove": timed and seat.device == "cpu"})
+    return worker.ask({"do": "open", "settings": settings, "prove": timed and seat.device == "cpu", "rate": timed})
 
 
 def _block(
@@ -167,6 +168,7 @@ def _block(
         "timer_ns": answer["timer_ns"],
         "threads_used": proof["threads_used"],
         "numerics": proof["numerics"],
+        "rates": proof["rates"],
         "floors": answer["floors"],
         "start_s": proof["start_s"],
         "seconds": bench.clock() - clock,
@@ -193,8 +195,10 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
         "execution": job.seat.execution,
         "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
         "weights": str(bench.weights),
-        "rounds": {"least": least, "most": most, "block_s": study.block_s} if todo.timed else None,
-        "evidence": bool(bench.texts) or (todo.timed and job.replicate == 0),
+        "rounds": {"least": least, "most": most, "block_s": study.block_s * (SWEPT_TIME if todo.swept else 1)}
+        if todo.timed
+        else None,
+        "evidence": bool(bench.texts) or (todo.timed and job.replicate == 0 and not todo.swept),
         "overwrites": bench.frameworks[job.seat.framework].executions[job.seat.execution]["overwrites"],
         "texts": str(bench.texts or ""),
     }

@@ -32,6 +32,10 @@ WorkloadF = Annotated[
         "--workload", help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..]."
     ),
 ]
+SweepF = Annotated[
+    str | None,
+    typer.Option("--sweep", help="Sweep sizes around this workload (as for --workload), and forecast the gaps there."),
+]
 SeedF = Annotated[int | None, typer.Option("--seed", help="Of weights, inputs and orders.")]
 TimeoutF = Annotated[float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")]
 LimitF = Annotated[

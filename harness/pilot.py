@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness import stats
-from harness.gaps import DEVICE, SEAT, priors, samples
+from harness.gaps import DEVICE, SEAT, WORKLOAD, priors, samples
 from harness.measure import TWIN
 from harness.plan import Need
 from harness.records import Record
@@ -38,7 +38,10 @@ class Costs:
 
 
 def needs(blocks: list[Record], study: Study) -> list[Record]:
-    """A row for each block with gaps: its keys, and the processes and rounds it needs, within the study's limits."""
+    """A row for each block with gaps, but for the sweep's: its keys, and the processes and rounds that it needs,
+    within the study's limits.
+    """
+    wanted = {workload.name for workload in study.workloads}
     found = samples(blocks)
     before = priors(found)
     gaps: dict[tuple[Any, ...], list[Parts]] = {}
@@ -47,7 +50,7 @@ def needs(blocks: list[Record], study: Study) -> list[Record]:
         *block, _, contender, _ = key
         known = stats.parts(sample, rounds, before[key[DEVICE]])
         asked = contender in HEADLINE if key[:-3] in headlines else contender != TWIN
-        if asked and known:
+        if asked and known and key[WORKLOAD] in wanted:
             gaps.setdefault(tuple(block), []).append(known)
     costs = spent(blocks)
     rows = []

@@ -6,12 +6,12 @@ precision. Every cell is either planned or named with the reason why not.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.refused import Refused
-from harness.study import Study, Workload, nearest
+from harness.study import CALIBRATING, SWEPT, Study, Workload, nearest
 from impls.interface import IMPOSSIBLE, NO_TF32, Arm
 
 CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
@@ -82,7 +82,8 @@ class Plan:
 class Todo:
     """One block of a job. `steps` shortens the workload; `timed` is false for a verification.
 
-    `rounds` is their number, where a pilot has said it; else the study's limits hold.
+    `rounds` is their number, where a pilot has said it; else the study's limits hold. `swept`: a point of a sweep,
+    which takes a third of a block's time, and whose programs are not counted.
     """
 
     workload: Workload
@@ -91,6 +92,7 @@ class Todo:
     steps: int
     timed: bool
     rounds: int | None = None
+    swept: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,9 @@ def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[C
             seat = Seat(framework.name, device, count, execution, precision)
             for workload, pass_, arm in itertools.product(study.workloads, study.passes, study.arms):
                 yield Cell(seat, workload, pass_, arm)
+            swept = study.swept if count == threads[0] or device != "cpu" else study.swept[:CALIBRATING]
+            for point, pass_, projection in itertools.product(swept, study.passes, SWEPT):
+                yield Cell(seat, point, pass_, Arm(framework.executions[execution]["loop"], projection))
 
 
 def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] | None:
@@ -207,13 +212,12 @@ def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -
     """A replicate's timed jobs, seats in random order; with `needs`, only what needs so many processes.
 
     Blocks keep the study's order in every replicate: a budget that ends early has then cut the least
-    central cells.
+    central cells. The sweep's jobs are others, see `sweeps`.
     """
-    grouped = group(plan.cells)
-    seats = list(grouped)
-    random.Random(f"{study.seed}/{replicate}").shuffle(seats)
+    points = {workload.name for workload in study.swept}
+    grouped = group([cell for cell in plan.cells if cell.workload.name not in points])
     made = []
-    for seat in seats:
+    for seat in _shuffled(grouped, study, replicate):
         blocks = []
         for (workload, pass_), arms in grouped[seat].items():
             need = needs.get((seat, workload.name, pass_)) if needs is not None else None
@@ -222,6 +226,26 @@ def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -
         if blocks:
             made.append(Job(seat, replicate, tuple(blocks)))
     return made
+
+
+def sweeps(plan: Plan, study: Study, replicate: int) -> list[Job]:
+    """A replicate's jobs of the sweep, seats in random order; the points that forecasts are made from come first."""
+    points = {workload.name for workload in study.swept}
+    grouped = group([cell for cell in plan.cells if cell.workload.name in points])
+    return [
+        Job(
+            seat,
+            replicate,
+            tuple(Todo(w, p, tuple(arms), w.T, True, swept=True) for (w, p), arms in grouped[seat].items()),
+        )
+        for seat in _shuffled(grouped, study, replicate)
+    ]
+
+
+def _shuffled(seats: Iterable[Seat], study: Study, replicate: int) -> list[Seat]:
+    order = list(seats)
+    random.Random(f"{study.seed}/{replicate}").shuffle(order)
+    return order
 
 
 def checks(plan: Plan, study: Study) -> list[Job]:

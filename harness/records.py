@@ -1,8 +1,9 @@
 """Records: one JSON object a line, appended and fsynced, never changed.
 
 The first line describes the study (kind "study"); every other line is one block of one worker
-(kind "block"), one verification of it without times (kind "check"), or what the pilot asked for
-(kind "plan"). A half-written last line is dropped when the file is opened again.
+(kind "block"), one verification of it without times (kind "check"), what the pilot asked for
+(kind "plan"), or what was expected of a seat before it was measured (kind "forecast"). A half-written
+last line is dropped when the file is opened again.
 """
 
 import fcntl
@@ -30,6 +31,8 @@ FILE = "records.jsonl"
 PACKED = f"{FILE}.gz"  # as it may be kept; a run that goes on needs FILE
 Record = dict[str, Any]
 Nanoseconds = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _all_positive(values: list[Any]) -> list[Any]:
@@ -62,6 +65,13 @@ class Floors(BaseModel):
     reason: str = ""
 
 
+class Rates(BaseModel):
+    """What a framework did at best: operations a second of a large product, nanoseconds of scaling so many numbers."""
+
+    flops_s: Positive
+    scale_ns: dict[Natural, Positive]
+
+
 class Place(BaseModel):
     """Where a block, a cell or a need belongs, but for its workload."""
 
@@ -88,6 +98,7 @@ class Block(Place):
     start_s: float | None = None
     seconds: float | None = None
     numerics: dict[str, str] = {}
+    rates: Rates | None = None
     gpu: dict[str, dict[str, Any]] | None = None
     throttled: list[str] = []
     floors: Annotated[Floors, Field(default_factory=Floors)]
@@ -185,9 +196,48 @@ class Planned(BaseModel):
     needs: list[Need]
 
 
-KNOWN: TypeAdapter[Heading | Planned | Block] = TypeAdapter(
-    Annotated[Heading | Planned | Block, Field(discriminator="kind")]
-)
+class Costs(BaseModel):
+    """Seconds of one pass besides its arithmetic: of a call, of a step, and of what a projection adds: in the loop
+    once and with each product, and after it.
+    """
+
+    pass_: Annotated[str, Field(alias="pass")]
+    call_s: float
+    step_s: float
+    in_loop_s: float
+    product_s: float
+    after_s: float
+
+
+class Expected(BaseModel):
+    """Seconds of a call of each arm of one workload and pass, as they are expected."""
+
+    workload: str
+    pass_: Annotated[str, Field(alias="pass")]
+    none_s: Positive
+    in_loop_s: Positive
+    batched_s: Positive
+
+
+class Forecast(BaseModel):
+    """What is expected of a seat's programs of one recurrence, recorded before they were measured."""
+
+    key: str
+    kind: Literal["forecast"]
+    status: str
+    reason: str
+    framework: str
+    device: str
+    threads: int
+    execution: str
+    precision: str
+    recurrence: str
+    costs: list[Costs]
+    expected: list[Expected]
+
+
+Line = Heading | Planned | Forecast | Block
+KNOWN: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,12 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
 
 
 def prepare(study: Study) -> weights.Files:
-    """Every workload's weights and inputs, as files to be stored. Raises Refused."""
+    """Every workload's and the sweep's weights and inputs, as files to be stored. Raises Refused."""
     made: weights.Files = {}
     for workload in study.workloads:
         made |= weights.files(workload, study.seed, study.weights, study.inputs)
+    for point in study.swept:
+        made |= weights.files(point, study.seed, None, None)
     return made
 
 

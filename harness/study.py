@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from harness.refused import Refused
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 Size = Annotated[int, Field(ge=1, le=65536)]
+CALIBRATING = 2  # points of a sweep that forecasts are made from
 LARGEST_BYTES = 4 << 30  # of the arrays of one float32 call
 
 
@@ -103,10 +105,42 @@ USUAL = {  # what a study has that selects no recurrence and no projection: each
 }
 
 
+SWEPT = ("none", "in_loop", "batched")  # projections of a sweep
+FACTORS = {  # what each size of a sweep's centre is multiplied by, one size at a time, the most telling first
+    "T": (1 / 4, 4, 1 / 2, 2),
+    "B": (1 / 50, 5, 1 / 5),
+    "H": (4, 1 / 4),
+    "O": (100, 1000, 10),
+}
+
+
+def around(centre: Workload) -> list[Workload]:
+    """The points of a sweep: the centre under a second name, with fewer steps, and with one other size at a time.
+
+    Forecasts are made from the first CALIBRATING of them. What is no workload, or too large for one, is left out.
+    """
+    made = {"centre": centre.model_copy(update={"name": f"{centre.name}-centre"})}
+    for rank in range(max(map(len, FACTORS.values()))):
+        for size, factors in FACTORS.items():
+            value = max(1, round(getattr(centre, size) * factors[rank])) if rank < len(factors) else 0
+            with suppress(ValidationError):
+                if value != getattr(centre, size):
+                    sizes = centre.model_dump() | {size: value, "name": f"{centre.name}-{size}{value}"}
+                    made.setdefault(f"{size}{value}", Workload(**sizes))
+    return sorted(made.values(), key=lambda point: point is not made["centre"] and point is not _other_steps(made))
+
+
+def _other_steps(points: dict[str, Workload]) -> Workload | None:
+    """The first point whose steps are not the centre's."""
+    return next((point for point in points.values() if point.T != points["centre"].T), None)
+
+
 class Study(BaseModel):
     """A study. A selection of None means everything there is on this machine, but for recurrences and projections:
     with neither selected the arms are the usual ones, and with one of them selected all there are of the other.
 
+    `sweep`: the workload around which sizes are swept, in the loop that one would write in each execution, with the
+    first of the thread counts; None for no sweep.
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
     `budget_s`: after this long no further block is started (None: no limit).
     `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
@@ -126,6 +160,7 @@ class Study(BaseModel):
     passes: list[str] = list(PASSES)
     precisions: list[str] = ["fp32"]
     workloads: list[Workload] = list(NAMED.values())
+    sweep: Workload | None = None
     processes: Annotated[int, Field(ge=1, le=1000)] | None = None
     processes_max: Annotated[int, Field(ge=2, le=1000)] = 30
     pilot: Annotated[int, Field(ge=2, le=1000)] = 3
@@ -151,6 +186,13 @@ class Study(BaseModel):
     def _spelled(cls, values: Any) -> Any:
         return [workload(v) if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
 
+    @field_validator("sweep", mode="before")
+    @classmethod
+    def _centre(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return None if value == "none" else workload(value)
+        return value
+
     @model_validator(mode="after")
     def _sound(self) -> "Study":
         for name, values in self:
@@ -159,6 +201,11 @@ class Study(BaseModel):
             if values == []:
                 raise ValueError(f"{name} is empty")
         return self
+
+    @property
+    def swept(self) -> list[Workload]:
+        """The points of the sweep, those that forecasts are made from first."""
+        return around(self.sweep) if self.sweep else []
 
     @property
     def arms(self) -> list[Arm]:
@@ -221,9 +268,9 @@ def load(path: Path | None, scale: str | None, flags: dict[str, Any]) -> Study:
     scale = scale or written.pop("label", "default")
     if not isinstance(scale, str) or scale not in SCALES:
         raise Refused(f"{path}: label must be one of {', '.join(SCALES)}")
-    flags = {key: value for key, value in flags.items() if value is not None}
+    said = written | {key: value for key, value in flags.items() if value is not None}
     try:
-        return Study.model_validate({"label": scale} | SCALES[scale] | written | flags)
+        return Study.model_validate({"label": scale} | SCALES[scale] | said)
     except ValidationError as error:
         raise Refused(sentence(error, path)) from None
 

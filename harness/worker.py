@@ -5,7 +5,7 @@ answers on a descriptor of its own, so whatever a framework prints harms nothing
 
     {"do": "facts", "threads": [...], "devices": [...], "cache": ...} -> versions, executions, devices, environments
     {"do": "oracle", ...}         -> {"is": "stage", ...} ... then {"is": "oracle", "found": {...}}, of a training
-    {"do": "open", "settings": {...}, "prove": true}        -> {"is": "open", "threads_used": ...}
+    {"do": "open", "settings": {...}, "prove": true, "rate": true} -> {"is": "open", "threads_used": ..., "rates": ...}
     {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
     {"do": "train", ...}          -> {"is": "stage", ...} ... then {"is": "train", "forms": {...}}
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from harness import measure, training, weights
+from harness import measure, rates, training, weights
 from harness.launch import end_with_parent
 from harness.study import Workload
 from impls.interface import Arm, Backend, Settings
@@ -48,7 +48,7 @@ def main() -> None:
                 send(facts(backend, request))
             elif request["do"] == "open":
                 settings = Settings(**request["settings"])
-                send(open_(backend, settings, request["prove"]))
+                send(open_(backend, settings, request["prove"], request["rate"]))
             elif request["do"] == "oracle":
                 send(oracle(request, send))
             elif request["do"] == "train":
@@ -76,9 +76,10 @@ def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
     return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(found)}
 
 
-def open_(backend: Backend, settings: Settings, prove: bool) -> dict[str, Any]:
-    """Open the framework and prove its threads."""
-    opened = {"is": "open", "numerics": backend.open(settings)}
+def open_(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict[str, Any]:
+    """Open the framework, prove its threads, and measure what it can do at best."""
+    opened: dict[str, Any] = {"is": "open", "numerics": backend.open(settings)}
+    opened["rates"] = rates.measured(backend, time.perf_counter_ns) if rate else None
     if not prove:
         return opened | {"proven": None, "threads_used": None}
     proven, ratio = measure.threads_proven(

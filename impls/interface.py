@@ -188,7 +188,10 @@ class Backend(Protocol):
         """How many programs were traced or compiled so far; it must stand still while timing."""
 
     def product(self, size: int) -> Callable[[], None]:
-        """A square float32 product [size, size] that returns when done: it proves the threads."""
+        """A square float32 product [size, size] that returns when done: it proves the threads, and has a rate."""
+
+    def scale(self, count: int) -> Callable[[], None]:
+        """Twice a float32 array [count] into another (STREAM's scale), done on return: how fast memory is moved."""
 
 
 FORWARD = ("y",)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from harness.analysis import Tables
 from harness.records import FILE, PACKED, read
 from harness.refused import Refused
-from harness.report import comparison, figures, words
+from harness.report import comparison, figures, prediction, sweeps, words
 from harness.report.markdown import Row
 
 
@@ -72,6 +72,7 @@ def body(found: Tables, folder: Path, out: Path) -> str:
     sides = comparison.compared({"": found}) if comparison.both_devices(found) else None
     if sides is not None:
         every |= comparison.drawings(sides, {found.study.margin})
+    every |= sweeps.drawings(found)
     with figures.drawing(every, out / "figures"):
         found.save(out)
         heading = found.heading
@@ -80,6 +81,7 @@ def body(found: Tables, folder: Path, out: Path) -> str:
         beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
         everything = words.everything(found, drawn, _idiomatic(folder), beside)
         everything["comparison"] = comparison.everything(sides) if sides is not None else None
+        everything["prediction"] = prediction.everything(found)
         return rendered("report.md.j2", everything)
 
 

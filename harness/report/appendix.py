@@ -36,7 +36,8 @@ def identity(tables: Tables) -> str:
 
 def first_calls(tables: Tables) -> str:
     """What a loop's first call costs, and after how many calls it has paid against the same framework's eager."""
-    frame = tables.times[tables.times.recurrence.isin(LOOPS)]
+    own = [workload.name for workload in tables.study.workloads]
+    frame = tables.times[tables.times.recurrence.isin(LOOPS) & tables.times.workload.isin(own)]
     keys = ["framework", "device", "precision", "threads", "workload", "pass", "projection"]
     first = frame[frame.first_call_s.notna()].set_index([*keys, "execution", "recurrence"]).first_call_s
     steady = frame.groupby([*keys, "execution", "recurrence"], sort=True).median_s.median()

@@ -147,6 +147,11 @@ class Backend:
         multiply = self.jax.jit(lambda a: a @ a)
         return lambda: self.wait(multiply(a))
 
+    def scale(self, count: int) -> Callable[[], None]:
+        a = self.jnp.ones(count, "float32")
+        double = self.jax.jit(lambda a: 2 * a)
+        return lambda: self.wait(double(a))
+
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compiled += event.startswith(COMPILE_EVENTS)
 

@@ -239,6 +239,10 @@ class Backend:
         a = self.tf.ones((size, size))
         return lambda: self.wait(self.tf.matmul(a, a))
 
+    def scale(self, count: int) -> Callable[[], None]:
+        a, two = self.tf.ones(count), self.tf.constant(2.0)
+        return lambda: self.wait(self.tf.multiply(two, a))
+
 
 def _legacy() -> dict[str, str]:
     """The version of tf-keras, if it is there; not imported."""

@@ -157,12 +157,16 @@ class Backend:
         return int(self.counters["frames"]["total"] + self.counters["stats"]["unique_graphs"])
 
     def product(self, size: int) -> Callable[[], None]:
-        a = self.torch.ones((size, size))
+        a = self.torch.ones((size, size), device=self.device)
 
         def multiply() -> None:
             self.wait(self.torch.mm(a, a))
 
         return multiply
+
+    def scale(self, count: int) -> Callable[[], None]:
+        a = self.torch.ones(count, device=self.device)
+        return lambda: self.wait(2 * a)
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         """From the profiler, over one call; and what Inductor generated."""

@@ -1,0 +1,182 @@
+"""What projecting costs, how the gap follows the sizes, and whether it was foreseen: the report's words and tables."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from harness.analysis import ENGINE, Tables
+from harness.gaps import SEAT, usable
+from harness.measure import BATCHED
+from harness.report import sweeps
+from harness.report.figures import seat as seat_name
+from harness.report.markdown import Row, counted, engine, seconds, table
+from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
+
+FORMS = ("in_loop", "per_step", BATCHED)
+AIM = 0.10  # median absolute error of the forecast log gaps, at most
+WORST = 8  # misses that are named
+NEAR = 0.05  # from which a miss is looked into
+
+
+def everything(tables: Tables) -> Row | None:
+    """The variables of the section; nothing where no projection's cost was told apart."""
+    if tables.costs.empty:
+        return None
+    return {
+        "costs": _costs(tables),
+        "slopes": _slopes(tables),
+        "swept": _swept(tables),
+        "figures": [name for name in sweeps.drawings(tables) if name != "forecasts"],
+        "score": score(tables),
+        "constants": _constants(tables),
+        "by_engine": _by_engine(tables),
+        "misses": _misses(tables),
+        "untold": _untold(tables),
+    }
+
+
+def _costs(tables: Tables) -> str:
+    """A row for each place of the study's own workloads: what each form adds to none, and how far from the floor."""
+    frame = tables.costs[tables.costs.workload.isin([w.name for w in tables.study.workloads])]
+    rows = []
+    for values, part in frame.groupby(["workload", "pass", *SEAT, "recurrence"], sort=True):
+        place = dict(zip(["workload", "pass", *SEAT, "recurrence"], values, strict=True))
+        by = {row["contender"]: row for row in part.to_dict("records")}
+        added = [_added(by[form]) if form in by else "–" for form in FORMS]
+        each = _signed(by["in_loop"]["product_s"]) if "in_loop" in by else "–"
+        floors = " · ".join(_floors(by.get(form)) for form in FORMS)
+        none = seconds(part.none_s.iloc[0])
+        rows.append([f"{place['workload']}, {place['pass']}", seat_name(place), none, *added, each, floors])
+    names = [f"{form} adds" for form in FORMS]
+    return table(["", "", "none", *names, "one product in the loop", f"times the floor: {' · '.join(FORMS)}"], rows)
+
+
+def _added(row: Row) -> str:
+    """A cost as a share of none, with its interval, and in time."""
+    share, low, high = (100 * row[name] / row["none_s"] for name in ("cost_s", "low_s", "high_s"))
+    interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
+    sign = "-" if row["cost_s"] < 0 else ""
+    return (
+        f"{share:+.1f}%{interval} ({sign}{seconds(abs(row['cost_s']))}){'' if row['trusted'] or not interval else ' ⚠'}"
+    )
+
+
+def _floors(row: Row | None) -> str:
+    return "–" if row is None or math.isnan(row["floor_s"]) else f"{row['call_s'] / row['floor_s']:.1f}"
+
+
+def _slopes(tables: Tables) -> str:
+    """What one product issued in the loop costs, in every place."""
+    rows = []
+    for row in tables.slopes.to_dict("records"):
+        interval = "" if math.isnan(row["low_s"]) else f" [{_signed(row['low_s'])}, {_signed(row['high_s'])}]"
+        where = (
+            f"{counted(row['sizes'], 'T')} × {counted(row['processes'], 'process').replace('processs', 'processes')}"
+        )
+        costs = [f"{_signed(row['product_s'])}{interval}", _signed(row["roof_s"]), _signed(row["once_s"])]
+        rows.append([f"{seat_name(row)}, {row['pass']}", *costs, where])
+    names = ["", "one product in the loop [95% interval]", "of it by the roofline", f"{BATCHED}, all steps", "points"]
+    return table(names, rows) if rows else ""
+
+
+def _signed(value: float) -> str:
+    return f"-{seconds(-value)}" if value < 0 else seconds(value)
+
+
+def _swept(tables: Tables) -> str:
+    """Where batching wins, loses or does nothing among the sweep's points, in a sentence."""
+    gaps = tables.swept[usable(tables.swept) & (tables.swept.contender == "in_loop")]
+    if gaps.empty:
+        return ""
+    count = gaps.verdict.value_counts()
+    said = ", ".join(f"{verdict} in {count.get(verdict, 0)}" for verdict in (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE))
+    centre = tables.study.sweep
+    assert centre is not None
+    return (
+        f"Of {len(gaps)} gaps at {counted(gaps.workload.nunique(), 'size')} around `{centre.name}`, projecting in the "
+        f"loop was {said}. Ratios go from {gaps.ratio.min():.2f} to {gaps.ratio.max():.2f}."
+    )
+
+
+def score(tables: Tables) -> str:
+    """How well gaps were foreseen, in a few sentences."""
+    frame = tables.scores
+    if frame.empty:
+        return ""
+    errors, gaps = frame.error.abs(), np.log(frame.ratio)
+    explained = 1 - float((frame.error**2).sum() / (gaps**2).sum())
+    judged = frame[frame.verdict.isin([SLOWER, FASTER])]
+    right = int(((judged.forecast > 1) == (judged.verdict == SLOWER)).sum())
+    aim = "within" if errors.median() <= AIM else "**not within**"
+    within = frame[frame.ci_low.notna()]
+    held = (within.ci_low <= within.forecast) & (within.forecast <= within.ci_high)
+    return (
+        f"{len(frame)} gaps were forecast and then measured. The forecast's median absolute error is "
+        f"**{errors.median():.1%}** of the ratio (as a logarithm), {aim} the {AIM:.0%} aimed at; 90% are within "
+        f"{errors.quantile(0.9):.1%}. Who expects no gap anywhere errs by {gaps.abs().median():.1%} (90% within "
+        f"{gaps.abs().quantile(0.9):.1%}): of the square of all log gaps the forecast explains {explained:.0%}. Of "
+        f"{len(judged)} gaps judged slower or faster, {right} were forecast on that side of 1. The measured 95% "
+        f"interval holds the forecast in {int(held.sum())} of {len(within)}."
+    )
+
+
+def _constants(tables: Tables) -> str:
+    """What the forecasts were made from, one row a seat and pass."""
+    rows = []
+    for record in tables.forecasts:
+        place = {name: record[name] for name in (*SEAT, "recurrence")}
+        for costs in record["costs"]:
+            names = ("call_s", "step_s", "in_loop_s", "product_s", "after_s")
+            rows.append([f"{seat_name(place)}, {costs['pass']}", *(_signed(costs[name]) for name in names)])
+    columns = ["", "a call", "a step", "in the loop, once", "in the loop, each product", "after the loop"]
+    return table(columns, sorted(rows)) if rows else ""
+
+
+def _by_engine(tables: Tables) -> str:
+    """The errors by what runs the program, threads and pass."""
+    rows = []
+    for (*by, threads, pass_), part in tables.scores.groupby([*ENGINE, "threads", "pass"], sort=True):
+        errors, gaps = part.error.abs(), np.log(part.ratio).abs()
+        judged = part[part.verdict.isin([SLOWER, FASTER])]
+        right = int(((judged.forecast > 1) == (judged.verdict == SLOWER)).sum())
+        numbers = [f"{errors.median():.1%}", f"{errors.max():.1%}", f"{gaps.median():.1%}"]
+        place = [engine(*by), counted(threads, "thread"), pass_, len(part)]
+        rows.append([*place, *numbers, f"{right} of {len(judged)}" if len(judged) else "–"])
+    columns = ["", "", "pass", "gaps", "median error", "largest", "without a forecast (no gap)", "side right"]
+    return table(columns, rows) if rows else ""
+
+
+def _misses(tables: Tables) -> str:
+    """The largest misses, and which form it was that took longer or less than expected."""
+    frame = tables.scores.assign(far=tables.scores.error.abs()).sort_values("far", ascending=False, kind="stable")
+    rows = [_miss(row) for row in frame[frame.far > NEAR].head(WORST).to_dict("records")]
+    columns = ["", "", "measured", "forecast", "in_loop adds to none", "as forecast", "what was other than expected"]
+    return table(columns, rows) if rows else ""
+
+
+def _miss(row: Row) -> list[Any]:
+    place = [f"{row['workload']}, {row['pass']}", seat_name(row)]
+    share = "–" if math.isnan(row["share"]) else f"{row['share']:+.0%}"
+    numbers = [f"{row['ratio']:.2f}", f"{row['forecast']:.2f}", share, f"{row['forecast_share']:+.0%}"]
+    return [*place, *numbers, _why(row)]
+
+
+def _why(row: Row) -> str:
+    """Which of the two forms the forecast was wrong about: what in_loop, and what batched, takes by none's time."""
+    in_loop, told = 1 + row["share"], 1 + row["forecast_share"]
+    if math.isnan(in_loop):
+        return "–"
+    off = {"in_loop": math.log(in_loop / told), BATCHED: math.log((in_loop / row["ratio"]) / (told / row["forecast"]))}
+    form = max(off, key=lambda one: abs(off[one]))
+    return f"{form} took {'longer' if off[form] > 0 else 'less'}, against none, by {abs(off[form]):.0%}"
+
+
+def _untold(tables: Tables) -> list[str]:
+    """Seats for which nothing was forecast, and why."""
+    lines = {
+        f"{seat_name({**record, 'recurrence': record['recurrence']})}: {record['reason'].partition(chr(10))[0]}"
+        for record in tables.forecasts
+        if record["status"] != "ok"
+    }
+    return sorted(lines)

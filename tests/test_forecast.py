@@ -1,0 +1,190 @@
+"""Forecasts: that the model finds the costs it is given, sees nothing of what it foretells, is scored as it says."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness import attribution, forecast, roof, run, study
+from harness.analysis import Tables
+from harness.forecast import Costs, Seen
+from harness.records import FILE
+from harness.refused import Refused
+from harness.report import prediction, sweeps
+from harness.study import CALIBRATING, NAMED, Workload, around, load
+from tests.test_run import WORKLOAD, command
+from tests.test_run import study as studied
+
+BOOK = NAMED["book"]
+RATES = {"flops_s": 1e11, "scale_ns": {str(1 << power): 5000 + 8 * (1 << power) / 30 for power in (10, 14, 18, 22)}}
+
+
+def test_a_sweep_changes_one_size_at_a_time_and_begins_with_fewer_steps():
+    points = around(BOOK)
+    assert [point.name for point in points[:CALIBRATING]] == ["book-centre", "book-T5"]
+    for point in points[1:]:
+        changed = [size for size in "BTIHO" if getattr(point, size) != getattr(BOOK, size)]
+        assert len(changed) == 1
+        assert point.name == f"book-{changed[0]}{getattr(point, changed[0])}"
+    assert {"book-B1", "book-T80", "book-H400", "book-O1000"} <= {point.name for point in points}
+    assert len({point.name for point in points}) == len(points) == 13
+
+
+def test_points_that_no_workload_can_have_are_left_out():
+    points = around(Workload(name="w", B=1, T=1, I=1, H=1, O=65536))
+    assert {point.O for point in points} == {65536}
+    assert all(point.B >= 1 for point in points)
+    assert len({point.T for point in points[:CALIBRATING]}) == 2
+
+
+def test_no_sweep_unless_asked_for():
+    assert load(None, None, {}).swept == []
+    assert load(None, None, {"sweep": "none"}).swept == []
+    assert len(load(None, None, {"sweep": "B=2,T=8,I=1,H=4,O=1"}).swept) > 10
+    with pytest.raises(Refused, match="did you mean book"):
+        load(None, None, {"sweep": "bok"})
+
+
+def test_the_price_of_a_call_is_taken_out_of_what_moving_takes():
+    memory = roof.roof(RATES).memory
+    for count in (1 << 14, 1 << 20, 1 << 26):
+        assert memory(8.0 * count) == pytest.approx(8 * count / 30e9, rel=0.02)
+
+
+def test_operations_are_those_of_theory():
+    assert roof.flops(BOOK, "forward", "none") == 2 * 20 * 50 * (1 + 100) * 100
+    assert roof.flops(BOOK, "forward", "batched") == 2 * 20 * 50 * ((1 + 100) * 100 + 100)
+    assert roof.flops(BOOK, "train", "in_loop") == 2 * 20 * 50 * (2 * 101 * 100 + 100 * 100 + 3 * 100)
+
+
+def test_nothing_is_faster_than_its_floor_says():
+    top = roof.roof(RATES)
+    wide = BOOK.model_copy(update={"H": 4000, "O": 4000})
+    assert roof.floor_s(top, wide, "forward", "batched") == pytest.approx(roof.flops(wide, "forward", "batched") / 1e11)
+    tall = Workload(name="w", B=1, T=1, I=60000, H=1, O=1)
+    moved = roof.floor_s(top, tall, "forward", "none")
+    assert moved > 10 * roof.flops(tall, "forward", "none") / 1e11  # it waits for its inputs
+
+
+TRUE = Costs(50e-6, 9e-6, 4e-6, 2e-6, 12e-6)
+
+
+def seen(workload, pass_="forward", costs=TRUE):
+    told = forecast.expected(costs, roof.roof(RATES), workload, pass_)
+    none = told["none_s"]
+    return Seen(workload, none, told["in_loop_s"] - none, told["batched_s"] - none)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "train"])
+def test_costs_are_found_again_from_two_points(pass_):
+    points = [seen(point, pass_) for point in around(BOOK)[:CALIBRATING]]
+    found = forecast.solved(points, roof.roof(RATES), pass_)
+    assert np.allclose([*vars(found).values()], [*vars(TRUE).values()], rtol=1e-9)
+
+
+def test_a_forecast_is_never_nothing():
+    wild = Costs(0.0, 0.0, -1.0, -1.0, -1.0)
+    assert all(seconds > 0 for seconds in forecast.expected(wild, roof.roof(RATES), BOOK, "train").values())
+
+
+def block(workload, pass_, replicate=0, costs=TRUE, wobble=0.0):
+    """A block's record as a machine with these costs would leave it."""
+    told = forecast.expected(costs, roof.roof(RATES), workload, pass_)
+    arms = {}
+    for projection in ("none", "in_loop", "batched", "twin"):
+        s = told[f"{projection.replace('twin', 'batched')}_s"] * (1 + wobble * math.sin(workload.T + replicate))
+        arms[f"scan_{projection}"] = {"status": "ok", "reason": "", "samples_ns": [round(s * 1e9)] * 5, "calls": 1}
+    seat = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
+    own = {"kind": "block", "replicate": replicate, "workload": workload.model_dump(), "pass": pass_}
+    return {**seat, **own, "rates": RATES, "floors": {"null_ns": 1000.0, "harness_ns": 1.0}, "arms": arms}
+
+
+def test_what_a_product_costs_is_the_slope_over_the_steps():
+    made = study.Study(sweep="book", passes=["forward"])
+    blocks = [block(point, "forward", replicate) for replicate in range(2) for point in made.swept]
+    (row,) = attribution.slopes(blocks, made).to_dict("records")
+    least = roof.least(roof.roof(RATES), BOOK, "forward").one
+    assert row["product_s"] == pytest.approx(TRUE.product_s + least, rel=1e-3)
+    assert row["low_s"] <= row["product_s"] <= row["high_s"]
+    assert (row["sizes"], row["processes"]) == (5, 2)
+    noisy = [block(point, "forward", replicate, wobble=0.05) for replicate in range(2) for point in made.swept]
+    (wide,) = attribution.slopes(noisy, made).to_dict("records")
+    assert wide["high_s"] - wide["low_s"] > 10 * (row["high_s"] - row["low_s"])
+
+
+SEAT = dict(
+    zip(("framework", "device", "threads", "execution", "precision"), ("jax", "cpu", 1, "xla", "fp32"), strict=True)
+)
+
+
+def gap(workload, ratio, trusted=True, contender="in_loop"):
+    own = {"workload": workload, "pass": "forward", "recurrence": "scan", "contender": contender}
+    return {**SEAT, **own, "ratio": ratio, "ci_low": ratio / 1.01, "ci_high": ratio * 1.01} | {
+        "verdict": "slower" if ratio > 1.02 else "equivalent", "trusted": trusted
+    }  # fmt: skip
+
+
+def test_errors_are_those_of_the_logarithm_and_what_is_untrusted_is_not_scored():
+    rows = [{"workload": w, "pass": "forward", "none_s": 1.0, "in_loop_s": 1.2, "batched_s": 1.0} for w in "abc"]
+    told = [{**SEAT, "recurrence": "scan", "expected": rows}]
+    gaps = pd.DataFrame([gap("a", 1.2), gap("b", 1.5), gap("c", 2.0, trusted=False), gap("a", 9.0, contender="bmm")])
+    costs = pd.DataFrame(columns=attribution.COSTS)
+    found = attribution.scores(told, gaps, costs).set_index("workload").error
+    assert set(found.index) == {"a", "b"}
+    assert found["a"] == pytest.approx(0, abs=1e-12)
+    assert found["b"] == pytest.approx(math.log(1.2 / 1.5))
+
+
+@pytest.mark.alone
+def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(numpy_backend, tmp_path):
+    wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"])
+    records = run.run(wanted, tmp_path / "run", False, "")
+    (at,) = [number for number, record in enumerate(records) if record["kind"] == "forecast"]
+    told = {point.name for point in wanted.swept[:CALIBRATING]}
+    before = {r["workload"]["name"] for r in records[:at] if r["kind"] == "block"}
+    foretold = {row["workload"] for row in records[at]["expected"]}
+    assert before == told
+    assert foretold == {point.name for point in wanted.swept[CALIBRATING:]} | {WORKLOAD.name}
+    tables = Tables(records)
+    assert set(tables.gaps.workload) == {WORKLOAD.name}  # a sweep's gaps are no answer to the question
+    assert set(tables.swept.workload) == {point.name for point in wanted.swept}
+    assert set(tables.scores.workload) <= foretold
+    assert "were forecast and then measured" in prediction.score(tables)
+    assert {"sweep-forward", "map-train", "forecasts"} <= set(sweeps.drawings(tables))
+    changed = copy.deepcopy(records)
+    for record in changed[at + 1 :]:
+        for arm in record.get("arms", {}).values():
+            arm["samples_ns"] = [7 * ns for ns in arm["samples_ns"]]
+    assert Tables(changed).scores.forecast.tolist() == tables.scores.forecast.tolist()
+
+
+@pytest.mark.alone
+def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
+    wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
+    folder = tmp_path / "run"
+    records = run.run(wanted, folder, False, "")
+    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if json.loads(line)["kind"] == "forecast")
+    for kept in (at, at + 3):  # cut just before the forecast, and after it
+        (folder / FILE).write_text("".join(lines[:kept]))
+        again = run.run(wanted, folder, True, "")
+        assert [r["kind"] for r in again].count("forecast") == 1
+        assert sum(r["kind"] == "block" for r in again) == sum(r["kind"] == "block" for r in records)
+        assert [r["kind"] for r in again].index("forecast") == at
+
+
+@pytest.mark.alone
+def test_a_report_has_the_sweep(numpy_backend, tmp_path):
+    flags = ["--framework", "numpy", "--threads", "1", "--sweep", "B=3,T=8,I=2,H=16,O=4", "--processes", "2"]
+    flags += ["--workload", "B=2,T=4,I=2,H=8,O=3", "--rounds", "3", "--out", str(tmp_path / "run")]
+    done = command("run", *flags)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run" / "report.md").read_text()
+    for heading in ("## What projecting costs", "## How the gap follows the sizes", "## Was it foreseen?"):
+        assert heading in text
+    for name in ("costs", "swept", "slopes", "scores"):
+        assert len(pd.read_csv(tmp_path / "run" / f"{name}.csv"))
+    assert (tmp_path / "run" / "figures" / "sweep-forward.png").exists()
