@@ -50,7 +50,7 @@ class Tables:
         self.gaps, self.swept = (compared[part].reset_index(drop=True) for part in (~swept, swept))
         alone = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[part].reset_index(drop=True) for part in (~alone, alone))
-        self.forecasts = [record for record in records if record["kind"] == "forecast"]
+        self.forecasts = latest(records, ("forecast",))
         self.costs = attribution.costs(self.blocks, added, self.study)
         self.slopes = attribution.slopes(self.blocks, self.study)
         self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)

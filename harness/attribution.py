@@ -4,19 +4,20 @@ from its floor; and how far measured gaps are from what was forecast. Pure: the 
 
 import math
 import statistics
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
+from harness import forecast
+from harness.forecast import Seen
 from harness.gaps import GAP_KEYS, SEAT, block_key, usable
 from harness.measure import median_s
 from harness.records import Record
-from harness.roof import Roof, floor_s, least, roof
+from harness.roof import MEASURED_IN, Roof, floor_s, least, roof
 from harness.stats import LEVEL
-from harness.study import Study, Workload
+from harness.study import Study
 
 COSTS = [*GAP_KEYS, "none_s", "cost_s", "low_s", "high_s", "product_s", "call_s", "floor_s", "trusted"]
 SLOPES = [*SEAT, "pass", "recurrence", "product_s", "low_s", "high_s", "roof_s", "once_s", "sizes", "processes"]
@@ -63,7 +64,7 @@ def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
         seat = tuple(block[name] for name in SEAT)
-        if block.get("rates") and block["precision"] in ("fp32", "tf32", "as_shipped"):
+        if block.get("rates") and block["precision"] in MEASURED_IN:
             rates.setdefault(seat, roof(block["rates"]))
         if block.get("floors") and block["floors"]["null_ns"]:
             nulls.setdefault(seat, []).append(block["floors"]["null_ns"])
@@ -87,44 +88,30 @@ def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
         return pd.DataFrame(columns=SLOPES)
     other = {name: value for name, value in centre.model_dump().items() if name not in ("name", "T")}
     names = {w.name for w in study.swept if other.items() <= w.model_dump().items()}
-    points: dict[tuple[Any, ...], list[tuple[int, float, float, float]]] = {}
-    tops: dict[tuple[Any, ...], float] = {}
+    points: dict[tuple[Any, ...], list[Seen]] = {}
+    roofs: dict[tuple[Any, ...], float] = {}
     processes: dict[tuple[Any, ...], set[int]] = {}
     for block in blocks:
-        if block["workload"]["name"] not in names:
-            continue
-        workload = Workload(**block["workload"])
-        for recurrence, none, in_loop, batched in _together(block):
-            key = (*(block[name] for name in (*SEAT, "pass")), recurrence)
-            cost, once = (float(np.median(form - none)) for form in (in_loop, batched))
-            points.setdefault(key, []).append((workload.T, float(np.median(none)), cost, once))
+        if block["workload"]["name"] in names and not forecast.missing(block):
+            key = (*(block[name] for name in (*SEAT, "pass")), forecast.recurrence_of(block))
+            points.setdefault(key, []).append(forecast.seen(block))
             processes.setdefault(key, set()).add(block["replicate"])
-            if block.get("rates"):
-                tops.setdefault(key, least(roof(block["rates"]), workload, block["pass"]).one)
+            if block.get("rates") and block["precision"] in MEASURED_IN:
+                roofs.setdefault(key, least(roof(block["rates"]), centre, block["pass"]).one)
     rows = []
     for key, each in points.items():
-        sizes = {point[0] for point in each}
-        if len(sizes) < 2:
-            continue
-        numbers: list[Any] = [*_slope(each), tops.get(key, math.nan), statistics.median(point[3] for point in each)]
-        numbers += [len(sizes), len(processes[key])]
-        rows.append([*key, *numbers])
+        sizes = {point.workload.T for point in each}
+        if len(sizes) > 1:
+            once = statistics.median(point.batched for point in each)
+            numbers = [roofs.get(key, math.nan), once, len(sizes), len(processes[key])]
+            rows.append([*key, *_slope(each), *numbers])
     return pd.DataFrame(rows, columns=SLOPES).sort_values(SLOPES[:7], kind="stable", ignore_index=True)
 
 
-def _together(block: Record) -> Iterable[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Recurrence, and seconds of every sample of none, in_loop and batched, where all three were measured."""
-    good = {name: arm for name, arm in block["arms"].items() if arm["status"] == "ok" and arm["samples_ns"]}
-    for recurrence in dict.fromkeys(name.partition("_")[0] for name in good):
-        forms = [good.get(f"{recurrence}_{form}") for form in ("none", "in_loop", "batched")]
-        if all(forms):
-            none, in_loop, batched = (np.array(arm["samples_ns"], float) / arm["calls"] / 1e9 for arm in forms if arm)
-            yield recurrence, none, in_loop, batched
-
-
-def _slope(points: list[tuple[int, float, float, float]]) -> tuple[float, float, float]:
+def _slope(points: list[Seen]) -> tuple[float, float, float]:
     """The slope and its interval; no interval from two points."""
-    steps, none, cost, _ = (np.array(column, float) for column in zip(*points, strict=True))
+    columns = ([point.workload.T, point.none, point.in_loop] for point in points)
+    steps, none, cost = (np.array(column, float) for column in zip(*columns, strict=True))
     if len(points) < 3:
         return float(np.polyfit(steps, cost, 1, w=1 / none)[0]), math.nan, math.nan
     (slope, _), covariance = np.polyfit(steps, cost, 1, w=1 / none, cov=True)
@@ -142,10 +129,10 @@ def scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> 
     measured = {tuple(row[key] for key in GAP_KEYS): row for row in found.to_dict("records")}
     added = {tuple(row[key] for key in GAP_KEYS): row["cost_s"] / row["none_s"] for row in costs.to_dict("records")}
     rows = []
-    for forecast in forecasts:
-        seat = tuple(forecast[name] for name in SEAT)
-        for each in forecast["expected"]:
-            key = (*seat, each["workload"], each["pass"], forecast["recurrence"], "in_loop")
+    for record in forecasts:
+        seat = tuple(record[name] for name in SEAT)
+        for each in record["expected"]:
+            key = (*seat, each["workload"], each["pass"], record["recurrence"], "in_loop")
             if key not in measured:
                 continue
             gap, told = measured[key], each["in_loop_s"] / each["batched_s"]

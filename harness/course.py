@@ -39,6 +39,8 @@ class Course:
         self.complete = {r["key"].rpartition("-")[0] for r in self.found if _complete(r)}
         cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
         self.reached |= {cell for record in cold for cell in _reached(record)}
+        told = (r for r in self.done if r["kind"] == "forecast" and r["status"] == "ok")
+        self.told |= {Seat(*(record[name] for name in SEAT)) for record in told}
 
     def records(self) -> Iterator[Record]:
         """Records of everything planned and not yet done, as it is done."""
@@ -92,23 +94,25 @@ class Course:
             yield from self._forecast(job)
 
     def _forecast(self, job: Job) -> Iterator[Record]:
-        """What is expected of a seat, once all is measured that it is told from, and before anything else is."""
-        if job.seat in self.told or not (blocks := self._calibrated(job.seat)):
+        """What is expected of a seat's cells that are not measured yet, once all is measured that it is told from."""
+        swept = any(todo.swept for todo in job.blocks)
+        if not swept or job.seat in self.told or not (blocks := self._calibrated(job.seat)):
             return
         self.told.add(job.seat)
-        if not any(_same(record, job.seat) for record in self.done if record["kind"] == "forecast"):
-            yield forecast.record(job.seat, blocks, self.planned.cells, self.study)
+        measured = {(r["workload"]["name"], r["pass"]) for r in self._blocks(job.seat)}
+        cells = (cell for cell in self.planned.cells if (cell.workload.name, cell.pass_) not in measured)
+        yield forecast.record(job.seat, blocks, cells, self.study)
 
     def _calibrated(self, seat: Seat) -> list[Record]:
-        """The first process's blocks that forecasts for a seat are made from, when all are there."""
+        """The first process's blocks that forecasts for a seat are made from, when all are there; the last of each."""
         points = [point.name for point in self.study.swept[:CALIBRATING]]
-        blocks = [
-            record
-            for record in self.found
-            if record["kind"] == "block" and record["replicate"] == 0 and _same(record, seat)
-            if record["workload"]["name"] in points
-        ]
-        return blocks if len(blocks) == len(points) * len(self.study.passes) > 0 else []
+        first = [record for record in self._blocks(seat) if record["replicate"] == 0]
+        blocks = {(r["workload"]["name"], r["pass"]): r for r in first if r["workload"]["name"] in points}
+        return list(blocks.values()) if len(blocks) == len(points) * len(self.study.passes) else []
+
+    def _blocks(self, seat: Seat) -> list[Record]:
+        """What was measured in a seat so far."""
+        return [record for record in self.found if record["kind"] == "block" and _same(record, seat)]
 
     def _left(self, job: Job) -> Job:
         """The job without the blocks that are complete."""

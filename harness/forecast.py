@@ -13,30 +13,19 @@ saves something else.
 """
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from harness.measure import calls_ns
 from harness.plan import Cell, Seat
 from harness.records import Record, digest
-from harness.roof import Roof, least, roof
-from harness.study import CALIBRATING, SWEPT, Study, Workload
+from harness.roof import MEASURED_IN, Roof, least, roof
+from harness.schema import Costs
+from harness.study import SWEPT, Study, Workload
 
 LEAST = 0.2  # of the recurrence alone, in which no form of it is expected to be done
-MEASURED_IN = ("fp32", "tf32", "as_shipped")  # precisions whose arrays are float32, of which rates are measured
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds beside the roofline's: of a call, of a step, of projecting in the loop at all and each time, and of
-    projecting after it.
-    """
-
-    call_s: float
-    step_s: float
-    in_loop_s: float
-    product_s: float
-    after_s: float
 
 
 @dataclass(frozen=True)
@@ -49,25 +38,22 @@ class Seen:
     batched: float
 
 
-def record(seat: Seat, blocks: list[Record], cells: list[Cell], study: Study) -> Record:
-    """The forecast of a seat's planned cells, from the blocks of its first process that it is told from."""
-    what: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(seat)}
-    what |= {"recurrence": _recurrence(blocks), "costs": [], "expected": []}
-    if seat.precision not in MEASURED_IN:
-        what |= {"status": "unavailable", "reason": "rates are measured of float32 alone"}
-    elif lacking := _lacking(blocks):
+def record(seat: Seat, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
+    """The forecast of `cells` of a seat, none of them measured yet, from the blocks that it is told from."""
+    recurrence = recurrence_of(blocks[0])
+    what: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(seat), "recurrence": recurrence}
+    what |= {"costs": [], "expected": []}
+    if lacking := _lacking(seat, blocks):
         what |= {"status": "unavailable", "reason": lacking}
     else:
+        top = roof(blocks[0]["rates"])
+        mine = [cell for cell in cells if cell.seat == seat and cell.arm.recurrence == recurrence]
         for pass_ in study.passes:
-            top = roof(blocks[0]["rates"])
-            costs = solved([_seen(block) for block in blocks if block["pass"] == pass_], top, pass_)
-            what["costs"].append({"pass": pass_, **asdict(costs)})
-            told = {point.name for point in study.swept[:CALIBRATING]}
-            for workload in _workloads(seat, pass_, what["recurrence"], cells):
-                if workload.name not in told:
-                    row = expected(costs, top, workload, pass_)
-                    what["expected"].append({"workload": workload.name, "pass": pass_, **row})
-    return {"key": digest([what, study.seed])} | what
+            costs = solved([seen(block) for block in blocks if block["pass"] == pass_], top, pass_)
+            what["costs"].append(costs.model_dump(by_alias=True))
+            for workload in _workloads([cell for cell in mine if cell.pass_ == pass_]):
+                what["expected"].append({"workload": workload.name, "pass": pass_, **expected(costs, top, workload)})
+    return {"key": digest([asdict(seat), recurrence, study.seed])} | what
 
 
 def solved(points: list[Seen], top: Roof, pass_: str) -> Costs:
@@ -78,18 +64,21 @@ def solved(points: list[Seen], top: Roof, pass_: str) -> Costs:
     step = max((many.none - few.none) / further - floors[1].step, 0.0)
     product = (many.in_loop - few.in_loop) / further - floors[1].one
     after = statistics.mean(seen.batched - floor.once for seen, floor in zip((few, many), floors, strict=True))
-    return Costs(
-        call_s=max(many.none - steps * (step + floors[1].step), 0.0),
-        step_s=step,
-        in_loop_s=many.in_loop - steps * (product + floors[1].one),
-        product_s=product,
-        after_s=after,
+    return Costs.model_validate(
+        {
+            "pass": pass_,
+            "call_s": max(many.none - steps * (step + floors[1].step), 0.0),
+            "step_s": step,
+            "in_loop_s": many.in_loop - steps * (product + floors[1].one),
+            "product_s": product,
+            "after_s": after,
+        }
     )
 
 
-def expected(costs: Costs, top: Roof, workload: Workload, pass_: str) -> dict[str, float]:
+def expected(costs: Costs, top: Roof, workload: Workload) -> dict[str, float]:
     """Seconds of a call with each projection, at least some part of the recurrence's alone."""
-    floor = least(top, workload, pass_)
+    floor = least(top, workload, costs.pass_)
     none = costs.call_s + workload.T * (costs.step_s + floor.step)
     in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.one)
     batched = none + costs.after_s + floor.once
@@ -97,38 +86,39 @@ def expected(costs: Costs, top: Roof, workload: Workload, pass_: str) -> dict[st
     return {"none_s": none, "in_loop_s": max(in_loop, bottom), "batched_s": max(batched, bottom)}
 
 
-def _workloads(seat: Seat, pass_: str, recurrence: str, cells: list[Cell]) -> list[Workload]:
-    """Those that both forms are planned for, in the plan's order."""
-    mine = [c for c in cells if (c.seat, c.pass_, c.arm.recurrence) == (seat, pass_, recurrence)]
-    forms = [{c.workload: None for c in mine if c.arm.projection == form} for form in ("in_loop", "batched")]
-    return [workload for workload in forms[0] if workload in forms[1]]
+def seen(block: Record) -> Seen:
+    """A sweep's block that nothing is missing of, as a point."""
+    recurrence = recurrence_of(block)
+    none, *forms = (calls_ns(block["arms"][f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
+    in_loop, batched = (float(np.median(form - none)) for form in forms)
+    return Seen(Workload(**block["workload"]), float(np.median(none)), in_loop, batched)
 
 
-def _seen(block: Record) -> Seen:
-    recurrence = _recurrence([block])
-    none, in_loop, batched = (_per_call(block["arms"][f"{recurrence}_{projection}"]) for projection in SWEPT)
-    added = (float(np.median(form - none)) for form in (in_loop, batched))
-    return Seen(Workload(**block["workload"]), float(np.median(none)), *added)
-
-
-def _per_call(arm: Record) -> np.ndarray:
-    """Seconds of every sample."""
-    return np.array(arm["samples_ns"], float) / arm["calls"] / 1e9
-
-
-def _lacking(blocks: list[Record]) -> str:
-    """Why nothing can be told from blocks; nothing when it can."""
-    for block in blocks:
-        for projection in SWEPT:
-            arm = block["arms"].get(name := f"{_recurrence(blocks)}_{projection}")
-            if not arm or not arm["samples_ns"]:
-                why = arm["reason"] if arm else "it is not there"
-                return f"it is told from {name}, {block['workload']['name']} {block['pass']}, and {why}"
-        if not block.get("rates"):
-            return "no rates were measured"
+def missing(block: Record) -> str:
+    """Which form a sweep's block has no times of, and why; nothing when it has all."""
+    for projection in SWEPT:
+        arm = block["arms"].get(name := f"{recurrence_of(block)}_{projection}")
+        if not arm or not arm["samples_ns"] or arm["status"] != "ok":
+            why = arm["reason"] if arm else "it is not there"
+            return f"{name}, {block['workload']['name']} {block['pass']}, and {why}"
     return ""
 
 
-def _recurrence(blocks: list[Record]) -> str:
-    """The one recurrence of a sweep's blocks."""
-    return next(name.partition("_")[0] for block in blocks for name in block["arms"])
+def recurrence_of(block: Record) -> str:
+    """The one recurrence of a sweep's block."""
+    return next(name.partition("_")[0] for name in block["arms"])
+
+
+def _lacking(seat: Seat, blocks: list[Record]) -> str:
+    """Why nothing can be told from blocks; nothing when it can."""
+    if seat.precision not in MEASURED_IN:
+        return "rates are measured of float32 alone"
+    if lacking := next(filter(None, map(missing, blocks)), ""):
+        return f"it is told from {lacking}"
+    return "" if blocks[0].get("rates") else "no rates were measured"
+
+
+def _workloads(cells: list[Cell]) -> list[Workload]:
+    """Those that both forms are planned for, in the plan's order."""
+    in_loop, batched = ({c.workload: None for c in cells if c.arm.projection == form} for form in SWEPT[1:])
+    return [workload for workload in in_loop if workload in batched]

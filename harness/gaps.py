@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness import stats
-from harness.measure import BATCHED, TWIN
+from harness.measure import BATCHED, TWIN, calls_ns
 from harness.records import Record
 from harness.study import Study
 
@@ -76,7 +76,7 @@ def samples(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair
     found: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for record in blocks:
         place = block_key(record)
-        per_call = {name: _per_call(arm) for name, arm in record["arms"].items() if _good(arm)}
+        per_call = {name: calls_ns(arm) for name, arm in record["arms"].items() if _good(arm)}
         for recurrence, projection, baseline, base in pairs(per_call):
             if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
                 found.setdefault((*place, recurrence, projection, baseline), []).append(
@@ -151,7 +151,3 @@ def usable(gaps: pd.DataFrame) -> pd.Series:
 
 def _good(arm: dict[str, Any]) -> bool:
     return arm["status"] == "ok" and bool(arm["samples_ns"])
-
-
-def _per_call(arm: dict[str, Any]) -> np.ndarray:
-    return np.array(arm["samples_ns"], float) / arm["calls"]

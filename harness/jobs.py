@@ -65,7 +65,7 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
         try:
             began = bench.clock()
             with worker_of(bench, job) as worker:
-                proof = open_(bench, job, worker) | {"start_s": bench.clock() - began}
+                proof = open_(bench, job, worker, rate=_rated(job)) | {"start_s": bench.clock() - began}
                 opened = True
                 if proof["proven"] is False and (tries := tries - 1):
                     continue  # something else may have kept the cores busy
@@ -117,13 +117,18 @@ def worker_of(bench: Bench, job: Job) -> Worker:
     return bench.worker(seat.framework, variables, bench.study.timeout_s)
 
 
+def _rated(job: Job) -> bool:
+    """Whether a job's worker measures what can be done at best: the first that times anything."""
+    return job.replicate == 0 and any(todo.timed for todo in job.blocks)
+
+
 def _cache(bench: Bench, job: Job) -> Path:
     seat = job.seat
     return bench.cache / f"{seat.framework}-{seat.device}-{seat.threads}-{seat.execution}-{seat.precision}"
 
 
-def open_(bench: Bench, job: Job, worker: Worker) -> Answer:
-    """Have a worker open its framework and prove its threads, if anything of the job is timed."""
+def open_(bench: Bench, job: Job, worker: Worker, rate: bool = False) -> Answer:
+    """Have a worker open its framework, prove its threads, if anything of the job is timed, and measure its rates."""
     seat = job.seat
     settings = {
         "device": seat.device,
@@ -132,7 +137,14 @@ def open_(bench: Bench, job: Job, worker: Worker) -> Answer:
         "cache": str(_cache(bench, job)),
     }
     timed = any(todo.timed for todo in job.blocks)
-    return worker.ask({"do": "open", "settings": settings, "prove": timed and seat.device == "cpu", "rate": timed})
+    return worker.ask(
+        {
+            "do": "open",
+            "settings": settings,
+            "prove": timed and seat.device == "cpu",
+            "rate": rate,
+        }
+    )
 
 
 def _block(

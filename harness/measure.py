@@ -311,6 +311,11 @@ def cast(data: Data, dtype: str) -> Data:
     return Data(Weights(*(a.astype(dtype) for a in data.weights)), data.x.astype(dtype), data.target.astype(dtype))
 
 
+def calls_ns(arm: dict[str, Any]) -> np.ndarray:
+    """Nanoseconds per call of every sample of a recorded arm."""
+    return np.array(arm["samples_ns"], float) / arm["calls"]
+
+
 def median_s(arm: dict[str, Any]) -> float:
     """Median seconds per call of a recorded arm."""
     return statistics.median(arm["samples_ns"]) / arm["calls"] / 1e9

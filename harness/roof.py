@@ -14,6 +14,7 @@ from harness.study import Workload
 from impls.interface import GATES
 
 ITEM = 4  # bytes of a float32, in which rates are measured
+MEASURED_IN = ("fp32", "tf32", "as_shipped")  # precisions whose arrays are float32
 
 
 @dataclass(frozen=True)

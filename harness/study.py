@@ -170,7 +170,7 @@ class Study(BaseModel):
     block_s: Annotated[float, Field(gt=0, le=3600)] = 1.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
-    budget_s: Annotated[float, Field(gt=0)] | None = 1050.0
+    budget_s: Annotated[float, Field(gt=0)] | None = 1230.0
     unroll_limit: Annotated[int, Field(ge=0)] | None = 32
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     weights: str | None = None
@@ -200,6 +200,8 @@ class Study(BaseModel):
                 raise ValueError(f"{name} names something twice")
             if values == []:
                 raise ValueError(f"{name} is empty")
+        if both := {w.name for w in self.workloads} & {w.name for w in self.swept}:
+            raise ValueError(f"workload {min(both)} has the name of a point of the sweep")
         return self
 
     @property
@@ -224,7 +226,7 @@ WORDS = {
     "devices": DEVICES,
 }
 SCALES: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"sweep": "book"},
     "quick": {"processes": 1, "rounds": 10, "rounds_min": 3, "block_s": 0.2, "budget_s": 205.0},
     "rigorous": {
         "pilot": 5,
@@ -234,8 +236,10 @@ SCALES: dict[str, dict[str, Any]] = {
         "block_s": 4.0,
         "budget_s": None,
         "unroll_limit": None,
+        "sweep": "book",
     },
 }
+NARROWED = ("workloads", "recurrences", "projections")  # who selects these gets no sweep that was not asked for
 
 
 def workload(text: str) -> Workload:
@@ -269,8 +273,9 @@ def load(path: Path | None, scale: str | None, flags: dict[str, Any]) -> Study:
     if not isinstance(scale, str) or scale not in SCALES:
         raise Refused(f"{path}: label must be one of {', '.join(SCALES)}")
     said = written | {key: value for key, value in flags.items() if value is not None}
+    usual = SCALES[scale] | ({"sweep": None} if any(name in said for name in NARROWED) else {})
     try:
-        return Study.model_validate({"label": scale} | SCALES[scale] | said)
+        return Study.model_validate({"label": scale} | usual | said)
     except ValidationError as error:
         raise Refused(sentence(error, path)) from None
 

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter
 
-from harness import stats
+from harness import schema, stats
 from harness.measure import BATCHED, TWIN
-from harness.records import Begun, Format, Nanoseconds, Record, Samples, latest
+from harness.records import Format, Record, latest
+from harness.schema import Begun, Nanoseconds, Samples
 from harness.stats import Gap
 
 NOTEBOOK = {  # mean squared errors that the chapter's notebook printed, every 100 iterations from 0
@@ -33,14 +34,9 @@ LAST = 100  # steps whose median loss is compared
 RANGE = (0.035, 0.06)  # where that median is to lie
 
 
-class Seat(BaseModel):
+class Seat(schema.Seat):
     """Where a process trains, and the recurrence that both forms have there."""
 
-    framework: str
-    device: str
-    threads: int
-    execution: str
-    precision: str
     recurrence: str
 
 

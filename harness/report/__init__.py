@@ -72,7 +72,8 @@ def body(found: Tables, folder: Path, out: Path) -> str:
     sides = comparison.compared({"": found}) if comparison.both_devices(found) else None
     if sides is not None:
         every |= comparison.drawings(sides, {found.study.margin})
-    every |= sweeps.drawings(found)
+    swept = sweeps.drawings(found)
+    every |= swept
     with figures.drawing(every, out / "figures"):
         found.save(out)
         heading = found.heading
@@ -81,7 +82,7 @@ def body(found: Tables, folder: Path, out: Path) -> str:
         beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
         everything = words.everything(found, drawn, _idiomatic(folder), beside)
         everything["comparison"] = comparison.everything(sides) if sides is not None else None
-        everything["prediction"] = prediction.everything(found)
+        everything["prediction"] = prediction.everything(found, list(swept))
         return rendered("report.md.j2", everything)
 
 

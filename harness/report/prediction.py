@@ -19,15 +19,15 @@ WORST = 8  # misses that are named
 NEAR = 0.05  # from which a miss is looked into
 
 
-def everything(tables: Tables) -> Row | None:
-    """The variables of the section; nothing where no projection's cost was told apart."""
+def everything(tables: Tables, drawn: list[str]) -> Row | None:
+    """The variables of the section, with the names of the figures; nothing where no cost was told apart."""
     if tables.costs.empty:
         return None
     return {
         "costs": _costs(tables),
         "slopes": _slopes(tables),
         "swept": _swept(tables),
-        "figures": [name for name in sweeps.drawings(tables) if name != "forecasts"],
+        "figures": [name for name in drawn if name != sweeps.FORECASTS],
         "score": score(tables),
         "constants": _constants(tables),
         "by_engine": _by_engine(tables),
@@ -71,12 +71,15 @@ def _slopes(tables: Tables) -> str:
     rows = []
     for row in tables.slopes.to_dict("records"):
         interval = "" if math.isnan(row["low_s"]) else f" [{_signed(row['low_s'])}, {_signed(row['high_s'])}]"
-        where = (
-            f"{counted(row['sizes'], 'T')} × {counted(row['processes'], 'process').replace('processs', 'processes')}"
-        )
         costs = [f"{_signed(row['product_s'])}{interval}", _signed(row["roof_s"]), _signed(row["once_s"])]
-        rows.append([f"{seat_name(row)}, {row['pass']}", *costs, where])
-    names = ["", "one product in the loop [95% interval]", "of it by the roofline", f"{BATCHED}, all steps", "points"]
+        rows.append([f"{seat_name(row)}, {row['pass']}", *costs, f"{row['sizes']} × {row['processes']}"])
+    names = [
+        "",
+        "one product in the loop [95% interval]",
+        "of it by the roofline",
+        f"{BATCHED}, all steps",
+        "T × processes",
+    ]
     return table(names, rows) if rows else ""
 
 
@@ -175,7 +178,7 @@ def _why(row: Row) -> str:
 def _untold(tables: Tables) -> list[str]:
     """Seats for which nothing was forecast, and why."""
     lines = {
-        f"{seat_name({**record, 'recurrence': record['recurrence']})}: {record['reason'].partition(chr(10))[0]}"
+        f"{seat_name(record)}: {record['reason'].partition(chr(10))[0]}"
         for record in tables.forecasts
         if record["status"] != "ok"
     }

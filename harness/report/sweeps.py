@@ -9,12 +9,14 @@ import pandas as pd
 
 from harness.analysis import Tables
 from harness.gaps import usable
+from harness.report import causes
 from harness.report.figures import PLACES, Figures, program, save
 from harness.stats import FASTER, SLOWER
 
 SIZES = "TBHO"
 COLOURS = (*PLACES, "black")
 TICKS = (0.2, 0.33, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5)
+FORECASTS = "forecasts"  # the figure of them
 LIMIT = math.log(1.5)  # of the map's colours, either way
 
 
@@ -26,7 +28,7 @@ def drawings(tables: Tables) -> Figures:
         drawn[f"sweep-{pass_}"] = partial(_curves, part, f"around {_centre(tables)}, {pass_}", tables.study.margin)
         drawn[f"map-{pass_}"] = partial(_map, part, f"in_loop / batched around {_centre(tables)}, {pass_}")
     if not tables.scores.empty:
-        drawn["forecasts"] = partial(_forecasts, tables.scores)
+        drawn[FORECASTS] = partial(_forecasts, tables.scores)
     return drawn
 
 
@@ -37,8 +39,7 @@ def rows(tables: Tables) -> pd.DataFrame:
         [{"workload": w.name, **{size: getattr(w, size) for size in SIZES}} for w in tables.study.swept],
         columns=["workload", *SIZES],
     )
-    frame = frame.merge(sizes, on="workload")
-    frame = frame[frame.threads == frame.threads.min()]
+    frame = causes.once(frame.merge(sizes, on="workload"))
     names = [program(row, "" if row["device"] == "cpu" else row["device"]) for row in frame.to_dict("records")]
     return frame.assign(program=names)
 

@@ -1,0 +1,218 @@
+"""What a record may be: each line of a run's records is one of these, whoever wrote it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, model_validator
+
+from harness.study import Study, Workload
+from harness.verify import form_of
+from impls.evidence import Evidence
+
+Nanoseconds = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _all_positive(values: list[Any]) -> list[Any]:
+    """The values, all whole numbers above 0: told here, for millions of them take pydantic as long as all the rest."""
+    if values and (set(map(type, values)) != {int} or min(values) <= 0):
+        raise ValueError("a sample is a whole number of nanoseconds, at least 1")
+    return values
+
+
+Samples = Annotated[list[Any], AfterValidator(_all_positive)]  # nanoseconds
+
+
+class Timed(BaseModel):
+    """One arm of a block. `quantities`: name -> root-mean-square error, worst, bitwise equal to batched, ULP."""
+
+    status: str
+    reason: str
+    first_call_ns: Nanoseconds | None
+    calls: Annotated[int, Field(ge=1)]
+    samples_ns: Samples
+    quantities: dict[str, tuple[float | None, float | None, bool | None, float | None]] = {}
+    evidence: Evidence | None = None
+
+
+class Floors(BaseModel):
+    """Nanoseconds a call: of an empty program, and of the timed region itself. `reason` is why there is none."""
+
+    harness_ns: float | None = None
+    null_ns: float | None = None
+    reason: str = ""
+
+
+class Rates(BaseModel):
+    """What a framework did at best: operations a second of a large product, nanoseconds of scaling so many numbers."""
+
+    flops_s: Positive
+    scale_ns: dict[Natural, Positive]
+
+
+class Seat(BaseModel):
+    """Where a worker sits, see harness.plan."""
+
+    framework: str
+    device: str
+    threads: int
+    execution: str
+    precision: str
+
+
+class Place(Seat):
+    """Where a block, a cell or a need belongs, but for its workload."""
+
+    pass_: Annotated[str, Field(alias="pass")]
+
+
+class Block(Place):
+    """One workload and pass in one worker. `bounds`: form -> quantity -> bounds of the first two errors."""
+
+    key: str
+    kind: Literal["block", "check"]
+    status: str
+    reason: str
+    replicate: Annotated[int, Field(ge=0)]
+    workload: Workload
+    steps: int
+    load: float
+    began: str
+    start_s: float | None = None
+    seconds: float | None = None
+    numerics: dict[str, str] = {}
+    rates: Rates | None = None
+    gpu: dict[str, dict[str, Any]] | None = None
+    throttled: list[str] = []
+    floors: Annotated[Floors, Field(default_factory=Floors)]
+    bounds: dict[str, dict[str, tuple[float, float]]]
+    arms: dict[str, Timed]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Block":
+        for name, arm in self.arms.items():
+            if unbounded := arm.quantities.keys() - self.bounds.get(form_of(name), {}).keys():
+                raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
+        if untold := Workload.model_fields.keys() - self.workload.model_fields_set:
+            raise ValueError(f"the workload lacks {', '.join(sorted(untold))}")
+        return self
+
+
+class Cell(Place):
+    """A row of the tables without times, with status and reason where it can not be measured."""
+
+    workload: str
+    cell: str
+    B: int
+    T: int
+    I: int  # noqa: E741  the word of the study
+    H: int
+    O: int  # noqa: E741
+    recurrence: str
+    projection: str
+    status: str = ""
+    reason: str = ""
+
+
+class Code(BaseModel):
+    commit: str
+    hash: str
+
+
+class Basis(BaseModel):
+    """What a number depends on besides the study."""
+
+    machine: dict[str, Any]
+    versions: dict[str, dict[str, str]]
+    code: Code
+
+
+class Environment(BaseModel):
+    device: str
+    threads: int
+    variables: dict[str, str]
+
+
+class Missing(BaseModel):
+    framework: str
+    reason: str
+
+
+class Begun(BaseModel):
+    """What every first record says: what was wanted, of what, on what."""
+
+    key: str
+    status: str
+    reason: str
+    study: Study
+    missing: list[Missing]
+    basis: Basis
+    environments: dict[str, list[Environment]]
+    weights: dict[str, str]
+    command: str
+
+
+class Heading(Begun):
+    """The first record: what was to be studied, on what."""
+
+    kind: Literal["study"]
+    cells: list[Cell]
+    absent: list[Cell]
+
+
+class Need(Place):
+    """What the gaps of one block need, and the block it is."""
+
+    workload: str
+    processes: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1)]
+
+
+class Planned(BaseModel):
+    """What the pilot asked for, recorded before it was measured."""
+
+    key: str
+    kind: Literal["plan"]
+    status: str
+    reason: str
+    target: float
+    needs: list[Need]
+
+
+class Costs(BaseModel):
+    """Seconds of one pass besides its arithmetic: of a call, of a step, and of what a projection adds: in the loop
+    once and with each product, and after it.
+    """
+
+    pass_: Annotated[str, Field(alias="pass")]
+    call_s: float
+    step_s: float
+    in_loop_s: float
+    product_s: float
+    after_s: float
+
+
+class Expected(BaseModel):
+    """Seconds of a call of each arm of one workload and pass, as they are expected."""
+
+    workload: str
+    pass_: Annotated[str, Field(alias="pass")]
+    none_s: Positive
+    in_loop_s: Positive
+    batched_s: Positive
+
+
+class Forecast(Seat):
+    """What is expected of a seat's programs of one recurrence, recorded before they were measured."""
+
+    key: str
+    kind: Literal["forecast"]
+    status: str
+    reason: str
+    recurrence: str
+    costs: list[Costs]
+    expected: list[Expected]
+
+
+Line = Heading | Planned | Forecast | Block
+KNOWN: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
