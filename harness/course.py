@@ -16,6 +16,7 @@ from harness.study import CALIBRATING
 
 SEAT = tuple(entry.name for entry in fields(Seat))
 COLD_SHARE = 0.6  # of the budget, at most, for the first replicate, which compiles
+SWEEP_SHARE = 0.3  # of what is left of that, at most, for the sweep
 CHECK_SHARE = 0.15  # of the budget, at most, for the fp64 verification before it
 Clock = Callable[[], float]
 
@@ -51,7 +52,8 @@ class Course:
         self._expect([checks, *sweeps, *replicates])
         yield from self._checks(checks)
         checked = [r for r in self.found if r["kind"] == "check"]
-        yield from self._cold([*_cheapest_first(sweeps[0], checked), *_cheapest_first(replicates[0], checked)])
+        yield from self._cold(_cheapest_first(sweeps[0], checked), SWEEP_SHARE)
+        yield from self._cold(_cheapest_first(replicates[0], checked))
         for swept, made in zip(sweeps[1:], replicates[1:], strict=True):
             yield from self._warm([*swept, *made])
         if self.study.processes is None and self.spent_s() < self.budget:
@@ -71,11 +73,12 @@ class Course:
             self.found.append(record)
             yield record
 
-    def _cold(self, made: list[Job]) -> Iterator[Record]:
-        """The first replicate: each job has a fair share of the time there is for compiling."""
-        share = COLD_SHARE if self.study.processes != 1 else 1.0
+    def _cold(self, made: list[Job], part: float = 1.0) -> Iterator[Record]:
+        """The first replicate: each job has a fair share of what there is for compiling, or of a part of it."""
+        share, now = COLD_SHARE if self.study.processes != 1 else 1.0, self.spent_s()
+        until = now + part * max(0.0, share * self.budget - now)
         for position, job in enumerate(made):
-            end = _fair_end(self.spent_s(), share * self.budget, len(made) - position)
+            end = _fair_end(self.spent_s(), until, len(made) - position)
             for record in self._work(self._left(job), end):
                 if record["kind"] == "block":
                     self.reached |= _reached(record)

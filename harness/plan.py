@@ -162,9 +162,10 @@ def _check_executions(study: Study, chosen: list[Framework]) -> None:
 def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
     """Every cell of the study, planned or absent with its reason."""
     plan = Plan([], [])
+    points = {workload.name for workload in study.swept}
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
-            if why := why_not(study, framework, cell):
+            if why := why_not(study, framework, cell, cell.workload.name in points):
                 plan.absent.append((cell, *why))
             else:
                 plan.cells.append(cell)
@@ -184,8 +185,8 @@ def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[C
                 yield Cell(seat, point, pass_, Arm(framework.executions[execution]["loop"], projection))
 
 
-def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] | None:
-    """Status and reason of a cell that can not be measured, or None."""
+def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False) -> tuple[str, str] | None:
+    """Status and reason of a cell that can not be measured, or None; `swept`: whether it is a point of a sweep."""
     execution = framework.executions[cell.seat.execution]
     if missing := framework.devices[cell.seat.device] or execution["missing"]:
         return "unavailable", missing
@@ -197,6 +198,8 @@ def why_not(study: Study, framework: Framework, cell: Cell) -> tuple[str, str] |
         return "unavailable", reason
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution["unrolls"])
+    if limit is not None and execution["traced"] and unrolls and swept:
+        return "skipped", "a sweep compiles every size's unrolled steps anew, and unroll_limit is set"
     if limit is not None and execution["traced"] and unrolls and steps > limit:
         return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
     return None

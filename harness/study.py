@@ -170,7 +170,7 @@ class Study(BaseModel):
     block_s: Annotated[float, Field(gt=0, le=3600)] = 1.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
-    budget_s: Annotated[float, Field(gt=0)] | None = 1230.0
+    budget_s: Annotated[float, Field(gt=0)] | None = 1290.0
     unroll_limit: Annotated[int, Field(ge=0)] | None = 32
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     weights: str | None = None

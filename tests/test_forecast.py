@@ -3,14 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from harness import attribution, forecast, roof, run, study
+from harness import attribution, course, forecast, plan, roof, run, study
 from harness.analysis import Tables
 from harness.forecast import Seen
-from harness.plan import Cell, Seat
+from harness.plan import Cell, Framework, Seat
 from harness.records import FILE
 from harness.refused import Refused
 from harness.report import prediction, sweeps
@@ -224,3 +225,39 @@ def test_a_report_has_the_sweep(numpy_backend, tmp_path):
     for name in ("costs", "swept", "slopes", "scores"):
         assert len(pd.read_csv(tmp_path / "run" / f"{name}.csv"))
     assert (tmp_path / "run" / "figures" / "sweep-forward.png").exists()
+
+
+def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
+    loop = {"traced": True, "missing": None, "without": {}, "unrolls": ("unrolled",), "loop": "unrolled"}
+    torch = Framework("torch", executions={"inductor": loop}, devices={"cpu": None})
+    made = {limit: plan.make(study.Study(sweep="book", unroll_limit=limit), [torch], [1]) for limit in (32, None)}
+    reasons = {why for cell, _, why in made[32].absent if cell.workload.name == "book-T5"}
+    assert reasons == {"a sweep compiles every size's unrolled steps anew, and unroll_limit is set"}
+    assert not any(cell.workload.name.startswith("book-") for cell in made[32].cells)
+    assert any(cell.workload.name == "book-T80" for cell in made[None].cells)
+
+
+def test_a_sweep_leaves_most_of_the_first_replicate_s_time_to_the_study(monkeypatch):
+    """However long its jobs would go on: each ends when its time does, and what is left is the others'."""
+    wanted = study.Study(sweep="book", budget_s=1000.0, processes=2)
+    jax = Framework(
+        "jax", executions={"xla": {"traced": True, "missing": None, "without": {}, "unrolls": (), "loop": "scan"}}
+    )
+    made = plan.make(wanted, [replace(jax, devices={"cpu": None})], [1, 2])
+    now, ends = [0.0], []
+
+    def work(bench, job, left_s, stage):
+        if job.blocks and job.blocks[0].timed and job.replicate == 0:
+            ends.append((job.blocks[0].swept, now[0] + left_s()))
+            now[0] = ends[-1][1]
+        return iter(())
+
+    monkeypatch.setattr(course.jobs, "work", work)
+    bench = SimpleNamespace(study=wanted, basis={})
+    report = SimpleNamespace(expect=lambda count: None, stage=None)
+    list(course.Course(bench, made, [], lambda: now[0], report).records())
+    last = {swept: max(end for which, end in ends if which == swept) for swept in (True, False)}
+    first = course.COLD_SHARE * wanted.budget_s
+    assert last[True] == pytest.approx(course.SWEEP_SHARE * first)
+    assert last[False] == pytest.approx(first)
+    assert [swept for swept, _ in ends] == [True, True, False, False]
