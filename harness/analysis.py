@@ -2,8 +2,9 @@
 tables.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from harness import attribution, gaps
 from harness.gaps import ARM, SEAT, arm_of, block_key
 from harness.measure import BATCHED, TWIN, median_s
-from harness.records import Record, latest
+from harness.records import Record, budgets, latest
 from harness.study import Study
 from harness.verify import form_of, holds
 from impls import trace
@@ -32,13 +33,17 @@ COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_byte
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
 WHERE_THERE_ARE = ("variables", "costs", "swept", "slopes", "scores")
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
+Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name and itself
 
 
 class Tables:
-    """The tables of one run; `heading` is its first record and `study` the study in it."""
+    """The tables of one run; `heading` is its first record and `study` the study in it; `sittings` are that record and
+    those of going on under other budgets.
+    """
 
     def __init__(self, records: list[Record]) -> None:
         self.heading = records[0]
+        self.sittings = [self.heading, *(record for record in records if record["kind"] == "resumed")]
         self.study = Study.model_validate(self.heading["study"])
         done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*SEAT, "replicate", "pass")])
         self.checks = [record for record in done if record["kind"] == "check"]
@@ -51,18 +56,21 @@ class Tables:
         alone = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[part].reset_index(drop=True) for part in (~alone, alone))
         self.forecasts = latest(records, ("forecast",))
-        self.costs = attribution.costs(self.blocks, added, self.study)
+        self.costs = attribution.costs(self.blocks, self.times, added, self.study)
         self.slopes = attribution.slopes(self.blocks, self.study)
         self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
         self.identity = _identity(self)
-        self.evidence = _evidence(self)
-        self.variables = _variables(self)
+        counted = list(_first_counted(self.blocks))
+        self.evidence = _evidence(counted)
+        self.variables = _variables(counted)
 
-    def save(self, folder: Path) -> None:
-        """Write every table as a CSV file of its name; some only where there is something in them."""
-        for name in (*ALWAYS, *WHERE_THERE_ARE):
-            if name in ALWAYS or not getattr(self, name).empty:
-                getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    def files(self, folder: Path) -> list[Callable[[], None]]:
+        """What writes every table as a CSV file of its name; some only where there is something in them."""
+        kept = [name for name in (*ALWAYS, *WHERE_THERE_ARE) if name in ALWAYS or not getattr(self, name).empty]
+        return [
+            partial(getattr(self, name).to_csv, folder / f"{name}.csv", index=False, lineterminator="\n")
+            for name in kept
+        ]
 
 
 def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
@@ -98,64 +106,68 @@ def _place(record: Record) -> dict[str, Any]:
 
 def _times(tables: Tables) -> pd.DataFrame:
     """A row for each arm and process measured, and one for each cell that was not, with its reason."""
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []  # in the order of TIMES, not by name: there are many
+    seen = set()
     for record in tables.blocks:
-        place = _place(record) | {"process": record["replicate"]}
-        rows.extend(place | arm_of(name) | _time(record, arm) for name, arm in record["arms"].items())
+        place, key = tuple(_place(record).values()), block_key(record)
+        for name, arm in record["arms"].items():
+            of = tuple(arm_of(name).values())
+            rows.append((*place, *of, record["replicate"], *_time(record, arm)))
+            seen.add((*key, *of))
     keys = [*SEAT, "workload", "pass", *ARM]
-    seen = {tuple(row[key] for key in keys) for row in rows}
-    budget = tables.study.budget_s
+    budget = budgets(tables.sittings)[-1]
     why = f"the budget of {budget:g} s ended first" if budget else "the run was interrupted"
     unseen = (cell for cell in tables.heading["cells"] if tuple(cell[key] for key in keys) not in seen)
-    rows.extend(cell | {"status": "not_reached", "reason": why} for cell in unseen)
-    rows.extend(tables.heading["absent"])
-    rows.extend(m | {"status": "unavailable"} for m in tables.heading["missing"])
+    others = [cell | {"status": "not_reached", "reason": why} for cell in unseen]
+    others += tables.heading["absent"]
+    others += [m | {"status": "unavailable"} for m in tables.heading["missing"]]
+    rows += [tuple(row.get(name) for name in TIMES) for row in others]
     return pd.DataFrame(rows, columns=TIMES).sort_values([*keys, "process"], kind="stable", ignore_index=True)
 
 
-def _time(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
-    """Times in seconds. A first call is a result only in replicate 0, whose caches were empty."""
+def _time(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
+    """TIMES from median_s on, in seconds. A first call is a result only in replicate 0, whose caches were empty."""
     cold = record["replicate"] == 0 and record["key"].endswith("-0") and arm["first_call_ns"] is not None
-    return {
-        "median_s": median_s(arm) if arm["samples_ns"] and arm["status"] == "ok" else None,
-        "rounds": len(arm["samples_ns"]) or None,
-        "first_call_s": arm["first_call_ns"] / 1e9 if cold else None,
-        "status": arm["status"],
-        "reason": arm["reason"],
-    }
+    return (
+        median_s(arm) if arm["samples_ns"] and arm["status"] == "ok" else None,
+        len(arm["samples_ns"]) or None,
+        arm["first_call_ns"] / 1e9 if cold else None,
+        arm["status"],
+        arm["reason"],
+    )
 
 
-def _evidence(tables: Tables) -> pd.DataFrame:
+def _evidence(counted: list[Counted]) -> pd.DataFrame:
     """A row for each cell whose calls were counted."""
-    rows = [_place(record) | arm_of(name) | _counted(record, arm) for record, name, arm in _first_counted(tables)]
+    rows = [_place(record) | arm_of(name) | _row(record, arm) for record, name, arm in counted]
     frame = pd.DataFrame(rows, columns=EVIDENCE)
     frame[COUNTS] = frame[COUNTS].astype("Int64")
     return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
-def _variables(tables: Tables) -> pd.DataFrame:
+def _variables(counted: list[Counted]) -> pd.DataFrame:
     """A row for each variable of each program that keeps its own, in the program's order; shapes as [101×100]."""
     rows = [
         _place(record) | arm_of(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
-        for record, arm_name, arm in _first_counted(tables)
+        for record, arm_name, arm in counted
         for name, shape in arm["evidence"].get("variables", ())
     ]
     frame = pd.DataFrame(rows, columns=VARIABLES)
     return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
-def _first_counted(tables: Tables) -> Iterator[tuple[Record, str, dict[str, Any]]]:
-    """Record, name and arm of each cell whose calls were counted, from the first process that did."""
+def _first_counted(blocks: list[Record]) -> Iterator[Counted]:
+    """Each cell whose calls were counted, from the first process that did."""
     seen = set()
-    for record in tables.blocks:
+    for record in blocks:
+        place = block_key(record)
         for name, arm in record["arms"].items():
-            key = (*block_key(record), name)
-            if arm.get("evidence") and arm["status"] == "ok" and key not in seen:
+            if arm.get("evidence") and arm["status"] == "ok" and (key := (*place, name)) not in seen:
                 seen.add(key)
                 yield record, name, arm
 
 
-def _counted(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
+def _row(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     """An arm's evidence as a row: what is missing is empty, and says why in the last column."""
     found = arm["evidence"]
     missing = found["missing"]

@@ -4,16 +4,15 @@ from its floor; and how far measured gaps are from what was forecast. Pure: the 
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import special
 
 from harness import forecast
 from harness.forecast import Seen
-from harness.gaps import GAP_KEYS, SEAT, block_key, usable
-from harness.measure import median_s
+from harness.gaps import ARM, GAP_KEYS, SEAT, usable
 from harness.records import Record
 from harness.roof import MEASURED_IN, Roof, floor_s, least, roof
 from harness.stats import LEVEL
@@ -25,37 +24,27 @@ SCORES = [*GAP_KEYS, "forecast", "ratio", "ci_low", "ci_high", "verdict", "error
 ISSUES_EACH = ("in_loop", "per_step")  # projections that issue a product a step
 
 
-def costs(blocks: list[Record], added: pd.DataFrame, study: Study) -> pd.DataFrame:
+def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame, study: Study) -> pd.DataFrame:
     """What each projection adds to the loop alone, in seconds: a row for each ratio to none that was measured.
 
     `cost_s`, with its 95% interval, is none's median time by the ratio less 1; `product_s` the same for each of T
     products, where so many are issued; `call_s` the whole call's median; `floor_s` what no call can be faster than: its
     roofline and the null call.
     """
-    calls, floors = _calls(blocks), _floors(blocks)
+    calls, floors = times.groupby([*SEAT, "workload", "pass", *ARM]).median_s.median().to_dict(), _floors(blocks)
     known = {workload.name: workload for workload in [*study.workloads, *study.swept]}
     rows = []
     for row in added.to_dict("records"):
-        place, name = tuple(row[key] for key in (*SEAT, "workload", "pass")), f"{row['recurrence']}_{row['contender']}"
-        none_s = calls[(*place, f"{row['recurrence']}_none")]
+        place = tuple(row[key] for key in (*SEAT, "workload", "pass", "recurrence"))
+        none_s = calls[(*place, "none")]
         cost, low, high = (none_s * (row[column] - 1) for column in ("ratio", "ci_low", "ci_high"))
         workload = known[row["workload"]]
         each = cost / workload.T if row["contender"] in ISSUES_EACH else math.nan
         floor = floors.get(place[: len(SEAT)])
         least_s = floor(workload, row["pass"], row["contender"]) if floor else math.nan
         found = {"none_s": none_s, "cost_s": cost, "low_s": low, "high_s": high, "product_s": each}
-        rows.append({**row, **found, "call_s": calls[(*place, name)], "floor_s": least_s})
+        rows.append({**row, **found, "call_s": calls[(*place, row["contender"])], "floor_s": least_s})
     return pd.DataFrame(rows, columns=COSTS)
-
-
-def _calls(blocks: list[Record]) -> dict[tuple[Any, ...], float]:
-    """Seconds of a call: the median over processes of each one's median; by seat, workload, pass and arm."""
-    found: dict[tuple[Any, ...], list[float]] = {}
-    for block in blocks:
-        for name, arm in block["arms"].items():
-            if arm["samples_ns"] and arm["status"] == "ok":
-                found.setdefault((*block_key(block), name), []).append(median_s(arm))
-    return {key: statistics.median(each) for key, each in found.items()}
 
 
 def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
@@ -66,8 +55,8 @@ def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
         seat = tuple(block[name] for name in SEAT)
         if block.get("rates") and block["precision"] in MEASURED_IN:
             rates.setdefault(seat, roof(block["rates"]))
-        if block.get("floors") and block["floors"]["null_ns"]:
-            nulls.setdefault(seat, []).append(block["floors"]["null_ns"])
+        if null_ns := block.get("floors", {}).get("null_ns"):
+            nulls.setdefault(seat, []).append(null_ns)
     null_s = {seat: statistics.median(each) / 1e9 for seat, each in nulls.items()}
 
     def of(seat: tuple[Any, ...]) -> Any:
@@ -109,14 +98,26 @@ def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
 
 
 def _slope(points: list[Seen]) -> tuple[float, float, float]:
-    """The slope and its interval; no interval from two points."""
-    columns = ([point.workload.T, point.none, point.in_loop] for point in points)
-    steps, none, cost = (np.array(column, float) for column in zip(*columns, strict=True))
-    if len(points) < 3:
-        return float(np.polyfit(steps, cost, 1, w=1 / none)[0]), math.nan, math.nan
-    (slope, _), covariance = np.polyfit(steps, cost, 1, w=1 / none, cov=True)
-    half = float(special.stdtrit(len(points) - 2, 1 - LEVEL / 2)) * math.sqrt(covariance[0, 0])
-    return float(slope), float(slope - half), float(slope + half)
+    """The slope and its interval, of the line by weighted least squares; no interval from two points.
+
+    By exact sums, not by LAPACK, whose last digit is the machine's.
+    """
+    steps, cost = [point.workload.T for point in points], [point.in_loop for point in points]
+    weights = [1 / point.none**2 for point in points]
+    mean_step, mean_cost = (_mean(values, weights) for values in (steps, cost))
+    spread = math.fsum(w * (x - mean_step) ** 2 for w, x in zip(weights, steps, strict=True))
+    seen = list(zip(weights, steps, cost, strict=True))
+    slope = math.fsum(w * (x - mean_step) * (y - mean_cost) for w, x, y in seen) / spread
+    freedom = len(points) - 2
+    if not freedom:
+        return slope, math.nan, math.nan
+    left = math.fsum(w * (y - mean_cost - slope * (x - mean_step)) ** 2 for w, x, y in seen)
+    half = float(special.stdtrit(freedom, 1 - LEVEL / 2)) * math.sqrt(left / freedom / spread)
+    return slope, slope - half, slope + half
+
+
+def _mean(values: Sequence[float], weights: list[float]) -> float:
+    return math.fsum(w * value for w, value in zip(weights, values, strict=True)) / math.fsum(weights)
 
 
 def scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:

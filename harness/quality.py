@@ -1,7 +1,6 @@
 """Are an arm's samples what the statistics take them for? Flags, for the report; nothing is left out for them."""
 
 import math
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,62 +14,50 @@ APART = 5.0  # Ashman's D of two modes; 2 is where a mixture first shows two pea
 SHARE = 0.15  # of the samples, in either mode, at least
 ERRORS = 3.0  # standard errors that the halves' medians must differ by
 AT_ONCE = 4096  # arms; what bounds the memory taken
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Of one arm in one process. None where the samples are too few to tell.
-
-    `drift`: log ratio of the medians, second half to first; `autocorrelation`: of successive rounds.
-    """
-
-    samples: int
-    outliers: int
-    drift: float | None
-    drifts: bool | None
-    autocorrelation: float | None
-    bimodal: bool | None
-
-
 KEYS = ["framework", "execution", "device", "precision", "pass"]
-FLAGS = [field.name for field in fields(Quality)]
+FLAGS = ["samples", "median_ns", "outliers", "drift", "drifts", "autocorrelation", "bimodal"]
 
 
-def quality(samples_ns: list[int], margin: float) -> Quality:
-    """Flags of an arm's samples, in the order they were taken; a drift counts beyond `margin` (a fraction)."""
-    return qualities([samples_ns], margin)[0]
+def qualities(every: list[list[int]], margin: float) -> pd.DataFrame:
+    """The flags of many arms' samples, each arm's in nanoseconds and in the order they were taken: a row of FLAGS each.
 
-
-def qualities(every: list[list[int]], margin: float) -> list[Quality]:
-    """The flags of many arms' samples at once: arms with equally many samples are told together."""
+    `median_ns` is of a sample, the geometric mean of the middle two where their number is even; `drift` the log ratio
+    of the medians, second half to first, which `drifts` beyond `margin` (a fraction); `autocorrelation` that of
+    successive rounds. From `drift` on they are missing where the samples are too few to tell.
+    """
     counts: dict[int, list[int]] = {}
     for place, samples_ns in enumerate(every):
         counts.setdefault(len(samples_ns), []).append(place)
-    found: dict[int, Quality] = {}
-    for places in counts.values():
+    found = [pd.DataFrame(columns=FLAGS)] if not every else []
+    for places in counts.values():  # arms with equally many samples are told together
         for at in range(0, len(places), AT_ONCE):
             some = places[at : at + AT_ONCE]
             logs = np.log(np.array([every[place] for place in some], float))
-            found.update(zip(some, _flags(logs, margin), strict=True))
-    return [found[place] for place in range(len(every))]
+            found.append(pd.DataFrame(_flags(logs, margin), index=some, columns=FLAGS))
+    return pd.concat(found).sort_index()
 
 
-def _flags(logs: np.ndarray, margin: float) -> list[Quality]:
+def _flags(logs: np.ndarray, margin: float) -> dict[str, Any]:
     """Of logs [arms, samples]."""
-    count = logs.shape[1]
+    arms, count = logs.shape
     middle = np.median(logs, axis=1, keepdims=True)
     limit = middle + OUTLIER * 1.4826 * np.median(np.abs(logs - middle), axis=1, keepdims=True)
     outlying = (logs > limit) & (limit > middle)  # samples that are mostly alike have no outliers
     outliers = outlying.sum(axis=1)
+    known = {"samples": count, "median_ns": np.exp(middle[:, 0]), "outliers": outliers}
     if count < FEWEST:
-        return [Quality(count, int(some), None, None, None, None) for some in outliers]
+        untold = pd.array([None] * arms, "boolean")
+        return known | {"drift": math.nan, "drifts": untold, "autocorrelation": math.nan, "bimodal": untold}
     first, second = logs[:, : count // 2], logs[:, count // 2 :]
     drift = np.median(second, axis=1) - np.median(first, axis=1)
     error = np.sqrt(median_variance(first) + median_variance(second))
-    drifts = np.abs(drift) > np.maximum(math.log1p(margin), ERRORS * error)
     kept = np.where(limit > middle, np.minimum(logs, limit), logs)  # one spike is no correlation
-    columns = (outliers, drift, drifts, _autocorrelation(kept), _bimodal(logs - middle, count - outliers))
-    return [Quality(count, *row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return known | {
+        "drift": drift,
+        "drifts": pd.array(np.abs(drift) > np.maximum(math.log1p(margin), ERRORS * error), "boolean"),
+        "autocorrelation": _autocorrelation(kept),
+        "bimodal": pd.array(_bimodal(logs - middle, count - outliers), "boolean"),
+    }
 
 
 def _autocorrelation(values: np.ndarray) -> np.ndarray:
@@ -102,11 +89,20 @@ def _bimodal(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def of_blocks(blocks: list[dict[str, Any]], margin: float) -> pd.DataFrame:
-    """A row for each arm of each process that was measured: what ran it, the pass, and the flags."""
+    """A row for each arm of each process that was measured: what ran it, the pass, the harness's own nanoseconds in a
+    sample, and the flags.
+    """
     places, every = [], []
     for block in blocks:
-        measured = [arm["samples_ns"] for arm in block["arms"].values() if arm["status"] == "ok" and arm["samples_ns"]]
-        places += [tuple(block[name] for name in KEYS)] * len(measured)
-        every += measured
-    flags = pd.DataFrame([(*vars(found).values(),) for found in qualities(every, margin)], columns=FLAGS)
-    return pd.concat([pd.DataFrame(places, columns=KEYS), flags], axis=1)
+        place = tuple(block[name] for name in KEYS)
+        for arm in block["arms"].values():
+            if arm["status"] == "ok" and arm["samples_ns"]:
+                places.append((*place, _own_ns(block, arm)))
+                every.append(arm["samples_ns"])
+    return pd.concat([pd.DataFrame(places, columns=[*KEYS, "own_ns"]), qualities(every, margin)], axis=1)
+
+
+def _own_ns(block: dict[str, Any], arm: dict[str, Any]) -> float:
+    """What of a sample is the harness's own; NaN where that was not measured."""
+    timer_ns, harness_ns = block["timer_ns"], block.get("floors", {}).get("harness_ns")
+    return math.nan if None in (timer_ns, harness_ns) else float(timer_ns + arm["calls"] * harness_ns)

@@ -2,8 +2,9 @@
 
 The first line describes the study (kind "study"); every other line is one block of one worker
 (kind "block"), one verification of it without times (kind "check"), what the pilot asked for
-(kind "plan"), or what was expected of a seat before it was measured (kind "forecast"). A half-written
-last line is dropped when the file is opened again.
+(kind "plan"), what was expected of a seat before it was measured (kind "forecast"), or under what other
+budget the run was gone on with (kind "resumed"). A half-written last line is dropped when the file is
+opened again.
 """
 
 import fcntl
@@ -134,3 +135,8 @@ def latest(records: list[Record], kinds: tuple[str, ...] = ("block", "check")) -
     """Of the records of one block, or whatever else `kinds` names, the last; in the order they were first written."""
     found = {r["key"].rpartition("-")[0]: r for r in records if r["kind"] in kinds}
     return list(found.values())
+
+
+def budgets(records: list[Record]) -> list[float | None]:
+    """Seconds that a run had to begin with, then each other budget that it was gone on with under; None is no limit."""
+    return [records[0]["study"]["budget_s"], *(r["budget_s"] for r in records if r["kind"] == "resumed")]

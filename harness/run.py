@@ -14,7 +14,7 @@ from harness.course import Clock, Course
 from harness.launch import Lost, Worker
 from harness.plan import CACHE, Framework
 from harness.progress import Report
-from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, digest, held
+from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held
 from harness.refused import Refused
 from harness.study import Study
 from harness.verify import Judge
@@ -77,9 +77,17 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     with filled(folder, resume, heading, files) as (store, done):
         bench = bench_of(study, frameworks, folder, heading["basis"])
         with Report(0) as report:
-            for record in Course(bench, planned, done, lambda: clock() - began, report).records():
+            for number, record in enumerate(Course(bench, planned, done, lambda: clock() - began, report).records()):
+                if number == 0 and done and budgets(done)[-1] != study.budget_s:
+                    store.append(_resumed(study, command))
                 store.append(record)
     return store.recover()
+
+
+def _resumed(study: Study, command: str) -> Record:
+    """That a run is gone on with under the study's budget."""
+    what: Record = {"command": command, "budget_s": study.budget_s}
+    return {"key": digest(what), "kind": "resumed", "status": "ok", "reason": "", **what}
 
 
 def prepare(study: Study) -> weights.Files:

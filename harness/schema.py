@@ -13,14 +13,14 @@ Natural = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _all_positive(values: list[Any]) -> list[Any]:
-    """The values, all whole numbers above 0: told here, for millions of them take pydantic as long as all the rest."""
-    if values and (set(map(type, values)) != {int} or min(values) <= 0):
-        raise ValueError("a sample is a whole number of nanoseconds, at least 1")
+def _all_positive(values: Any) -> Any:
+    """A list of whole numbers above 0: told here, for millions of them take pydantic as long as all the rest."""
+    if type(values) is not list or (values and (set(map(type, values)) != {int} or min(values) <= 0)):
+        raise ValueError("samples are a list of whole numbers of nanoseconds, each at least 1")
     return values
 
 
-Samples = Annotated[list[Any], AfterValidator(_all_positive)]  # nanoseconds
+Samples = Annotated[Any, AfterValidator(_all_positive)]  # nanoseconds; a list itself would be copied
 
 
 class Timed(BaseModel):
@@ -80,6 +80,8 @@ class Block(Place):
     began: str
     start_s: float | None = None
     seconds: float | None = None
+    timer_ns: Annotated[float, Field(ge=0)] | None
+    threads_used: float | None
     numerics: dict[str, str] = {}
     rates: Rates | None = None
     gpu: dict[str, dict[str, Any]] | None = None
@@ -179,6 +181,17 @@ class Planned(BaseModel):
     needs: list[Need]
 
 
+class Resumed(BaseModel):
+    """The run is gone on with from here under another budget, of seconds; None is no limit."""
+
+    key: str
+    kind: Literal["resumed"]
+    status: str
+    reason: str
+    command: str
+    budget_s: Positive | None
+
+
 class Costs(BaseModel):
     """Seconds of one pass besides its arithmetic: of a call, of a step, and of what a projection adds: in the loop
     once and with each product, and after it.
@@ -214,5 +227,5 @@ class Forecast(Seat):
     expected: list[Expected]
 
 
-Line = Heading | Planned | Forecast | Block
+Line = Heading | Resumed | Planned | Forecast | Block
 KNOWN: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from harness import check, cli, report, run, weights
-from harness.records import FILE
+from harness.records import FILE, PACKED, SCHEMA, read
 from harness.refused import Refused
+from harness.report import figures, sweeps
 from harness.study import Study, load
 from tests.conftest import SMALL
 
-COMMITTED = next((Path(__file__).parent.parent / "reports").glob("*/" + FILE))
+REPORTS = Path(__file__).parent.parent / "reports"
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WORDS = """
 run verify report list selftest doctor --all --quick --rigorous --resume --real --framework --threads
@@ -88,15 +89,28 @@ def test_weights(data, tmp_path):
         assert all(found[name].shape == SMALL.shapes[name] and np.isfinite(found[name]).all() for name in found)
 
 
+@pytest.fixture(scope="module")
+def lines():
+    """Of committed records, the first of every kind, and a block with rates and one with evidence."""
+    records = read(max(REPORTS.glob(f"*/{PACKED}")).parent)
+    blocks = [record for record in records if record["kind"] == "block"]
+    counted = (block for block in blocks if any(arm.get("evidence") for arm in block["arms"].values()))
+    rated = (block for block in blocks if block.get("rates"))
+    others = [next(r for r in records if r["kind"] == kind) for kind in ("check", "forecast")]
+    resumed = {"schema": SCHEMA, "key": "0-0", "kind": "resumed", "status": "ok", "reason": "", "command": "run"}
+    heading = records[0] | {name: records[0][name][:40] for name in ("cells", "absent")}
+    return [heading, next(counted), next(rated), blocks[-1], *others, resumed | {"budget_s": 60.0}]
+
+
 @many
 @given(data=st.data())
-def test_records(data, tmp_path):
+def test_records(lines, data, tmp_path):
     """Committed records with values exchanged for others, keys dropped and lines cut."""
-    lines = COMMITTED.read_text().splitlines()[:4]
+    lines = [json.dumps(line) for line in lines]
     at = data.draw(st.integers(0, len(lines) - 1))
     found = json.loads(lines[at])
     where = found
-    for _ in range(data.draw(st.integers(0, 3))):
+    for _ in range(data.draw(st.integers(0, 4))):
         inner = [value for value in where.values() if isinstance(value, dict) and value]
         where = data.draw(st.sampled_from(inner)) if inner else where
     key = data.draw(st.sampled_from(sorted(where)))
@@ -108,7 +122,13 @@ def test_records(data, tmp_path):
     if data.draw(st.integers(0, 9)) == 0:
         lines[at] = lines[at][: data.draw(st.integers(0, len(lines[at])))]
     (tmp_path / FILE).write_text("\n".join(lines) + "\n")
-    refused(lambda: report.tables(tmp_path))
+    refused(lambda: written(tmp_path))
+
+
+def written(folder):
+    """What a report of a folder says; its figures are not drawn."""
+    tables = report.tables(folder)
+    return report.said(tables, folder, figures.forests(tables)[0], list(sweeps.drawings(tables)), None)
 
 
 @pytest.mark.parametrize("place", ["file/run", "file"])

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 
-from harness.quality import FEWEST, quality
+from harness.quality import FEWEST, of_blocks, qualities
 
 
 def samples(logs):
     return [int(1e6 * value) for value in np.exp(logs)]
+
+
+def quality(samples_ns):
+    return qualities([samples_ns], 0.02).iloc[0]
 
 
 def steady(seed, count=60):
@@ -16,10 +20,8 @@ def steady(seed, count=60):
 
 def flagged(flag, change, count=60, seeds=200):
     """The share of sample sets that have the flag after a change."""
-    found = (
-        quality(samples(change(steady(seed, count), np.random.default_rng(seed + 999))), 0.02) for seed in range(seeds)
-    )
-    return sum(bool(getattr(one, flag)) for one in found) / seeds
+    every = [samples(change(steady(seed, count), np.random.default_rng(seed + 999))) for seed in range(seeds)]
+    return qualities(every, 0.02)[flag].mean()
 
 
 def nothing(logs, random):
@@ -44,7 +46,7 @@ def test_outliers_are_counted_and_are_no_second_mode():
     def spiky(logs, random):
         return logs + 0.5 * (np.arange(len(logs)) % 20 == 3)
 
-    assert quality(samples(spiky(steady(1), None)), 0.02).outliers == 3
+    assert quality(samples(spiky(steady(1), None))).outliers == 3
     assert flagged("bimodal", spiky) <= 0.02
 
 
@@ -54,12 +56,21 @@ def test_autocorrelation_is_found():
     correlated = [0.0]
     for value in white:
         correlated.append(0.4 * correlated[-1] + value)
-    assert quality(samples(correlated), 0.02).autocorrelation == pytest.approx(0.4, abs=0.06)
-    assert quality(samples(white), 0.02).autocorrelation == pytest.approx(0.0, abs=0.06)
+    assert quality(samples(correlated)).autocorrelation == pytest.approx(0.4, abs=0.06)
+    assert quality(samples(white)).autocorrelation == pytest.approx(0.0, abs=0.06)
 
 
 def test_too_few_samples_tell_nothing_but_outliers():
-    found = quality([100, 101, 99, 300], 0.02)
-    assert (found.samples, found.outliers, found.drifts, found.bimodal) == (4, 1, None, None)
-    assert quality([5, 5, 5], 0.02).outliers == 0
-    assert quality([5] * 60, 0.02).bimodal is False
+    found = quality([100, 101, 99, 300])
+    assert (found.samples, found.outliers) == (4, 1)
+    assert found[["drift", "drifts", "autocorrelation", "bimodal"]].isna().all()
+    assert quality([5, 5, 5]).outliers == 0
+    assert not quality([5] * 60).bimodal
+
+
+def test_what_of_a_sample_is_the_harness_s_own_is_told_where_it_was_measured():
+    seat = {"framework": "torch", "execution": "eager", "device": "cpu", "precision": "fp32", "pass": "train"}
+    arms = {"scan_none": {"status": "ok", "samples_ns": [900, 1000, 1100], "calls": 3}}
+    known = seat | {"timer_ns": 40, "floors": {"harness_ns": 20.0}, "arms": arms}
+    found = of_blocks([known, known | {"floors": {}}, known | {"timer_ns": None}], 0.02)
+    assert list(found.own_ns / found.median_ns) == pytest.approx([0.1, np.nan, np.nan], nan_ok=True)

@@ -104,7 +104,9 @@ def test_arms_apart_stand_beside_arms_that_alternate():
 def test_a_committed_report_is_what_its_records_give(folder, tmp_path):
     shutil.copytree(REPORTS / folder, tmp_path / "again", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.md"))
     report.write(tmp_path / "again")
-    for name in ("report.md", "gaps.csv", "contrasts.csv", "times.csv", "identity.csv", "evidence.csv"):
+    tables = {file.name for file in (tmp_path / "again").glob("*.csv")}
+    assert tables == {file.name for file in (REPORTS / folder).glob("*.csv")}
+    for name in ("report.md", "environment.json", *tables):
         assert (tmp_path / "again" / name).read_bytes() == (REPORTS / folder / name).read_bytes(), name
 
 

@@ -17,7 +17,7 @@ from harness import analysis, course, jobs, plan, report, run
 from harness.gaps import GAPS
 from harness.launch import Lost
 from harness.plan import Job, Seat
-from harness.records import FILE, PACKED, read
+from harness.records import FILE, PACKED, budgets, read
 from harness.refused import Refused
 from harness.study import Study, Workload
 from tests.conftest import FOURTH
@@ -182,13 +182,33 @@ def test_resume_refuses_another_study_and_no_records(tmp_path):
 
 def test_a_budget_that_ends_leaves_named_cells_and_no_error(tmp_path):
     ticks = iter(range(0, 10**6, 5))
-    records = run.run(study(budget_s=40.0, processes=3), tmp_path / "run", False, "", lambda: float(next(ticks)))
+    records = run.run(study(budget_s=100.0, processes=3), tmp_path / "run", False, "", lambda: float(next(ticks)))
     report.write(tmp_path / "run")
     times = pd.read_csv(tmp_path / "run" / "times.csv")
-    assert len(records) < 9
+    assert 2 < len(records) < 9
     missing = times[times.status == "not_reached"]
     assert not missing.empty
     assert missing.reason.str.contains("budget|time for this process").all()
+
+
+def test_a_run_gone_on_with_under_another_budget_says_so(tmp_path):
+    def sitting(budget_s, resume):
+        ticks = iter(range(0, 10**6, 5))
+        wanted = study(budget_s=budget_s, processes=3)
+        return run.run(wanted, tmp_path / "run", resume, f"--budget {budget_s}", lambda: float(next(ticks)))
+
+    sitting(80.0, False)
+    assert budgets(sitting(80.0, True)) == [80.0]
+    assert budgets(sitting(90.0, True)) == [80.0, 90.0]
+    report.write(tmp_path / "run")
+    times = pd.read_csv(tmp_path / "run" / "times.csv")
+    assert set(times[times.status == "not_reached"].reason) == {"the budget of 90 s ended first"}
+    said = (tmp_path / "run" / "report.md").read_text()
+    assert "budget 80 s, and gone on with: 90 s." in said
+    assert "--budget 80.0\n--budget 90.0\n" in said
+    assert budgets(sitting(None, True)) == [80.0, 90.0, None]
+    report.write(tmp_path / "run")
+    assert "not_reached" not in (tmp_path / "run" / "times.csv").read_text()
 
 
 @pytest.mark.parametrize(("replicate", "found"), [(0, []), (1, ["left.bin"])])

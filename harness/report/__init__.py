@@ -73,17 +73,20 @@ def body(found: Tables, folder: Path, out: Path) -> str:
     if sides is not None:
         every |= comparison.drawings(sides, {found.study.margin})
     swept = sweeps.drawings(found)
-    every |= swept
-    with figures.drawing(every, out / "figures"):
-        found.save(out)
+    with figures.drawing(every | swept, out / "figures", found.files(out)):
         heading = found.heading
         facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
         (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
-        everything = words.everything(found, drawn, _idiomatic(folder), beside)
-        everything["comparison"] = comparison.everything(sides) if sides is not None else None
-        everything["prediction"] = prediction.everything(found, list(swept))
-        return rendered("report.md.j2", everything)
+        return said(found, folder, drawn, list(swept), sides)
+
+
+def said(found: Tables, folder: Path, drawn: figures.Drawn, swept: list[str], sides: comparison.Compared | None) -> str:
+    """The words and tables of a report, with the names of its figures."""
+    beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
+    everything = words.everything(found, drawn, _idiomatic(folder), beside)
+    everything["comparison"] = comparison.everything(sides) if sides is not None else None
+    everything["prediction"] = prediction.everything(found, swept)
+    return rendered("report.md.j2", everything)
 
 
 def rendered(template: str, variables: Row) -> str:

@@ -104,14 +104,16 @@ def steadiness(tables: Tables) -> str:
     frame = quality.of_blocks(tables.blocks, tables.study.margin)
     if frame.empty:
         return "No samples were taken."
+    nulls = null_calls(tables)
     rows = []
     for (*by, pass_), part in frame.groupby([*ENGINE, "pass"], sort=True):
         told = part[part.drifts.notna()]
         shares = [f"{int(told[flag].sum())} of {len(told)}" if len(told) else "–" for flag in ("drifts", "bimodal")]
         correlation = f"{told.autocorrelation.median():.2f}" if len(told) else "–"
         outliers = f"{part.outliers.sum() / part.samples.sum():.1%}"
-        null, harness = floors(tables, [*by, pass_])
-        rows.append([engine(*by), pass_, len(part), *shares, correlation, outliers, null, harness])
+        own = (part.own_ns / part.median_ns).max()
+        costs = [seconds(nulls.get((*by, pass_))), "–" if math.isnan(own) else f"{own:.2%}"]
+        rows.append([engine(*by), pass_, len(part), *shares, correlation, outliers, *costs])
     columns = [
         "",
         "pass",
@@ -126,17 +128,13 @@ def steadiness(tables: Tables) -> str:
     return table(columns, rows)
 
 
-def floors(tables: Tables, place: list[str]) -> tuple[str, str]:
-    """The median null call, and the largest share of any arm's median sample that is the harness's own."""
-    blocks = [b for b in tables.blocks if [b[name] for name in (*ENGINE, "pass")] == place and b.get("floors")]
-    nulls = [block["floors"]["null_ns"] for block in blocks if block["floors"]["null_ns"]]
-    shares = [
-        (block["timer_ns"] + arm["calls"] * block["floors"]["harness_ns"]) / statistics.median(arm["samples_ns"])
-        for block in blocks
-        for arm in block["arms"].values()
-        if arm["samples_ns"]
-    ]
-    return seconds(statistics.median(nulls) / 1e9) if nulls else "–", f"{max(shares):.2%}" if shares else "–"
+def null_calls(tables: Tables) -> dict[tuple[str, ...], float]:
+    """Seconds of the median null call, by what runs the programs and the pass."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for block in tables.blocks:
+        if null_ns := block.get("floors", {}).get("null_ns"):
+            found.setdefault(tuple(block[name] for name in (*ENGINE, "pass")), []).append(null_ns)
+    return {place: statistics.median(each) / 1e9 for place, each in found.items()}
 
 
 def absent(tables: Tables) -> str:

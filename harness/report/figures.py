@@ -2,7 +2,7 @@
 same gaps in several runs and on several devices.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -49,15 +49,17 @@ def group_of(gaps: pd.DataFrame) -> pd.Series:
 
 
 @contextmanager
-def drawing(figures: Figures, folder: Path) -> Iterator[None]:
-    """Draw into a folder, in processes beside what the caller does meanwhile; on leaving, the files are there.
+def drawing(figures: Figures, folder: Path, others: Iterable[Callable[[], None]] = ()) -> Iterator[None]:
+    """Draw into a folder, and do the others, in processes beside what the caller does meanwhile; on leaving, the files
+    are there and the others done.
 
-    Raises what drawing raised.
+    Raises what any of it raised.
     """
     mpl.rcParams.update(STYLE)
     folder.mkdir(parents=True, exist_ok=True)
     with drawers() as pool:
-        waiting = [pool.submit(draw, folder / name) for name, draw in figures.items()]
+        waiting = [pool.submit(other) for other in others]
+        waiting += [pool.submit(draw, folder / name) for name, draw in figures.items()]
         yield
         for one in waiting:
             one.result()

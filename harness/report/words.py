@@ -1,8 +1,10 @@
 """What the report says first: the answer, the verdicts and the gaps, from the tables of a run."""
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -12,6 +14,7 @@ from harness.gaps import ARM, CONTENDERS, LOOPS, SEAT, usable
 from harness.measure import BATCHED, TWIN
 from harness.pilot import HEADLINE
 from harness.quality import FEWEST
+from harness.records import budgets
 from harness.report import appendix, causes, claims
 from harness.report.figures import ALONE, CONTROLS, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
@@ -30,6 +33,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "label": tables.study.label,
         "study": tables.study,
         "heading": tables.heading,
+        "budget": budget(tables),
+        "commands": [sitting["command"] for sitting in tables.sittings],
         "answer": answer(tables),
         "per_execution": per_execution(tables),
         "correct": correct(tables),
@@ -64,6 +69,12 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "steadiness": appendix.steadiness(tables),
         "threads_used": appendix.threads_used(tables),
     }
+
+
+def budget(tables: Tables) -> str:
+    """The budgets of the run's sittings; nothing where none ever had one."""
+    known = [f"{value:g} s" if value else "none" for value in budgets(tables.sittings)]
+    return "" if set(known) == {"none"} else f", budget {', and gone on with: '.join(known)}"
 
 
 def measured(tables: Tables) -> tuple[str, str]:
@@ -274,22 +285,24 @@ def sections(tables: Tables, drawn: Drawn) -> list[Row]:
 def _gaps(tables: Tables, issued: causes.Found, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequence[str]) -> str:
     """A row for each place: absolute times of the projections `shown`, and every ratio with its products."""
     key = [*SEAT, "recurrence"]
-    absolute = times.groupby([*key, "projection"], sort=True).median_s.median()
+    absolute = times.groupby([*key, "projection"], sort=True).median_s.median().to_dict()
     contenders = [c for c in CONTENDERS if c != TWIN and (gaps.contender == c).any()]
+    places: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in gaps.to_dict("records"):
+        places.setdefault(tuple(row[name] for name in key), {})[row["contender"]] = row
     rows = []
-    for values, part in gaps.groupby(key, sort=True):
-        place = dict(zip(key, values, strict=True))
-        by = {row["contender"]: row for row in part.to_dict("records")}
+    for values in sorted(places):
+        by = places[values]
+        place = next(iter(by.values()))
         each = [seconds(absolute.get((*values, p))) for p in shown]
         ratios = [ratio(by[c]) if c in by else "–" for c in contenders]
-        processes = part.processes.max()
         twin = ratio(by[TWIN] | {"verdict": mark(by[TWIN], tables.study.margin)}) if TWIN in by else "–"
-        needed = part[part.contender.isin(HEADLINE)].needs.max()
-        further = f", {int(needed)} more" if needed > 0 else ""
-        counts = causes.counts(issued, part.iloc[0].to_dict(), [*contenders, BATCHED])
-        rows.append(
-            [seat_name(place), *each, *ratios, counts, twin, f"{processes} × {part.rounds.median():g}{further}"]
-        )
+        needed = max((by[c]["needs"] for c in HEADLINE if c in by and by[c]["needs"] > 0), default=0)
+        further = f", {int(needed)} more" if needed else ""
+        processes = max(row["processes"] for row in by.values())
+        rounds = statistics.median(row["rounds"] for row in by.values())
+        counts = causes.counts(issued, place, [*contenders, BATCHED])
+        rows.append([seat_name(place), *each, *ratios, counts, twin, f"{processes} × {rounds:g}{further}"])
     names = [f"{c}/{BATCHED}" for c in contenders]
     products = f"products: {' · '.join([*contenders, BATCHED])}"
     return table(["", *shown, *names, products, "A/A", "processes × rounds"], rows)
