@@ -3,7 +3,7 @@ tables.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from harness import attribution, gaps
 from harness.gaps import ARM, SEAT, arm_of, block_key
 from harness.measure import BATCHED, TWIN, median_s
 from harness.records import Record, budgets, latest
+from harness.refused import Refused
 from harness.study import Study
 from harness.verify import form_of, holds
 from impls import trace
-from impls.evidence import ITEM_BYTES, Product, flops, issued, moved_bytes
+from impls.evidence import ITEM_BYTES, Evidence, Product, flops, issued, moved_bytes
 
 ENGINE = ["framework", "execution", "device", "precision"]  # what programs are run by, whatever their threads
 SIZES = ["cell", "B", "T", "I", "H", "O"]
@@ -56,7 +57,7 @@ class Tables:
         alone = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[part].reset_index(drop=True) for part in (~alone, alone))
         self.forecasts = latest(records, ("forecast",))
-        self.costs = attribution.costs(self.blocks, self.times, added, self.study)
+        self.costs = attribution.costs(self.blocks, self.times, added)
         self.slopes = attribution.slopes(self.blocks, self.study)
         self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
         self.identity = _identity(self)
@@ -141,7 +142,10 @@ def _evidence(counted: list[Counted]) -> pd.DataFrame:
     """A row for each cell whose calls were counted."""
     rows = [_place(record) | arm_of(name) | _row(record, arm) for record, name, arm in counted]
     frame = pd.DataFrame(rows, columns=EVIDENCE)
-    frame[COUNTS] = frame[COUNTS].astype("Int64")
+    try:
+        frame[COUNTS] = frame[COUNTS].astype("Int64")
+    except (OverflowError, TypeError):
+        raise Refused("a record counts more of something than a table can hold") from None
     return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
@@ -169,10 +173,9 @@ def _first_counted(blocks: list[Record]) -> Iterator[Counted]:
 
 def _row(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
     """An arm's evidence as a row: what is missing is empty, and says why in the last column."""
-    found = arm["evidence"]
-    missing = found["missing"]
+    found = asdict(Evidence()) | arm["evidence"]  # older records have fewer fields
+    missing, ran = found["missing"], found["device_kernels"]
     products = [Product(*product) for product in found["products"]]
-    ran = found.get("device_kernels", {})  # records of before GPUs have none
     known = not {"everything", "products"} & missing.keys()
     names = not {"everything", "kernels"} & missing.keys()
     return {
@@ -185,10 +188,10 @@ def _row(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
         "fusions": found["fusions"],
         "loops": " ".join(map(str, found["loops"])),
         "temp_bytes": found["temp_bytes"],
-        "device_ns": found.get("device_ns"),
+        "device_ns": found["device_ns"],
         "device_kernels": sum(ran.values()) if ran else None,
         "device_kinds": "; ".join(f"{count}×{kind}" for kind, count in trace.kinds(ran).items()),
-        "graph_launches": found.get("graph_launches"),
+        "graph_launches": found["graph_launches"],
         "missing": "; ".join(f"{what}: {why}" for what, why in missing.items()),
     }
 
@@ -209,7 +212,7 @@ def _identity(tables: Tables) -> pd.DataFrame:
         status = {"status": "ok" if w.ok and (other is None or other.ok) else "wrong"}
         apart = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
         rows.append(_place(w.record) | arm_of(w.arm) | {"quantity": w.quantity} | error | apart | status)
-    frame = pd.DataFrame(rows, columns=IDENTITY)
+    frame = pd.DataFrame(rows, columns=IDENTITY).astype(dict.fromkeys(("fp64_rel_error", "rel_error", "bound"), float))
     return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
 
 

@@ -16,7 +16,7 @@ from harness.gaps import ARM, GAP_KEYS, SEAT, usable
 from harness.records import Record
 from harness.roof import MEASURED_IN, Roof, floor_s, least, roof
 from harness.stats import LEVEL
-from harness.study import Study
+from harness.study import Study, Workload
 
 COSTS = [*GAP_KEYS, "none_s", "cost_s", "low_s", "high_s", "product_s", "call_s", "floor_s", "trusted"]
 SLOPES = [*SEAT, "pass", "recurrence", "product_s", "low_s", "high_s", "roof_s", "once_s", "sizes", "processes"]
@@ -24,7 +24,7 @@ SCORES = [*GAP_KEYS, "forecast", "ratio", "ci_low", "ci_high", "verdict", "error
 ISSUES_EACH = ("in_loop", "per_step")  # projections that issue a product a step
 
 
-def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame, study: Study) -> pd.DataFrame:
+def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
     """What each projection adds to the loop alone, in seconds: a row for each ratio to none that was measured.
 
     `cost_s`, with its 95% interval, is none's median time by the ratio less 1; `product_s` the same for each of T
@@ -32,13 +32,14 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame, study:
     roofline and the null call.
     """
     calls, floors = times.groupby([*SEAT, "workload", "pass", *ARM]).median_s.median().to_dict(), _floors(blocks)
-    known = {workload.name: workload for workload in [*study.workloads, *study.swept]}
+    known = {block["workload"]["name"]: block["workload"] for block in blocks}
+    workloads = {name: Workload(**workload) for name, workload in known.items()}
     rows = []
     for row in added.to_dict("records"):
         place = tuple(row[key] for key in (*SEAT, "workload", "pass", "recurrence"))
         none_s = calls[(*place, "none")]
         cost, low, high = (none_s * (row[column] - 1) for column in ("ratio", "ci_low", "ci_high"))
-        workload = known[row["workload"]]
+        workload = workloads[row["workload"]]
         each = cost / workload.T if row["contender"] in ISSUES_EACH else math.nan
         floor = floors.get(place[: len(SEAT)])
         least_s = floor(workload, row["pass"], row["contender"]) if floor else math.nan

@@ -139,4 +139,4 @@ def latest(records: list[Record], kinds: tuple[str, ...] = ("block", "check")) -
 
 def budgets(records: list[Record]) -> list[float | None]:
     """Seconds that a run had to begin with, then each other budget that it was gone on with under; None is no limit."""
-    return [records[0]["study"]["budget_s"], *(r["budget_s"] for r in records if r["kind"] == "resumed")]
+    return [records[0]["study"].get("budget_s"), *(r["budget_s"] for r in records if r["kind"] == "resumed")]

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, model_valida
 
 from harness.study import Study, Workload
 from harness.verify import form_of
-from impls.evidence import Evidence
+from impls.evidence import ITEM_BYTES, Evidence
 
 Nanoseconds = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
@@ -23,6 +23,12 @@ def _all_positive(values: Any) -> Any:
 Samples = Annotated[Any, AfterValidator(_all_positive)]  # nanoseconds; a list itself would be copied
 
 
+def _known(precision: str) -> str:
+    if precision not in ITEM_BYTES:
+        raise ValueError(f"there is no precision {precision!r}")
+    return precision
+
+
 class Timed(BaseModel):
     """One arm of a block. `quantities`: name -> root-mean-square error, worst, bitwise equal to batched, ULP."""
 
@@ -31,7 +37,7 @@ class Timed(BaseModel):
     first_call_ns: Nanoseconds | None
     calls: Annotated[int, Field(ge=1)]
     samples_ns: Samples
-    quantities: dict[str, tuple[float | None, float | None, bool | None, float | None]] = {}
+    quantities: dict[str, tuple[float, float, bool | None, float | None]] = {}
     evidence: Evidence | None = None
 
 
@@ -47,7 +53,7 @@ class Rates(BaseModel):
     """What a framework did at best: operations a second of a large product, nanoseconds of scaling so many numbers."""
 
     flops_s: Positive
-    scale_ns: dict[Natural, Positive]
+    scale_ns: Annotated[dict[Natural, Positive], Field(min_length=1)]
 
 
 class Seat(BaseModel):
@@ -57,7 +63,7 @@ class Seat(BaseModel):
     device: str
     threads: int
     execution: str
-    precision: str
+    precision: Annotated[str, AfterValidator(_known)]
 
 
 class Place(Seat):
@@ -95,6 +101,8 @@ class Block(Place):
         for name, arm in self.arms.items():
             if unbounded := arm.quantities.keys() - self.bounds.get(form_of(name), {}).keys():
                 raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
+        if len({len(arm.samples_ns) for arm in self.arms.values() if arm.status == "ok" and arm.samples_ns}) > 1:
+            raise ValueError("the arms of a block have as many samples, one a round")
         if untold := Workload.model_fields.keys() - self.workload.model_fields_set:
             raise ValueError(f"the workload lacks {', '.join(sorted(untold))}")
         return self

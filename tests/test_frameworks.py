@@ -118,10 +118,10 @@ def counted(framework, executions, folder, workload=SMALL, **selected):
         records = list(course.together(bench, todo, lambda: math.inf, report))
     bad = [arm for r in records for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
     assert not bad
-    counted = SimpleNamespace(blocks=records)
+    found_in = list(analysis._first_counted(records))
     found = SimpleNamespace(
-        evidence=analysis._evidence(counted),
-        variables=analysis._variables(counted),
+        evidence=analysis._evidence(found_in),
+        variables=analysis._variables(found_in),
         times=pd.DataFrame([(workload.name, workload.T)], columns=["workload", "T"]),
     )
     return found, [name for r in records for name, arm in r["arms"].items() if arm["status"] == "ok"]

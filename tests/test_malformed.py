@@ -145,3 +145,43 @@ def test_weights_that_can_not_be_used_leave_no_folder_behind(tmp_path, numpy_bac
     with pytest.raises(Refused, match="not a safetensors file"):
         run.run(study, tmp_path / "run", False, "")
     assert not (tmp_path / "run").exists()
+
+
+def without_a_round(block):
+    next(arm for arm in block["arms"].values() if arm["samples_ns"])["samples_ns"].pop()
+
+
+def without_an_error(block):
+    next(arm for arm in block["arms"].values() if arm["quantities"])["quantities"]["y"] = [None, 0.0, None, None]
+
+
+def counted_beyond_measure(block):
+    next(arm for arm in block["arms"].values() if arm.get("evidence"))["evidence"]["fusions"] = 10**30
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (without_a_round, "one a round"),
+        (counted_beyond_measure, "more of something than a table can hold"),
+        (lambda block: block.update(precision="fp23"), "no precision 'fp23'"),
+        (lambda block: block.update(rates={"flops_s": 1e9, "scale_ns": {}}), "at least 1 item"),
+        (lambda block: block.pop("timer_ns"), "timer_ns"),
+        (without_an_error, "quantities"),
+    ],
+)
+def test_a_block_that_no_report_could_be_made_of_is_refused(lines, change, why, tmp_path):
+    block = json.loads(json.dumps(lines[1]))
+    change(block)
+    (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in (lines[0], block)))
+    with pytest.raises(Refused, match=why):
+        written(tmp_path)
+
+
+def test_a_block_of_a_workload_that_the_study_has_not_is_reported(lines, tmp_path):
+    block = json.loads(json.dumps(lines[1]))
+    block["workload"]["name"] = "other"
+    for arm in block["arms"].values():
+        (arm["evidence"] or {}).pop("loops", None)
+    (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in (lines[0], block)))
+    assert "other" in written(tmp_path)
