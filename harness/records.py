@@ -55,19 +55,14 @@ def read(folder: Path, format_: Format = RUN) -> list[Record]:
     """A run's records, plain or packed. Raises Refused on a missing file, a foreign schema or a broken line."""
     path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
-        text = _unpacked(packed) if packed.exists() and not path.exists() else path.read_text(encoding="utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        with gzip.open(packed) if packed.exists() and not path.exists() else path.open("rb") as file:
+            whole = (line for line in file if line.endswith(b"\n"))  # the last may have been cut while it was written
+            return [_parsed(path, format_, number, line) for number, line in enumerate(whole, 1)]
+    except (OSError, EOFError, zlib.error) as error:
         raise Refused(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
-    lines = text.split("\n")[:-1]  # what follows the last newline was cut while it was written
-    return [_parsed(path, format_, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _unpacked(path: Path) -> str:
-    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        return file.read()
-
-
-def _parsed(path: Path, format_: Format, number: int, line: str) -> Record:
+def _parsed(path: Path, format_: Format, number: int, line: bytes) -> Record:
     try:
         record = from_json(line)
     except ValueError:
