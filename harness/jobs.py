@@ -137,14 +137,8 @@ def open_(bench: Bench, job: Job, worker: Worker, rate: bool = False) -> Answer:
         "cache": str(_cache(bench, job)),
     }
     timed = any(todo.timed for todo in job.blocks)
-    return worker.ask(
-        {
-            "do": "open",
-            "settings": settings,
-            "prove": timed and seat.device == "cpu",
-            "rate": rate,
-        }
-    )
+    prove = timed and seat.device == "cpu"
+    return worker.ask({"do": "open", "settings": settings, "prove": prove, "rate": rate})
 
 
 def _block(

@@ -5,8 +5,10 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import special
 
 from harness import attribution, course, forecast, plan, roof, run, study
 from harness.analysis import Tables
@@ -261,3 +263,14 @@ def test_a_sweep_leaves_most_of_the_first_replicate_s_time_to_the_study(monkeypa
     assert last[True] == pytest.approx(course.SWEEP_SHARE * first)
     assert last[False] == pytest.approx(first)
     assert [swept for swept, _ in ends] == [True, True, False, False]
+
+
+def test_a_slope_and_its_interval_are_those_of_weighted_least_squares():
+    steps, none = np.array([5, 20, 20, 80]), np.array([6e-5, 2e-4, 3e-4, 9e-4])
+    cost = 3e-6 * steps + np.array([1e-6, -2e-6, 4e-6, 5e-6])
+    rows = zip(steps.tolist(), none, cost, strict=True)
+    points = [Seen(BOOK.model_copy(update={"T": t}), n, c, 0.0) for t, n, c in rows]
+    (slope, _), covariance = np.polyfit(steps, cost, 1, w=1 / none, cov=True)
+    half = special.stdtrit(2, 0.975) * covariance[0, 0] ** 0.5
+    assert attribution._slope(points) == pytest.approx((slope, slope - half, slope + half), rel=1e-9)
+    assert np.isnan(attribution._slope(points[:2])[1:]).all()
