@@ -211,14 +211,14 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
 
 
 def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any]:
-    """An arm with what the gates say; the times of a wrong one are withheld."""
+    """An arm with what the gates say; the times of one that is not ok are withheld."""
     if judged is None:
         return arm
     arm = arm | {"quantities": judged["quantities"]}
-    if not judged["reason"]:
+    if judged["status"] == "ok":
         return arm
     withheld: Record = {"first_call_ns": None, "samples_ns": []}
-    return arm | withheld | {"status": "wrong", "reason": judged["reason"]}
+    return arm | withheld | {"status": judged["status"], "reason": judged["reason"]}
 
 
 def _ended(bench: Bench, job: Job, pending: Pending, status: str, reason: str) -> Record:

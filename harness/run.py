@@ -1,5 +1,6 @@
 """A run, from a study to a report's records: what is there is asked, the folder opened, the course run."""
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ import impls
 from harness import environment, jobs, plan, weights
 from harness.course import Clock, Course
 from harness.launch import Lost, Worker
+from harness.measure import cast
 from harness.plan import CACHE, Framework
 from harness.progress import Report
 from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held
 from harness.refused import Refused
-from harness.study import Study
-from harness.verify import Judge
+from harness.study import Study, Workload
+from harness.verify import Judge, form_of, given, overflow
+from impls.interface import IMPOSSIBLE, Data
 
 
 def probe(study: Study, threads: list[int]) -> list[Framework]:
@@ -97,7 +100,21 @@ def prepare(study: Study) -> weights.Files:
         made |= weights.files(workload, study.seed, study.weights, study.inputs)
     for point in study.swept:
         made |= weights.files(point, study.seed, None, None)
+    if study.weights or study.inputs:  # those that we make are of ordinary size
+        for workload in study.workloads:
+            _refuse_overflow(study, workload, weights.unpacked(made, workload))
     return made
+
+
+def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:
+    """Raise Refused when a program of the study overflows: a bound that is not finite verifies nothing."""
+    pass_ = "train" if "train" in study.passes else "forward"
+    forms = sorted({form_of(arm.name) for arm in study.arms if arm.name not in IMPOSSIBLE})
+    for precision, form, moment in itertools.product(study.precisions, forms, ("after", "before")):
+        put = cast(given(data, precision, form, moment), "float64")
+        if why := overflow(put, workload.cell, pass_, form, precision):
+            where = " on the probe's inputs" if moment == "before" else ""
+            raise Refused(f"workload {workload.name} cannot be verified{where}: {why}")
 
 
 def bench_of(study: Study, frameworks: list[Framework], folder: Path, basis: dict[str, Any]) -> jobs.Bench:

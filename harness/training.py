@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.measure import BATCHED, TWIN, cast, first_line, timed, turns
-from harness.verify import FACTOR, RUNS
+from harness.verify import ELEMENT, RUNS
 from impls import reference
 from impls.interface import Arm, Backend, Data, Program, Run, Unavailable
+from impls.rounding import Noise, Sizes
 
 FORMS = {"in_loop": "in_loop", BATCHED: BATCHED, TWIN: BATCHED}  # name -> projection; the twin is the A/A control
 CLOSE = 10  # first steps, in which a loss differs from the oracle's by rounding alone
@@ -103,15 +104,17 @@ def _step(backend: Backend, form: Form, batch: Data, clock: Callable[[], int]) -
 def oracle(data: Data, cell: str, stage: Callable[[str, str], None]) -> dict[str, list[float]]:
     """The oracle's losses in float64, the truth, and in float32; and bounds of the first losses' relative errors.
 
-    A bound is FACTOR times the largest error, up to its step, of the oracle's own arithmetic in float32 with its
-    roundings shuffled, as for a single call (harness.verify).
+    A bound is ELEMENT standard deviations of what rounding may do up to its step (harness.verify).
     """
     stage("", "in float64")
-    true = list(reference.train(cast(data, "float64"), cell))
+    exact = cast(data, "float64")
+    true = list(reference.train(exact, cell))
     stage("", "in float32")
     own = list(reference.train(data, cell))
-    stage("", "with its roundings shuffled")
-    some = data._replace(x=data.x[:CLOSE], target=data.target[:CLOSE])
-    noisy = np.array([list(reference.train(some, cell, reference.Noise(seed))) for seed in range(RUNS)])
-    errors = np.abs(noisy / true[:CLOSE] - 1)
-    return {"losses": true, "float32": own, "bounds": list(FACTOR * np.maximum.accumulate(errors.max(axis=0)))}
+    stage("", "with random roundings")
+    some, sizes = exact._replace(x=exact.x[:CLOSE], target=exact.target[:CLOSE]), Sizes()
+    list(reference.train(some, cell, sizes))
+    alone = some._replace(x=some.x[:, :, None], target=some.target[:, :, None])  # the axis of runs is of length 1
+    noisy = np.array([list(reference.train(alone, cell, Noise(seed, sizes))) for seed in range(RUNS[0])])
+    deviations = np.sqrt(np.mean(np.square(noisy / true[:CLOSE] - 1), axis=0))
+    return {"losses": true, "float32": own, "bounds": list(ELEMENT * np.maximum.accumulate(deviations))}

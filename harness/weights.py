@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as loaded
 from safetensors.numpy import save
 
 from harness.refused import Refused
@@ -110,6 +111,12 @@ def files(workload: Workload, seed: int, weights: str | None, inputs: str | None
     w = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
     i = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
     return {f"{workload.name}.weights.safetensors": save(w), f"{workload.name}.inputs.safetensors": save(i)}
+
+
+def unpacked(made: Files, workload: Workload) -> Data:
+    """A workload's weights and inputs out of the contents of its files; float32."""
+    w, i = (loaded(made[f"{workload.name}.{kind}.safetensors"]) for kind in ("weights", "inputs"))
+    return Data(Weights(**w), i["x"], i["target"])
 
 
 def training_files(workload: Workload, steps: int, seed: int) -> Files:

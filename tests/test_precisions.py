@@ -8,13 +8,13 @@ from harness import check, plan, verify, weights
 from harness.measure import cast, probe
 from harness.plan import Framework
 from harness.study import Study, Workload
-from impls import reference
+from impls import reference, rounding
 from impls.interface import NO_TF32
 from tests.conftest import data_of
 from tests.test_frameworks import ODD, harness
 
 COARSER = {"fp32": "tf32", "tf32": "bf16", "bf16": "fp8"}
-ROUNDINGS = reference.ROUNDINGS | {"fp8": reference.Rounding(2.0**-3)}  # three bits after the point, as in E4M3
+ROUNDINGS = rounding.ROUNDINGS | {"fp8": rounding.Rounding(2.0**-3)}  # three bits after the point, as in E4M3
 WORKLOADS = [
     Workload(name="w", B=4, T=10, I=3, H=257, O=9, cell="rnn_tanh"),
     Workload(name="w", B=16, T=5, I=31, H=64, O=1, cell="lstm"),
@@ -30,14 +30,24 @@ def test_a_precisions_own_roundings_pass_and_the_next_coarser_do_not(precision, 
         assert (judged["reason"] == "") == ok, (how, judged["reason"])
 
 
-def verdict(folder, workload, precision, rounding, bound=None):
+def rounded(data, cell, how):
+    """Outputs of the oracle with random roundings, as float32."""
+    data, sizes = cast(data, "float64"), rounding.Sizes(how)
+    reference.run(data, cell, "train", "projected", sizes)
+    noise = rounding.Noise(20, sizes)
+    made = reference.run(noise.data(data), cell, "train", "projected", noise)
+    return {name: np.ascontiguousarray(array[0], np.float32) for name, array in made.items()}
+
+
+def verdict(folder, workload, precision, how, bound=None):
     """Of outputs that the oracle rounded as it was told, judged as a precision's."""
     judge = verify.Judge(folder, bound)
     outputs = {}
     for moment in ("before", "after"):
         data = judge._data(workload, workload.T, precision, "projected", moment)
-        made = reference.run(data, workload.cell, "train", "projected", reference.Noise(20, rounding))
-        outputs |= {f"unrolled_batched/{moment}/{name}": array for name, array in made.items()}
+        outputs |= {
+            f"unrolled_batched/{moment}/{name}": array for name, array in rounded(data, workload.cell, how).items()
+        }
     save_file(outputs, folder / "saved.safetensors")
     found = judge.judge(folder / "saved.safetensors", workload, workload.T, "train", precision)
     return found["arms"]["unrolled_batched"]
@@ -45,7 +55,7 @@ def verdict(folder, workload, precision, rounding, bound=None):
 
 def test_as_shipped_may_be_tf32_and_is_found_out_when_held_to_fp32(tmp_path):
     weights.store(tmp_path, weights.files(WORKLOADS[0], 1, None, None))
-    tf32 = reference.ROUNDINGS["tf32"]
+    tf32 = rounding.ROUNDINGS["tf32"]
     assert not verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32)["reason"]
     assert verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32, "fp32")["reason"]
     assert verdict(tmp_path, WORKLOADS[0], "tf32", tf32, "fp32")["reason"]

@@ -5,7 +5,7 @@ import pytest
 
 from harness.measure import data_for
 from harness.study import Workload
-from impls import reference
+from impls import reference, rounding
 from impls.interface import CELLS, Arm, Weights
 from tests.conftest import data_of
 
@@ -72,13 +72,16 @@ def written_out(cell, w, x, h, c):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_noise_stays_in_float32_and_is_rounding_sized(cell):
+def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell):
     workload = Workload(name="w", B=4, T=6, I=3, H=32, O=5, cell=cell)
-    data = data_of(workload, "float32")
-    exact = reference.run(data_of(workload, "float64"), cell, "train", "projected")
-    for seed in range(3):
-        noisy = reference.run(data, cell, "train", "projected", reference.Noise(seed))
-        for name, value in noisy.items():
-            assert value.dtype == np.float32
-            error = np.max(np.abs(value - exact[name])) / np.max(np.abs(exact[name]))
+    data = data_of(workload, "float64")
+    exact, sizes = reference.run(data, cell, "train", "projected"), rounding.Sizes()
+    sized = reference.run(data, cell, "train", "projected", sizes)
+    noise = rounding.Noise(1, sizes, runs=3)
+    noisy = reference.run(noise.data(data), cell, "train", "projected", noise)
+    for name, value in noisy.items():
+        assert np.allclose(sized[name], exact[name], rtol=1e-12, atol=1e-14), name
+        for run in value:
+            error = np.max(np.abs(run - exact[name])) / np.max(np.abs(exact[name]))
             assert 0 < error < 1e-5, name
+    assert not np.array_equal(noisy["loss"][0], noisy["loss"][1])
