@@ -32,6 +32,13 @@ EVIDENCE = [
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
+CSV: dict[
+    str, Any
+] = {  # further digits are the processor's: NumPy's logarithm has other last ones with other instructions
+    "index": False,
+    "lineterminator": "\n",
+    "float_format": "%.10g",
+}
 WHERE_THERE_ARE = ("variables", "costs", "swept", "slopes", "scores")
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
 Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name and itself
@@ -68,10 +75,7 @@ class Tables:
     def files(self, folder: Path) -> list[Callable[[], None]]:
         """What writes every table as a CSV file of its name; some only where there is something in them."""
         kept = [name for name in (*ALWAYS, *WHERE_THERE_ARE) if name in ALWAYS or not getattr(self, name).empty]
-        return [
-            partial(getattr(self, name).to_csv, folder / f"{name}.csv", index=False, lineterminator="\n")
-            for name in kept
-        ]
+        return [partial(getattr(self, name).to_csv, folder / f"{name}.csv", **CSV) for name in kept]
 
 
 def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
