@@ -45,8 +45,11 @@ class Wanted:
 
 
 def split(cell: list[str]) -> list[str]:
-    """The words of a cell, parted by blanks or by `/`."""
-    return [part for text in cell for part in text.split("/") if part]
+    """The words of a cell, parted by blanks or by `/`. Raises Refused where one says nothing."""
+    parts = [part.strip() for text in cell for part in text.split("/")]
+    if "" in parts:
+        raise Refused(f"{' '.join(cell)!r} has an empty word: the words of a cell are parted by one blank or one '/'")
+    return parts
 
 
 def wanted(words: list[str], executions: Sequence[str]) -> Wanted:

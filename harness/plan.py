@@ -141,7 +141,9 @@ def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
 
 
 def advice(framework: Framework) -> str:
-    return f"{framework.missing}: pip install '.[{framework.name}]'"
+    """Why a framework cannot be used, and what to do about it where installing it would help."""
+    why = str(framework.missing)
+    return f"{why}: pip install '.[{framework.name}]'" if why.endswith(" is not installed") else why
 
 
 def _check_executions(study: Study, chosen: list[Framework]) -> None:
