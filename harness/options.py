@@ -75,9 +75,7 @@ def split(flag: str, values: Many) -> Many:
     parts = [part.strip() for value in values for part in ([value] if "=" in value else value.split(","))]
     if "" in parts:
         given = next(value for value in values if "" in map(str.strip, value.split(",")))
-        raise Refused(
-            f"{flag} {given!r} names nothing {'before, after or between commas' if ',' in given else 'at all'}"
-        )
+        raise Refused(f"{flag} {given!r} names nothing {'beside a comma' if ',' in given else 'at all'}")
     return parts
 
 

@@ -135,7 +135,7 @@ def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
             raise Refused(f"framework {name} was asked for, but {advice(found)}")
     chosen = [known[name] for name in study.frameworks] if study.frameworks else frameworks
     if all(framework.missing for framework in chosen):
-        raise Refused(f"no framework can be used: {'; '.join(advice(f) for f in chosen)}")
+        raise Refused(f"no framework can be used: {'; '.join(f'{f.name}: {advice(f)}' for f in chosen)}")
     _check_executions(study, chosen)
     return chosen
 

@@ -22,7 +22,8 @@ REPORTS = Path(__file__).parent.parent / "reports"
 SIZES = {"B": 2, "T": 3, "I": 2, "H": 4, "O": 5}
 STRANGE = [
     "../../escaped", "/tmp/escaped", "a/b", "..", ".", ".hidden", "-dash", "_under", "", " ", "a b", "a\nb", "a\n",
-    "a\x00b", "a|b", "a`b", "```", "a*b", "a<b>", "a.b", "x.weights", "name\u00e9", "\uff11", "\u202etxt", "x" * 65, "x" * 300,
+    "a\x00b", "a|b", "a`b", "```", "a*b", "a<b>", "a.b", "x.weights", "name\u00e9", "\uff11", "\u202etxt",
+    "x" * 65, "x" * 300,
 ]  # fmt: skip
 
 
