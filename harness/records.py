@@ -121,10 +121,12 @@ class Store:
         record = {"schema": SCHEMA, **record, "key": key}
         if not self.mended:
             self._mend()
+        self.mended = False  # until the whole line is there
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self.mended = True
         self.keys.add(key)
         return record
 
@@ -136,7 +138,6 @@ class Store:
 
     def _mend(self) -> None:
         """End a last line that lacks its newline, or drop it where it was cut; the lines before it are not touched."""
-        self.mended = True
         if not self.path.exists():
             return
         with self.path.open("r+b") as file:
