@@ -116,7 +116,7 @@ def verify(
     weights: WeightsF = None,
     inputs: InputsF = None,
     save_outputs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors).")
+        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors); no file is replaced.")
     ] = None,
     bound: Annotated[
         str | None, typer.Option(help="Hold all outputs to this precision's bounds: does as_shipped pass as fp32?")
