@@ -4,14 +4,14 @@ import math
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
 from harness import course, environment, jobs, plan, run, study, weights
-from harness.plan import Framework, Job, Todo
+from harness.plan import Cell, Framework, Job, Todo
 from harness.progress import Report, console
 from harness.records import Record
 from harness.refused import Refused
@@ -30,13 +30,14 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
     planned = plan.make(made, frameworks, threads)
     if not planned.cells:
         raise Refused(f"nothing of this study can be verified here: {planned.absent[0][2]}")
+    places = {} if save_outputs is None else output_files(save_outputs, planned)
     files = run.prepare(made)
+    make_folders(places.values())
     todo = plan.verifications(planned)
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
         place = Path(folder)
         weights.store(place / "weights", files)
-        many = len(made.workloads) > 1
-        keep = None if save_outputs is None else _saver(save_outputs, many)
+        keep = None if save_outputs is None else _saver(places)
         known = {framework.name: framework for framework in frameworks}
         bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights", bound), {}, keep)
         with Report(sum(len(job.blocks) for job in todo)) as report:
@@ -44,30 +45,48 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
     return _say(records, planned, frameworks)
 
 
-def _saver(folder: Path, many: bool) -> Any:
-    """A function that keeps a block's outputs, one file an arm; a folder a workload if there are many."""
+def output_files(folder: Path, planned: plan.Plan) -> dict[Cell, Path]:
+    """Where each cell's outputs go in a folder: no two into one file, and none into one that is there already.
+
+    Workloads, where there are several, have a folder each, and thread counts are told in the files' names. Raises
+    Refused.
+    """
+    asked = [*planned.cells, *(cell for cell, _, _ in planned.absent)]
+    many_workloads = len({cell.workload for cell in asked}) > 1
+    many_threads = len({cell.seat.threads for cell in asked}) > 1
+    places = {}
+    for cell in planned.cells:
+        seat, arm = cell.seat, cell.arm
+        device = [seat.device, f"{seat.threads}threads"] if many_threads else [seat.device]
+        parts = (seat.framework, *device, seat.execution, seat.precision, arm.recurrence, arm.projection, cell.pass_)
+        place = folder / cell.workload.name if many_workloads else folder
+        places[cell] = place / f"{'-'.join(parts)}.safetensors"
+    if there := next((path for path in places.values() if path.exists() or path.is_symlink()), None):
+        raise Refused(f"{there} is there already and would be lost: give another --save-outputs")
+    return places
+
+
+def make_folders(files: Iterable[Path]) -> None:
+    """Make the folders of files to be written. Raises Refused where one cannot be made."""
+    for folder in {file.parent: None for file in files}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(f"{folder} cannot be made: {error.strerror}") from None
+
+
+def _saver(places: dict[Cell, Path]) -> Callable[[Job, Todo, Path], None]:
+    """A function that keeps a block's outputs, one file an arm."""
 
     def keep(job: Job, todo: Todo, outputs: Path) -> None:
-        place = folder / todo.workload.name if many else folder
-        place.mkdir(parents=True, exist_ok=True)
         arrays = load_file(outputs)
-        seat = job.seat
         for arm in todo.arms:
             start = f"{arm.name}/after/"
             mine = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
             if arm.projection == "none" and "y" in mine:
                 mine["h"] = mine.pop("y")  # the hidden states: there is no projection, so no y
-            parts = (
-                seat.framework,
-                seat.device,
-                seat.execution,
-                seat.precision,
-                arm.recurrence,
-                arm.projection,
-                todo.pass_,
-            )
             if mine:
-                save_file(mine, place / f"{'-'.join(parts)}.safetensors")
+                save_file(mine, places[Cell(job.seat, todo.workload, todo.pass_, arm)])
 
     return keep
 

@@ -28,6 +28,7 @@ from harness.options import (
     WorkloadF,
     flags_of,
     limited,
+    refuse_blanks,
     split,
     threads_of,
 )
@@ -115,7 +116,7 @@ def verify(
     weights: WeightsF = None,
     inputs: InputsF = None,
     save_outputs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors).")
+        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors); no file is replaced.")
     ] = None,
     bound: Annotated[
         str | None, typer.Option(help="Hold all outputs to this precision's bounds: does as_shipped pass as fp32?")
@@ -131,11 +132,10 @@ def verify(
 
     flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
-    flags["precisions"] = flags["precisions"] or ["fp32", "fp64"]
-    flags["threads"] = flags["threads"] or ["all"]
-    if unroll_limit is None and (workload or study):
-        unroll_limit = -1
-    made = limited(load(study, None, flags), None, unroll_limit)
+    usual: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
+    if workload or study:
+        usual["unroll_limit"] = None
+    made = limited(load(study, None, flags, usual), None, unroll_limit)
     if made.recurrences is None and made.projections is None:
         made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
     if bound is not None and bound not in PRECISIONS:
@@ -179,8 +179,8 @@ def train(
     from harness.trajectories import TRAINING, bad
 
     flags: dict[str, Any] = {
-        "frameworks": split(framework),
-        "executions": split(execution),
+        "frameworks": split("--framework", framework),
+        "executions": split("--execution", execution),
         "threads": [threads_of(threads)],
     }
     flags |= {"processes": processes, "seed": seed, "timeout_s": timeout, "passes": ["train"], "workloads": ["book"]}
@@ -317,6 +317,7 @@ def _again(arguments: list[str]) -> list[str]:
 def main() -> NoReturn:
     """Run the command line; a refused request is one sentence on stderr and exit status 2."""
     try:
+        refuse_blanks(sys.argv[1:])
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)

@@ -45,8 +45,11 @@ class Wanted:
 
 
 def split(cell: list[str]) -> list[str]:
-    """The words of a cell, parted by blanks or by `/`."""
-    return [part for text in cell for part in text.split("/") if part]
+    """The words of a cell, parted by blanks or by `/`. Raises Refused where one says nothing."""
+    parts = [part.strip() for text in cell for part in text.split("/")]
+    if "" in parts:
+        raise Refused(f"{' '.join(cell)!r} has an empty word: the words of a cell are parted by one blank or one '/'")
+    return parts
 
 
 def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
@@ -87,7 +90,7 @@ def explain(words: list[str], out: Path | None) -> int:
     planned = plan.make(made, frameworks, [environment.cores()])
     if not planned.cells:
         raise Refused(f"this cell is not to be had: {planned.absent[0][2]}")
-    place = f"{cell.framework}-{cell.execution}-{cell.arm.name}-{cell.workload.name}-{cell.pass_}-{cell.precision}"
+    place = _place(cell)
     folder = out or Path("runs") / "explain" / place
     record = _counted(made, frameworks, planned.cells[0].seat, cell, folder)
     arm = record["arms"][cell.arm.name]
@@ -96,6 +99,12 @@ def explain(words: list[str], out: Path | None) -> int:
         return 1
     _say(place, cell, arm["evidence"], folder)
     return 0
+
+
+def _place(cell: Wanted) -> str:
+    """The cell's words as a folder's name, which no other cell has; a CPU goes without saying."""
+    parts = [cell.framework, cell.execution, cell.arm.name, cell.workload.name, cell.pass_, cell.precision]
+    return "-".join([*parts, cell.device] if cell.device != "cpu" else parts)
 
 
 def _counted(made: Study, frameworks: list[plan.Framework], seat: Seat, cell: Wanted, folder: Path) -> Record:

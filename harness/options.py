@@ -1,6 +1,8 @@
 """The flags that several commands have, and what their words mean. Imports no more than --help needs."""
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,28 +56,44 @@ def flags_of(
 ) -> dict[str, Any]:  # fmt: skip
     """The selection flags as fields of a study."""
     return {
-        "frameworks": split(framework),
-        "devices": split(device),
-        "threads": [threads_of(t) for t in split(threads) or []] or None,
-        "executions": split(execution),
-        "recurrences": split(recurrence),
-        "projections": split(projection),
-        "passes": split(pass_),
-        "precisions": split(precision),
-        "workloads": [part for text in workload for part in ([text] if "=" in text else text.split(","))]
-        if workload
-        else None,
+        "frameworks": split("--framework", framework),
+        "devices": split("--device", device),
+        "threads": [threads_of(t) for t in split("--threads", threads) or []] or None,
+        "executions": split("--execution", execution),
+        "recurrences": split("--recurrence", recurrence),
+        "projections": split("--projection", projection),
+        "passes": split("--pass", pass_),
+        "precisions": split("--precision", precision),
+        "workloads": split("--workload", workload),
     }
 
 
-def split(values: Many) -> Many:
-    return [part.strip() for value in values for part in value.split(",")] if values else None
+def split(flag: str, values: Many) -> Many:
+    """The words of a flag, parted by commas, but for the sizes of a workload. Raises Refused where one is missing."""
+    if not values:
+        return None
+    parts = [part.strip() for value in values for part in ([value] if "=" in value else value.split(","))]
+    if "" in parts:
+        given = next(value for value in values if "" in map(str.strip, value.split(",")))
+        raise Refused(f"{flag} {given!r} names nothing {'beside a comma' if ',' in given else 'at all'}")
+    return parts
+
+
+def refuse_blanks(arguments: Sequence[str]) -> None:
+    """Raise Refused where an argument says nothing, as "" and --weights= do: it is there, so no default is meant."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = argument.partition("=")
+        if not argument.strip():
+            whose = f" of {before}" if before.startswith("--") and "=" not in before else ""
+            raise Refused(f"an argument{whose} is given with nothing in it: leave it out, or say which")
+        if equals and re.fullmatch("--[a-z-]+", flag) and not value.strip():
+            raise Refused(f"{flag} is given with nothing after '=': leave it out, or say which")
 
 
 def threads_of(text: str) -> int | str:
     if text == "all":
         return text
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise Refused(f"--threads takes 'all' or a number of at least 1, not {text!r}")
     return int(text)
 
@@ -93,7 +111,8 @@ def limited(study: "Study", budget: str | None, unroll_limit: int | None) -> "St
     """The study with the two limits that flags can also lift."""
     lifted: dict[str, Any] = {}
     if budget is not None:
-        lifted["budget_s"] = _seconds(budget) or None
+        seconds = _seconds(budget)
+        lifted["budget_s"] = seconds if 0 < seconds < math.inf else None
     if unroll_limit is not None:
         if unroll_limit < -1:
             raise Refused(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")

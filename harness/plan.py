@@ -135,13 +135,15 @@ def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
             raise Refused(f"framework {name} was asked for, but {advice(found)}")
     chosen = [known[name] for name in study.frameworks] if study.frameworks else frameworks
     if all(framework.missing for framework in chosen):
-        raise Refused(f"no framework can be used: {'; '.join(advice(f) for f in chosen)}")
+        raise Refused(f"no framework can be used: {'; '.join(f'{f.name}: {advice(f)}' for f in chosen)}")
     _check_executions(study, chosen)
     return chosen
 
 
 def advice(framework: Framework) -> str:
-    return f"{framework.missing}: pip install '.[{framework.name}]'"
+    """Why a framework cannot be used, and what to do about it where installing it would help."""
+    why = str(framework.missing)
+    return f"{why}: pip install '.[{framework.name}]'" if why.endswith(" is not installed") else why
 
 
 def _check_executions(study: Study, chosen: list[Framework]) -> None:

@@ -3,8 +3,8 @@
 The first line describes the study (kind "study"); every other line is one block of one worker
 (kind "block"), one verification of it without times (kind "check"), what the pilot asked for
 (kind "plan"), what was expected of a seat before it was measured (kind "forecast"), or under what other
-budget the run was gone on with (kind "resumed"). A half-written last line is dropped when the file is
-opened again.
+budget the run was gone on with (kind "resumed"). A last line that was cut while it was written is no
+record; one that lacks nothing but its newline is.
 """
 
 import fcntl
@@ -24,6 +24,7 @@ from pydantic_core import from_json
 
 from harness.refused import Refused
 from harness.schema import KNOWN
+from harness.study import Study, Workload
 
 SCHEMA = 1
 FILE = "records.jsonl"
@@ -56,10 +57,33 @@ def read(folder: Path, format_: Format = RUN) -> list[Record]:
     path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
         with gzip.open(packed) if packed.exists() and not path.exists() else path.open("rb") as file:
-            whole = (line for line in file if line.endswith(b"\n"))  # the last may have been cut while it was written
-            return [_parsed(path, format_, number, line) for number, line in enumerate(whole, 1)]
+            whole = (line for line in file if _is_whole(line))
+            records = [_parsed(path, format_, number, line) for number, line in enumerate(whole, 1)]
     except (OSError, EOFError, zlib.error) as error:
         raise Refused(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
+    _check_workloads(path, records)
+    return records
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line was written to its end. A record is a JSON object, no part of which is JSON itself."""
+    if line.endswith(b"\n"):
+        return True
+    try:
+        from_json(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_workloads(path: Path, records: list[Record]) -> None:
+    """Raise Refused where one name stands for two workloads: what is reported under it would be of both."""
+    known = {each.name: each for each in Study(**records[0]["study"]).workloads} if records else {}
+    for number, record in enumerate(records, 1):
+        if "workload" in record:
+            workload = Workload(**record["workload"])
+            if known.setdefault(workload.name, workload) != workload:
+                raise Refused(f"{path}, line {number}: workload {workload.name} had other sizes before it")
 
 
 def _parsed(path: Path, format_: Format, number: int, line: bytes) -> Record:
@@ -87,6 +111,7 @@ class Store:
     def __init__(self, folder: Path, format_: Format = RUN) -> None:
         self.path, self.format = folder / format_.file, format_
         self.keys: set[str] = set()
+        self.mended = False  # whether the file is known to end with a whole line
 
     def append(self, record: Record) -> Record:
         """Write a record through to the disk; its key is made unique by the attempt's number."""
@@ -94,22 +119,34 @@ class Store:
         while (key := f"{record['key']}-{attempt}") in self.keys:
             attempt += 1
         record = {"schema": SCHEMA, **record, "key": key}
+        if not self.mended:
+            self._mend()
+        self.mended = False  # until the whole line is there
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self.mended = True
         self.keys.add(key)
         return record
 
     def recover(self) -> list[Record]:
-        """Drop a half-written last line and return the records there are."""
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            self.path.write_bytes(whole)
+        """Return the records there are, whose keys are then taken. Raises Refused, and changes nothing."""
         records = read(self.path.parent, self.format)
         self.keys = {record["key"] for record in records}
         return records
+
+    def _mend(self) -> None:
+        """End a last line that lacks its newline, or drop it where it was cut; the lines before it are not touched."""
+        if not self.path.exists():
+            return
+        with self.path.open("r+b") as file:
+            data = file.read()
+            start = data.rfind(b"\n") + 1
+            if start < len(data) and _is_whole(data[start:]):
+                file.write(b"\n")
+            else:
+                file.truncate(start)
 
 
 @contextmanager

@@ -40,6 +40,9 @@ def _facts(name: str, study: Study, threads: list[int]) -> Framework:
         try:
             answer = worker.ask(request)
         except Lost as lost:
+            if lost.status == "timeout":
+                why = f"it did not answer within the timeout of {study.timeout_s:g} s (see --timeout)"
+                return Framework(name, missing=why)
             return Framework(name, missing=f"it does not start: {lost}")
     answer.pop("is")
     return Framework(name, **answer)

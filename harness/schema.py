@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, model_validator
 
-from harness.study import Study, Workload
+from harness.study import Name, Study, Workload
 from harness.verify import form_of
 from impls.evidence import ITEM_BYTES, Evidence
 
@@ -27,6 +27,20 @@ def _known(precision: str) -> str:
     if precision not in ITEM_BYTES:
         raise ValueError(f"there is no precision {precision!r}")
     return precision
+
+
+def _of_a_workload(file: str) -> str:
+    """Return the name of a stored file where it begins with a workload's; else raise ValueError."""
+    name, _, kind = file.partition(".")
+    NAME.validate_python(name)
+    if kind not in STORED:
+        raise ValueError(f"{file!r} is no file of weights or inputs")
+    return file
+
+
+NAME: TypeAdapter[str] = TypeAdapter(Name)
+STORED = ("weights.safetensors", "inputs.safetensors", "batches.safetensors")
+Stored = Annotated[str, AfterValidator(_of_a_workload)]
 
 
 class Timed(BaseModel):
@@ -111,7 +125,7 @@ class Block(Place):
 class Cell(Place):
     """A row of the tables without times, with status and reason where it can not be measured."""
 
-    workload: str
+    workload: Name
     cell: str
     B: int
     T: int
@@ -158,7 +172,7 @@ class Begun(BaseModel):
     missing: list[Missing]
     basis: Basis
     environments: dict[str, list[Environment]]
-    weights: dict[str, str]
+    weights: dict[Stored, str]
     command: str
 
 
@@ -173,7 +187,7 @@ class Heading(Begun):
 class Need(Place):
     """What the gaps of one block need, and the block it is."""
 
-    workload: str
+    workload: Name
     processes: Annotated[int, Field(ge=1)]
     rounds: Annotated[int, Field(ge=1)]
 
@@ -216,7 +230,7 @@ class Costs(BaseModel):
 class Expected(BaseModel):
     """Seconds of a call of each arm of one workload and pass, as they are expected."""
 
-    workload: str
+    workload: Name
     pass_: Annotated[str, Field(alias="pass")]
     none_s: Positive
     in_loop_s: Positive

@@ -1,14 +1,24 @@
 """What is to be studied: read from TOML and flags, validated before anything runs."""
 
 import difflib
+import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from harness.refused import Refused
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
@@ -16,6 +26,12 @@ from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIO
 Size = Annotated[int, Field(ge=1, le=65536)]
 CALIBRATING = 2  # points of a sweep that forecasts are made from
 LARGEST_BYTES = 4 << 30  # of the arrays of one float32 call
+LARGEST_FILE = 1 << 20  # bytes of a study file
+LONGEST_NAME = 64  # characters: names become parts of file names
+NAMES = (
+    f"a name is 1 to {LONGEST_NAME} of the letters a-z and A-Z, the digits, '_' and '-', and begins with a letter or "
+    "a digit"
+)
 
 
 def nearest(what: str, value: str, known: Iterable[str]) -> str:
@@ -28,12 +44,33 @@ def nearest(what: str, value: str, known: Iterable[str]) -> str:
     raise ValueError(f"unknown {what} {value!r}: {hint}")
 
 
+def _checked_name(name: str) -> str:
+    """Return `name` where it keeps the rule of names; else raise ValueError with the rule."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or len(name) > LONGEST_NAME:
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:20]}..."
+        raise ValueError(f"{shown!r} is no name: {NAMES}")
+    return name
+
+
+def plain(text: str) -> str:
+    """Make a name of any text: what a name cannot have becomes a dash. Returns "" where nothing is left."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).lstrip("-_")[:LONGEST_NAME].rstrip("-")
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that two have, or None. Case tells no names apart, as it tells no files apart on some systems."""
+    return next((name for name, count in Counter(map(str.lower, names)).items() if count > 1), None)
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]  # becomes a file name and a word of Markdown
+
+
 class Workload(BaseModel):
     """Sizes and cell of one problem: batch B, steps T, inputs I, hidden H, outputs O."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str
+    name: Name
     B: Size
     T: Size
     I: Size  # noqa: E741  the word of the study
@@ -119,13 +156,14 @@ def around(centre: Workload) -> list[Workload]:
 
     Forecasts are made from the first CALIBRATING of them. What is no workload, or too large for one, is left out.
     """
-    made = {"centre": centre.model_copy(update={"name": f"{centre.name}-centre"})}
+    start = centre.name[: LONGEST_NAME - len("-O65536")]
+    made = {"centre": centre.model_copy(update={"name": f"{start}-centre"})}
     for rank in range(max(map(len, FACTORS.values()))):
         for size, factors in FACTORS.items():
             value = max(1, round(getattr(centre, size) * factors[rank])) if rank < len(factors) else 0
             with suppress(ValidationError):
                 if value != getattr(centre, size):
-                    sizes = centre.model_dump() | {size: value, "name": f"{centre.name}-{size}{value}"}
+                    sizes = centre.model_dump() | {size: value, "name": f"{start}-{size}{value}"}
                     made.setdefault(f"{size}{value}", Workload(**sizes))
     return sorted(made.values(), key=lambda point: point is not made["centre"] and point is not _other_steps(made))
 
@@ -170,7 +208,7 @@ class Study(BaseModel):
     block_s: Annotated[float, Field(gt=0, le=3600)] = 1.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
-    budget_s: Annotated[float, Field(gt=0)] | None = 1290.0
+    budget_s: Annotated[float, Field(gt=0)] | None = 1290.0  # seconds; inf is None
     unroll_limit: Annotated[int, Field(ge=0)] | None = 32
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     weights: str | None = None
@@ -193,6 +231,11 @@ class Study(BaseModel):
             return None if value == "none" else workload(value)
         return value
 
+    @field_validator("budget_s")
+    @classmethod
+    def _limit(cls, value: float | None) -> float | None:
+        return None if value == math.inf else value
+
     @model_validator(mode="after")
     def _sound(self) -> "Study":
         for name, values in self:
@@ -200,8 +243,10 @@ class Study(BaseModel):
                 raise ValueError(f"{name} names something twice")
             if values == []:
                 raise ValueError(f"{name} is empty")
-        if both := {w.name for w in self.workloads} & {w.name for w in self.swept}:
-            raise ValueError(f"workload {min(both)} has the name of a point of the sweep")
+        if both := repeated(w.name for w in self.workloads):
+            raise ValueError(f"workloads: two have the name {both} (case tells no names apart)")
+        if both := repeated(w.name for w in [*self.workloads, *self.swept]):
+            raise ValueError(f"workload {both} has the name of a point of the sweep")
         return self
 
     @property
@@ -258,34 +303,77 @@ def workload(text: str) -> Workload:
         sizes[key] = value if key == "cell" else int(value)
     if missing := [size for size in "BTIHO" if size not in sizes]:
         raise ValueError(f"{text!r} lacks {', '.join(missing)}")
-    cell = sizes.setdefault("cell", "rnn_tanh")
-    name = "-".join(f"{size}{sizes[size]}" for size in "BTIHO") + f"-{cell}"
-    return Workload(name=name, **sizes)
+    sizes.setdefault("cell", "rnn_tanh")
+    return Workload(name=_spelled_out(sizes), **sizes)
 
 
-def load(path: Path | None, scale: str | None, flags: dict[str, Any]) -> Study:
-    """The study: the scale's defaults, overridden by the TOML file, overridden by flags.
+def _spelled_out(sizes: dict[str, Any]) -> str:
+    """The name of a workload that has none of its own."""
+    return "-".join(f"{size}{sizes[size]}" for size in "BTIHO") + f"-{sizes['cell']}"
 
-    Raises Refused with one sentence on an unreadable file, an unknown key or an impossible value.
+
+def load(path: Path | None, scale: str | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None) -> Study:
+    """The study: the scale's defaults and the command's, overridden by the TOML file, overridden by flags.
+
+    Raises Refused with one sentence on an unreadable file, an unknown key, an impossible value, a text with nothing
+    in it, or a name that says other sizes.
     """
     written = _read(path) if path else {}
-    scale = scale or written.pop("label", "default")
-    if not isinstance(scale, str) or scale not in SCALES:
+    label = written.pop("label", "default")
+    scale = scale or label
+    if not isinstance(label, str) or label not in SCALES or scale not in SCALES:
         raise Refused(f"{path}: label must be one of {', '.join(SCALES)}")
     said = written | {key: value for key, value in flags.items() if value is not None}
+    if blank := next((key for key, value in said.items() if _is_blank(value)), None):
+        raise Refused(f"{blank} is given with nothing in it: leave it out, or say which")
     usual = SCALES[scale] | ({"sweep": None} if any(name in said for name in NARROWED) else {})
     try:
-        return Study.model_validate({"label": scale} | usual | said)
+        study = Study.model_validate({"label": scale} | usual | (defaults or {}) | said)
     except ValidationError as error:
         raise Refused(sentence(error, path)) from None
+    for chosen in (*study.workloads, *([study.sweep] if study.sweep else [])):
+        if why := _mislabelled(chosen):
+            raise Refused(f"{path}: {why}" if path else why)
+    return study
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a value, or one of a list, is a text that says nothing."""
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(each, str) and not each.strip() for each in values)
+
+
+def _mislabelled(chosen: Workload) -> str | None:
+    """Why a workload's name says that it is another, or None.
+
+    A known workload's name is for its own sizes alone (`book` has inputs of its own), and so is one made of sizes.
+    """
+    known = {name.lower(): name for name in KNOWN}
+    owner = KNOWN.get(known.get(chosen.name.lower(), ""))
+    if owner and owner != chosen:
+        sizes = ",".join(f"{size}={getattr(owner, size)}" for size in "BTIHO")
+        return f"the name {chosen.name} is kept for {sizes},cell={owner.cell}: give this workload another"
+    spelled = _spelled_out(chosen.model_dump())
+    if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+-[a-z_]+", chosen.name) and chosen.name != spelled:
+        return f"the name {chosen.name} says other sizes than the workload's: give it another, or {spelled}"
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """What a TOML file says; a byte order mark before it is passed over. Raises Refused."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise Refused(f"{path} is no study file: it has more than {LARGEST_FILE:,} bytes")
+        return tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
     except OSError as error:
         raise Refused(f"{path} can not be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is not TOML, which is UTF-8 text: {error}") from None
+    except RecursionError:
+        raise Refused(f"{path} is not TOML that can be read: its values are nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
         raise Refused(f"{path} is not TOML: {error}") from None
 
 
@@ -295,8 +383,13 @@ def sentence(error: ValueError, path: Path | None = None) -> str:
     if not isinstance(error, ValidationError):
         return f"{start}{error}"
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    field, *inner = first["loc"] or ("",)
+    place = ".".join([str(field), *(part for part in inner if isinstance(part, str) and part in Workload.model_fields)])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = f"unknown key; the keys are {', '.join(Study.model_fields)}"
+        place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        keys = Workload.model_fields if inner else Study.model_fields
+        message = f"unknown key; the keys are {', '.join(keys)}"
+    elif field == "threads" and inner:
+        message = "takes 'all' and whole numbers from 1 to 1024"
     return f"{start}{place}: {message}" if place else f"{start}{message}"

@@ -6,7 +6,10 @@ precision of the study holds exactly.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,7 +17,7 @@ from safetensors.numpy import load as loaded
 from safetensors.numpy import save
 
 from harness.refused import Refused
-from harness.study import Workload
+from harness.study import NAMED, Workload
 from impls.interface import Data, Weights
 
 WEIGHTS = Weights._fields
@@ -40,13 +43,13 @@ def make_weights(workload: Workload, seed: int) -> Arrays:
 def make_inputs(workload: Workload, seed: int) -> Arrays:
     """x [T, B, I] and target [T, B, O], float32.
 
-    `book` is the chapter's series t*sin(t)/3 + 2*sin(5t) on [0, 30] at resolution 0.1: each member
-    of the batch starts at a random t0, and the target is the series one step ahead. Any other
-    workload has standard normal inputs and targets.
+    `book`, of its own sizes, is the chapter's series t*sin(t)/3 + 2*sin(5t) on [0, 30] at resolution
+    0.1: each member of the batch starts at a random t0, and the target is the series one step ahead.
+    Any other workload has standard normal inputs and targets.
     """
     random = np.random.default_rng([seed, 2])
     shapes = workload.shapes
-    if workload.name == "book":
+    if workload == NAMED["book"]:
         return _series(random, workload.T, workload.B)
     return {name: random.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
 
@@ -82,18 +85,40 @@ def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
 
     Raises Refused with one sentence.
     """
-    arrays = _arrays(path)
-    if set(arrays) != set(names):
-        raise Refused(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but must hold {', '.join(names)}")
-    for name in names:
-        array, shape = arrays[name], workload.shapes[name]
-        if array.dtype != np.float32:
-            raise Refused(f"{path}: {name} is {array.dtype}, but must be float32")
-        if array.shape != shape:
-            raise Refused(f"{path}: {name} has shape {array.shape}, but workload {workload.name} needs {shape}")
+    if path.exists() and not path.is_file():
+        raise Refused(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a safetensors file")
+    with _opened(path) as file:
+        held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        if set(held) != set(names):
+            raise Refused(f"{path} {_unlike(set(held), names)}, but must hold {', '.join(names)}")
+        for name, kept in held.items():
+            shape = workload.shapes[name]
+            if kept.get_dtype() != "F32":
+                raise Refused(f"{path}: {name} is {_dtype(kept.get_dtype())}, but must be float32")
+            if tuple(kept.get_shape()) != shape:
+                raise Refused(
+                    f"{path}: {name} has shape {tuple(kept.get_shape())}, but workload {workload.name} needs {shape}"
+                )
+        arrays = {name: file.get_tensor(name) for name in names}
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise Refused(f"{path}: {name} holds a number that is not finite")
     return arrays
+
+
+def _unlike(held: set[str], names: tuple[str, ...]) -> str:
+    """In what the names of a file's arrays are not those wanted; a few of many."""
+    lacking, further = [name for name in names if name not in held], sorted(held - set(names))
+    shown = ", ".join(repr(name)[:40] for name in further[:3]) + (", ..." if len(further) > 3 else "")
+    said = [f"lacks {', '.join(lacking)}"] if lacking else []
+    return " and ".join([*said, f"also holds {shown}"] if further else said)
+
+
+def _dtype(name: str) -> str:
+    """How NumPy calls what safetensors calls `name`; `name` itself where it has no such numbers."""
+    letters = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat"}
+    kind, bits = name.rstrip("0123456789"), name.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return f"{letters[kind]}{bits}" if kind in letters else name
 
 
 def load(folder: Path, workload: Workload) -> Data:
@@ -145,9 +170,18 @@ def hashes(made: Files) -> dict[str, str]:
 
 
 def _arrays(path: Path) -> Arrays:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises Refused where it, or what is read of it, is none that NumPy can hold."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            yield file
+    except FileNotFoundError:
+        raise Refused(f"{path} can not be read: there is no such file") from None
     except OSError as error:
         raise Refused(f"{path} can not be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:

@@ -43,6 +43,10 @@ def test_the_study_file_is_one(tmp_path):
     assert [w.name for w in made.workloads] == ["book", "B8-T40-I16-H128-O500-rnn_tanh"]
 
 
+def test_the_rule_of_names_is_the_programs():
+    assert study.NAMES.replace("'", "`").removeprefix("a ") in " ".join(README.split())
+
+
 @pytest.mark.parametrize("target", ["report", "test", "lint"])
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -17,6 +17,20 @@ def test_a_cell_is_named_by_words_in_any_order():
     assert explain.wanted(["jax", "xla", "scan", "bmm"], EXECUTIONS).workload.name == "book"
 
 
+def test_no_two_cells_have_one_folder():
+    words = ["torch", "inductor", "scan", "in_loop"]
+    further = [[], ["train"], ["bf16"], ["gpu"], ["vocab"], ["B=1,T=2,I=3,H=4,O=5"], ["gpu", "train"]]
+    places = [explain._place(explain.wanted([*words, *more], EXECUTIONS)) for more in further]
+    assert len(set(places)) == len(further)
+    assert places[0] == "torch-inductor-scan_in_loop-book-forward-fp32"
+
+
+@pytest.mark.parametrize("words", [[""], ["torch", ""], ["torch//eager"], ["torch/eager/"], ["/"]])
+def test_an_empty_word_is_refused(words):
+    with pytest.raises(Refused, match="has an empty word"):
+        explain.split(words)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

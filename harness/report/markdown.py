@@ -11,7 +11,12 @@ FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def one_line(text: Any) -> str:
+    """A text without line breaks, which would end a row or an item of a list."""
+    return " ".join(str(text).splitlines())
 
 
 def engine(framework: str, execution: str, device: str, precision: str) -> str:

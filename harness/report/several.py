@@ -1,6 +1,5 @@
 """One report of several runs: side by side, and then each by itself. Nothing is merged, nothing averaged."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from harness.analysis import Tables
 from harness.refused import Refused
 from harness.report import body, comparison, figures, make, rendered, tables, uncollected, words, written
 from harness.report.markdown import sizes, table
+from harness.study import plain, repeated
 
-UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "report.md", "figures")  # as a run's label
+UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "figures")  # as a run's label
 Value = TypeVar("Value")
 SHOWN = 12  # characters of a SHA-256
 
@@ -72,16 +72,18 @@ def labelled(runs: list[Measured]) -> Runs:
     Where two have the same, or it says nothing, the label is made of the day and the machine; where that does not tell
     them apart either, they are numbered in the order they were measured.
     """
-    names = [_plain(run.folder.resolve().name) for run in runs]
-    count = Counter(names)
-    told = [
-        (name if count[name] == 1 and name not in UNHELPFUL else _machine(run.tables), run)
-        for name, run in zip(names, runs, strict=True)
-    ]
+    names = [plain(run.folder.resolve().name) for run in runs]
+    count = Counter(map(str.lower, names))
     found: Runs = {}
-    for label, run in sorted(told, key=_order):
+    unnamed = []
+    for name, run in zip(names, runs, strict=True):
+        if count[name.lower()] == 1 and name.lower() not in UNHELPFUL:
+            found[name] = run
+        else:
+            unnamed.append((_machine(run.tables), run))
+    for label, run in sorted(unnamed, key=_order):
         number, unique = 1, label
-        while unique in found:
+        while repeated([*found, unique]):
             number += 1
             unique = f"{label}-{number}"
         found[unique] = run
@@ -93,16 +95,11 @@ def _order(told: tuple[str, Measured]) -> tuple[str, ...]:
     return label, *words.measured(run.tables), str(run.folder.resolve())
 
 
-def _plain(name: str) -> str:
-    """A name that a folder and a link can have."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
-
-
 def _machine(tables: Tables) -> str:
     """The day and the processor, as folders of reports are named."""
     machine = tables.heading["basis"]["machine"]
     day = words.measured(tables)[0].partition("T")[0]
-    return _plain(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
+    return plain(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
 
 
 def machines(runs: Runs) -> str:

@@ -15,7 +15,7 @@ from harness.records import budgets
 from harness.report import appendix, causes, claims, sections
 from harness.report.figures import CONTROLS, Drawn
 from harness.report.figures import seat as seat_name
-from harness.report.markdown import Row, duration, engine, table
+from harness.report.markdown import Row, duration, engine, one_line, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
 
 BAD = ("wrong", "failed", "timeout", "refused")
@@ -245,4 +245,4 @@ def problems(tables: Tables) -> list[str]:
             for name, arm in check["arms"].items()
             if arm["status"] in BAD
         ]
-    return lines
+    return [one_line(line) for line in lines]
