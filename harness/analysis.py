@@ -37,7 +37,7 @@ CSV: dict[
 ] = {  # further digits are the processor's: NumPy's logarithm has other last ones with other instructions
     "index": False,
     "lineterminator": "\n",
-    "float_format": "%.10g",
+    "float_format": "%.7g",
 }
 WHERE_THERE_ARE = ("variables", "costs", "swept", "slopes", "scores")
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
