@@ -2,15 +2,14 @@
 
 import math
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from harness import course, environment, jobs, plan, run, study, weights
+from harness import course, environment, folders, jobs, plan, run, study, weights
 from harness.plan import Framework, Job, Todo
 from harness.progress import Report, console
 from harness.records import Record
@@ -25,6 +24,8 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
 
     `bound`: the precision whose bounds all are held to; None: their own.
     """
+    if save_outputs is not None:
+        folders.check(save_outputs)
     threads = plan.thread_counts(made, environment.cores())
     frameworks = plan.selected(made, run.probe(made, threads))
     planned = plan.make(made, frameworks, threads)
@@ -32,8 +33,7 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
         raise Refused(f"nothing of this study can be verified here: {planned.absent[0][2]}")
     files = run.prepare(made)
     todo = plan.verifications(planned)
-    with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        place = Path(folder)
+    with folders.private() as place:
         weights.store(place / "weights", files)
         many = len(made.workloads) > 1
         keep = None if save_outputs is None else _saver(save_outputs, many)
@@ -67,7 +67,7 @@ def _saver(folder: Path, many: bool) -> Any:
                 todo.pass_,
             )
             if mine:
-                save_file(mine, place / f"{'-'.join(parts)}.safetensors")
+                (place / f"{'-'.join(parts)}.safetensors").write_bytes(save(mine))
 
     return keep
 

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from harness.folders import naming
 from harness.refused import Refused
 from harness.schema import KNOWN
 
 SCHEMA = 1
 FILE = "records.jsonl"
-PACKED = f"{FILE}.gz"  # as it may be kept; a run that goes on needs FILE
+PACKED = f"{FILE}.gz"  # as it may be kept; a run that goes on unpacks it
 Record = dict[str, Any]
 
 
@@ -85,7 +87,7 @@ class Store:
     """Appends records to a run's folder."""
 
     def __init__(self, folder: Path, format_: Format = RUN) -> None:
-        self.path, self.format = folder / format_.file, format_
+        self.path, self.packed, self.format = folder / format_.file, folder / f"{format_.file}.gz", format_
         self.keys: set[str] = set()
 
     def append(self, record: Record) -> Record:
@@ -94,12 +96,23 @@ class Store:
         while (key := f"{record['key']}-{attempt}") in self.keys:
             attempt += 1
         record = {"schema": SCHEMA, **record, "key": key}
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.keys.add(key)
         return record
+
+    def unpack(self) -> list[Record]:
+        """Replace packed records by plain ones, which can be added to; returns them. Raises Refused."""
+        plain = self.path.with_suffix(".unpacked")
+        with naming(plain), gzip.open(self.packed) as packed, plain.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+            file.flush()
+            os.fsync(file.fileno())
+        plain.replace(self.path)
+        self.packed.unlink()
+        return self.recover()
 
     def recover(self) -> list[Record]:
         """Drop a half-written last line and return the records there are."""
@@ -118,7 +131,7 @@ def held(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise Refused(f"another run is writing into {folder}") from None
         try:
             yield
