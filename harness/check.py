@@ -67,7 +67,9 @@ def _saver(folder: Path, many: bool) -> Any:
                 todo.pass_,
             )
             if mine:
-                (place / f"{'-'.join(parts)}.safetensors").write_bytes(save(mine))
+                path = place / f"{'-'.join(parts)}.safetensors"
+                with folders.naming(path):
+                    path.write_bytes(save(mine))
 
     return keep
 

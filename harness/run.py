@@ -19,6 +19,7 @@ from harness.refused import Refused
 from harness.study import Study
 from harness.verify import Judge
 
+END = 3  # lines that a worker printed before it ended, which say why
 BEGUN = {"weights", ".lock"}  # what a run that ended before its first record leaves
 
 
@@ -39,9 +40,16 @@ def _facts(name: str, study: Study, threads: list[int]) -> Framework:
         try:
             answer = worker.ask(request)
         except Lost as lost:
-            return Framework(name, missing=f"{name} does not start: {' '.join(str(lost).split())}")
+            return Framework(name, missing=f"it does not start: {_shortened(str(lost))}")
     answer.pop("is")
     return Framework(name, **answer)
+
+
+def _shortened(reason: str) -> str:
+    """Why a worker ended, with the last of the lines that it printed."""
+    first, *more = reason.strip().splitlines()
+    how, mark, start = first.partition("words: ")
+    return " ".join([how + mark, *[start, *more][-END:]])
 
 
 @contextmanager
