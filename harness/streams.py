@@ -19,6 +19,7 @@ from harness.refused import Refused
 IN, OUT, ERR = 0, 1, 2
 UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 INTERRUPTED = 130
+STDOUT = "standard output"  # as an error names it
 
 
 class Output(io.FileIO):
@@ -28,7 +29,7 @@ class Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            error.filename = "standard output"
+            error.filename = STDOUT
             raise
 
 
@@ -111,16 +112,21 @@ def tell(sentence: object, status: int) -> int:
 
 
 def _failed(error: OSError) -> int:
-    return 1 if error.errno == errno.EPIPE else tell(sentence(error), 1)  # a reader that has left wants no words
+    """Exit status 1, in words but for a reader that has left. What standard output holds yet goes to the null device:
+    Python would try again at its end.
+    """
+    if error.filename == STDOUT or error.errno == errno.EPIPE:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), OUT)
+    return 1 if error.errno == errno.EPIPE else tell(sentence(error), 1)
 
 
 def _flushed(status: int) -> int:
-    """The exit status once all is printed. Where it cannot be, the null device takes it, or Python would try again."""
+    """The exit status once all is printed, or cannot be."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        status = status or _failed(error)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), OUT)
+        failed = _failed(error)
+        return status or failed
     return status
 
 

@@ -118,6 +118,16 @@ def test_what_an_encoding_lacks_is_printed_as_an_escape(arguments, variables, tm
     assert done.stdout
 
 
+@pytest.mark.parametrize("variables", ASCII)
+def test_any_text_can_be_printed_in_any_encoding(variables):
+    script = r"from harness import streams; streams.leave(lambda: print('\u00d7 \u4e2d \udcff'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, env={**os.environ, **variables}, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b" \\udcff\n")
+
+
 @pytest.mark.parametrize("variables", [ASCII[0], ASCII[-2]])
 def test_a_report_in_a_folder_of_any_name(variables, tmp_path):
     folder = min(REPORTS.glob("*selftest*"))
