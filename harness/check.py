@@ -2,15 +2,14 @@
 
 import math
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.table import Table
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from harness import course, environment, jobs, plan, run, study, weights
+from harness import course, environment, folders, jobs, plan, run, study, weights
 from harness.plan import Cell, Framework, Job, Todo
 from harness.progress import Report, console
 from harness.records import Record
@@ -25,6 +24,8 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
 
     `bound`: the precision whose bounds all are held to; None: their own.
     """
+    if save_outputs is not None:
+        folders.check(save_outputs)
     threads = plan.thread_counts(made, environment.cores())
     frameworks = plan.selected(made, run.probe(made, threads))
     planned = plan.make(made, frameworks, threads)
@@ -32,10 +33,10 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
         raise Refused(f"nothing of this study can be verified here: {planned.absent[0][2]}")
     places = {} if save_outputs is None else output_files(save_outputs, planned)
     files = run.prepare(made)
-    make_folders(places.values())
+    for folder in {path.parent: None for path in places.values()}:
+        folders.make(folder)
     todo = plan.verifications(planned)
-    with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        place = Path(folder)
+    with folders.private() as place:
         weights.store(place / "weights", files)
         keep = None if save_outputs is None else _saver(places)
         known = {framework.name: framework for framework in frameworks}
@@ -66,15 +67,6 @@ def output_files(folder: Path, planned: plan.Plan) -> dict[Cell, Path]:
     return places
 
 
-def make_folders(files: Iterable[Path]) -> None:
-    """Make the folders of files to be written. Raises Refused where one cannot be made."""
-    for folder in {file.parent: None for file in files}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Refused(f"{folder} cannot be made: {error.strerror}") from None
-
-
 def _saver(places: dict[Cell, Path]) -> Callable[[Job, Todo, Path], None]:
     """A function that keeps a block's outputs, one file an arm."""
 
@@ -86,7 +78,9 @@ def _saver(places: dict[Cell, Path]) -> Callable[[Job, Todo, Path], None]:
             if arm.projection == "none" and "y" in mine:
                 mine["h"] = mine.pop("y")  # the hidden states: there is no projection, so no y
             if mine:
-                save_file(mine, places[Cell(job.seat, todo.workload, todo.pass_, arm)])
+                path = places[Cell(job.seat, todo.workload, todo.pass_, arm)]
+                with folders.naming(path):
+                    path.write_bytes(save(mine))
 
     return keep
 

@@ -1,6 +1,6 @@
 """The command line: python -m harness run | verify | explain | train | report | list | selftest | doctor."""
 
-import shlex
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
+from harness import streams
 from harness.options import (
     DeviceF,
     ExecutionF,
@@ -209,7 +210,7 @@ def report(
     from harness.trajectories import TRAINING
 
     first = folders[0]
-    trained = any((first / name).exists() for name in (TRAINING.file, f"{TRAINING.file}.gz"))
+    trained = any(os.path.lexists(first / name) for name in (TRAINING.file, f"{TRAINING.file}.gz"))
     if len(folders) > 1:
         print(several.write(folders, out))
     else:
@@ -288,19 +289,36 @@ class Files(NamedTuple):
 
 def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Path]:
     """What `measure`, given the command, returns, and the report's path; when it ends early, what is done is kept."""
-    command = f"python -m harness {shlex.join(_again(sys.argv[1:]))}"
-    again = f"{command} --out {files.out} --resume"
+    command = f"python -m harness {streams.quoted(_again(sys.argv[1:]))}"
     try:
         records = measure(command)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what is done is kept. Go on with: {again}", file=sys.stderr)
+        print(f"\ninterrupted; {_further(files, command)}", file=sys.stderr)
         if (files.out / files.records).exists():
-            files.write(files.out)
-        raise typer.Exit(130) from None
+            _written(files)
+        raise typer.Exit(streams.INTERRUPTED) from None
     except OSError as error:  # a full disk, mostly
-        print(f"error: {error}; what was written is kept. Go on with: {again}", file=sys.stderr)
+        print(f"error: {streams.sentence(error)}; {_further(files, command)}", file=sys.stderr)
         raise typer.Exit(1) from None
-    return records, files.write(files.out)
+    return records, _written(files)
+
+
+def _further(files: Files, command: str) -> str:
+    """What is kept of a run that ended early, and how to go on with it."""
+    kept = "what is done is kept" if (files.out / files.records).exists() else "nothing was measured yet"
+    begun = files.out.is_dir() and any(files.out.iterdir())
+    how = ["--resume"] if begun else []
+    return f"{kept}. Go on with: {command} {streams.quoted(['--out', str(files.out), *how])}"
+
+
+def _written(files: Files) -> Path:
+    """The path of the report, which is written now; where it cannot be, exit status 1."""
+    try:
+        return files.write(files.out)
+    except OSError as error:
+        again = f"python -m harness report {streams.quoted([str(files.out)])}"
+        said = f"{streams.sentence(error)}; the records are kept, and the report can be made with: {again}"
+        raise typer.Exit(streams.tell(said, 1)) from None
 
 
 def _again(arguments: list[str]) -> list[str]:
@@ -316,13 +334,13 @@ def _again(arguments: list[str]) -> list[str]:
 
 def main() -> NoReturn:
     """Run the command line; a refused request is one sentence on stderr and exit status 2."""
+    streams.leave(_program)
+
+
+def _program() -> int | None:
+    """The command's exit status. Raises Refused."""
     try:
         refuse_blanks(sys.argv[1:])
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except Refused as refused:
-        print(f"error: {refused}", file=sys.stderr)
-        sys.exit(2)
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except USAGE_ERROR as error:
-        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(status or 0)
+        raise Refused(" ".join(error.format_message().split())) from None

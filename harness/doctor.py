@@ -25,6 +25,8 @@ from harness.study import Study, load
 CPU = Path("/sys/devices/system/cpu")
 BUSY = 0.1  # of a core: another process that uses more disturbs
 LOOK_S = 1.0  # how long processes are watched
+COMPILER = "g++"  # what Inductor calls where CXX is not set; as in impls/torch, which only a worker imports
+PIP_S = 120
 MEMORY_GIB = 4.0  # free: what compiling takes beside a worker
 CONTROL: dict[str, Any] = {  # about 20 seconds
     "threads": [1],
@@ -102,16 +104,26 @@ def threads(cores: int, logical: int) -> Finding:
     return Finding("cores", found)
 
 
+def quota(cores: float | None) -> Finding:
+    """What the control groups grant of the processor."""
+    if cores is None:
+        return Finding("quota", "none")
+    advice = "" if cores >= 1 else "less than a core: no block can prove its thread, and all are refused; ask for more"
+    return Finding("quota", f"{cores:g} cores", advice)
+
+
 def memory(free_gib: float) -> Finding:
     advice = "" if free_gib >= MEMORY_GIB else f"below {MEMORY_GIB:g} GiB compiling may be killed: free some"
     return Finding("free memory", f"{free_gib:.1f} GiB", advice)
 
 
 def compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
-    name = os.environ.get("CXX") or "g++"
-    found = which(name)
-    advice = "" if found else "torch's inductor needs a C++ compiler: install g++"
-    return Finding("C++ compiler", found or f"no {name}", advice)
+    """What torch's Inductor calls in a worker, which does not see CXX."""
+    found = which(COMPILER) or f"no {COMPILER}"
+    advice = "" if which(COMPILER) else f"torch's inductor needs a C++ compiler: install {COMPILER}"
+    if (other := os.environ.get("CXX")) and which(other) != which(COMPILER):
+        found += f" (CXX, {other}, is not passed on to workers)"
+    return Finding("C++ compiler", found, advice)
 
 
 def versions(version: Callable[[str], str] = importlib.metadata.version) -> Finding:
@@ -132,7 +144,10 @@ def versions(version: Callable[[str], str] = importlib.metadata.version) -> Find
 def requirements() -> Finding:
     """What pip says of the installed packages."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=PIP_S)
+    except subprocess.TimeoutExpired:
+        return Finding("requirements", f"pip did not answer within {PIP_S} s")
     lines = done.stdout.strip().splitlines() or ["pip said nothing"]
     if done.returncode == 0:
         return Finding("requirements", lines[0])
@@ -160,6 +175,7 @@ def findings() -> list[Finding]:
         others(),
         stolen(),
         threads(environment.cores(), os.cpu_count() or 1),
+        quota(environment.quota()),
         memory(psutil.virtual_memory().available / 2**30),
         compiler(),
         versions(),

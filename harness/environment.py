@@ -19,6 +19,7 @@ MEASURING = (
     "weights",
     "plan",
     "launch",
+    "folders",
     "worker",
     "measure",
     "verify",
@@ -28,6 +29,7 @@ MEASURING = (
     "training",
     "train",
 )  # modules a number depends on
+CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct")
 LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
 
 
@@ -90,7 +92,7 @@ def _commit() -> str:
     """What git calls the checkout. Raises Refused when git was killed: a guess would spoil every resume."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        found = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except FileNotFoundError:
         return "no git here"
     except subprocess.TimeoutExpired:
@@ -101,14 +103,58 @@ def _commit() -> str:
 
 
 def _quota() -> int | None:
-    """Whole cores of the control group's quota, if there is one."""
-    quota, _, period = (text("/sys/fs/cgroup/cpu.max") or "max").partition(" ")
-    return None if quota == "max" else max(1, int(quota) // int(period))
+    """Whole cores of the control group's quota, if there is one; a part of a core counts as one."""
+    share = quota()
+    return None if share is None else max(1, int(share))
+
+
+def quota() -> float | None:
+    """Cores that this process's control groups grant: the least of its own and of those that it is in; None: no limit.
+
+    Of both versions: of the first the hierarchy `cpu`, of the second the only one. In a container the groups that
+    /proc names may lie above what is mounted, whose root then is its own.
+    """
+    folders = dict.fromkeys(folder for mount, path in _groups() for folder in _above(mount, path))
+    shares = [share for folder in folders for share in (_second(folder), _first(folder)) if share is not None]
+    return min(shares, default=None)
+
+
+def _groups() -> list[tuple[str, str]]:
+    """Where a hierarchy that limits processors may be mounted, and the path of this process's group in it."""
+    found = [(mount, "/") for mount in CGROUPS]
+    for line in (text("/proc/self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" or "cpu" in controllers.split(","):
+            found += [(mount, path) for mount in CGROUPS]
+    return found
+
+
+def _above(mount: str, path: str) -> list[str]:
+    """The folders of a group and of all that it is in, up to where the hierarchy is mounted."""
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return [f"{mount}{''.join(f'/{part}' for part in parts[:depth])}" for depth in range(len(parts) + 1)]
+
+
+def _second(folder: str) -> float | None:
+    """Cores that a group of the second version grants."""
+    limit, _, period = (text(f"{folder}/cpu.max") or "max").partition(" ")
+    return _cores(limit, period)
+
+
+def _first(folder: str) -> float | None:
+    """Cores that a group of the first version grants; -1 is no limit."""
+    return _cores(text(f"{folder}/cpu.cfs_quota_us") or "-1", text(f"{folder}/cpu.cfs_period_us") or "")
+
+
+def _cores(limit: str, period: str) -> float | None:
+    known = limit.isdecimal() and period.isdecimal() and int(limit) > 0 and int(period) > 0
+    return int(limit) / int(period) if known else None
 
 
 def text(path: str | Path) -> str | None:
     """A small file's text without its end, or None where it can not be read."""
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None

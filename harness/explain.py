@@ -1,7 +1,6 @@
 """`explain`: what one cell's program does in a call, and its text for a reader to look at."""
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 import impls
-from harness import course, environment, jobs, plan, run, study, weights
+from harness import course, environment, folders, jobs, plan, run, study, weights
 from harness.plan import Job, Seat, Todo
 from harness.progress import Report, console
 from harness.records import Record
@@ -78,6 +77,8 @@ def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
 
 def explain(words: list[str], out: Path | None) -> int:
     """Print a cell's evidence and write its program's text into `out`; returns the exit status."""
+    if out is not None:
+        folders.check(out)
     names = [word for word in split(words) if word in impls.names()]
     known = run.probe(Study(frameworks=names or None), plan.thread_counts(Study(), environment.cores()))
     cell = wanted(split(words), list(dict.fromkeys(name for framework in known for name in framework.executions)))
@@ -109,16 +110,15 @@ def _place(cell: Wanted) -> str:
 
 def _counted(made: Study, frameworks: list[plan.Framework], seat: Seat, cell: Wanted, folder: Path) -> Record:
     """The record of the one cell, verified and counted, its program's text in `folder`."""
+    folders.make(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{cell.arm.name}.*"):
             left.unlink()
     except OSError as error:
-        raise Refused(f"{folder} can not be made: {error.strerror}") from None
+        raise Refused(f"{error.filename} cannot be removed: {error.strerror}") from None
     todo = Todo(cell.workload, cell.pass_, (cell.arm,), cell.workload.T, timed=False)
     files = run.prepare(made)
-    with tempfile.TemporaryDirectory(prefix="fusegap-") as scratch:
-        place = Path(scratch)
+    with folders.private() as place:
         weights.store(place / "weights", files)
         known = {framework.name: framework for framework in frameworks}
         bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights"), {}, texts=folder)

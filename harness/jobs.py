@@ -155,11 +155,13 @@ def _block(
     label = f"{_place(job)} {todo.workload.name} {todo.pass_}"
     begun, clock = _heading(bench, job, todo), bench.clock()
     before = bench.graphics() if job.seat.device == "gpu" else None
-    scratch = Path(tempfile.mkdtemp(prefix="fusegap-"))
+    scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache(bench, job)))
     try:
         outputs = scratch / "outputs.safetensors"
         request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s(), "outputs": str(outputs)}
         answer = worker.ask(request, lambda said: stage(f"{label} {said['arm']}: {said['what']}"))
+        if answer["is"] == "unwritten":  # a full disk, mostly, which all that follows would meet too
+            raise OSError(answer["reason"])
         on_gpu = _on_gpu(before, bench.graphics()) if before else {}
         stage(f"{label}: judging")
         judged = bench.judge.judge(outputs, todo.workload, todo.steps, todo.pass_, job.seat.precision)

@@ -15,7 +15,15 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 TAIL = 2000  # characters of a worker's own output kept with a failure
-INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "USER")
+INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH"),
+    *("VIRTUAL_ENV", "USER"),
+)
+COMMON = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": str(sys.flags.utf8_mode),  # so that a path in a request is the same file for both
+    "PYTHONIOENCODING": "utf-8:backslashreplace",  # whatever a framework prints, it can
+}
 Answer = dict[str, Any]
 
 
@@ -47,7 +55,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
-            env=environment | {"PYTHONHASHSEED": "0"} | variables,
+            env=environment | COMMON | variables,
             pass_fds=(theirs,),
             start_new_session=True,
         )
@@ -117,7 +125,10 @@ class Worker:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends."""
+    """Have the kernel kill this process when its parent ends, however that ends; interrupts are for the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

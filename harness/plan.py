@@ -19,10 +19,13 @@ CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification in
 
 @dataclass(frozen=True)
 class Framework:
-    """What a framework said in its own process. `missing` is why it can not be used, or None."""
+    """What a framework said in its own process. `missing` is why it cannot be used, or None; where it is `installed`,
+    installing it would not help.
+    """
 
     name: str
     missing: str | None = None
+    installed: bool = True
     versions: dict[str, str] = field(default_factory=dict)
     executions: dict[str, dict[str, Any]] = field(default_factory=dict)
     devices: dict[str, str | None] = field(default_factory=dict)
@@ -141,9 +144,8 @@ def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
 
 
 def advice(framework: Framework) -> str:
-    """Why a framework cannot be used, and what to do about it where installing it would help."""
-    why = str(framework.missing)
-    return f"{why}: pip install '.[{framework.name}]'" if why.endswith(" is not installed") else why
+    """Why a framework is missing, and what to do where that is known."""
+    return str(framework.missing) + ("" if framework.installed else f": pip install '.[{framework.name}]'")
 
 
 def _check_executions(study: Study, chosen: list[Framework]) -> None:

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +23,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from harness.folders import naming
 from harness.refused import Refused
 from harness.schema import KNOWN
 from harness.study import Study, Workload
 
 SCHEMA = 1
 FILE = "records.jsonl"
-PACKED = f"{FILE}.gz"  # as it may be kept; a run that goes on needs FILE
+PACKED = f"{FILE}.gz"  # as it may be kept; a run that goes on unpacks it
 Record = dict[str, Any]
 
 
@@ -109,7 +111,7 @@ class Store:
     """Appends records to a run's folder."""
 
     def __init__(self, folder: Path, format_: Format = RUN) -> None:
-        self.path, self.format = folder / format_.file, format_
+        self.path, self.packed, self.format = folder / format_.file, folder / f"{format_.file}.gz", format_
         self.keys: set[str] = set()
         self.mended = False  # whether the file is known to end with a whole line
 
@@ -122,13 +124,24 @@ class Store:
         if not self.mended:
             self._mend()
         self.mended = False  # until the whole line is there
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.mended = True
         self.keys.add(key)
         return record
+
+    def unpack(self) -> list[Record]:
+        """Replace packed records by plain ones, which can be added to; returns them. Raises Refused."""
+        plain = self.path.with_suffix(".unpacked")
+        with naming(plain), gzip.open(self.packed) as packed, plain.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+            file.flush()
+            os.fsync(file.fileno())
+        plain.replace(self.path)
+        self.packed.unlink()
+        return self.recover()
 
     def recover(self) -> list[Record]:
         """Return the records there are, whose keys are then taken. Raises Refused, and changes nothing."""
@@ -155,7 +168,7 @@ def held(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise Refused(f"another run is writing into {folder}") from None
         try:
             yield

@@ -1,26 +1,29 @@
 """A run, from a study to a report's records: what is there is asked, the folder opened, the course run."""
 
 import itertools
-import shutil
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import impls
-from harness import environment, jobs, plan, weights
+from harness import environment, folders, jobs, plan, weights
 from harness.course import Clock, Course
 from harness.launch import Lost, Worker
 from harness.measure import cast
 from harness.plan import CACHE, Framework
 from harness.progress import Report
-from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held
+from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held, read
 from harness.refused import Refused
 from harness.study import Study, Workload
 from harness.verify import Judge, form_of, given, overflow
 from impls.interface import IMPOSSIBLE, Data
+
+END = 3  # lines that a worker printed before it ended, which say why
+BEGUN = {"weights", ".lock"}  # what a run that ended before its first record leaves
 
 
 def probe(study: Study, threads: list[int]) -> list[Framework]:
@@ -43,34 +46,49 @@ def _facts(name: str, study: Study, threads: list[int]) -> Framework:
             if lost.status == "timeout":
                 why = f"it did not answer within the timeout of {study.timeout_s:g} s (see --timeout)"
                 return Framework(name, missing=why)
-            return Framework(name, missing=f"it does not start: {lost}")
+            return Framework(name, missing=f"it does not start: {_shortened(str(lost))}")
     answer.pop("is")
     return Framework(name, **answer)
+
+
+def _shortened(reason: str) -> str:
+    """Why a worker ended, with the last of the lines that it printed."""
+    first, *more = reason.strip().splitlines()
+    how, mark, start = first.partition("words: ")
+    return " ".join([how + mark, *[start, *more][-END:]])
 
 
 @contextmanager
 def opened(folder: Path, resume: bool, file: str = FILE) -> Iterator[None]:
     """A run's folder: new or empty, or with `resume` one that holds records, in `file`. Raises Refused."""
-    if resume and not (folder / file).exists() and not _begun(folder):
-        raise Refused(f"{folder} holds no records to go on from")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused(f"{folder} is not empty; give another --out, or --resume to go on with it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"{folder} can not be made: {error.strerror}") from None
-    with held(folder):
+    check(folder, resume, file)
+    with ExitStack() as lock:
+        folders.make(folder)
+        try:
+            lock.enter_context(held(folder))
+        except OSError as error:
+            raise Refused(f"{folder} cannot be written into: {error.strerror}") from None
         yield
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a run was begun here and ended before its first record."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"weights", ".lock"}
+def check(folder: Path, resume: bool, file: str = FILE) -> None:
+    """See, before any work, whether a run's folder can be had; nothing is made. Raises Refused."""
+    folders.check(folder)
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    records = there & {file, f"{file}.gz"}
+    if resume and not records and not (there and there <= BEGUN):
+        raise Refused(f"{folder} holds no records to go on from")
+    if not resume and there:
+        how = "or --resume to go on with it" if records or there <= BEGUN else "for it holds no run to go on with"
+        raise Refused(f"{folder} is not empty; give another --out, {how}")
+    if file in there and not os.access(folder / file, os.R_OK | os.W_OK):
+        raise Refused(f"{folder / file} cannot be written into: it is another's")
 
 
 def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = time.monotonic) -> list[Record]:
     """Measure a study into a folder; returns its records. Raises Refused before any work is done."""
     began = clock()
+    check(folder, resume)
     threads = plan.thread_counts(study, environment.cores())
     frameworks = plan.selected(study, probe(study, threads))
     planned = plan.make(study, frameworks, threads)
@@ -80,8 +98,8 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in planned.absent]
     own = {"cells": [cell.row() for cell in planned.cells], "absent": absent}
     heading = begun("study", study, frameworks, files, command, own)
-    with filled(folder, resume, heading, files) as (store, done):
-        bench = bench_of(study, frameworks, folder, heading["basis"])
+    with folders.private() as private, filled(folder, resume, heading, files) as (store, done):
+        bench = bench_of(study, frameworks, folder, private, heading["basis"])
         with Report(0) as report:
             for number, record in enumerate(Course(bench, planned, done, lambda: clock() - began, report).records()):
                 if number == 0 and done and budgets(done)[-1] != study.budget_s:
@@ -120,11 +138,13 @@ def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:
             raise Refused(f"workload {workload.name} cannot be verified{where}: {why}")
 
 
-def bench_of(study: Study, frameworks: list[Framework], folder: Path, basis: dict[str, Any]) -> jobs.Bench:
-    """What a run's jobs need, in its folder."""
+def bench_of(
+    study: Study, frameworks: list[Framework], folder: Path, private: Path, basis: dict[str, Any]
+) -> jobs.Bench:
+    """What a run's jobs need: in its folder what is kept, in the private one what ends with the run."""
     known = {framework.name: framework for framework in frameworks}
     judge = Judge(folder / "weights")
-    return jobs.Bench(study, known, folder / "weights", folder / "cache", judge, basis)
+    return jobs.Bench(study, known, folder / "weights", private / "cache", judge, basis)
 
 
 def begun(
@@ -156,14 +176,15 @@ def filled(
     """A run's folder while it is measured into: the store, and the records there are already. Raises Refused."""
     with opened(folder, resume, format_.file):
         store = Store(folder, format_)
-        done = store.recover() if store.path.exists() else []
+        done = store.recover() if store.path.exists() else read(folder, format_) if store.packed.exists() else []
         if done and (why := _foreign(done[0], heading, format_.same)) is not None:
             raise Refused(f"{folder} can not be resumed: {why}")
+        if not store.path.exists() and done:
+            done = store.unpack()
         weights.store(folder / "weights", files)
         if not done:
             store.append(heading)
         yield store, done
-        shutil.rmtree(folder / "cache", ignore_errors=True)
 
 
 def _foreign(found: Record, mine: Record, names: tuple[str, ...]) -> str | None:

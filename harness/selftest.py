@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from harness import environment, pilot, simulation, stats
+from harness.launch import end_with_parent
 from harness.progress import console
 from harness.study import Study, load
 from impls.interface import Program, Run, Weights
@@ -119,7 +120,7 @@ def simulated(make: Make, studies: int, seed: int, workers: int) -> list[Case]:
     chunks = [seeds[at : at + CHUNK] for at in range(0, studies, CHUNK)]
     if workers == 1:
         return [case for chunk in chunks for case in _chunk(make, chunk)]
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         return [case for part in pool.map(partial(_chunk, make), chunks) for case in part]
 
 

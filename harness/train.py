@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import environment, jobs, plan, run, weights
+from harness import environment, folders, jobs, plan, run, weights
 from harness.jobs import PROOFS, Bench
 from harness.launch import Answer, Lost
 from harness.measure import BATCHED
@@ -62,6 +62,7 @@ class Course:
 
 def train(study: Study, steps: int, folder: Path, resume: bool, command: str) -> list[Record]:
     """Train into a folder; returns its records. Raises Refused before any work is done."""
+    run.check(folder, resume, TRAINING.file)
     threads = plan.thread_counts(study, environment.cores())
     frameworks = plan.selected(study, run.probe(study, threads))
     first, absent = seats(study, frameworks, threads[0])
@@ -70,8 +71,9 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
     files = weights.training_files(BOOK, steps, study.seed)
     own = {"steps": steps, "seats": [_row(job) for job in first], "absent": [one.model_dump() for one in absent]}
     heading = run.begun("training", study, frameworks, files, command, own)
-    with run.filled(folder, resume, heading, files, TRAINING) as (store, done):
-        bench = run.bench_of(study, frameworks, folder, heading["basis"] | {"training": heading["weights"]})
+    with folders.private() as private, run.filled(folder, resume, heading, files, TRAINING) as (store, done):
+        basis = heading["basis"] | {"training": heading["weights"]}
+        bench = run.bench_of(study, frameworks, folder, private, basis)
         with Report(0, "processes") as report:
             for record in Course(bench, first, done).records(report):
                 store.append(record)

@@ -16,10 +16,12 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from harness import measure, rates, training, weights
@@ -71,9 +73,18 @@ def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
     ]
     try:
         found = backend.facts()
-    except ImportError as error:
-        return {"is": "facts", "missing": f"{error.name or error} is not installed"}
+    except ModuleNotFoundError as error:
+        return {"is": "facts", "missing": f"{error.name or error} is not installed", "installed": False}
+    except Exception as error:  # whatever it raises is a finding, and no crash
+        return {"is": "facts", "missing": f"it is installed and does not start: {_why(error)}"}
     return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(found)}
+
+
+def _why(error: Exception) -> str:
+    """What an error says, in a line; and the line of code that raised it, where it says nothing."""
+    said = " ".join(str(error).split())
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said or f'{frame.line} ({frame.filename}, line {frame.lineno})'}"
 
 
 def open_(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict[str, Any]:
@@ -109,9 +120,12 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
     )
     result = measure.block(backend, todo, time.perf_counter_ns, _stage(send))
     arrays = {f"{name}/{moment}/{q}": a for (name, moment), out in result.outputs.items() for q, a in out.items()}
-    save_file(arrays, request["outputs"])
-    if request["texts"]:
-        _write(Path(request["texts"]), result.texts)
+    try:
+        save_file(arrays, request["outputs"])
+        if request["texts"]:
+            _write(Path(request["texts"]), result.texts)
+    except (OSError, SafetensorError) as error:
+        return {"is": "unwritten", "reason": f"a program's outputs or text cannot be written: {error}"}
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
     floors = _floors(backend, todo) if todo.rounds else {}
     return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}

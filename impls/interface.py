@@ -93,7 +93,7 @@ class Settings:
     device: str
     threads: int
     precision: str
-    cache: str | None = None  # folder of the framework's persistent compilation cache, or none
+    cache: str | None = None  # of the framework's persistent compilation cache and temporary files; a plain path
 
 
 @dataclass(frozen=True)

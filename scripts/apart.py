@@ -14,13 +14,12 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import environment, jobs, plan, run, stats, weights
+from harness import environment, folders, jobs, plan, run, stats, streams, weights
 from harness.measure import BATCHED
 from harness.plan import Job, Todo
 from harness.study import Study, load
@@ -61,8 +60,8 @@ def compared(cell: tuple[str, str, str, str, str], processes: int) -> dict[str, 
     kinds = Kinds(Arm(cell[2], cell[3]), Arm(cell[2], BATCHED)).all()
     choose = random.Random(study.seed)
     found: list[dict[str, Times]] = []
-    with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        bench = opened(study, frameworks, Path(folder))
+    with folders.private() as folder:
+        bench = opened(study, frameworks, folder)
         measured(bench, job, kinds["both"], 0)  # compiles
         for replicate in range(1, processes + 1):
             order = choose.sample(sorted(kinds), len(kinds))
@@ -109,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    streams.leave(main)

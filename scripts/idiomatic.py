@@ -18,15 +18,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.launch import INHERITED
+from harness import folders, streams
+from harness.launch import COMMON, INHERITED
 from harness.measure import probe, timed
 from harness.study import NAMED
 from harness.weights import make_inputs, make_weights
@@ -166,10 +167,10 @@ def child(framework: str, seed: str, path: str) -> None:
 
 def process(framework: str, seed: int) -> list[dict[str, Any]]:
     """Start a child with the variables that the study's workers get, and read what it found."""
-    variables = importlib.import_module(f"impls.{framework}.backend").Backend().environment(SETTINGS)
-    variables |= {name: os.environ[name] for name in INHERITED if name in os.environ}
-    variables |= {"PYTHONHASHSEED": "0", "KERAS_BACKEND": "tensorflow"}
-    with tempfile.TemporaryDirectory() as folder:
+    backend: Backend = importlib.import_module(f"impls.{framework}.backend").Backend()
+    variables = {name: os.environ[name] for name in INHERITED if name in os.environ} | COMMON
+    with folders.private() as folder:
+        variables |= backend.environment(replace(SETTINGS, cache=str(folder))) | {"KERAS_BACKEND": "tensorflow"}
         command = [sys.executable, __file__, "--child", framework, str(seed), f"{folder}/found.json"]
         if code := subprocess.run(command, env=variables, stdout=sys.stderr, check=False).returncode:
             raise SystemExit(f"{framework}: its process ended with status {code}")
@@ -193,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main()
+    child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else streams.leave(main)

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from harness import streams
 from harness.records import FILE, latest, read
 
 FOURTH = Path(__file__).resolve().parent.parent / "tests" / "fourth"
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    streams.leave(main)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import streams
 from harness.records import FILE, Record, read
 
 
@@ -36,9 +37,11 @@ def main() -> None:
         with (Path(folder) / FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in repeated(read(given.folder), given.blocks))
         began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "harness", "report", folder], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "harness", "report", folder]
+        if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+            raise SystemExit(f"the report ended with status {code}")
         print(f"{given.blocks} blocks: {time.monotonic() - began:.1f} s")
 
 
 if __name__ == "__main__":
-    main()
+    streams.leave(main)

@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import folders, streams
+
 ODD = "--workload B=7,T=20,I=3,H=65,O=33,cell=lstm --workload B=5,T=12,I=31,H=64,O=1,cell=gru"
 RUN = "run --no-report --device {device} --processes {processes}"
 
@@ -70,7 +72,12 @@ def carried_out(part: Part, given: argparse.Namespace, left_s: float) -> bool:
         except subprocess.TimeoutExpired:
             status = "time is up"
     print(f"{part.name}: {status} (expected {part.status}) after {time.monotonic() - began:.0f} s", flush=True)
-    return status == part.status and part.says in (given.out / f"{part.name}.log").read_text()
+    return status == part.status and part.says in log_of(part, given.out)
+
+
+def log_of(part: Part, out: Path) -> str:
+    """What a part has printed."""
+    return (out / f"{part.name}.log").read_text(encoding="utf-8", errors="replace")
 
 
 def main() -> None:
@@ -85,7 +92,7 @@ def main() -> None:
     if given.list or given.out is None:
         print("\n".join(f"{part.name}: python -m harness {part.command}" for part in PARTS))
         return
-    given.out.mkdir(parents=True, exist_ok=True)
+    folders.make(given.out)
     end = time.monotonic() + 60 * given.minutes
     chosen = [part for part in PARTS if not given.part or part.name in given.part]
     good = [carried_out(part, given, end - time.monotonic()) for part in chosen if time.monotonic() < end]
@@ -93,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    streams.leave(main)

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from harness import doctor
+from harness import doctor, environment
+from harness.launch import INHERITED
+from impls.torch import backend
 
 GPU = {"reasons": [], "processes": [], "temperature_c": 90}
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
@@ -49,6 +51,74 @@ def test_cores_memory_and_compiler():
     assert not doctor.memory(8.0).advice
     assert "g++" in doctor.compiler(lambda name: None).advice
     assert not doctor.compiler(lambda name: "/usr/bin/g++").advice
+
+
+@pytest.mark.parametrize(("cxx", "noted"), [(None, False), ("clang++", True), ("/no/g++", True), ("g++", False)])
+def test_the_compiler_is_the_one_that_workers_call(cxx, noted, monkeypatch):
+    """CXX does not reach a worker: what it names is neither found nor missed."""
+    monkeypatch.setenv("CXX", cxx) if cxx else monkeypatch.delenv("CXX", raising=False)
+    there = {"g++": "/usr/bin/g++", "clang++": "/usr/bin/clang++"}
+    found = doctor.compiler(there.get)
+    assert found.found.startswith("/usr/bin/g++")
+    assert ("CXX" in found.found) == noted
+    assert not found.advice
+    assert "install g++" in doctor.compiler({"clang++": "/usr/bin/clang++"}.get).advice
+    assert "CXX" not in INHERITED
+    assert (backend.COMPILER, doctor.COMPILER) == ("g++", "g++")
+
+
+def groups(monkeypatch, **files):
+    """A machine with these control groups; `own` is what /proc says of this process."""
+    known = {"/proc/self/cgroup": files.pop("own", "0::/")}
+    known |= {f"/sys/fs/cgroup/{path}": content for path, content in files.pop("files", {}).items()}
+    monkeypatch.setattr(environment, "text", lambda path: known.get(str(path)))
+
+
+V1 = {"cpu.cfs_quota_us": "250000", "cpu.cfs_period_us": "100000"}
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/", {}, None),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000", "cpu.max": "800000 100000"}, 1.5),
+        ("0::/a/b", {"a/b/cpu.max": "100000 100000", "a/cpu.max": "300000 100000"}, 1),
+        ("0::/../x", {"x/cpu.max": "50000 100000"}, 0.5),
+        ("4:cpu,cpuacct:/", {f"cpu/{name}": text for name, text in V1.items()}, 2.5),
+        ("4:cpuacct,cpu:/d", {f"cpu,cpuacct/d/{name}": text for name, text in V1.items()}, 2.5),
+        ("4:cpu:/host/path", {f"cpu/{name}": text for name, text in V1.items()}, 2.5),
+        ("4:cpu:/d", {"cpu/d/cpu.cfs_quota_us": "-1", "cpu/d/cpu.cfs_period_us": "100000"}, None),
+        ("4:cpu:/d", {"cpu/d/cpu.cfs_quota_us": "x", "cpu/d/cpu.cfs_period_us": "0"}, None),
+        ("3:cpuset:/d\n0::/e", {"unified/e/cpu.max": "300000 100000"}, 3),
+        ("no group", {"cpu.max": "what is this"}, None),
+    ],
+)
+def test_the_quota_is_the_least_of_all_groups(own, files, cores, monkeypatch):
+    groups(monkeypatch, own=own, files=files)
+    assert environment.quota() == cores
+
+
+def test_cores_are_limited_by_either_kind_of_quota(monkeypatch):
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 8)
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda pid: range(8))
+    groups(monkeypatch)
+    assert environment.cores() == 8
+    for quota, cores in (("250000", 2), ("50000", 1)):
+        groups(monkeypatch, own="4:cpu:/", files={"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": "100000"})
+        assert environment.cores() == cores
+    assert "refused" in doctor.quota(0.5).advice
+    assert not doctor.quota(1.0).advice
+    assert not doctor.quota(None).advice
+
+
+def test_a_pip_that_does_not_answer_is_a_finding(monkeypatch):
+    def run(*given, **more):
+        raise subprocess.TimeoutExpired("pip", 120)
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    assert "did not answer" in doctor.requirements().found
 
 
 def test_versions_that_clash_are_named():

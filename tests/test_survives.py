@@ -1,9 +1,11 @@
 """What a run survives: kills at any instant, a full disk, cut records, workers that die or lie."""
 
 import errno
+import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,15 +15,16 @@ import time
 import psutil
 import pytest
 
-from harness import cli, environment, records, report, run
-from harness.records import FILE, held, read
+from harness import cli, environment, jobs, plan, records, report, run
+from harness.records import FILE, PACKED, held, read
 from harness.refused import Refused
 from scripts import kills
-from tests.conftest import FOURTH
+from tests.conftest import FOURTH, HERE
 from tests.test_run import FLAGS, plant, statuses, study
 
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
 KILLS = 10
+MODULE = "python -m harness"
 RUN = ["run", *FLAGS, "--processes", "6", "--rounds", "4", "--budget", "0"]
 
 
@@ -91,6 +94,34 @@ def test_a_framework_that_fails_to_import_is_missing_with_its_last_words(tmp_pat
     plant("broken", tmp_path, monkeypatch)
     (framework,) = run.probe(study(), [1])
     assert "libnothing.so" in framework.missing
+    assert "pip install" not in plan.advice(framework)
+    assert "\n" not in plan.advice(framework)
+
+
+def test_installing_is_advised_where_something_is_not_installed(tmp_path, monkeypatch):
+    plant("missing", tmp_path, monkeypatch)
+    (framework,) = run.probe(study(), [1])
+    assert plan.advice(framework) == "numpyx is not installed: pip install '.[numpy]'"
+
+
+def test_a_framework_whose_process_ends_is_not_to_be_installed(tmp_path, monkeypatch):
+    plant("ends", tmp_path, monkeypatch)
+    (framework,) = run.probe(study(), [1])
+    said = plan.advice(framework)
+    assert said.startswith("it does not start: the worker ended with status 3; ")
+    assert said.endswith("first these were its words")
+    assert "pip install" not in said
+    assert "\n" not in said
+
+
+@pytest.mark.skipif("tf" not in HERE, reason="TensorFlow is not here")
+def test_a_users_keras_settings_are_named_and_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text('{"floatx": "float128"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (framework,) = run.probe(study(frameworks=["tf"]), [1])
+    assert "floatx=float128" in plan.advice(framework)
+    assert "pip install" not in plan.advice(framework)
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -134,6 +165,129 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsy
     assert status == 0
     found = read(tmp_path / "run")
     assert len({record["key"] for record in found}) == len(found) == 1 + 2 + 12
+
+
+def full(path):
+    """Have a file take nothing, as on a full disk."""
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("name", ["report.md", "times.csv", "environment.json", "figures/gap-w-forward.png"])
+@pytest.mark.parametrize("again", [["run", "--resume", "--out"], ["report"]])
+def test_a_disk_that_is_full_while_the_report_is_drawn_keeps_the_records(name, again, tmp_path, monkeypatch, capsys):
+    given = study(processes=1, passes=["forward"])
+    out = tmp_path / "a run"
+    run.run(given, out, False, "")
+    before = (out / FILE).read_bytes()
+    full(out / name)
+    monkeypatch.setattr(run, "run", lambda study, folder, resume, command: read(folder))
+    status, said = command(monkeypatch, capsys, *again, str(out))
+    assert status == 1
+    sentence = said.strip().splitlines()[-1]
+    assert re.match(f"error: {out}.* cannot be written: No space left on device", sentence)
+    assert "Traceback" not in said
+    assert (out / FILE).read_bytes() == before
+    if again[0] == "run":
+        assert sentence.endswith(f"the records are kept, and the report can be made with: {MODULE} report '{out}'")
+
+
+def test_a_disk_that_is_full_where_a_worker_writes_ends_the_run(tmp_path, monkeypatch, capsys):
+    """It is no fault of an arm's, which a record of it would say."""
+    real = jobs.tempfile.mkdtemp
+
+    def mkdtemp(prefix, dir):
+        return f"{dir}/nowhere" if prefix == "outputs-" else real(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(jobs.tempfile, "mkdtemp", mkdtemp)
+    status, said = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "a b"))
+    assert status == 1
+    sentence = said.strip().splitlines()[-1]
+    assert "outputs or text cannot be written" in sentence
+    assert "No such file" in sentence
+    again = f"{MODULE} {' '.join(RUN)} --out '{tmp_path / 'a b'}' --resume"
+    assert sentence.endswith(f"what is done is kept. Go on with: {again}")
+    assert len(read(tmp_path / "a b")) == 1
+
+
+def test_a_verification_whose_outputs_cannot_be_kept_says_which(tmp_path, monkeypatch, capsys):
+    name = "numpy-cpu-eager-fp32-unrolled-batched-forward.safetensors"
+    full(tmp_path / "out" / name)
+    arguments = ["verify", *FLAGS, "--pass", "forward", "--precision", "fp32", "--save-outputs", str(tmp_path / "out")]
+    status, said = command(monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert said.splitlines()[-1] == f"error: {tmp_path / 'out' / name} cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_said_to_be_kept_where_nothing_is(error, tmp_path, monkeypatch, capsys):
+    def probe(study, threads):
+        raise error
+
+    monkeypatch.setattr(run, "probe", probe)
+    status, said = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"))
+    assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    again = f"{MODULE} {' '.join(RUN)} --out {tmp_path / 'run'}"
+    assert said.splitlines()[-1].endswith(f"nothing was measured yet. Go on with: {again}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interruption_before_any_work_leaves_anothers_folder_as_it_is(tmp_path, monkeypatch, capsys):
+    """It once drew a report into a folder that the run would have been refused."""
+    run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    monkeypatch.setattr(run, "probe", lambda study, threads: pytest.fail("work was begun"))
+    status, said = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"))
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_packed_records_are_gone_on_with(tmp_path, monkeypatch):
+    """Alone they went in a circle: not empty, give --resume; no records to go on from."""
+    folder = tmp_path / "run"
+    whole = run.run(study(processes=2, passes=["forward"]), folder, False, "")
+    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    (folder / FILE).unlink()
+    packed = gzip.compress("".join(lines[:-1]).encode() + lines[-1][:40].encode())
+    (folder / PACKED).write_bytes(packed)
+    with pytest.raises(Refused, match="another study"):
+        run.run(study(processes=2, passes=["train"]), folder, True, "")
+    assert (folder / PACKED).read_bytes() == packed
+    assert not (folder / FILE).exists()
+    again = run.run(study(processes=2, passes=["forward"]), folder, True, "")
+    assert [record["key"].rpartition("-")[0] for record in again] == [r["key"].rpartition("-")[0] for r in whole]
+    assert {path.name for path in folder.iterdir()} == {FILE, "weights"}
+
+
+@pytest.mark.parametrize("packed", [b"no gzip", gzip.compress(b"x" * 100)[:-9], gzip.compress(b"{}\n")])
+def test_packed_records_that_are_broken_are_refused_and_left(packed, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / PACKED).write_bytes(packed)
+    with pytest.raises(Refused):
+        run.run(study(), tmp_path / "run", True, "")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == {PACKED: packed}
+
+
+def test_a_folder_that_holds_no_run_is_not_to_be_resumed(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(Refused, match="holds no run to go on with"):
+        run.run(study(), tmp_path, False, "")
+    with pytest.raises(Refused, match="no records to go on from"):
+        run.run(study(), tmp_path, True, "")
+
+
+def test_caches_lie_apart_from_the_run_and_end_with_it(tmp_path, monkeypatch):
+    """A blank in --out once parted TF_XLA_FLAGS: the cache stayed, and the next run's first calls were warm."""
+    caches = []
+    real = jobs.worker_of
+    monkeypatch.setattr(jobs, "worker_of", lambda bench, job: caches.append(bench.cache) or real(bench, job))
+    run.run(study(processes=1, passes=["forward"]), tmp_path / "a b", False, "")
+    run.run(study(processes=1, passes=["forward"]), tmp_path / "c", False, "")
+    assert len(set(caches)) == 2
+    assert not any(place.parent.exists() or " " in str(place) for place in caches)
+    assert {path.name for path in (tmp_path / "a b").iterdir()} == {FILE, "weights"}
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch, capsys):

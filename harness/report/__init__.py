@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from harness import folders
 from harness.analysis import Tables
 from harness.records import FILE, PACKED, read
 from harness.refused import Refused
@@ -36,9 +37,12 @@ def write(folder: Path, out: Path | None = None) -> Path:
     that can not be read, and on an `out` that can not be had.
     """
     found = tables(folder)
-    if out and out.resolve() != folder.resolve():
+    if out and os.path.realpath(out) != os.path.realpath(folder):
         make([out])
-    return written(body(found, folder, out or folder), out or folder)
+    else:
+        folders.check(folder)
+    with folders.naming(out or folder):
+        return written(body(found, folder, out or folder), out or folder)
 
 
 def tables(folder: Path) -> Tables:
@@ -49,18 +53,13 @@ def tables(folder: Path) -> Tables:
     return Tables(records)
 
 
-def make(folders: list[Path]) -> None:
+def make(wanted: list[Path]) -> None:
     """Make folders for reports. Raises Refused, before any is made, where another run's records lie in one."""
-    try:
-        for folder in folders:
-            if any((folder / name).exists() for name in (FILE, PACKED)):
-                raise Refused(f"{folder} holds a run's records and is not among what is reported: give another --out")
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise Refused(f"{folder} can not be written into")
-    except OSError as error:
-        raise Refused(f"{folder} can not be made: {error.strerror}") from None
+    for folder in wanted:
+        if any(os.path.lexists(folder / name) for name in (FILE, PACKED)):
+            raise Refused(f"{folder} holds a run's records and is not among what is reported: give another --out")
+    for folder in wanted:
+        folders.make(folder)
 
 
 def body(found: Tables, folder: Path, out: Path) -> str:
@@ -100,7 +99,7 @@ def rendered(template: str, variables: Row) -> str:
 def written(text: str, out: Path, name: str = "report.md") -> Path:
     """The path of the report, now that its text is there."""
     path = out / name
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # bytes of a path may be no text
     return path
 
 

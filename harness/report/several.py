@@ -1,5 +1,6 @@
 """One report of several runs: side by side, and then each by itself. Nothing is merged, nothing averaged."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.analysis import Tables
+from harness.folders import naming
 from harness.refused import Refused
 from harness.report import body, comparison, figures, make, rendered, tables, uncollected, words, written
 from harness.report.markdown import sizes, table
@@ -47,23 +49,29 @@ def write(folders: list[Path], out: Path | None) -> Path:
         "differences": differences(runs),
         "comparison": comparison.everything(found),
     }
-    if drawn := comparison.drawings(found, {run.tables.study.margin for run in runs.values()}):
-        with figures.drawing(drawn, out / "figures"):
-            pass
-    bodies = [within(body(run.tables, run.folder, out / label), label) for label, run in runs.items()]
-    return written(rendered("several.md.j2", variables | {"bodies": bodies}), out)
+    with naming(out):
+        if drawn := comparison.drawings(found, {run.tables.study.margin for run in runs.values()}):
+            with figures.drawing(drawn, out / "figures"):
+                pass
+        bodies = [within(body(run.tables, run.folder, out / label), label) for label, run in runs.items()]
+        return written(rendered("several.md.j2", variables | {"bodies": bodies}), out)
 
 
 def _check(folders: list[Path], out: Path) -> None:
     """Raises Refused on a folder given twice, and on an `out` that holds one of them or lies in one."""
-    place, seen = out.resolve(), set[Path]()
+    place, seen = _real(out), set[Path]()
     for folder in folders:
-        mine = folder.resolve()
+        mine = _real(folder)
         if mine in seen:
             raise Refused(f"{folder} is given twice")
         if place.is_relative_to(mine) or mine.is_relative_to(place):
             raise Refused(f"--out {out} must lie apart from the runs, and not hold {folder} or lie in it")
         seen.add(mine)
+
+
+def _real(folder: Path) -> Path:
+    """Where a folder really lies; links in a circle, which have no such place, stay as they are."""
+    return Path(os.path.realpath(folder))
 
 
 def labelled(runs: list[Measured]) -> Runs:

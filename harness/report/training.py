@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import trajectories
+from harness import folders, trajectories
 from harness.measure import BATCHED, TWIN
 from harness.records import Record, read
 from harness.refused import Refused
@@ -29,11 +29,12 @@ def write(folder: Path, out: Path | None = None) -> Path:
     if not records:
         raise Refused(f"{folder / TRAINING.file} is empty")
     out = out or folder
-    out.mkdir(parents=True, exist_ok=True)
+    folders.make(out)
     lines, oracle = trajectories.lines(records), _oracle(records)
-    if oracle:
-        curves.draw(lines, oracle, out / "figures" / FIGURE)
-    return written(rendered("train.md.j2", everything(records, lines, oracle)), out, "train.md")
+    with folders.naming(out):
+        if oracle:
+            curves.draw(lines, oracle, out / "figures" / FIGURE)
+        return written(rendered("train.md.j2", everything(records, lines, oracle)), out, "train.md")
 
 
 def everything(records: list[Record], lines: list[Line], oracle: Record | None) -> Row:

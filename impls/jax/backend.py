@@ -31,7 +31,7 @@ class Backend:
         self.compiled = 0
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        threads = {"PJRT_NPROC": str(settings.threads)}
+        threads = {"PJRT_NPROC": str(settings.threads)} | ({"TMPDIR": settings.cache} if settings.cache else {})
         if settings.device == "cpu":
             return threads | {"JAX_PLATFORMS": "cpu"}
         # Workers that verify run beside each other: none may take most of the GPU's memory before it needs it.

@@ -54,7 +54,8 @@ class Backend:
 
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = str(settings.threads)
-        cache = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={settings.cache}"} if settings.cache else {}
+        flags = f"--tf_xla_persistent_cache_directory={settings.cache}"  # parted at blanks: a cache's path has none
+        cache = {"TF_XLA_FLAGS": flags, "TMPDIR": settings.cache} if settings.cache else {}
         return {
             "TF_NUM_INTRAOP_THREADS": threads,
             "TF_NUM_INTEROP_THREADS": threads,

@@ -13,7 +13,8 @@ from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Unavailable, Weights, named
 
 NO_EAGER_SCAN = "torch's scan operator runs through the compiler even when called eagerly: it has no eager form"
-NO_COMPILER = "Inductor needs a C++ compiler (g++ or clang++) and finds none"
+COMPILER = "g++"  # what Inductor calls where CXX is not set, and a worker is given none
+NO_COMPILER = "Inductor needs the C++ compiler g++ and finds none"
 NO_CUDA_GRAPH = "a CUDA graph is recorded on a GPU"
 NOT_GRAPHED = "Inductor recorded no CUDA graph of it, or runs past the one it recorded"
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
@@ -37,14 +38,14 @@ class Backend:
 
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = str(settings.threads)
-        cache = {"TORCHINDUCTOR_CACHE_DIR": settings.cache} if settings.cache else {}
+        # Inductor's command lines hold paths of either, and are parted at blanks.
+        cache = {"TORCHINDUCTOR_CACHE_DIR": settings.cache, "TMPDIR": settings.cache} if settings.cache else {}
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | cache
 
     def facts(self) -> Facts:
         import torch
 
-        compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-        missing = None if compiler else NO_COMPILER
+        missing = None if shutil.which(COMPILER) else NO_COMPILER
         without = {"time_distributed": NO_TIME_DISTRIBUTED}
         unbatched = dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH)
         executions = {

@@ -25,6 +25,9 @@ class Backend:
             raise ModuleNotFoundError("No module named 'numpyx'", name="numpyx")
         if _mischief() == "broken":
             raise OSError("libnothing.so: cannot open shared object file")
+        if _mischief() == "ends":
+            print("first\nthese were\nits words", file=sys.stderr)
+            sys.exit(3)
         without = {
             "scan": "NumPy has no symbolic loop",
             "layer": "NumPy has no layers",
