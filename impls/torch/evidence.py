@@ -57,7 +57,7 @@ def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence,
 
 
 def products(call: Callable[[], object]) -> list[Product]:
-    """The products that a call issues; none where the profiler does not see them all. The first of two calls compiles."""
+    """The products that a call issues; none where the profiler does not see them all. A first call compiles."""
     call()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         call()
