@@ -146,7 +146,7 @@ def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
     if variables := found.get("variables"):
         table.add_row("variables", f"{len(variables)}: {', '.join(str(Variable(*one)) for one in variables)}")
     out.print(table, markup=False)
-    for what, why in (found["missing"] | done.missing).items():
+    for what, why in done.missing.items():
         out.print(f"{what} could not be had: {why}", markup=False)
     texts = sorted(path.name for path in folder.glob(f"{cell.arm.name}.*"))
     out.print(f"program text: {', '.join(str(folder / name) for name in texts) or 'none'}", markup=False)

@@ -11,7 +11,7 @@ NOT_MOVED = "a compiler made multiplications of some products, in kernels that r
 
 
 class Work(NamedTuple):
-    """Of one call. None where it is not known, which `missing` says of a number that others do not account for.
+    """Of one call. None where it is not known; `missing` says why, with all that the evidence says is missing.
 
     `products`: issued as such. `operations`: of these and of the ones that a compiler made multiplications of, which
     are counted in the program before it. `moved_bytes`: of the products, where all were issued.
@@ -25,18 +25,19 @@ class Work(NamedTuple):
 
 def work(evidence: Mapping[str, Any], least: int, item_bytes: int) -> Work:
     """The work of a call from its evidence, as recorded, and from the operations that its outputs take at least."""
-    if {"everything", "products"} & evidence["missing"].keys():
-        return Work(None, None, None, {})
+    missing = dict(evidence["missing"])
+    if {"everything", "products"} & missing.keys():
+        return Work(None, None, None, missing)
     products, written = ([Product(*one) for one in evidence[name]] for name in ("products", "written"))
     by_products = flops(products)
     operations = max(by_products, flops(written))
-    if "operations" in evidence["missing"]:
-        return Work(issued(products), None, None, {})
-    if operations < least:
-        return Work(issued(products), None, None, {"operations": LEFT_OUT})
+    if by_products == least:
+        missing.pop("operations", None)  # nothing can be left out of the least
+    if "operations" in missing or operations < least:
+        return Work(issued(products), None, None, {"operations": LEFT_OUT} | missing)
     if by_products < operations:
-        return Work(issued(products), operations, None, {"product_bytes": NOT_MOVED})
-    return Work(issued(products), operations, moved_bytes(products, item_bytes), {})
+        return Work(issued(products), operations, None, missing | {"product_bytes": NOT_MOVED})
+    return Work(issued(products), operations, moved_bytes(products, item_bytes), missing)
 
 
 def least_operations(sizes: Mapping[str, Any], pass_: str, arm: Arm) -> int:

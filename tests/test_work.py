@@ -71,9 +71,10 @@ SMALL, LARGE = Product(3, 1, 1, 3, 5), Product(3, 1, 1, 5, 5)  # 90 and 150 oper
         (found([LARGE], [SMALL, LARGE]), 200, Work(3, 240, None, {"product_bytes": NOT_MOVED})),
         (found([LARGE]), 200, Work(3, None, None, {"operations": LEFT_OUT})),
         (found([]), 1, Work(0, None, None, {"operations": LEFT_OUT})),
-        (found([LARGE], products="it is one call"), 200, Work(None, None, None, {})),
-        (found([LARGE], operations="it does not run"), 100, Work(3, None, None, {})),
-        (found(everything="nothing counts"), 200, Work(None, None, None, {})),
+        (found([LARGE], products="it is one call"), 200, Work(None, None, None, {"products": "it is one call"})),
+        (found([LARGE], operations="it does not run"), 100, Work(3, None, None, {"operations": "it does not run"})),
+        (found([LARGE], operations="it does not run"), 150, Work(3, 150, 4 * 3 * 35, {})),
+        (found(everything="nothing counts"), 200, Work(None, None, None, {"everything": "nothing counts"})),
     ],
 )
 def test_operations_are_whole_or_unknown(evidence, least, expected):
