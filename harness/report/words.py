@@ -7,7 +7,7 @@ import pandas as pd
 
 from harness import pilot
 from harness.analysis import ENGINE, Tables
-from harness.gaps import ARM, LOOPS, SEAT, usable
+from harness.gaps import ARM, LOOPS, SEAT, arm_of, usable
 from harness.measure import BATCHED, TWIN
 from harness.outcome import why_nothing
 from harness.pilot import HEADLINE
@@ -93,7 +93,8 @@ def title(tables: Tables) -> str:
         return COMPARED
     if why_nothing(tables.blocks, budgets(tables.sittings)[-1]):
         return NOTHING
-    return ITSELF if {cell["projection"] for cell in tables.heading["cells"]} == {BATCHED} else ALONE
+    tried = {arm_of(name)["projection"] for block in tables.blocks for name in block["arms"]}
+    return ITSELF if tried == {BATCHED, TWIN} else ALONE
 
 
 def answer(tables: Tables) -> str:
