@@ -17,8 +17,10 @@ from harness.records import Record, budgets, latest
 from harness.refused import Refused
 from harness.study import Study
 from harness.verify import form_of, holds
+from harness.work import least_operations, work
 from impls import trace
-from impls.evidence import ITEM_BYTES, Evidence, Product, flops, issued, moved_bytes
+from impls.evidence import ITEM_BYTES, Evidence, Product
+from impls.interface import Arm
 
 ENGINE = ["framework", "execution", "device", "precision"]  # what programs are run by, whatever their threads
 SIZES = ["cell", "B", "T", "I", "H", "O"]
@@ -144,7 +146,7 @@ def _time(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
 
 def _evidence(counted: list[Counted]) -> pd.DataFrame:
     """A row for each cell whose calls were counted."""
-    rows = [_place(record) | arm_of(name) | _row(record, arm) for record, name, arm in counted]
+    rows = [_place(record) | arm_of(name) | _row(record, name, arm) for record, name, arm in counted]
     frame = pd.DataFrame(rows, columns=EVIDENCE)
     try:
         frame[COUNTS] = frame[COUNTS].astype("Int64")
@@ -175,18 +177,18 @@ def _first_counted(blocks: list[Record]) -> Iterator[Counted]:
                 yield record, name, arm
 
 
-def _row(record: Record, arm: dict[str, Any]) -> dict[str, Any]:
+def _row(record: Record, name: str, arm: dict[str, Any]) -> dict[str, Any]:
     """An arm's evidence as a row: what is missing is empty, and says why in the last column."""
     found = asdict(Evidence()) | arm["evidence"]  # older records have fewer fields
-    missing, ran = found["missing"], found["device_kernels"]
-    products = [Product(*product) for product in found["products"]]
-    known = not {"everything", "products"} & missing.keys()
+    least = least_operations(record["workload"] | {"T": record["steps"]}, record["pass"], Arm(**arm_of(name)))
+    done = work(found, least, ITEM_BYTES[record["precision"]])
+    missing, ran = done.missing, found["device_kernels"]
     names = not {"everything", "kernels"} & missing.keys()
     return {
-        "products": issued(products) if known else None,
-        "shapes": "; ".join(map(str, products)),
-        "flops": flops(products) if known else None,
-        "product_bytes": moved_bytes(products, ITEM_BYTES[record["precision"]]) if known else None,
+        "products": done.products,
+        "shapes": "; ".join(str(Product(*product)) for product in found["products"]),
+        "flops": done.operations,
+        "product_bytes": done.moved_bytes,
         "kernels": sum(found["kernels"].values()) if names else None,
         "kernel_names": "; ".join(f"{count}×{name}" for name, count in found["kernels"].items()),
         "fusions": found["fusions"],

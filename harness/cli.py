@@ -253,7 +253,8 @@ def doctor() -> None:
 
 def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     from harness import run as runs
-    from harness.records import FILE, latest
+    from harness.outcome import why_nothing
+    from harness.records import FILE, budgets, latest
 
     write = _reported if report else lambda folder: folder / FILE
     files = Files(out, FILE, write)
@@ -263,7 +264,9 @@ def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     bad = sum(status in BAD for status in statuses)
     if bad:
         print(f"{bad} measurements went wrong or failed; the records name them", file=sys.stderr)
-    raise typer.Exit(1 if bad else 0)
+    if nothing := why_nothing(latest(records, ("block",)), budgets(records)[-1]):
+        print(f"nothing was measured: {nothing}", file=sys.stderr)
+    raise typer.Exit(1 if bad or nothing else 0)
 
 
 def _there(module: str) -> bool:

@@ -16,7 +16,8 @@ from harness.records import Record
 from harness.refused import Refused
 from harness.study import Study, nearest
 from harness.verify import Judge
-from impls.evidence import ITEM_BYTES, Product, Variable, flops, issued, moved_bytes
+from harness.work import least_operations, work
+from impls.evidence import ITEM_BYTES, Product, Variable, flops, issued
 from impls.interface import DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 UNKNOWN = "unknown"
@@ -131,14 +132,17 @@ def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
     """Print what was counted, and where the text lies."""
     out = console()
     products = [Product(*product) for product in found["products"]]
-    counted = not {"everything", "products"} & found["missing"].keys()
+    least = least_operations(cell.workload.model_dump(), cell.pass_, cell.arm)
+    done = work(found, least, ITEM_BYTES[cell.precision])
     kernels = None if {"everything", "kernels"} & found["missing"].keys() else found["kernels"]
     table = Table("one call of", place)
-    shapes = f"{issued(products)}: {', '.join(map(str, products)) or 'none'}"
-    table.add_row("matrix products", shapes if counted else UNKNOWN)
-    table.add_row("operations of the products", f"{flops(products):,}" if counted else UNKNOWN)
-    moved = moved_bytes(products, ITEM_BYTES[cell.precision])
-    table.add_row("bytes the products move", f"{moved:,}" if counted else UNKNOWN)
+    shapes = f"{done.products}: {', '.join(map(str, products)) or 'none'}"
+    table.add_row("matrix products", UNKNOWN if done.products is None else shapes)
+    if done.operations is not None and done.operations > flops(products):
+        written = [Product(*product) for product in found["written"]]
+        table.add_row("products before compiling", f"{issued(written)}: {', '.join(map(str, written))}")
+    table.add_row("operations of the products", UNKNOWN if done.operations is None else f"{done.operations:,}")
+    table.add_row("bytes the products move", UNKNOWN if done.moved_bytes is None else f"{done.moved_bytes:,}")
     table.add_row("kernels", UNKNOWN if kernels is None else f"{sum(kernels.values())}: {_listed(kernels)}")
     table.add_row("fusions", UNKNOWN if found["fusions"] is None else f"{found['fusions']:,}")
     trips = ", ".join(f"{trips} trips" for trips in found["loops"]) or "none"
@@ -151,7 +155,7 @@ def _say(place: str, cell: Wanted, found: dict[str, Any], folder: Path) -> None:
     if variables := found.get("variables"):
         table.add_row("variables", f"{len(variables)}: {', '.join(str(Variable(*one)) for one in variables)}")
     out.print(table, markup=False)
-    for what, why in found["missing"].items():
+    for what, why in done.missing.items():
         out.print(f"{what} could not be had: {why}", markup=False)
     texts = sorted(path.name for path in folder.glob(f"{cell.arm.name}.*"))
     out.print(f"program text: {', '.join(str(folder / name) for name in texts) or 'none'}", markup=False)

@@ -36,7 +36,9 @@ class Variable(NamedTuple):
 class Evidence:
     """Of one call of one arm's program. What could not be had is None or empty, and `missing` says why.
 
-    `products`: matrix products issued, by shape. `kernels`: name -> how often an operation, kernel or library call
+    `products`: matrix products issued, by shape. `written`: those of the program before its compiler; empty where none
+    stands between. What is written and not issued is computed in the compiler's own kernels, by multiplications and
+    sums. `kernels`: name -> how often an operation, kernel or library call
     was started. `fusions`: how many of them hold several operations that a compiler put together. `loops`: the trip
     counts of the symbolic loops. `temp_bytes`: memory for what is neither input nor output, at its peak. `variables`:
     all there are in the program's graph, whether or not a call uses them; only of a program that keeps its own.
@@ -47,6 +49,7 @@ class Evidence:
     """
 
     products: list[Product] = field(default_factory=list)
+    written: list[Product] = field(default_factory=list)
     kernels: dict[str, int] = field(default_factory=dict)
     fusions: int | None = None
     loops: list[int] = field(default_factory=list)
@@ -60,8 +63,12 @@ class Evidence:
 
 def counted(products: Counter[tuple[int, int, int, int]], kernels: Counter[str]) -> Evidence:
     """Evidence of products, by batch, M, K and N, and of kernels, by name."""
-    shapes = [Product(times, *shape) for shape, times in sorted(products.items())]
-    return Evidence(shapes, dict(sorted(kernels.items())))
+    return Evidence(listed(products), kernels=dict(sorted(kernels.items())))
+
+
+def listed(products: Counter[tuple[int, int, int, int]]) -> list[Product]:
+    """Products by batch, M, K and N -> in the order of their shapes."""
+    return [Product(times, *shape) for shape, times in sorted(products.items())]
 
 
 def flops(products: Iterable[Product]) -> int:

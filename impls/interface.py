@@ -182,7 +182,10 @@ class Backend(Protocol):
         """
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """What one call of a prepared and called program does, and its text: file name -> content."""
+        """What one call of a prepared and called program does, and its text: file name -> content.
+
+        Of a compiled program also the products that were written, for its compiler may multiply in another way.
+        """
 
     def compilations(self) -> int:
         """How many programs were traced or compiled so far; it must stand still while timing."""

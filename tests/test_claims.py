@@ -22,9 +22,9 @@ def contrast(ratio, verdict, contender="per_step", baseline="in_loop", trusted=T
     return (*SEAT, "scan", contender, baseline, ratio, ratio * 0.99, ratio * 1.01, 3, 40, verdict, trusted, 7.0)
 
 
-def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", seat=SEAT):
+def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", seat=SEAT, moved=0):
     place = (*seat[:-1], pass_, recurrence, projection)
-    return (*place, products, "", flops, 0, 99, "", 0, "", temp, None, None, "", None, "")
+    return (*place, products, "", flops, moved, 99, "", 0, "", temp, None, None, "", None, "")
 
 
 def listed(projection, *shapes, pass_="train"):
@@ -45,7 +45,7 @@ def tables(gaps=(), contrasts=(), evidence=(), label="default", variables=()):
 
 def test_a_gpu_is_counted_beside_a_cpu_with_another_number_of_threads():
     gpu = ("tf", "gpu", 16, *SEAT[3:])
-    both = [counted(projection, 40 + 20 * (projection == "in_loop"), seat=seat)
+    both = [counted(projection, 41 + 19 * (projection == "in_loop"), seat=seat)
             for seat in (SEAT, ("tf", "cpu", 16, *SEAT[3:]), gpu) for projection in ("in_loop", "batched")]  # fmt: skip
     kept = causes.once(tables(evidence=both).evidence)
     assert set(zip(kept.device, kept.threads, strict=True)) == {("cpu", 1), ("gpu", 16)}
@@ -99,6 +99,27 @@ def test_products_and_operations_are_judged_by_what_was_counted():
     assert left_out.verdict == "not yet judged"
     assert "changed by its compiler" in left_out.numbers
     assert judged("C3", tables()).verdict == "not yet judged"
+
+
+@pytest.mark.parametrize(
+    ("in_loop", "batched", "verdict", "said"),
+    [
+        # a compiler made multiplications of products, and no `none` beside them tells
+        ((0, 50, 0), (1, 270, 0), "not yet judged", "changed by its compiler"),
+        ((0, None, None), (1, 270, 0), "not yet judged", "changed by its compiler"),
+        ((0, 270, None), (1, 270, None), "true here", "equal in 1 of 1"),
+        ((0, 270, None), (1, 290, None), "false here", "equal in 0 of 1"),
+        ((20, 270, 0), (1, 270, None), "true here", "equal in 1 of 1"),
+    ],
+)
+def test_operations_that_leave_work_out_judge_no_claim(in_loop, batched, verdict, said):
+    rows = [
+        counted(name, products, flops=flops, moved=moved)
+        for name, (products, flops, moved) in (("in_loop", in_loop), ("batched", batched))
+    ]
+    found = judged("C3", tables(evidence=rows))
+    assert found.verdict == verdict
+    assert said in found.numbers
 
 
 def test_memory_waits_for_the_original_program_and_says_what_is_known():

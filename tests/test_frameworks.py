@@ -14,12 +14,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import impls
-from harness import analysis, course, jobs, plan, run, weights
+from harness import analysis, course, jobs, plan, run, weights, work
 from harness.progress import Report
 from harness.report import causes, claims
 from harness.study import NAMED, Study, Workload
 from harness.verify import Judge
-from impls.interface import Settings
+from impls.interface import Arm, Settings
 from tests.conftest import HERE
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +100,35 @@ def test_the_projection_adds_the_products_that_were_written(framework, tmp_path)
     pairs = claims._pairs(found, "flops")
     assert len(pairs)
     assert (pairs.in_loop == pairs.batched).all()
+
+
+ONES = [
+    {"B": 1}, {"O": 1}, {"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, {"T": 1}, dict.fromkeys("BIHO", 1),
+    dict.fromkeys("BTIHO", 1),
+]  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ones", ONES, ids=str)
+def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, ones, tmp_path):
+    """Products of size one: both forms take the same operations, and none is left out."""
+    workload = SMALL.model_copy(update=ones)
+    arms = {"recurrences": ["unrolled", "scan"], "projections": ["in_loop", "batched"]}
+    executions = [*COMPILED[framework], *ORIGINAL[framework], "eager"]
+    found, _ = counted(framework, executions, tmp_path, workload, **arms)
+    assert found.evidence.flops.notna().all()
+    for _, forms in found.evidence.groupby(["execution", "pass", "recurrence"]):
+        assert forms.flops.nunique() == 1, forms.to_string()
+    for row in found.evidence.to_dict("records"):
+        arm = Arm(row["recurrence"], row["projection"])
+        least = work.least_operations(workload.model_dump(), row["pass"], arm)
+        assert least <= row["flops"] <= most_operations(workload, row["pass"])
+    assert claims._operations(found).verdict in ("true here", claims.NOT_JUDGED)
+
+
+def most_operations(w, pass_):
+    """Of a program that multiplies the zeros before the first step and takes their gradient, and that of the inputs."""
+    return 2 * w.T * w.B * ((w.I + w.H) * w.H + w.H * w.O) * (3 if pass_ == "train" else 1)
 
 
 SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)

@@ -22,7 +22,12 @@ def tables(*rows, label="default"):
         (*SEAT, c, "batched", ratio, low, high, 3, 40, verdict, trusted, 7.0)
         for c, ratio, low, high, verdict, trusted in rows
     ]
-    return SimpleNamespace(gaps=pd.DataFrame(made, columns=GAPS), study=SimpleNamespace(label=label, margin=0.02))
+    return SimpleNamespace(
+        gaps=pd.DataFrame(made, columns=GAPS),
+        study=SimpleNamespace(label=label, margin=0.02),
+        blocks=[],
+        sittings=[{"kind": "study", "study": {"budget_s": 1.0}}],
+    )
 
 
 SLOWER = ("in_loop", 1.5, 1.4, 1.6, "slower", True)

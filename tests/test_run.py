@@ -19,11 +19,21 @@ from harness.launch import Lost
 from harness.plan import Job, Seat
 from harness.records import FILE, PACKED, budgets, read
 from harness.refused import Refused
+from harness.report import words
 from harness.study import Study, Workload
 from tests.conftest import FOURTH
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
 FLAGS = ["--framework", "numpy", "--threads", "1", "--workload", "B=3,T=5,I=2,H=16,O=4"]
+
+
+@pytest.fixture
+def proven(monkeypatch):
+    """Whatever else the machine does meanwhile: no block is refused for its threads."""
+    opened = jobs.open_
+    monkeypatch.setattr(jobs, "open_", lambda *given, **more: opened(*given, **more) | {"proven": True})
+
+
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
 
 
@@ -189,6 +199,67 @@ def test_a_budget_that_ends_leaves_named_cells_and_no_error(tmp_path):
     missing = times[times.status == "not_reached"]
     assert not missing.empty
     assert missing.reason.str.contains("budget|time for this process").all()
+
+
+def outcome(out, *more):
+    """Exit status, stderr, and the title and answer of the report, of a small run."""
+    done = command("run", *FLAGS, "--rounds", "2", "--processes", "1", "--out", str(out), *more)
+    title, _, answer, *_ = (out / "report.md").read_text().splitlines()
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr, title, answer
+
+
+def test_a_budget_of_nothing_measures_nothing_and_says_so(tmp_path):
+    status, said, title, answer = outcome(tmp_path / "run", "--budget", "0.000001")
+    assert (status, title) == (1, "# Nothing was measured")
+    assert "nothing was measured: the budget of 1e-06 s ended before the first block" in said
+    assert answer.endswith("so this run has no answer: the budget of 1e-06 s ended before the first block.")
+    done = command(
+        "run", *FLAGS, "--processes", "1", "--budget", "0.000001", "--no-report", "--out", str(tmp_path / "bare")
+    )
+    assert done.returncode == 1
+    assert "nothing was measured" in done.stderr
+
+
+def test_blocks_that_are_all_refused_measure_nothing_and_say_so(tmp_path, monkeypatch):
+    plant("idle", tmp_path, monkeypatch)
+    status, said, title, answer = outcome(tmp_path / "run", "--pass", "forward")
+    assert (status, title) == (1, "# Nothing was measured")
+    assert "nothing was measured: of 6 measurements 6 refused: threads not proven: 1 set, " in said
+    assert "6 refused: " in answer
+
+
+@pytest.mark.parametrize("projection", ["in_loop", "none", "in_loop,none"])
+def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_path, proven):
+    records = run.run(
+        study(processes=1, projections=projection.split(","), recurrences=["unrolled"]), tmp_path, False, ""
+    )
+    assert "ok" in {arm["status"] for r in records if r["kind"] == "block" for arm in r["arms"].values()}
+    text = report.write(tmp_path).read_text()
+    assert text.startswith(f"# {words.ALONE}\n\nNothing was measured in both forms, so this run has no answer.\n")
+    assert "false alarm" not in text
+
+
+@pytest.mark.parametrize(
+    ("selected", "title"),
+    [
+        ({"projections": ["batched"]}, words.ITSELF),
+        ({"projections": ["batched"], "recurrences": ["given"]}, words.ITSELF),
+        ({"recurrences": ["given"], "projections": ["per_step", "batched"]}, words.COMPARED),
+        ({"label": "quick"}, f"{words.COMPARED} — smoke run"),
+    ],
+)
+def test_runs_with_gaps_are_titled_by_what_they_compare(selected, title, tmp_path, proven):
+    run.run(study(processes=1, passes=["forward"], **selected), tmp_path, False, "")
+    assert report.write(tmp_path).read_text().startswith(f"# {title}\n")
+
+
+def test_a_run_whose_every_other_form_failed_is_not_called_the_harness_s_own_test(tmp_path, monkeypatch, proven):
+    plant("raise", tmp_path, monkeypatch)
+    wanted = study(processes=1, passes=["forward"], recurrences=["given"])
+    run.run(wanted, tmp_path / "run", False, "")
+    text = report.write(tmp_path / "run").read_text()
+    assert text.startswith(f"# {words.ALONE}\n\nThis run measured the batched form against itself and nothing else, so")
 
 
 def test_a_run_gone_on_with_under_another_budget_says_so(tmp_path):

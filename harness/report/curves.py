@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
 from harness.measure import BATCHED
-from harness.report.figures import COLOURS, STYLE, save
+from harness.report.figures import COLOURS, save
 from harness.trajectories import EVERY, NOTEBOOK, Line, distance
 
 SEATS = (
@@ -31,7 +30,6 @@ def draw(lines: list[Line], oracle: dict[str, Any], path: Path) -> None:
     """Write the figure as SVG and PNG; `path` has no ending."""
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update(STYLE)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)

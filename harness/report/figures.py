@@ -11,13 +11,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 
 from harness.analysis import Tables
 from harness.gaps import LOOPS, usable
 from harness.launch import end_with_parent
 from harness.measure import TWIN
+from harness.report.style import draw_styled
 
 COLOURS = {
     "in_loop": "#c0392b",
@@ -32,7 +32,6 @@ MARKS = {
     "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
-STYLE: Any = {"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.size": 9}
 CONTROLS = "controls"  # the figure of every A/A interval
 PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")  # run and device
 COUNTS = ("o", "s", "^", "D", "v", "P")  # thread counts of one run and device
@@ -55,11 +54,10 @@ def drawing(figures: Figures, folder: Path, others: Iterable[Callable[[], None]]
 
     Raises what any of it raised.
     """
-    mpl.rcParams.update(STYLE)
     folder.mkdir(parents=True, exist_ok=True)
     with drawers() as pool:
         waiting = [pool.submit(other) for other in others]
-        waiting += [pool.submit(draw, folder / name) for name, draw in figures.items()]
+        waiting += [pool.submit(draw_styled, draw, folder / name) for name, draw in figures.items()]
         yield
         for one in waiting:
             one.result()

@@ -1,6 +1,7 @@
 """The report of a training: a pure function of its records. The same records give the same bytes."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from harness.records import Record, read
 from harness.refused import Refused
 from harness.report import appendix, curves, rendered, written
 from harness.report.markdown import Row, duration, ratio, seconds, table
+from harness.report.style import draw_styled
 from harness.stats import FASTER, SLOWER, Gap
 from harness.training import CLOSE
 from harness.trajectories import EVERY, LAST, NOTEBOOK, RANGE, TRAINING, WHOLE, Compared, Line, distance, final
@@ -33,7 +35,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
     lines, oracle = trajectories.lines(records), _oracle(records)
     with folders.naming(out):
         if oracle:
-            curves.draw(lines, oracle, out / "figures" / FIGURE)
+            draw_styled(partial(curves.draw, lines, oracle), out / "figures" / FIGURE)
         return written(rendered("train.md.j2", everything(records, lines, oracle)), out, "train.md")
 
 

@@ -7,8 +7,9 @@ import pandas as pd
 
 from harness import pilot
 from harness.analysis import ENGINE, Tables
-from harness.gaps import ARM, LOOPS, SEAT, usable
-from harness.measure import TWIN
+from harness.gaps import ARM, LOOPS, SEAT, arm_of, usable
+from harness.measure import BATCHED, TWIN
+from harness.outcome import why_nothing
 from harness.pilot import HEADLINE
 from harness.quality import FEWEST
 from harness.records import budgets
@@ -20,6 +21,10 @@ from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, 
 
 BAD = ("wrong", "failed", "timeout", "refused")
 QUESTION = "Is projecting inside the loop slower than projecting once?"
+COMPARED = "Projecting per step against projecting once"
+ITSELF = "The harness measured against itself"
+ALONE = "Times with nothing to compare them with"
+NOTHING = "Nothing was measured"
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
@@ -32,6 +37,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "heading": tables.heading,
         "budget": budget(tables),
         "commands": [sitting["command"] for sitting in tables.sittings],
+        "title": title(tables),
+        "itself": title(tables) == ITSELF,
         "answer": answer(tables),
         "per_execution": per_execution(tables),
         "correct": correct(tables),
@@ -80,6 +87,16 @@ def measured(tables: Tables) -> tuple[str, str]:
     return min(began, default="never"), max(began, default="never")
 
 
+def title(tables: Tables) -> str:
+    """What a run is: a comparison, the harness's own test, times that have no counterpart, or nothing."""
+    if (tables.gaps.contender != TWIN).any() or not tables.swept.empty:
+        return COMPARED
+    if why_nothing(tables.blocks, budgets(tables.sittings)[-1]):
+        return NOTHING
+    tried = {arm_of(name)["projection"] for block in tables.blocks for name in block["arms"]}
+    return ITSELF if tried == {BATCHED, TWIN} else ALONE
+
+
 def answer(tables: Tables) -> str:
     """The question's answer, from the verdicts, with its extremes."""
     if why := no_answer(tables):
@@ -101,7 +118,10 @@ def no_answer(tables: Tables) -> str:
     if every.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
         return "This run measured nothing that projects inside a loop, so it does not answer the question."
     if every.empty and not tables.gaps.empty:
-        return "This run measured the batched form against itself and nothing else: it tests the harness."
+        alone = "This run measured the batched form against itself and nothing else"
+        return f"{alone}: it tests the harness." if title(tables) == ITSELF else f"{alone}, so it has no answer."
+    if every.empty and (nothing := why_nothing(tables.blocks, budgets(tables.sittings)[-1])):
+        return f"Nothing was measured, so this run has no answer: {nothing}."
     if every.empty:
         return "Nothing was measured in both forms, so this run has no answer."
     if tables.study.label == "quick":

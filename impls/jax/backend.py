@@ -133,9 +133,11 @@ class Backend:
         if program.execution == "eager":
             found = self.jax.make_jaxpr(run.func)(*arguments)
             return evidence.of_jaxpr(found.jaxpr), {"program.jaxpr": str(found)}
-        compiled = run.func.lower(*arguments).compile()
+        traced = run.func.trace(*arguments)
+        compiled = traced.lower().compile()
         text = compiled.as_text()
         found = hlo.evidence(text)
+        found.written = evidence.products_of(traced.jaxpr.jaxpr)
         found.temp_bytes = int(compiled.memory_analysis().temp_size_in_bytes)
         return found, {"optimised.hlo": text}
 

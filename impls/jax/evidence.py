@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from impls.evidence import Evidence, counted
+from impls.evidence import Evidence, Product, listed
 from impls.trace import Row
 
 NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no peak over all of them"
@@ -32,20 +32,28 @@ def profiled(call: Callable[[], None]) -> list[Row]:
 
 def of_jaxpr(jaxpr: Any) -> Evidence:
     """An operation is a kernel, and so is a function that JAX itself compiles (jax.nn.relu, say)."""
-    products = Counter(_dot(equation) for equation in _equations(jaxpr) if equation.primitive.name == "dot_general")
     kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
-    found = counted(products, kernels)
-    found.fusions, found.missing = 0, {"temp_bytes": NO_EAGER_MEMORY}
-    return found
+    named = dict(sorted(kernels.items()))
+    return Evidence(products_of(jaxpr), kernels=named, fusions=0, missing={"temp_bytes": NO_EAGER_MEMORY})
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a program and of the functions it calls."""
+def products_of(jaxpr: Any) -> list[Product]:
+    """The matrix products of a program, before XLA."""
+    found: Counter[tuple[int, int, int, int]] = Counter()
+    for times, equation in _equations(jaxpr):
+        if equation.primitive.name == "dot_general":
+            found[_dot(equation)] += times
+    return listed(found)
+
+
+def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, Any]]:
+    """Of a program and of the functions it calls, each with how often it is run; one in a loop, as often as that is."""
     for equation in jaxpr.eqns:
-        yield equation
+        yield times, equation
+        inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
         for value in equation.params.values():
             if hasattr(value, "jaxpr"):
-                yield from _equations(value.jaxpr)
+                yield from _equations(value.jaxpr, inner)
 
 
 def _dot(equation: Any) -> tuple[int, int, int, int]:

@@ -227,8 +227,10 @@ class Backend:
         if program.execution == "graph":
             return evidence.of_graph(graph)
         text = function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
-        found = hlo.evidence(text, evidence.trips(graph))
-        found.missing |= {"temp_bytes": evidence.NO_XLA_MEMORY}
+        loops, written, missing = evidence.before_xla(graph)
+        found = hlo.evidence(text, loops)
+        found.written = written
+        found.missing |= missing | {"temp_bytes": evidence.NO_XLA_MEMORY}
         return found, {"optimised.hlo": text}
 
     def compilations(self) -> int:

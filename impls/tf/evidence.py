@@ -14,7 +14,7 @@ from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import while_v2
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from impls.evidence import Evidence, Variable, counted
+from impls.evidence import Evidence, Product, Variable, counted
 from impls.trace import Row
 
 NO_XLA_MEMORY = "TensorFlow does not tell it of a program compiled by XLA"
@@ -93,12 +93,15 @@ def of_traces(traces: Sequence[Any], variables: Sequence[Variable]) -> tuple[Evi
     return found, {"operations.txt": _lines(operations), "variables.txt": "".join(f"{v}\n" for v in variables)}
 
 
-def trips(graph: Any) -> dict[str, int | None]:
-    """How often each loop of a graph runs, by its name; None where the graph does not hold it."""
+def before_xla(graph: Any) -> tuple[dict[str, int | None], list[Product], dict[str, str]]:
+    """How often each loop of a graph runs, by its name, None where the graph does not hold it; and the products of a
+    run, or why they cannot be counted.
+    """
     loops: dict[str, int | None] = {}
-    for _ in _in_graph(graph, 1, loops):
-        pass
-    return loops
+    found = _of_operations(list(_in_graph(graph, 1, loops)), loops)
+    if why := found.missing.get("products"):
+        return loops, [], {"operations": f"of the graph before XLA, in which they are counted: {why}"}
+    return loops, found.products, {}
 
 
 def _ran(call: Callable[[], None]) -> list[Operation]:

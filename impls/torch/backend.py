@@ -27,6 +27,8 @@ CUDNN_MODES = {"rnn_relu": "RNN_RELU", "rnn_tanh": "RNN_TANH", "gru": "GRU", "ls
 NO_TRITON = "on a GPU Inductor needs Triton, which is not installed"
 NO_OWN_LAYER = "Inductor can not compile torch's own layer"
 UNROLLS = ("unrolled", "layer")  # Inductor takes a layer of plain RNNs and GRUs apart into its steps
+NOT_BEFORE = "the program before Inductor, in which they are counted, does not run"
+TRACED = "aot_eager"  # torch's compiler without Inductor: the same trace, with its operations called one by one
 SLOW = (*UNROLLS, "given_per_step")  # joining products takes half a minute where there are a hundred
 
 
@@ -35,6 +37,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.codes: dict[Program, list[str]] = {}  # what Inductor generated for each program
+        self.uncompiled: dict[Program, Uncompiled] = {}
 
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = str(settings.threads)
@@ -97,7 +100,17 @@ class Backend:
 
         value = forward if program.pass_ == "forward" else loss
         if program.execution != "eager":
+            before = torch.compile(_own_code(value), fullgraph=True, dynamic=False, backend=TRACED)
+            self.uncompiled[program] = Uncompiled(self._run(before, w, program.pass_), w)
             value = self._compiled(value, program)
+        run = self._run(value, w, program.pass_)
+        if program.execution == "cudagraph":
+            run = self._stepped(run)
+        return self._proven(run, program) if program.execution != "eager" else run
+
+    def _run(self, value: Any, w: Weights, pass_: str) -> Run:
+        """What a pass calls of an arm: its output, or its loss and their gradients."""
+        torch = self.torch
 
         def run_forward(x: Any, target: Any) -> Any:
             with torch.no_grad():
@@ -108,10 +121,7 @@ class Backend:
             # Projection none leaves w_out and b_out unused: their gradients are zeros.
             return out, *torch.autograd.grad(out, w, allow_unused=True, materialize_grads=True)
 
-        run: Run = run_forward if program.pass_ == "forward" else run_train
-        if program.execution == "cudagraph":
-            run = self._stepped(run)
-        return self._proven(run, program) if program.execution != "eager" else run
+        return run_forward if pass_ == "forward" else run_train
 
     def trainer(self, program: Program, w: Weights) -> Run:
         torch = self.torch
@@ -173,12 +183,18 @@ class Backend:
         """From the profiler, over one call; and what Inductor generated."""
         from impls.torch import evidence
 
-        def call() -> Sequence[Any]:
+        def call(run: Run) -> Sequence[Any]:
             outputs = run(*inputs)
             self.wait(outputs)
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
-        found, text = evidence.of_call(call, self.device == "cuda")
+        found, text = evidence.of_call(lambda: call(run), self.device == "cuda")
+        before = self.uncompiled.get(program)
+        if before and any(1 in array.shape for array in (inputs[0], *before.w)):
+            try:
+                found.written = evidence.products(lambda: call(before.run))
+            except Exception as error:  # whatever torch raises is a reason, and what ran was counted
+                found.missing["operations"] = f"{NOT_BEFORE}: {type(error).__name__}"
         if program.arm.recurrence == "scan":
             found.missing |= {"loops": evidence.NO_LOOPS}
         texts = {f"generated{at}.py": code for at, code in enumerate(self.codes.get(program, ()))}
@@ -189,10 +205,6 @@ class Backend:
 
         self.codes[program] = []
         GraphLowering.save_output_code = staticmethod(self.codes[program].append)  # told at the first call
-        # Dynamo keeps its compiled programs per code object and looks through them at every call.
-        # A code object of its own gives each program the one entry it would have in a user's code.
-        code = function.__code__.replace()
-        own = types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
         options: dict[str, Any] = {}
         if program.arm.recurrence == "scan":
             # Inductor gives a loop's buffers away while its results still lie in them (torch 2.13: wrong gradients).
@@ -201,7 +213,7 @@ class Backend:
             options["triton.cudagraphs"] = True
         if program.execution == "inductor-batched":
             options["post_grad_fusion_options"] = {FUSION: {"min_fuse_set_size": 2}}
-        return self.torch.compile(own, fullgraph=True, dynamic=False, options=options)
+        return self.torch.compile(_own_code(function), fullgraph=True, dynamic=False, options=options)
 
     def _proven(self, run: Run, program: Program) -> Run:
         """The run, whose first call raises Unavailable where Inductor does not do what the program is called.
@@ -285,6 +297,16 @@ class Backend:
         return Graphs(len(nodes), self.counters["inductor"]["cudagraph_skips"])
 
 
+class Uncompiled(NamedTuple):
+    """A program as it is before Inductor, and its weights: it compiles at its first call, which only counting makes.
+
+    Inductor makes multiplications of products only where a size is one.
+    """
+
+    run: Run
+    w: Weights
+
+
 class Graphs(NamedTuple):
     """CUDA graphs that Inductor recorded so far, and how often it skipped to."""
 
@@ -294,6 +316,16 @@ class Graphs(NamedTuple):
     def were_made(self, after: "Graphs") -> bool:
         """Whether between this and `after` some were recorded and none skipped."""
         return after.recorded > self.recorded and after.skipped == self.skipped
+
+
+def _own_code(function: Any) -> Any:
+    """The function with a code object of its own.
+
+    Dynamo keeps its compiled programs per code object and looks through them at every call: so each program has the
+    one entry it would have in a user's code.
+    """
+    code = function.__code__.replace()
+    return types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
 
 
 def _column_major(a: Any) -> Any:

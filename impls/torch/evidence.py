@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from impls import trace
-from impls.evidence import Evidence, counted
+from impls.evidence import Evidence, Product, counted, listed
 
 NO_LOOPS = "Inductor turns a loop into Python, which holds no trip count; kernels and products are those of all trips"
 REPLAYED = "a CUDA graph replays kernels, which do not say what shapes they multiply"
@@ -54,6 +54,17 @@ def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence,
     if found.graph_launches:
         found.missing |= dict.fromkeys(("products", "kernels"), REPLAYED)
     return found, "".join(f"{line}\n" for line in _lines(events))
+
+
+def products(call: Callable[[], object]) -> list[Product]:
+    """The products that a call issues; none where the profiler does not see them all. A first call compiles."""
+    call()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        call()
+    events = list(_kernels(seen.events()))
+    if any(event.name in LAYERS for event in events):
+        return []
+    return listed(Counter(_product(event) for event in events if event.name in OPERANDS))
 
 
 @contextlib.contextmanager
