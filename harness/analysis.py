@@ -77,7 +77,7 @@ class Tables:
     def files(self, folder: Path) -> list[Callable[[], None]]:
         """What writes every table as a CSV file of its name; some only where there is something in them."""
         kept = [name for name in (*ALWAYS, *WHERE_THERE_ARE) if name in ALWAYS or not getattr(self, name).empty]
-        return [partial(getattr(self, name).to_csv, folder / f"{name}.csv", **CSV) for name in kept]
+        return [partial(getattr(self, name).to_csv, folder.absolute() / f"{name}.csv", **CSV) for name in kept]
 
 
 def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:

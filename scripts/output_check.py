@@ -1,13 +1,14 @@
 """Draw programs of every size and execution, check their outputs, plant faults in them, and count both mistakes.
 
-    python scripts/output_check.py OUT --cases 2000 --seed 1 [--framework torch] [--execution eager]
+    python scripts/output_check.py OUT --cases 2000 --seed 1 [--part 1/2] [--framework torch] [--execution eager]
 
 A case is one arm of one workload in one pass, framework and execution, in fp32, with weights and inputs of its own.
 Sizes are log-uniform: T*B up to 50,000, H and O up to 4,096, products up to OPERATIONS a call. A case that the output
 check calls wrong is a false alarm. Then each fault is planted: what it does to the oracle in float64 is added to the
 outputs that the framework computed, so that every program of every execution can have it. A fault that moves no output
 by more than a millionth of its largest element is not counted: rounding hides it in any program. OUT/cases.csv has a
-row for each case and fault, OUT/table.md the counts by execution. The worst ratios of errors to bounds say how much
+row for each case and fault (of one part of them, where parts are run apart, in cases-1.csv and so on), OUT/table.md
+the counts by execution of all that lie there. The worst ratios of errors to bounds say how much
 room is left on either side.
 """
 
@@ -43,7 +44,7 @@ ROWS, WIDE = 50_000, 4_096  # most of T*B, and of H and O
 COPIES = 16  # steps at most that a compiler copies
 STEPS = 2_048
 OPERATIONS = (1e9, 2e10)  # of a case, mostly; and of one in fifty
-BLOCK = 25  # cases of one worker
+BLOCK = 60  # cases of one worker
 VISIBLE = 1e-6  # of a quantity's largest element
 WRONG = 0.01  # of a quantity's root mean square: how far one wrong element is off
 FAULTS = ("tf32", "bf16", "dropped_bias", "shifted_step", "missing_gradient", "wrong_element")
@@ -61,7 +62,7 @@ CORNERS = (  # sizes that draws seldom reach; jit(vmap) of more than 32,768 rows
             (("tf", "xla"), "scan"),
             (("jax", "xla"), "scan"),
         )
-        for sizes in ({"B": 50, "H": 4_096, "O": 3}, {"B": 5_000, "H": 64, "O": 16}, {"B": 500, "H": 16, "O": 4_096})
+        for sizes in ({"B": 50, "H": 4_096, "O": 3}, {"B": 5_000, "H": 64, "O": 16}, {"B": 100, "H": 16, "O": 4_096})
     ),
     (("torch", "eager"), Arm("given", "batched"), "forward", {"T": 10, "B": 5_000, "I": 1, "H": 512, "O": 1}),
     *(
@@ -316,6 +317,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--part", default="1/1", help="Of the cases every N-th, from the I-th on: I/N.")
     parser.add_argument("--framework", action="append")
     parser.add_argument("--execution", action="append")
     given = parser.parse_args()
@@ -328,21 +330,24 @@ def main() -> None:
         if framework in (given.framework or known) and execution in (given.execution or known[framework].executions)
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    part, parts = map(int, given.part.split("/"))
+    cases = list(drawn(given.cases, given.seed, known, only))[part - 1 :: parts]
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
         place = Path(folder)
         judge = Faults(place / "weights", given.seed)
         bench = jobs.Bench(study, known, place / "weights", place / "cache", judge, {})
-        with (given.out / "cases.csv").open("w", newline="", encoding="utf-8") as file:
+        name = "cases.csv" if parts == 1 else f"cases-{part}.csv"
+        with (given.out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            for row in checked(list(drawn(given.cases, given.seed, known, only)), bench, judge, given.seed):
+            for row in checked(cases, bench, judge, given.seed):
                 writer.writerow(row)
                 file.flush()
-                rows.append(row)
                 if row["status"] not in ("ok", "unavailable") and not row["fault"]:
                     print(row, file=sys.stderr, flush=True)
-    text = summary(rows)
+    text = summary(
+        [row for file in given.out.glob("cases*.csv") for row in csv.DictReader(file.open(encoding="utf-8"))]
+    )
     (given.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -103,7 +103,7 @@ def test_right_programs_pass_whatever_their_inputs(change, cell, tmp_path):
         judged = verdict(tmp_path, workload, data, Library(order))
         assert judged["status"] == "ok", (order, judged["reason"])
     w = data.weights
-    wrong = data._replace(weights=w._replace(b_out=w.b_out + np.float32(1e-3)))
+    wrong = data._replace(weights=w._replace(b_out=w.b_out + np.float32(1e-3), w_out=np.float32(1.001) * w.w_out))
     assert verdict(tmp_path, workload, wrong, reference.Exact())["status"] == "wrong"
 
 
