@@ -18,7 +18,6 @@ import dataclasses
 import math
 import random
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import environment, jobs, plan, run, verify, weights
+from harness import environment, folders, jobs, plan, run, verify, weights
 from harness.measure import cast
 from harness.plan import Job, Seat, Todo
 from harness.report.markdown import table
@@ -332,8 +331,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, given.part.split("/"))
     cases = list(drawn(given.cases, given.seed, known, only))[part - 1 :: parts]
-    with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        place = Path(folder)
+    with folders.private() as place:
         judge = Faults(place / "weights", given.seed)
         bench = jobs.Bench(study, known, place / "weights", place / "cache", judge, {})
         name = "cases.csv" if parts == 1 else f"cases-{part}.csv"

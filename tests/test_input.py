@@ -396,7 +396,8 @@ def test_a_worker_that_does_not_answer_in_time_is_said_so(monkeypatch):
 
 
 def test_installing_is_advised_where_it_helps():
-    assert plan.advice(plan.Framework("jax", missing="jax is not installed")).endswith(": pip install '.[jax]'")
+    absent = plan.Framework("jax", missing="jax is not installed", installed=False)
+    assert plan.advice(absent).endswith(": pip install '.[jax]'")
     assert plan.advice(plan.Framework("jax", missing="it does not start: a config")) == "it does not start: a config"
 
 

@@ -112,6 +112,6 @@ def test_what_is_there_already_is_kept(tmp_path, two_cores, capsys):
 @pytest.mark.parametrize("place", ["file", "file/outputs"])
 def test_a_folder_that_cannot_be_made_is_refused_before_any_work(place, tmp_path, two_cores):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Refused, match="cannot be made"):
+    with pytest.raises(Refused, match="cannot be written into"):
         verified(tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"

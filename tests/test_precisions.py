@@ -36,7 +36,7 @@ def rounded(data, cell, how):
     reference.run(data, cell, "train", "projected", sizes)
     noise = rounding.Noise(20, sizes)
     made = reference.run(noise.data(data), cell, "train", "projected", noise)
-    return {name: np.ascontiguousarray(array[0], np.float32) for name, array in made.items()}
+    return {name: np.array(array[0], np.float32) for name, array in made.items()}
 
 
 def verdict(folder, workload, precision, how, bound=None):
