@@ -208,7 +208,8 @@ def reference_with_deviations(
     sizes = Sizes(rounding)
     with np.errstate(over="ignore", invalid="ignore"):
         true = reference.run(data, cell, pass_, form, sizes)
-        numbers = data.x.shape[0] * data.x.shape[1] * data.weights.w_rec.shape[1] + sum(a.size for a in true.values())
+        steps, batch, _ = data.x.shape
+        numbers = steps * batch * data.weights.w_rec.shape[1] + data.target.size + sum(a.size for a in true.values())
         runs = int(np.clip(RUN_NUMBERS / numbers, RUNS[1], RUNS[0]))
         together = int(np.clip(RUN_NUMBERS / numbers, 1, runs))
         squares = {name: np.zeros(array.shape) for name, array in true.items()}
