@@ -41,6 +41,13 @@ def cores() -> int:
     return max(1, min(physical, len(os.sched_getaffinity(0)), _quota() or physical))
 
 
+def free_bytes() -> int:
+    """Memory that processes can still have."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def machine() -> dict[str, Any]:
     """Facts of the machine that a reader needs to judge a time. Memory in GiB."""
     import psutil

@@ -19,7 +19,7 @@ from harness.progress import Report
 from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held, read
 from harness.refused import Refused
 from harness.study import Study, Workload
-from harness.verify import Judge, form_of, given, overflow
+from harness.verify import METHOD, Judge, form_of, given, memory_bytes, overflow
 from impls.interface import IMPOSSIBLE, Data
 
 END = 3  # lines that a worker printed before it ended, which say why
@@ -115,9 +115,13 @@ def _resumed(study: Study, command: str) -> Record:
 
 
 def prepare(study: Study) -> weights.Files:
-    """Every workload's and the sweep's weights and inputs, as files to be stored. Raises Refused."""
+    """Every workload's and the sweep's weights and inputs, as files to be stored.
+
+    Raises Refused, before any work, also where no bound could be made of them: what overflows, or needs more memory.
+    """
     made: weights.Files = {}
     for workload in study.workloads:
+        _refuse_large(workload, study)
         made |= weights.files(workload, study.seed, study.weights, study.inputs)
     for point in study.swept:
         made |= weights.files(point, study.seed, None, None)
@@ -125,6 +129,14 @@ def prepare(study: Study) -> weights.Files:
         for workload in study.workloads:
             _refuse_overflow(study, workload, weights.unpacked(made, workload))
     return made
+
+
+def _refuse_large(workload: Workload, study: Study) -> None:
+    """Raise Refused where the oracle would take more memory than is free."""
+    needed = max(memory_bytes(workload, pass_) for pass_ in study.passes)
+    if needed > (free := environment.free_bytes()):
+        sizes = f"about {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free"
+        raise Refused(f"workload {workload.name} cannot be verified here: the oracle needs {sizes}")
 
 
 def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:
@@ -165,6 +177,7 @@ def begun(
         "environments": {f.name: f.environments for f in frameworks},
         "weights": weights.hashes(files),
         "command": command,
+        "output_check": METHOD,
     }
     return {"schema": SCHEMA, "key": digest(what), "kind": kind, "status": "ok", "reason": "", **what}
 

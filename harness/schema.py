@@ -163,7 +163,7 @@ class Missing(BaseModel):
 
 
 class Begun(BaseModel):
-    """What every first record says: what was wanted, of what, on what."""
+    """What every first record says: what was wanted, of what, on what. `output_check`: how bounds are made."""
 
     key: str
     status: str
@@ -174,6 +174,7 @@ class Begun(BaseModel):
     environments: dict[str, list[Environment]]
     weights: dict[Stored, str]
     command: str
+    output_check: str = ""
 
 
 class Heading(Begun):

@@ -28,10 +28,12 @@ from impls import reference
 from impls.interface import Arm, Data, Outputs, Weights
 from impls.rounding import ROUNDINGS, Noise, Rounding, Sizes
 
+METHOD = "any order of summation"  # how bounds are made: older records have none, and other bounds
 ELEMENT, RMS = 10.0, 5.0  # standard deviations
 RUNS = (16, 5)  # of the oracle with random roundings: of a small program, and at least
 RUN_NUMBERS = 4e6  # numbers of all runs of a program that is not small
 FP64_BOUND = 1e-12
+BYTES = {"forward": (60, 80), "train": (150, 80)}  # of the oracle and its bounds, see memory_bytes
 LEAST_NORMAL = 2.0**-126  # of float32 and bfloat16; below it are the denormals
 LARGEST = {"fp64": float(np.finfo(np.float64).max), "bf16": (2 - 2.0**-7) * 2.0**127}
 LARGEST_FP32 = float(np.finfo(np.float32).max)
@@ -219,6 +221,13 @@ def reference_with_deviations(
                 axis = 1 if name == "y" else 0
                 squares[name] += np.square(array - np.expand_dims(true[name], axis)).sum(axis) / runs
     return true, {name: np.sqrt(np.maximum(each, _separable(each))) for name, each in squares.items()}
+
+
+def memory_bytes(workload: Workload, pass_: str) -> float:
+    """What the oracle and its bounds take, by what was measured of a few sizes: of T*B*G*H and of T*B*O numbers."""
+    each_state, each_output = BYTES[pass_]
+    rows, wide = workload.T * workload.B, workload.shapes["w_rec"][1]
+    return float(rows * (wide * each_state + workload.O * each_output))
 
 
 def _separable(squares: Array) -> Array:
