@@ -124,7 +124,7 @@ class Faults(verify.Judge):
             [error / bound if bound else 0.0 for error, bound in zip(errors[:2], bounds[name], strict=True)]
             for name, errors in found["quantities"].items()
         ]
-        rms, worst = (max(column) for column in zip(*ratios, strict=True))
+        rms, worst = (max(column) for column in zip(*ratios, strict=True)) if ratios else (0.0, 0.0)  # none verified
         row = {"fault": fault, "status": found["status"], "rms": f"{rms:.3g}", "worst": f"{worst:.3g}"}
         self.rows.append(row | {"size": f"{visible:.2g}", "reason": found["reason"]})
 
