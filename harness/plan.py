@@ -25,11 +25,11 @@ class Framework:
 
     name: str
     missing: str | None = None
-    installed: bool = True
     versions: dict[str, str] = field(default_factory=dict)
     executions: dict[str, dict[str, Any]] = field(default_factory=dict)
     devices: dict[str, str | None] = field(default_factory=dict)
     environments: list[dict[str, Any]] = field(default_factory=list)
+    installed: bool = True
 
     def environment(self, device: str, threads: int, cache: str) -> dict[str, str]:
         """The variables a worker is started with; `cache` replaces the place held for it."""

@@ -2,7 +2,7 @@
 
     python scripts/output_check.py OUT --cases 2000 --seed 1 [--part 1/2] [--framework torch] [--execution eager]
 
-A case is one arm of one workload in one pass, framework and execution, in fp32, with weights and inputs of its own.
+A case is one arm of one workload in one pass, framework and execution, with weights and inputs of its own, in fp32.
 Sizes are log-uniform: T*B up to 50,000, H and O up to 4,096, products up to OPERATIONS a call. A case that the output
 check calls wrong is a false alarm. Then each fault is planted: what it does to the oracle in float64 is added to the
 outputs that the framework computed, so that every program of every execution can have it. A fault that moves no output
@@ -99,7 +99,7 @@ class Faults(verify.Judge):
             expected = {moment: self.expected(*place, moment) for moment in moments}
             found = judged["arms"][name]
             self._add("", judged["bounds"][form], found)
-            if found["status"] == "ok":
+            if found["status"] == "ok" and precision == "fp32":
                 for fault in FAULTS:
                     self._plant(fault, place, moments, expected)
         self.expected.cache_clear()
@@ -253,11 +253,11 @@ def possible(case: Case, known: dict[str, plan.Framework]) -> bool:
     return not (found["missing"] or IMPOSSIBLE.get(case.arm.name) or plan.without(found, cell))
 
 
-def checked(cases: list[Case], bench: jobs.Bench, judge: Faults, seed: int) -> Iterator[dict[str, Any]]:
+def checked(cases: list[Case], bench: jobs.Bench, judge: Faults, seed: int, precision: str) -> Iterator[dict[str, Any]]:
     """The rows of the cases, those of one execution and thread count in one worker."""
     by_seat: dict[Seat, list[Case]] = {}
     for case in cases:
-        by_seat.setdefault(Seat(case.execution[0], "cpu", case.threads, case.execution[1], "fp32"), []).append(case)
+        by_seat.setdefault(Seat(case.execution[0], "cpu", case.threads, case.execution[1], precision), []).append(case)
     for seat, mine in by_seat.items():
         for start in range(0, len(mine), BLOCK):
             some = mine[start : start + BLOCK]
@@ -317,6 +317,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", default="1/1", help="Of the cases every N-th, from the I-th on: I/N.")
+    parser.add_argument("--precision", default="fp32", help="Faults are planted in fp32 alone.")
     parser.add_argument("--framework", action="append")
     parser.add_argument("--execution", action="append")
     given = parser.parse_args()
@@ -338,7 +339,7 @@ def main() -> None:
         with (given.out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            for row in checked(cases, bench, judge, given.seed):
+            for row in checked(cases, bench, judge, given.seed, given.precision):
                 writer.writerow(row)
                 file.flush()
                 if row["status"] not in ("ok", "unavailable") and not row["fault"]:
