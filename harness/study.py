@@ -59,7 +59,9 @@ def plain(text: str) -> str:
 
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that two have, or None. Case tells no names apart, as it tells no files apart on some systems."""
-    return next((name for name, count in Counter(map(str.lower, names)).items() if count > 1), None)
+    given = list(names)
+    counts = Counter(map(str.lower, given))
+    return next((name for name in given if counts[name.lower()] > 1), None)
 
 
 Name = Annotated[str, AfterValidator(_checked_name)]  # becomes a file name and a word of Markdown

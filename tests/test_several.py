@@ -362,8 +362,8 @@ def some(runs, tmp_path):
         ([CPU, GPU, "--out", "in/third"], "holds a run's records"),
         ([CPU, GPU, "--out", "holds"], "holds a run's records"),
         ([CPU, "--out", "in/third"], "holds a run's records"),
-        ([CPU, GPU, "--out", "file"], "can not be made"),
-        ([CPU, "--out", "file/out"], "can not be made"),
+        ([CPU, GPU, "--out", "file"], "cannot be written into"),
+        ([CPU, "--out", "file/out"], "cannot be written into"),
         ([CPU, "absent", "--out", "out"], "can not be read"),
     ],
 )
