@@ -93,9 +93,9 @@ class Noise:
         return self._erring(rows(a).sum(axis=(1, 2)))
 
     def moved(self, a: Array) -> Array:
-        """The result of an operation that a library may approximate."""
+        """The result of an operation that a library may approximate; none gets another sign."""
         even = self._even(a)
-        return a + a * (self.rounding.result * even) + self.rounding.least * even
+        return a + a * (self.rounding.result * even) + np.copysign(self.rounding.least * even, a)
 
     def sigmoid(self, a: Array) -> Array:
         """Of a sigmoid, which may be 1/2 + 1/2 tanh(a/2): where it is small it then errs as its halves do."""
