@@ -8,7 +8,7 @@ import pytest
 from scripts import random_calls
 from scripts.random_calls import Call, Outcome, changes, draw, faults
 
-SEED, CALLS = 18, 30
+SEED, CALLS = 18, 16
 RUN = Call(("run", "--out", "out"))
 
 

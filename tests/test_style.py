@@ -85,14 +85,12 @@ def by_folder(text, tmp_path):
     return {"MPLCONFIGDIR": str(tmp_path / "settings")}
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("where", [in_folder, by_variable, in_home, by_folder])
 def test_a_user_s_configuration_changes_no_byte_of_a_figure(where, records, tmp_path):
     folder, plain = records
     assert drawn(folder, tmp_path / "out", tmp_path, **where(DARK, tmp_path)) == plain
 
 
-@pytest.mark.alone
 def test_configurations_that_are_none_change_no_byte_of_a_figure(records, tmp_path):
     folder, plain = records
     environment = by_variable(BROKEN, tmp_path) | in_home(BROKEN, tmp_path) | by_folder(BROKEN, tmp_path)
@@ -100,7 +98,6 @@ def test_configurations_that_are_none_change_no_byte_of_a_figure(records, tmp_pa
     assert drawn(folder, tmp_path / "out", tmp_path, MPLBACKEND="nonsense", **environment) == plain
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "environment",
     [
