@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -212,8 +213,14 @@ def test_a_disk_that_is_full_where_a_worker_writes_ends_the_run(tmp_path, monkey
 
 
 def test_a_verification_whose_outputs_cannot_be_kept_says_which(tmp_path, monkeypatch, capsys):
-    name = "numpy-cpu-eager-fp32-unrolled-batched-forward.safetensors"
-    full(tmp_path / "out" / name)
+    name, real = "numpy-cpu-eager-fp32-unrolled-batched-forward.safetensors", Path.write_bytes
+
+    def write_bytes(path, content):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     arguments = ["verify", *FLAGS, "--pass", "forward", "--precision", "fp32", "--save-outputs", str(tmp_path / "out")]
     status, said = command(monkeypatch, capsys, *arguments)
     assert status == 1
