@@ -72,10 +72,10 @@ ENVIRONMENTS: Mapping[str, tuple[str | None, ...]] = {  # None: unset; {} is the
     "LINES": ("0", "abc"),
     "TERM": ("dumb", "", "nonsense"),
     "NO_COLOR": ("1",),
-    "TMPDIR": ("{}/tmp/a b", "{}/tmp/é", "{}/nowhere", "{}/work/file", "/proc/self", "", "relative"),
-    "HOME": (None, "{}/nowhere", "{}/work/file", "", "{}/home/a b"),
+    "TMPDIR": ("{}/tmp/a b", "{}/tmp/é", "{}/nowhere", "{}/here/file", "/proc/self", "", "relative"),
+    "HOME": (None, "{}/nowhere", "{}/here/file", "", "{}/home/a b"),
     "MPLBACKEND": ("nonsense", "qtagg", "", "module://x"),
-    "MPLCONFIGDIR": ("/proc/self", "{}/work/file", "{}/nowhere"),
+    "MPLCONFIGDIR": ("/proc/self", "{}/here/file", "{}/nowhere"),
     "OMP_NUM_THREADS": ("0", "abc", "7"),
     "PYTHONHASHSEED": ("3",),
 }
@@ -224,24 +224,24 @@ COMMANDS: Mapping[str, tuple[float, Callable[[random.Random], list[str]]]] = {  
 
 
 def sandbox(folder: Path, records: Path) -> Path:
-    """A folder of a call's own: `work`, in which it runs, `home` and `tmp`, and in `work` the files it may be given."""
-    work = folder / "work"
-    for name in ("home/a b", "tmp/a b", "tmp/é", "work/occupied", "work/locked", "../absent"):
+    """A folder of a call's own: `here`, in which it runs, `home` and `tmp`, and in `here` the files it may be given."""
+    here = folder / "here"
+    for name in ("home/a b", "tmp/a b", "tmp/é", "here/occupied", "here/locked", "../absent"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, content in TEXTS.items():
-        (work / name).write_bytes(content)
-    (work / "occupied" / "notes.txt").write_text("somebody's\n")
-    (work / "dangling").symlink_to("nowhere-else")
+        (here / name).write_bytes(content)
+    (here / "occupied" / "notes.txt").write_text("somebody's\n")
+    (here / "dangling").symlink_to("nowhere-else")
     if records.exists():
         for name in ("records", "packed", "cut"):
-            shutil.copytree(records, work / name)
-        _pack(work / "packed")
-        _cut(work / "cut")
-        shutil.copytree(records / "weights", work / "tensors")
+            shutil.copytree(records, here / name)
+        _pack(here / "packed")
+        _cut(here / "cut")
+        shutil.copytree(records / "weights", here / "tensors")
     for name in ABSENT:
         text = f"raise ModuleNotFoundError('No module named {name}', name={name!r})\n"
         (folder.parent / "absent" / f"{name}.py").write_text(text)
-    (work / "locked").chmod(0o500)
+    (here / "locked").chmod(0o500)
     return folder
 
 
@@ -284,7 +284,7 @@ def perform(call: Call, place: Path, limit_s: float = LIMIT_S) -> Outcome:
             for end, usual in zip(ends, (subprocess.DEVNULL, said, errors), strict=True)
         ]
         process = subprocess.Popen(
-            command_line(call), cwd=place / "work", env=environment(call, place), start_new_session=True,
+            command_line(call), cwd=place / "here", env=environment(call, place), start_new_session=True,
             stdin=handles[0], stdout=handles[1], stderr=handles[2],
         )  # fmt: skip
         for end in filter(None, ends):
@@ -361,7 +361,7 @@ def allowed(call: Call, place: Path) -> list[str]:
             named.append(value if equals else "".join(arguments[at + 1 : at + 2]))
     if call.command == "report" and not any(argument.startswith("--out") for argument in arguments):
         named += [argument for argument in arguments[1:] if not argument.startswith("-")]
-    return [os.path.normpath(place / "work" / name) for name in named if name]
+    return [os.path.normpath(place / "here" / name) for name in named if name]
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], within: Iterable[str]) -> tuple[str, ...]:
@@ -421,7 +421,7 @@ def one(seed: int, number: int, records: Path, limit_s: float = LIMIT_S) -> tupl
     with tempfile.TemporaryDirectory(prefix="fusegap-calls-", ignore_cleanup_errors=True) as folder:
         place = sandbox(Path(folder) / "box", records)
         outcome = perform(call, place, limit_s)
-        (place / "work" / "locked").chmod(0o700)
+        (place / "here" / "locked").chmod(0o700)
         wrong = [fault.replace(str(place), "<sandbox>") for fault in faults(call, outcome)]
     return call, outcome, wrong
 
@@ -432,9 +432,9 @@ def small_run(folder: Path) -> Path:
     base = ["--framework", "numpy", "--threads", "1", "--workload", TINY[0], "--processes", "2", "--rounds", "2"]
     base += ["--pass", "forward"]
     perform(Call(("run", *base, "--budget", "0", "--no-report", "--out", "run")), place)
-    if not (place / "work" / "run" / "records.jsonl").exists():
+    if not (place / "here" / "run" / "records.jsonl").exists():
         raise SystemExit("no small run can be made here, which calls are given")
-    return place / "work" / "run"
+    return place / "here" / "run"
 
 
 def calls(

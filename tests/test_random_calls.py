@@ -69,17 +69,17 @@ def test_every_fault_that_is_planted_is_found(seen, said):
 
 
 def test_what_lies_outside_the_named_folder_is_a_change():
-    before = {"/box/work/notes": (3, 1), "/box/tmp": (0, 0)}
+    before = {"/box/here/notes": (3, 1), "/box/tmp": (0, 0)}
     after = before | {
-        "/box/work/notes": (3, 2),
-        "/box/work/out/report.md": (9, 9),
-        "/box/work/out": (0, 0),
+        "/box/here/notes": (3, 2),
+        "/box/here/out/report.md": (9, 9),
+        "/box/here/out": (0, 0),
         "/box/tmp/x": (1, 1),
     }
-    assert changes(before, after, ["/box/work/out"]) == ("/box/tmp/x", "/box/work/notes")
-    assert changes(before, {"/box/tmp": (0, 0)}, ["/box/work/out"]) == ("/box/work/notes",)
+    assert changes(before, after, ["/box/here/out"]) == ("/box/here/notes", "/box/tmp/x")
+    assert changes(before, {"/box/tmp": (0, 0)}, ["/box/here/out"]) == ("/box/here/notes",)
     assert (
-        changes(before, before | {"/box/work/deep": (0, 0), "/box/work/deep/out": (0, 0)}, ["/box/work/deep/out"]) == ()
+        changes(before, before | {"/box/here/deep": (0, 0), "/box/here/deep/out": (0, 0)}, ["/box/here/deep/out"]) == ()
     )
 
 
