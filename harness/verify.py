@@ -215,12 +215,14 @@ def reference_with_deviations(
         runs = int(np.clip(RUN_NUMBERS / numbers, RUNS[1], RUNS[0]))
         together = int(np.clip(RUN_NUMBERS / numbers, 1, runs))
         squares = {name: np.zeros(array.shape) for name, array in true.items()}
+        scales = {name: float(np.abs(array).max()) or 1.0 for name, array in true.items()}
         for first in range(0, runs, together):
             noise = Noise(first, sizes, min(together, runs - first))
             for name, array in reference.run(noise.data(data), cell, pass_, form, noise).items():
                 axis = 1 if name == "y" else 0
-                squares[name] += np.square(array - np.expand_dims(true[name], axis)).sum(axis) / runs
-    return true, {name: np.sqrt(np.maximum(each, _separable(each))) for name, each in squares.items()}
+                error = (array - np.expand_dims(true[name], axis)) / scales[name]  # so that no square overflows
+                squares[name] += np.square(error).sum(axis) / runs
+    return true, {n: scales[n] * np.sqrt(np.maximum(each, _separable(each))) for n, each in squares.items()}
 
 
 def memory_bytes(workload: Workload, pass_: str) -> float:
@@ -298,6 +300,8 @@ def _judged(
 
     `unit`: ULP of the dtype in one of the precision.
     """
+    if _vacuous(expected["after"]):
+        return {"status": "refused", "reason": VACUOUS, "quantities": {}}  # none of them was verified
     quantities: Found = {}
     bad: list[str] = []
     for name, real in expected["after"].items():
@@ -306,8 +310,6 @@ def _judged(
         worst = [max(over.rms for over in found.values()), max(over.element for over in found.values())]
         relative = [over * most if most else over for over, most in zip(worst, real.relative, strict=True)]
         quantities[name] = [*relative, *_compared(moments["after"].get(name), (base or {}).get(name), unit)]
-    if _vacuous(expected["after"]):
-        return {"status": "refused", "reason": VACUOUS, "quantities": {}}  # none of them was verified
     return {"status": "wrong" if bad else "ok", "reason": "; ".join(bad), "quantities": quantities}
 
 
@@ -329,6 +331,8 @@ def _sentence(name: str, moment: str, moments: dict[str, Outputs], bound: Bound,
         return f"{name} has shape {list(output.shape)}, not {list(bound.true.shape)}{where}"
     if not np.isfinite(output).all():
         return f"{name} holds numbers that are not finite{where}"
+    if not np.isfinite(bound.element).all():
+        return f"{name} has no finite bound{where}"
     if over.element > 1:
         index = f"{list(over.place)}" if over.place else ""
         value, true, most = (float(a[over.place]) for a in (output, bound.true, bound.element))

@@ -146,7 +146,7 @@ class Sizes:
     def product(self, a: Array, b: Array) -> Array:
         """a [..., K] x b [K, N], a weight -> [..., N]."""
         exact, peak = partial_sums(a, b)
-        self._keep(exact, peak, _squares(a, b), len(b), self._repeats(a, b))
+        self._keep(exact, peak, _norms(a, b), len(b), self._repeats(a, b))
         return exact
 
     def outer(self, a: Array, b: Array) -> Array:
@@ -156,7 +156,7 @@ class Sizes:
         if min(a.shape[:2]) > 1:
             other_a, other_b = (np.swapaxes(each, 0, 1).reshape(-1, each.shape[-1]) for each in (a, b))
             peak = np.maximum(peak, partial_sums(other_a.T, other_b)[1])
-        self._keep(exact, peak, _squares(rows_a.T, rows_b), len(rows_a), repetition(rows_a, rows_b), len(a))
+        self._keep(exact, peak, _norms(rows_a.T, rows_b), len(rows_a), repetition(rows_a, rows_b), len(a))
         return exact
 
     def column(self, a: Array) -> Array:
@@ -164,13 +164,16 @@ class Sizes:
         terms = a.reshape(-1, a.shape[-1])
         peak = np.maximum(_prefix_peak(a.sum(axis=1)), _prefix_peak(a.sum(axis=0)))
         exact, repeats = terms.sum(axis=0), repetition(terms, np.ones((len(terms), 1)))
-        self._keep(exact, peak, np.square(terms).sum(axis=0), len(terms), repeats, len(a))
+        self._keep(
+            exact, peak, np.linalg.norm(terms / _scale(terms), axis=0) * _scale(terms), len(terms), repeats, len(a)
+        )
         return exact
 
     def total(self, a: Array) -> Array:
         """a [T, B, N], no number negative -> the sum of all."""
         terms, exact = a.reshape(-1, a.shape[-1]), a.sum()
-        self._keep(exact, exact, np.square(a).sum(), a.size, repetition(terms, np.ones((len(terms), 1))), len(a))
+        norm = np.asarray(np.linalg.norm(terms / _scale(a)) * _scale(a))
+        self._keep(exact, exact, norm, a.size, repetition(terms, np.ones((len(terms), 1))), len(a))
         return exact
 
     def moved(self, a: Array) -> Array:
@@ -183,12 +186,12 @@ class Sizes:
         self.before_relu.append(a)
         return np.maximum(a, 0), (a > 0).astype(a.dtype)
 
-    def _keep(self, exact: Array, peak: Array, square: Array, terms: int, repeats: float, steps: int = 0) -> None:
+    def _keep(self, exact: Array, peak: Array, norm: Array, terms: int, repeats: float, steps: int = 0) -> None:
         """The deviation of a sum's result, of what is said above. `steps`: partial sums that are results themselves."""
         units = self.rounding.sum * np.sqrt(terms) + self.rounding.step * np.sqrt(steps)
-        variance = np.square(DEVIATION * units) * repeats * (np.square(peak) + square / 4)
-        variance = variance + np.square(self.rounding.result * exact) / 3 + np.square(self.rounding.least)
-        self.deviations.append(np.sqrt(variance))
+        of_sum = DEVIATION * units * np.sqrt(repeats) * np.hypot(peak, norm / 2)  # no square overflows
+        of_result = np.hypot(self.rounding.result * exact / np.sqrt(3), self.rounding.least)
+        self.deviations.append(np.hypot(of_sum, of_result))
 
     def _repeats(self, a: Array, b: Array) -> float:
         """Of a product's terms; a weight with no row like another, as most are, is looked at once."""
@@ -221,11 +224,16 @@ def partial_sums(a: Array, b: Array) -> tuple[Array, Array]:
     return exact, peak
 
 
-def _squares(a: Array, b: Array) -> Array:
-    """a [..., K] x b [K, N]: the sums of the squares of the products, of which few digits matter."""
-    scale_a, scale_b = (float(np.abs(each).max()) or 1.0 for each in (a, b))
+def _norms(a: Array, b: Array) -> Array:
+    """a [..., K] x b [K, N]: the root of the sum of the squares of the terms, of which few digits matter."""
+    scale_a, scale_b = _scale(a), _scale(b)
     squares = times(np.square((a / scale_a).astype("float32")), np.square((b / scale_b).astype("float32")))
-    return squares.astype("float64") * scale_a**2 * scale_b**2
+    return np.sqrt(squares.astype("float64")) * scale_a * scale_b
+
+
+def _scale(a: Array) -> float:
+    """The largest magnitude, to divide by: 1 where all are zero."""
+    return float(np.abs(a).max()) or 1.0
 
 
 def _prefix_peak(a: Array) -> Array:

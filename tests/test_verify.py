@@ -281,3 +281,28 @@ def test_bounds_are_those_of_the_inputs_that_were_given(tmp_path):
         assert verdict(tmp_path, workload, data, Library("forwards"))["status"] == "ok"
         low = cast(cast(data, ml_dtypes.bfloat16), "float32")
         assert verdict(tmp_path, workload, low, reference.Exact())["status"] == "wrong"
+
+
+def test_numbers_whose_squares_no_float64_holds_have_bounds(tmp_path):
+    workload = Workload(name="w", B=2, T=60, I=3, H=5, O=4, cell="rnn_relu")
+    data = stored(tmp_path, workload, relu_growing(data_of(workload)))
+    outputs = {}
+    exact = cast(data, "float64")
+    for moment, given in (("before", probe(exact)), ("after", exact)):
+        y = reference.run(given, "rnn_relu", "forward", "projected")["y"]
+        outputs[f"unrolled_batched/{moment}/y"] = y
+        outputs[f"unrolled_in_loop/{moment}/y"] = 1.001 * y
+    assert np.abs(y).max() > 1e170
+    save_file(outputs, tmp_path / "saved.safetensors")
+    judged = verify.Judge(tmp_path).judge(tmp_path / "saved.safetensors", workload, 60, "forward", "fp64")["arms"]
+    assert [judged[f"unrolled_{form}"]["status"] for form in ("batched", "in_loop")] == ["ok", "wrong"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_bound_that_is_not_finite_is_a_sentence(moment):
+    expected = {name: {"y": bound([1.0, 2.0])} for name in ("before", "after")}
+    expected[moment] = {"y": bound([1.0, 2.0], np.inf)}
+    output = {"y": np.array([1, 2], np.float32)}
+    judged = verify._judged({"before": output, "after": output}, expected, None, 1)
+    assert judged["status"] == ("refused" if moment == "after" else "wrong")
+    assert judged["reason"]
