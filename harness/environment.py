@@ -22,6 +22,7 @@ MEASURING = (
     "folders",
     "worker",
     "measure",
+    "tolerance",
     "verify",
     "jobs",
     "course",

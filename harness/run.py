@@ -19,7 +19,8 @@ from harness.progress import Report
 from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held, read
 from harness.refused import Refused
 from harness.study import Study, Workload
-from harness.verify import METHOD, Judge, form_of, given, memory_bytes, overflow
+from harness.tolerance import METHOD, memory_bytes, overflow, program_data
+from harness.verify import Judge, form_of
 from impls.interface import IMPOSSIBLE, Data
 
 END = 3  # lines that a worker printed before it ended, which say why
@@ -120,8 +121,9 @@ def prepare(study: Study) -> weights.Files:
     Raises Refused, before any work, also where no bound could be made of them: what overflows, or needs more memory.
     """
     made: weights.Files = {}
-    for workload in study.workloads:
+    for workload in [*study.workloads, *study.swept]:
         _refuse_large(workload, study)
+    for workload in study.workloads:
         made |= weights.files(workload, study.seed, study.weights, study.inputs)
     for point in study.swept:
         made |= weights.files(point, study.seed, None, None)
@@ -144,7 +146,7 @@ def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:
     pass_ = "train" if "train" in study.passes else "forward"
     forms = sorted({form_of(arm.name) for arm in study.arms if arm.name not in IMPOSSIBLE})
     for precision, form, moment in itertools.product(study.precisions, forms, ("after", "before")):
-        put = cast(given(data, precision, form, moment), "float64")
+        put = cast(program_data(data, precision, form, moment), "float64")
         if why := overflow(put, workload.cell, pass_, form, precision):
             where = " on the probe's inputs" if moment == "before" else ""
             raise Refused(f"workload {workload.name} cannot be verified{where}: {why}")

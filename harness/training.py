@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.measure import BATCHED, TWIN, cast, first_line, timed, turns
-from harness.verify import ELEMENT, RUNS
+from harness.tolerance import ELEMENT, RUNS
 from impls import reference
 from impls.interface import Arm, Backend, Data, Program, Run, Unavailable
 from impls.rounding import Noise, Sizes
@@ -112,9 +112,10 @@ def oracle(data: Data, cell: str, stage: Callable[[str, str], None]) -> dict[str
     stage("", "in float32")
     own = list(reference.train(data, cell))
     stage("", "with random roundings")
-    some, sizes = exact._replace(x=exact.x[:CLOSE], target=exact.target[:CLOSE]), Sizes()
-    list(reference.train(some, cell, sizes))
-    alone = some._replace(x=some.x[:, :, None], target=some.target[:, :, None])  # the axis of runs is of length 1
-    noisy = np.array([list(reference.train(alone, cell, Noise(seed, sizes))) for seed in range(RUNS[0])])
+    first_steps, sizes = exact._replace(x=exact.x[:CLOSE], target=exact.target[:CLOSE]), Sizes()
+    list(reference.train(first_steps, cell, sizes))
+    x, target = (array[:, :, None] for array in first_steps[1:])  # the axis of runs is of length 1
+    single_run = first_steps._replace(x=x, target=target)
+    noisy = np.array([list(reference.train(single_run, cell, Noise(seed, sizes))) for seed in range(RUNS[0])])
     deviations = np.sqrt(np.mean(np.square(noisy / true[:CLOSE] - 1), axis=0))
     return {"losses": true, "float32": own, "bounds": list(ELEMENT * np.maximum.accumulate(deviations))}

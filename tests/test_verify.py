@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from harness import verify, weights
+from harness import tolerance, verify, weights
 from harness.measure import cast, probe
 from harness.study import Workload
 from impls import reference
@@ -129,8 +129,8 @@ def test_tf32_is_caught_at_every_depth():
         h, w_out = (random.standard_normal(shape) for shape in ((1, 8, size), (size, 8)))
         w = Weights(np.ones((1, size)), np.zeros((size, size)), np.zeros(size), w_out, np.zeros(8))
         data = cast(cast(Data(w, h, np.zeros((1, 8, 8))), "float32"), "float64")
-        true, deviations = verify.reference_with_deviations(data, "rnn_tanh", "forward", "given", ROUNDINGS["fp32"])
-        bound = verify.bound_of(true["y"], deviations["y"])
+        true, deviations = tolerance.reference_with_deviations(data, "rnn_tanh", "forward", "given", ROUNDINGS["fp32"])
+        bound = tolerance.bound_of(true["y"], deviations["y"])
         h, w_out = data.x.astype("float32"), data.weights.w_out.astype("float32")
         for order in ORDERS:
             assert verify.excess(Library(order).product(h, w_out), bound).ok
@@ -153,7 +153,7 @@ def tf32(a):
 
 
 def bound(true, deviation=1e-7):
-    return verify.bound_of(np.asarray(true, float), np.full(np.shape(true), deviation))
+    return tolerance.bound_of(np.asarray(true, float), np.full(np.shape(true), deviation))
 
 
 @pytest.mark.parametrize("output", [np.array([1, np.nan], np.float32), np.array([1, np.inf], np.float32)])
@@ -179,8 +179,8 @@ def test_what_is_wrong_is_said_in_a_sentence(output, said):
 
 def test_one_wrong_element_is_caught_where_others_may_be_far_larger():
     true, deviations = np.array([1e6, 1.0]), np.array([1e-1, 1e-7])
-    assert not verify.excess(np.array([1e6, 1.001], np.float32), verify.bound_of(true, deviations)).ok
-    assert verify.excess(np.array([1e6 + 0.5, 1.0], np.float32), verify.bound_of(true, deviations)).ok
+    assert not verify.excess(np.array([1e6, 1.001], np.float32), tolerance.bound_of(true, deviations)).ok
+    assert verify.excess(np.array([1e6 + 0.5, 1.0], np.float32), tolerance.bound_of(true, deviations)).ok
 
 
 def test_a_zero_truth_wants_exact_zeros():
@@ -236,14 +236,14 @@ def of_x(size):
 def test_what_overflows_is_named_with_its_step(change, cell, pass_, precision, said):
     workload = Workload(name="w", B=2, T=40, I=3, H=5, O=4, cell=cell)
     data = cast(change(data_of(workload)), "float64")
-    found = verify.overflow(data, cell, pass_, "projected", precision)
+    found = tolerance.overflow(data, cell, pass_, "projected", precision)
     assert found is None if said is None else found.startswith(said)
 
 
 def test_a_growth_that_fp64_does_not_hold_either():
     workload = Workload(name="w", B=2, T=120, I=3, H=5, O=4, cell="rnn_relu")
     data = cast(relu_growing(data_of(workload)), "float64")
-    found = verify.overflow(data, "rnn_relu", "forward", "none", "fp64")
+    found = tolerance.overflow(data, "rnn_relu", "forward", "none", "fp64")
     assert found == "h overflows in fp64 at step 104 of 120: it reaches beyond what fp64 holds; fp64 ends at 1.8e+308"
 
 
