@@ -9,6 +9,8 @@ Two gates come of the bounds of harness.tolerance:
 A program that flushes denormals is wrong where that is more than rounding, and the reason names it.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,7 @@ from impls import reference
 from impls.interface import Data, Outputs, Weights
 from impls.rounding import ROUNDINGS
 
+KEPT_BYTES = 2 * 2**30  # of truths and bounds, for the blocks to come
 BFLOAT16 = 1 << 16  # float32 numbers from one of bfloat16's to the next
 FLUSHED = "it flushes denormals, numbers below 1.2e-38, to zero, which IEEE fp32 keeps"
 DENORMALS = "there are denormals, numbers below 1.2e-38, on its way, which some programs flush to zero"
@@ -69,7 +72,21 @@ class Judge:
 
     def __init__(self, folder: Path, bound: str | None = None) -> None:
         self.folder, self.bound = folder, bound
-        self.expected = cache(self._expected)
+        self.kept: OrderedDict[tuple[Any, ...], Expected] = OrderedDict()  # the latest last
+        self.lock = threading.Lock()  # blocks of several workers are checked at once
+
+    def expected(self, *place: Any) -> Expected:
+        """What `_expected` gives for a place; of those asked for last, KEPT_BYTES are kept."""
+        with self.lock:
+            if place in self.kept:
+                self.kept.move_to_end(place)
+                return self.kept[place]
+        expected = self._expected(*place)
+        with self.lock:
+            self.kept[place] = expected
+            while len(self.kept) > 1 and sum(map(_size_bytes, self.kept.values())) > KEPT_BYTES:
+                self.kept.popitem(last=False)
+        return expected
 
     def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
         """What the gates say of a block's saved outputs.
@@ -172,6 +189,10 @@ def excess(output: Array, bound: Bound) -> Excess:
 def holds(errors: Iterable[Any], bounds: Iterable[float]) -> bool:
     """Whether errors (rms, worst, ...) are within the bounds (rms, worst); NaN and infinite bounds hold nothing."""
     return all(bool(np.isfinite(bound) and error <= bound) for error, bound in zip(errors, bounds, strict=False))
+
+
+def _size_bytes(expected: Expected) -> int:
+    return sum(bound.true.nbytes + bound.element.nbytes for bound in expected.values())
 
 
 def _by_arm(saved: Path) -> dict[str, dict[str, Outputs]]:

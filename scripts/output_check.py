@@ -102,7 +102,7 @@ class Faults(verify.Judge):
             if found["status"] == "ok" and precision == "fp32":
                 for fault in FAULTS:
                     self._plant(fault, place, moments, expected)
-        self.expected.cache_clear()
+        self.kept.clear()
         return judged
 
     def _plant(self, fault: str, place: tuple[Any, ...], moments: dict[str, Outputs], expected: Any) -> None:

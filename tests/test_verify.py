@@ -306,3 +306,19 @@ def test_a_bound_that_is_not_finite_is_a_sentence(moment):
     judged = verify._judged({"before": output, "after": output}, expected, None, 1)
     assert judged["status"] == ("refused" if moment == "after" else "wrong")
     assert judged["reason"]
+
+
+def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
+    workload = Workload(name="w", B=4, T=5, I=3, H=8, O=3, cell="rnn_tanh")
+    weights.store(tmp_path, weights.files(workload, 1, None, None))
+    places = [(workload, 5, pass_, "fp32", "projected", "after") for pass_ in ("forward", "train")]
+    for room, asked_anew in ((10**9, 2), (1, 3)):
+        monkeypatch.setattr(verify, "KEPT_BYTES", room)
+        judge, asked = verify.Judge(tmp_path), []
+        expected = judge._expected
+        monkeypatch.setattr(
+            judge, "_expected", lambda *place, asked=asked, expected=expected: asked.append(place) or expected(*place)
+        )
+        for place in (places[0], places[0], places[1], places[0]):
+            judge.expected(*place)
+        assert len(asked) == asked_anew
