@@ -18,6 +18,7 @@ import dataclasses
 import math
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,9 @@ class Faults(verify.Judge):
             form = verify.form_of(name)
             place = (workload, steps, pass_, precision, form)
             expected = {moment: self.expected(*place, moment) for moment in moments}
-            found = judged["arms"][name]
-            self._add("", judged["bounds"][form], found)
-            if found["status"] == "ok" and precision == "fp32":
+            verdict = judged["arms"][name]
+            self._add("", judged["bounds"][form], verdict)
+            if verdict["status"] == "ok" and precision == "fp32":
                 for fault in FAULTS:
                     self._plant(fault, place, moments, expected)
         self.kept.clear()
@@ -118,15 +119,15 @@ class Faults(verify.Judge):
             bounds = {name: bound.relative for name, bound in expected["after"].items()}
             self._add(fault, bounds, verify._judged(wrong, expected, None, 1), visible)
 
-    def _add(self, fault: str, bounds: Any, found: dict[str, Any], visible: float = math.nan) -> None:
+    def _add(self, fault: str, bounds: Any, verdict: dict[str, Any], visible: float = math.nan) -> None:
         """A row of a check: its status, and the largest errors in parts of their bounds."""
         ratios = [
             [error / bound if bound else 0.0 for error, bound in zip(errors[:2], bounds[name], strict=True)]
-            for name, errors in found["quantities"].items()
+            for name, errors in verdict["quantities"].items()
         ]
         rms, worst = (max(column) for column in zip(*ratios, strict=True)) if ratios else (0.0, 0.0)  # none verified
-        row = {"fault": fault, "status": found["status"], "rms": f"{rms:.3g}", "worst": f"{worst:.3g}"}
-        self.rows.append(row | {"size": f"{visible:.2g}", "reason": found["reason"]})
+        row = {"fault": fault, "status": verdict["status"], "rms": f"{rms:.3g}", "worst": f"{worst:.3g}"}
+        self.rows.append(row | {"size": f"{visible:.2g}", "reason": verdict["reason"]})
 
 
 class Coarse(reference.Exact):
@@ -180,8 +181,8 @@ def changed(
             lacking = reference.run(data._replace(x=np.where(last(data.x), 0, data.x)), cell, pass_, form)
             return {n: (lacking[n] - true[n] if n == "d_w_out" else np.zeros_like(true[n])) for n in true}
         how = Forgetful(w.w_rec)
-    found = reference.run(faulty, cell, pass_, form, how)
-    return {name: found[name] - true[name] for name in true}
+    wrong = reference.run(faulty, cell, pass_, form, how)
+    return {name: wrong[name] - true[name] for name in true}
 
 
 def last(x: np.ndarray) -> np.ndarray:
@@ -248,9 +249,9 @@ def operations(w: Workload, pass_: str) -> float:
 
 def possible(case: Case, known: dict[str, plan.Framework]) -> bool:
     framework, execution = case.execution
-    found = known[framework].executions[execution]
+    facts = known[framework].executions[execution]
     cell = plan.Cell(Seat(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
-    return not (found["missing"] or IMPOSSIBLE.get(case.arm.name) or plan.without(found, cell))
+    return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or plan.without(facts, cell))
 
 
 def checked(cases: list[Case], bench: jobs.Bench, judge: Faults, seed: int, precision: str) -> Iterator[dict[str, Any]]:
@@ -258,14 +259,14 @@ def checked(cases: list[Case], bench: jobs.Bench, judge: Faults, seed: int, prec
     by_seat: dict[Seat, list[Case]] = {}
     for case in cases:
         by_seat.setdefault(Seat(case.execution[0], "cpu", case.threads, case.execution[1], precision), []).append(case)
-    for seat, mine in by_seat.items():
-        for start in range(0, len(mine), BLOCK):
-            some = mine[start : start + BLOCK]
-            for case in some:
+    for seat, seat_cases in by_seat.items():
+        for start in range(0, len(seat_cases), BLOCK):
+            batch = seat_cases[start : start + BLOCK]
+            for case in batch:
                 weights.store(bench.weights, weights.files(case.workload, seed, None, None))
-            todo = tuple(Todo(c.workload, c.pass_, (c.arm,), c.workload.T, timed=False) for c in some)
+            todo = tuple(Todo(c.workload, c.pass_, (c.arm,), c.workload.T, timed=False) for c in batch)
             for case, record in zip(
-                some, jobs.work(bench, Job(seat, 1, todo), lambda: math.inf, lambda text: None), strict=True
+                batch, jobs.work(bench, Job(seat, 1, todo), lambda: math.inf, lambda text: None), strict=True
             ):
                 arm = record["arms"][case.arm.name]
                 if not judge.rows:
@@ -295,19 +296,29 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Cases, false alarms, faults planted and caught, by framework and execution."""
     lines = []
     for execution in [*SHARES, None]:
-        mine = [row for row in rows if execution in (None, (row["framework"], row["execution"]))]
-        cases = [row for row in mine if not row["fault"] and row["status"] in ("ok", "wrong", "refused")]
+        selected = [row for row in rows if execution in (None, (row["framework"], row["execution"]))]
+        cases = [row for row in selected if not row["fault"] and row["status"] in ("ok", "wrong", "refused")]
         if not cases:
             continue
         alarms = [row for row in cases if row["status"] != "ok"]
         worst = max((float(row["worst"]) for row in cases), default=math.nan)
         counts = []
         for fault in FAULTS:
-            planted = [row for row in mine if row["fault"] == fault]
+            planted = [row for row in selected if row["fault"] == fault]
             counts.append(f"{sum(row['status'] == 'wrong' for row in planted)} of {len(planted)}")
         name = " ".join(execution) if execution else "all"
-        lines.append([name, len(cases), len(alarms), f"{worst:.2f}", *counts])
-    columns = ["execution", "cases", "false alarms", "worst error / bound", *(f"caught: {fault}" for fault in FAULTS)]
+        outcomes = Counter(row["status"] for row in selected if not row["fault"])
+        lost = sum(outcomes[status] for status in ("failed", "timeout", "not_reached"))
+        lines.append([name, len(cases), len(alarms), lost, outcomes["unavailable"], f"{worst:.2f}", *counts])
+    columns = [
+        "execution",
+        "cases",
+        "false alarms",
+        "lost",
+        "unavailable",
+        "worst error / bound",
+        *(f"caught: {fault}" for fault in FAULTS),
+    ]
     return table(columns, lines)
 
 
@@ -320,34 +331,34 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="Faults are planted in fp32 alone.")
     parser.add_argument("--framework", action="append")
     parser.add_argument("--execution", action="append")
-    given = parser.parse_args()
+    options = parser.parse_args()
     study = Study(threads=[1, "all"])
     threads = plan.thread_counts(study, environment.cores())
     known = {framework.name: framework for framework in run.probe(study, threads) if not framework.missing}
     only = {
         (framework, execution)
         for framework, execution in SHARES
-        if framework in (given.framework or known) and execution in (given.execution or known[framework].executions)
+        if framework in (options.framework or known) and execution in (options.execution or known[framework].executions)
     }
-    given.out.mkdir(parents=True, exist_ok=True)
-    part, parts = map(int, given.part.split("/"))
-    cases = list(drawn(given.cases, given.seed, known, only))[part - 1 :: parts]
+    options.out.mkdir(parents=True, exist_ok=True)
+    part, parts = map(int, options.part.split("/"))
+    cases = list(drawn(options.cases, options.seed, known, only))[part - 1 :: parts]
     with folders.private() as place:
-        judge = Faults(place / "weights", given.seed)
+        judge = Faults(place / "weights", options.seed)
         bench = jobs.Bench(study, known, place / "weights", place / "cache", judge, {})
         name = "cases.csv" if parts == 1 else f"cases-{part}.csv"
-        with (given.out / name).open("w", newline="", encoding="utf-8") as file:
+        with (options.out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            for row in checked(cases, bench, judge, given.seed, given.precision):
+            for row in checked(cases, bench, judge, options.seed, options.precision):
                 writer.writerow(row)
                 file.flush()
                 if row["status"] not in ("ok", "unavailable") and not row["fault"]:
                     print(row, file=sys.stderr, flush=True)
     text = summary(
-        [row for file in given.out.glob("cases*.csv") for row in csv.DictReader(file.open(encoding="utf-8"))]
+        [row for file in options.out.glob("cases*.csv") for row in csv.DictReader(file.open(encoding="utf-8"))]
     )
-    (given.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

@@ -131,14 +131,14 @@ def _or_odd(choose: random.Random, *values: str) -> str:
 
 def _some(choose: random.Random, flags: Mapping[str, tuple[str, ...]], most: int) -> list[str]:
     """Some of the flags, each with one of its values; of a flag without values it alone."""
-    found: list[str] = []
+    arguments: list[str] = []
     for flag in choose.sample(sorted(flags), choose.randint(0, min(most, len(flags)))):
         if not flags[flag]:
-            found.append(flag)
+            arguments.append(flag)
             continue
         value = _or_odd(choose, *flags[flag])
-        found += [f"{flag}={value}"] if choose.random() < 0.4 else [flag, value]
-    return found
+        arguments += [f"{flag}={value}"] if choose.random() < 0.4 else [flag, value]
+    return arguments
 
 
 SELECTED: Mapping[str, tuple[str, ...]] = {
@@ -256,15 +256,15 @@ def _cut(folder: Path) -> None:
 
 def environment(call: Call, place: Path) -> dict[str, str]:
     """The variables of a call in its sandbox."""
-    found: dict[str, str | None] = {
+    variables: dict[str, str | None] = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(place / "home"),
         "TMPDIR": str(place / "tmp"),
         "PYTHONPATH": f"{ROOT}:{FOURTH}:{place.parent / 'absent'}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    found |= {name: value and value.replace("{}", str(place)) for name, value in call.environment.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    variables |= {name: value and value.replace("{}", str(place)) for name, value in call.environment.items()}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def command_line(call: Call) -> list[str]:
@@ -326,8 +326,8 @@ def _ended(process: subprocess.Popen[bytes], interrupted_s: float | None, limit_
 
 def left_running(place: Path) -> int:
     """Processes that work in the sandbox after its call has ended; they are killed."""
-    mine = [process for process in psutil.process_iter() if _within(process, place)]
-    _, alive = psutil.wait_procs(mine, timeout=GRACE_S)
+    processes = [process for process in psutil.process_iter() if _within(process, place)]
+    _, alive = psutil.wait_procs(processes, timeout=GRACE_S)
     for process in alive:
         process.kill()
     return len(alive)
@@ -342,14 +342,14 @@ def _within(process: psutil.Process, place: Path) -> bool:
 
 def listing(place: Path) -> dict[str, tuple[int, int]]:
     """Every path in the sandbox, with its size and when it was changed; of a folder neither, for they follow."""
-    found: dict[str, tuple[int, int]] = {}
+    entries: dict[str, tuple[int, int]] = {}
     for folder, folders, files in os.walk(place):
         for name in folders:
-            found[os.path.join(folder, name)] = (0, 0)
+            entries[os.path.join(folder, name)] = (0, 0)
         for name in files:
             state = os.lstat(os.path.join(folder, name))
-            found[os.path.join(folder, name)] = (state.st_size, state.st_mtime_ns)
-    return found
+            entries[os.path.join(folder, name)] = (state.st_size, state.st_mtime_ns)
+    return entries
 
 
 def allowed(call: Call, place: Path) -> list[str]:
@@ -367,11 +367,11 @@ def allowed(call: Call, place: Path) -> list[str]:
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], within: Iterable[str]) -> tuple[str, ...]:
     """Paths that came, went or changed, but for those in the folders `within` and the folders that lead there."""
     places = list(within)
-    found = [path for path in {*before, *after} if before.get(path) != after.get(path)]
+    changed = [path for path in {*before, *after} if before.get(path) != after.get(path)]
     return tuple(
         sorted(
             path
-            for path in found
+            for path in changed
             if not any(path == one or path.startswith(f"{one}/") or one.startswith(f"{path}/") for one in places)
         )
     )
@@ -379,24 +379,24 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], within: Iterabl
 
 def faults(call: Call, outcome: Outcome) -> list[str]:
     """What a call did that none may do, a sentence each."""
-    found: list[str] = []
+    faults: list[str] = []
     everything = f"{outcome.said}\n{outcome.errors}"
     if outcome.status is None:
-        found.append("it did not end")
+        faults.append("it did not end")
     elif outcome.status not in STATUSES:
-        found.append(f"its exit status is {outcome.status}")
+        faults.append(f"its exit status is {outcome.status}")
     if outcome.status == 130 and call.interrupted_s is None:
-        found.append("it says that it was interrupted, and was not")
-    found += [f"it said {crash!r}" for crash in CRASHES if crash in everything]
+        faults.append("it says that it was interrupted, and was not")
+    faults += [f"it said {crash!r}" for crash in CRASHES if crash in everything]
     sentences = [line for line in outcome.errors.splitlines() if line.startswith("error: ")]
     if call.streams[2] == "normal" and outcome.status == 2 and len(sentences) != 1:
-        found.append(f"it was refused in {len(sentences)} sentences")
+        faults.append(f"it was refused in {len(sentences)} sentences")
     if outcome.status == 0 and sentences:
-        found.append("it said an error and ended with 0")
-    found += [f"it changed {path}" for path in outcome.changed]
+        faults.append("it said an error and ended with 0")
+    faults += [f"it changed {path}" for path in outcome.changed]
     if outcome.left_running:
-        found.append(f"it left {outcome.left_running} processes behind")
-    return found
+        faults.append(f"it left {outcome.left_running} processes behind")
+    return faults
 
 
 def shown(call: Call) -> str:
@@ -444,7 +444,7 @@ def calls(
     began = time.monotonic()
     numbers = list(numbers)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("command", "status", "environment", "streams")}
-    found: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     took: list[float] = []
     spent: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="fusegap-calls-") as folder, ThreadPoolExecutor(parallel) as pool:
@@ -456,13 +456,13 @@ def calls(
             took.append(outcome.seconds)
             spent[call.command] = round(spent.get(call.command, 0.0) + outcome.seconds, 1)
             if wrong:
-                found.append({"number": number, "faults": wrong, "call": shown(call), **_end(outcome)})
+                reports.append({"number": number, "faults": wrong, "call": shown(call), **_end(outcome)})
             report(len(took))
     return {
         "seed": seed, "calls": len(numbers), "seconds": round(time.monotonic() - began, 1),
         "slowest_s": round(max(took, default=0.0), 1), "seconds_by_command": dict(spent),
-        "with_faults": len(found),
-        "counts": {name: dict(sorted(each.items())) for name, each in counts.items()}, "faults": found,
+        "with_faults": len(reports),
+        "counts": {name: dict(sorted(each.items())) for name, each in counts.items()}, "faults": reports,
     }  # fmt: skip
 
 
@@ -487,17 +487,20 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--only", type=int, help="the number of one call, to see it again")
-    given = parser.parse_args()
-    if given.only is not None:
+    options = parser.parse_args()
+    if options.only is not None:
         with tempfile.TemporaryDirectory(prefix="fusegap-calls-") as folder:
-            call, outcome, wrong = one(given.seed, given.only, small_run(Path(folder)))
+            call, outcome, wrong = one(options.seed, options.only, small_run(Path(folder)))
         json.dump({"call": shown(call), "faults": wrong, **asdict(outcome)}, sys.stdout, indent=1)
         print()
         return
     said = sys.stderr.isatty()
-    numbers = range(given.first, given.first + given.calls)
+    numbers = range(options.first, options.first + options.calls)
     result = calls(
-        given.seed, numbers, given.parallel, lambda done: print(f"\r{done}", end="", file=sys.stderr) if said else None
+        options.seed,
+        numbers,
+        options.parallel,
+        lambda done: print(f"\r{done}", end="", file=sys.stderr) if said else None,
     )
     json.dump(result, sys.stdout, indent=1)
     print()
