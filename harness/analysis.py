@@ -34,12 +34,10 @@ EVIDENCE = [
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
-CSV: dict[
-    str, Any
-] = {  # further digits are the processor's: NumPy's logarithm has other last ones with other instructions
+CSV: dict[str, Any] = {
     "index": False,
     "lineterminator": "\n",
-    "float_format": "%.7g",
+    "float_format": "%.7g",  # the last digits of a logarithm are those of the processor's instructions
 }
 WHERE_THERE_ARE = ("variables", "costs", "swept", "slopes", "scores")
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]

@@ -57,9 +57,8 @@ def _import() -> Any:
     with _environment(), _inside(own):
         import matplotlib
 
-        matplotlib.get_cachedir = matplotlib.get_configdir = lambda: (
-            os.devnull
-        )  # nothing is read from HOME, or left there
+        # Nothing is read from HOME, or left there.
+        matplotlib.get_cachedir = matplotlib.get_configdir = lambda: os.devnull
         log.setLevel(logging.ERROR)  # it would warn of that
         import matplotlib.font_manager
 
