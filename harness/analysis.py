@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness import attribution, gaps
+from harness import attribution, faults, gaps
 from harness.gaps import ARM, SEAT, arm_of, block_key
-from harness.measure import BATCHED, TWIN, median_s
+from harness.measure import median_s
+from harness.parts import BATCHED, TWIN, at_home
 from harness.records import Record, budgets, latest
 from harness.refused import Refused
 from harness.study import Study
@@ -33,13 +34,14 @@ EVIDENCE = [
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
+UNSAID = {"memory": "default"}  # of a study, by records from before it could be said
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
 CSV: dict[str, Any] = {
     "index": False,
     "lineterminator": "\n",
     "float_format": "%.7g",  # the last digits of a logarithm are those of the processor's instructions
 }
-WHERE_THERE_ARE = ("variables", "costs", "swept", "slopes", "scores")
+WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores")
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
 Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name and itself
 
@@ -52,13 +54,15 @@ class Tables:
     def __init__(self, records: list[Record]) -> None:
         self.heading = records[0]
         self.sittings = [self.heading, *(record for record in records if record["kind"] == "resumed")]
-        self.study = Study.model_validate(self.heading["study"])
+        self.study = Study.model_validate(UNSAID | self.heading["study"])
         done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*SEAT, "replicate", "pass")])
         self.checks = [record for record in done if record["kind"] == "check"]
         wrong = _wrong_in_fp64(self.checks)
-        self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
+        with_guests = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
+        self.blocks = [at_home(record) for record in with_guests]
         self.times = _times(self)
-        compared, contrasts = gaps.tables_of(self.blocks, self.study)
+        self.faults = faults.faults(self.blocks)
+        compared, contrasts = gaps.tables_of(with_guests, self.study)
         swept = compared.workload.isin({point.name for point in self.study.swept})
         self.gaps, self.swept = (compared[part].reset_index(drop=True) for part in (~swept, swept))
         alone = contrasts.baseline == "none"

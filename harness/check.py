@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.table import Table
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from harness import course, environment, folders, jobs, plan, run, study, weights
 from harness.plan import Cell, Framework, Job, Todo
@@ -15,7 +15,7 @@ from harness.progress import Report, console
 from harness.records import Record
 from harness.refused import Refused
 from harness.study import Study
-from harness.verify import Judge, form_of
+from harness.verify import Judge, form_of, loaded
 from impls.interface import RECURRENCES
 
 
@@ -71,7 +71,7 @@ def _saver(places: dict[Cell, Path]) -> Callable[[Job, Todo, Path], None]:
     """A function that keeps a block's outputs, one file an arm."""
 
     def keep(job: Job, todo: Todo, outputs: Path) -> None:
-        arrays = load_file(outputs)
+        arrays = loaded(outputs)
         for arm in todo.arms:
             start = f"{arm.name}/after/"
             mine = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}

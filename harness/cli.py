@@ -16,6 +16,7 @@ from harness.options import (
     FrameworkF,
     InputsF,
     LimitF,
+    MemoryF,
     PassF,
     PrecisionF,
     ProjectionF,
@@ -70,6 +71,7 @@ def run(
         str | None, typer.Option(help="Time after which no further block is begun: 900, 15m, 1h30m; 0 for no limit.")
     ] = None,
     sweep: SweepF = None,
+    memory: MemoryF = None,
     seed: SeedF = None,
     timeout: TimeoutF = None,
     unroll_limit: LimitF = None,
@@ -91,7 +93,7 @@ def run(
         raise Refused("--all means everything and takes no study file and no selection beside it")
     flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
-    flags |= {"processes": processes, "rounds": rounds, "sweep": sweep}
+    flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
     scale = "quick" if quick else "rigorous" if rigorous else None
     made = limited(load(study, scale, flags), budget, unroll_limit)
     if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not _there(name)]):

@@ -17,6 +17,7 @@ from harness.study import CALIBRATING
 SEAT = tuple(entry.name for entry in fields(Seat))
 COLD_SHARE = 0.6  # of the budget, at most, for the first replicate, which compiles
 SWEEP_SHARE = 0.3  # of what is left of that, at most, for the sweep
+BREADTH = 2  # processes of what is not the question
 CHECK_SHARE = 0.15  # of the budget, at most, for the fp64 verification before it
 Clock = Callable[[], float]
 
@@ -47,22 +48,31 @@ class Course:
         """Records of everything planned and not yet done, as it is done."""
         count = self.study.processes or self.study.pilot
         checks = [self._left(job) for job in plan.checks(self.planned, self.study)]
-        sweeps = [plan.sweeps(self.planned, self.study, replicate) for replicate in range(count)]
-        replicates = [plan.jobs(self.planned, self.study, replicate) for replicate in range(count)]
-        self._expect([checks, *sweeps, *replicates])
+        sweep, first = (make(self.planned, self.study, 0) for make in (plan.sweeps, plan.jobs))
+        replicates = [self._replicate(replicate) for replicate in range(1, count)]
+        self._expect([checks, sweep, first, *replicates])
         yield from self._checks(checks)
         checked = [r for r in self.found if r["kind"] == "check"]
-        yield from self._cold(_cheapest_first(sweeps[0], checked), SWEEP_SHARE)
-        yield from self._cold(_cheapest_first(replicates[0], checked))
-        for swept, made in zip(sweeps[1:], replicates[1:], strict=True):
-            yield from self._warm([*swept, *made])
+        yield from self._cold(_cheapest_first(sweep, checked), SWEEP_SHARE)
+        yield from self._cold(_cheapest_first(first, checked))
+        for made in replicates:
+            yield from self._warm(made)
         if self.study.processes is None and self.spent_s() < self.budget:
             needs = yield from self._needs()
             most = max((need.processes for need in needs.values()), default=0)
             further = [plan.jobs(self.planned, self.study, replicate, needs) for replicate in range(count, most)]
-            self._expect([checks, *sweeps, *replicates, *further])
+            self._expect([checks, sweep, first, *replicates, *further])
             for made in further:
                 yield from self._warm(made)
+
+    def _replicate(self, replicate: int) -> list[Job]:
+        """A later replicate's jobs: of each seat everything there is, the sweep too, in one process; from the
+        BREADTH-th on the question alone, where no number of processes was asked for.
+        """
+        made = plan.jobs(self.planned, self.study, replicate)
+        if self.study.processes is None and replicate >= BREADTH:
+            return plan.central(made) or made
+        return plan.joined(made, plan.sweeps(self.planned, self.study, replicate))
 
     def _expect(self, made: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for each in made for job in each))
@@ -86,7 +96,7 @@ class Course:
 
     def _warm(self, made: list[Job]) -> Iterator[Record]:
         for job in made:
-            yield from self._work(self._left(_only(job, self.reached)), self.budget)
+            yield from self._work(self._left(self._alike(_only(job, self.reached))), self.budget)
 
     def _work(self, job: Job, end: float) -> Iterator[Record]:
         yield from self._forecast(job)
@@ -117,6 +127,18 @@ class Course:
         """What was measured in a seat so far."""
         return [record for record in self.found if record["kind"] == "block" and _same(record, seat)]
 
+    def _alike(self, job: Job) -> Job:
+        """The job with as many calls in a sample of each block as its first process had."""
+        calls = {
+            (record["workload"]["name"], record["pass"], record["part"]): max(
+                a["calls"] for a in record["arms"].values()
+            )
+            for record in self._blocks(job.seat)
+            if record["replicate"] == 0
+        }
+        blocks = (replace(todo, calls=calls.get((todo.workload.name, todo.pass_, todo.part))) for todo in job.blocks)
+        return replace(job, blocks=tuple(blocks))
+
     def _left(self, job: Job) -> Job:
         """The job without the blocks that are complete."""
         keys = {todo: jobs.block_key(self.bench.basis, job, todo) for todo in job.blocks}
@@ -133,7 +155,9 @@ class Course:
             plans = [{"key": digest(what), **what}]
             yield plans[0]
         return {
-            (Seat(*(row[name] for name in SEAT)), row["workload"], row["pass"]): Need(row["processes"], row["rounds"])
+            (Seat(*(row[name] for name in SEAT)), row["workload"], row["pass"], row["part"]): Need(
+                row["processes"], row["rounds"]
+            )
             for row in plans[0]["needs"]
         }
 
@@ -182,8 +206,8 @@ def _only(job: Job, reached: set[Any]) -> Job:
     blocks = []
     for todo in job.blocks:
         arms = tuple(arm for arm in todo.arms if (seat, todo.workload.name, todo.pass_, arm.name) in reached)
-        if arms:
-            blocks.append(replace(todo, arms=arms))
+        if (left := replace(todo, arms=arms)).home:
+            blocks.append(left)
     return replace(job, blocks=tuple(blocks))
 
 
@@ -214,4 +238,5 @@ def together(bench: jobs.Bench, made: list[Job], left_s: Clock, report: Report) 
 def line(record: Record) -> str:
     """What a plain progress line says of a record."""
     place = f"{record['framework']} {record['execution']} {record['device']}×{record['threads']} {record['precision']}"
-    return f"[{record['replicate']}] {place} {record['workload']['name']} {record['pass']}: {record['status']}"
+    block = " ".join(filter(None, (record["workload"]["name"], record["pass"], record["part"])))
+    return f"[{record['replicate']}] {place} {block}: {record['status']}"

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from harness import stats
-from harness.measure import BATCHED, TWIN, calls_ns
+from harness.measure import calls_ns
+from harness.parts import BATCHED, LOOPS, OWN, TWIN
 from harness.records import Record
 from harness.study import Study
 
@@ -21,9 +22,7 @@ GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
 GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs"]
 DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
-LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are told apart from the loop's
-OWN = "layer_batched"  # the framework's own layer, projected once
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 

@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import environment, gpu
+from harness import environment, gpu, memory
 from harness.launch import Answer, Lost, Worker
+from harness.measure import Timed
+from harness.parts import is_question
 from harness.plan import Framework, Job, Todo
 from harness.records import Record, digest
 from harness.study import Study
 from harness.verify import Judge
+from impls.interface import Arm
 
 Stage = Callable[[str], None]
-SWEPT_TIME = 1 / 3  # of a block's time, for a point of a sweep
+LESS_TIME = 1 / 3  # of a block's time, for a point of a sweep and for arms that are not the question's
 PROOFS = 3  # workers that may fail to prove their threads before a job is refused
 
 
@@ -101,7 +104,7 @@ def _after_loss(bench: Bench, job: Job, pending: list[Pending], lost: Lost) -> I
     if len(left) == len(block.todo.arms) or not left:
         yield _ended(bench, job, pending.pop(0), lost.status, str(lost))
         return
-    ended: Record = {"status": lost.status, "reason": str(lost), "first_call_ns": None, "calls": 1, "samples_ns": []}
+    ended = asdict(Timed(lost.status, str(lost)))
     pending[0] = Pending(replace(block.todo, arms=left), {**block.lost, lost.arm: ended})
 
 
@@ -113,7 +116,7 @@ def worker_of(bench: Bench, job: Job) -> Worker:
     if job.replicate == 0:  # its first calls are results: they find nothing that an earlier worker left
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
-    variables = framework.environment(seat.device, seat.threads, str(cache))
+    variables = framework.environment(seat.device, seat.threads, str(cache)) | memory.variables(bench.study.memory)
     return bench.worker(seat.framework, variables, bench.study.timeout_s)
 
 
@@ -152,21 +155,20 @@ def _block(
 ) -> Record:
     """Have one block done, judge what it gave, and return its record."""
     todo = pending.todo
-    label = f"{_place(job)} {todo.workload.name} {todo.pass_}"
+    label = " ".join(filter(None, (_place(job), todo.workload.name, todo.pass_, todo.part)))
     begun, clock = _heading(bench, job, todo), bench.clock()
     before = bench.graphics() if job.seat.device == "gpu" else None
     scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache(bench, job)))
     try:
-        outputs = scratch / "outputs.safetensors"
-        request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s(), "outputs": str(outputs)}
+        request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s(), "outputs": str(scratch)}
         answer = worker.ask(request, lambda said: stage(f"{label} {said['arm']}: {said['what']}"))
         if answer["is"] == "unwritten":  # a full disk, mostly, which all that follows would meet too
             raise OSError(answer["reason"])
         on_gpu = _on_gpu(before, bench.graphics()) if before else {}
         stage(f"{label}: judging")
-        judged = bench.judge.judge(outputs, todo.workload, todo.steps, todo.pass_, job.seat.precision)
+        judged = bench.judge.judge(scratch, todo.workload, todo.steps, todo.pass_, job.seat.precision)
         if bench.keep:
-            bench.keep(job, todo, outputs)
+            bench.keep(job, todo, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     arms = {name: _judged(arm, judged["arms"].get(name)) for name, arm in answer["arms"].items()} | pending.lost
@@ -203,13 +205,26 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
         "execution": job.seat.execution,
         "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
         "weights": str(bench.weights),
-        "rounds": {"least": least, "most": most, "block_s": study.block_s * (SWEPT_TIME if todo.swept else 1)}
+        "rounds": {"least": least, "most": most, "block_s": study.block_s * (1 if _central(todo) else LESS_TIME)}
         if todo.timed
         else None,
-        "evidence": bool(bench.texts) or (todo.timed and job.replicate == 0 and not todo.swept),
+        "counted": [[arm.recurrence, arm.projection] for arm in _counted(bench, job, todo)],
+        "control": todo.control,
+        "calls": todo.calls,
         "overwrites": bench.frameworks[job.seat.framework].executions[job.seat.execution]["overwrites"],
         "texts": str(bench.texts or ""),
     }
+
+
+def _central(todo: Todo) -> bool:
+    """Whether a block has a whole block's time."""
+    return not todo.swept and (not todo.part or is_question(todo.part))
+
+
+def _counted(bench: Bench, job: Job, todo: Todo) -> tuple[Arm, ...]:
+    """The arms of which is counted what they do in a call: once, where they are at home."""
+    wanted = bench.texts or (todo.timed and job.replicate == 0 and not todo.swept)
+    return todo.home if wanted else ()
 
 
 def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any]:
@@ -219,13 +234,12 @@ def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any
     arm = arm | {"quantities": judged["quantities"]}
     if judged["status"] == "ok":
         return arm
-    withheld: Record = {"first_call_ns": None, "samples_ns": []}
+    withheld: Record = {"first_call_ns": None, "samples_ns": [], "faults": []}
     return arm | withheld | {"status": judged["status"], "reason": judged["reason"]}
 
 
 def _ended(bench: Bench, job: Job, pending: Pending, status: str, reason: str) -> Record:
-    arm: Record = {"status": status, "reason": reason, "first_call_ns": None, "calls": 1, "samples_ns": []}
-    arms = {a.name: dict(arm) for a in pending.todo.arms} | pending.lost
+    arms = {arm.name: asdict(Timed(status, reason)) for arm in pending.todo.arms} | pending.lost
     heading = _heading(bench, job, pending.todo)
     return heading | {
         "status": status,
@@ -245,6 +259,7 @@ def _heading(bench: Bench, job: Job, todo: Todo) -> Record:
         "workload": todo.workload.model_dump(),
         "steps": todo.steps,
         "pass": todo.pass_,
+        "part": todo.part,
     }
     key = block_key(bench.basis, job, todo)
     begun = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
@@ -254,7 +269,7 @@ def _heading(bench: Bench, job: Job, todo: Todo) -> Record:
 
 def block_key(basis: dict[str, Any], job: Job, todo: Todo) -> str:
     """Hash of a block's job, the code, the framework's versions and the hardware."""
-    what = [asdict(job.seat), job.replicate, todo.workload.model_dump(), todo.pass_, todo.steps, todo.timed]
+    what = [asdict(job.seat), job.replicate, todo.workload.model_dump(), todo.pass_, todo.steps, todo.timed, todo.part]
     return digest([basis, what])
 
 

@@ -8,20 +8,20 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from harness.parts import BATCHED, TWIN
 from impls.evidence import Evidence
 from impls.interface import NULL_ARM, PRECISIONS, Arm, Backend, Data, Outputs, Program, Run, Unavailable, Weights
 
 DTYPES = {precision: "float64" if precision == "fp64" else "float32" for precision in PRECISIONS}
-TWIN = "twin"  # the batched arm under a second name: the A/A control
-BATCHED = "batched"
 NULL = Arm(*NULL_ARM)
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
+BALLAST = 1 << 20  # bytes at most before an arm's arrays, so that they begin elsewhere in every process
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Block:
-    """One workload and pass; `rounds` is None when outputs are wanted and no times."""
+    """Arms of one workload and pass; `rounds` is None when outputs are wanted and no times.
+
+    `counted` are the arms of which is counted what they do in a call; `control`: whether batched has a twin.
+    `calls` of a sample, the same for every arm; None: as many as the shortest arm needs.
+    """
 
     cell: str
     pass_: str
@@ -45,41 +49,55 @@ class Block:
     rounds: Rounds | None
     seed: int
     seconds: float = math.inf  # no first call is begun later than this
-    evidence: bool = False  # whether to count what each program does
+    counted: tuple[Arm, ...] = ()
+    control: bool = True
+    calls: int | None = None
     overwrites: bool = False  # whether a call's outputs are lent until the next one
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What is read before and after the timed region: nanoseconds, and the process's minor page faults so far."""
+
+    clock: Callable[[], int]
+    faults: Callable[[], int]
+
+
+Keep = Callable[[str, str, Outputs], None]  # is given an arm's name, a moment (before, after) and its outputs
 
 
 @dataclass
 class Timed:
-    """One arm in one block. Times in nanoseconds; a sample is the time of `calls` calls."""
+    """One arm in one block. Times in nanoseconds; a sample is the time of `calls` calls, `faults` the minor page
+    faults of its process meanwhile.
+    """
 
     status: str = "ok"
     reason: str = ""
     first_call_ns: int | None = None
     calls: int = 1
     samples_ns: list[int] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)
     evidence: Evidence | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
-    """A prepared arm: what is called, with what, and what it gave."""
+    """A prepared arm that was called once: what is called, and with what. Its outputs are nobody's."""
 
     program: Program
     run: Run
     inputs: Sequence[Any]  # x, target
-    before: Outputs  # from the probe, fetched after a later call where they may be kept: a reused buffer would show
-    after: Any = None  # of the last call, as the framework gives it, or fetched where it is only lent
+    ballast: Any = None  # what keeps its arrays from where another process has them
 
 
 @dataclass
 class Result:
-    """What a block gave. `outputs` maps arm name and moment (before, after) to arrays."""
+    """What a block gave, but for outputs. `texts`: arm -> file name -> its program's text."""
 
     arms: dict[str, Timed]
-    outputs: dict[tuple[str, str], Outputs]
     timer_ns: float
-    texts: dict[str, dict[str, str]]  # arm -> file name -> its program's text
+    texts: dict[str, dict[str, str]]
 
 
 def timed(
@@ -118,40 +136,136 @@ def _held(array: np.ndarray, dtype: Any) -> np.ndarray:
     return array.astype("float32").astype(dtype)
 
 
-def block(backend: Backend, todo: Block, clock: Callable[[], int], stage: Callable[[str, str], None]) -> Result:
-    """Run one block. `stage` is told what is about to happen to which arm."""
-    began = clock()
-    arms: dict[str, Timed] = {}
-    entries: dict[str, Entry] = {}
-    for arm in todo.arms:
-        if (clock() - began) / 1e9 > todo.seconds:
-            arms[arm.name] = Timed("not_reached", "the time for this process ended before its first call")
-            continue
-        stage(arm.name, "first call")
-        arms[arm.name] = Timed()
-        _first(backend, todo, arm, arms[arm.name], entries, clock)
-    timer = timer_ns(clock)
-    if todo.rounds and entries:
-        _add_twins(arms, entries)
+def block(
+    backend: Backend,
+    todo: Block,
+    meters: Meters,
+    keep: Keep,
+    stage: Callable[[str, str], None],
+) -> Result:
+    """Run one block. `keep` is given outputs as soon as they are fetched, so that no arm's lie beside another that is
+    timed; `stage` is told what is about to happen to which arm.
+    """
+    run = _Running(backend, todo, meters, keep, stage)
+    run.first_calls()
+    timer = timer_ns(meters.clock)
+    if todo.rounds and run.entries:
         stage("", "rounds")
-        _rounds(backend, todo, arms, entries, clock, timer)
-    outputs = {}
-    for name, entry in entries.items():
-        outputs[name, "before"] = entry.before
-        outputs[name, "after"] = _fetched(backend, todo, entry.program, entry.after)
-    return Result(arms, outputs, timer, _evidence(backend, todo, arms, entries, stage))
+        run.rounds(timer)
+    return Result(run.arms, timer, run.evidence())
 
 
-def _evidence(
-    backend: Backend, todo: Block, arms: dict[str, Timed], entries: dict[str, Entry], stage: Callable[[str, str], None]
-) -> dict[str, dict[str, str]]:
-    """Have every program's calls counted, after everything was timed; returns the programs' texts."""
-    texts = {}
-    for arm in todo.arms if todo.evidence else ():
-        if entry := entries.get(arm.name):
-            stage(arm.name, "evidence")
-            arms[arm.name].evidence, texts[arm.name] = counted(backend, entry)
-    return texts
+@dataclass
+class _Running:
+    """A block on its way: what it is made of, and what it has given so far."""
+
+    backend: Backend
+    todo: Block
+    meters: Meters
+    keep: Keep
+    stage: Callable[[str, str], None]
+    arms: dict[str, Timed] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def first_calls(self) -> None:
+        """Prepare and call every arm, and the twins, in an order of this process's own: so their arrays lie elsewhere
+        in every process.
+        """
+        began, names = self.meters.clock(), self._names()
+        self.arms = {name: Timed() for name in names if not name.endswith(TWIN)}
+        chance = random.Random(self.todo.seed)
+        for name in chance.sample(list(names), len(names)):
+            if (self.meters.clock() - began) / 1e9 > self.todo.seconds:
+                self.arms[name] = Timed("not_reached", "the time for this process ended before its first call")
+                continue
+            self.stage(name, "first call")
+            self._first(name, names[name], chance.randrange(BALLAST))
+        self.entries = {name: self.entries[name] for name in names if name in self.entries}
+        for name, arm in names.items():  # a program that failed has no control, and is named once
+            if name.endswith(TWIN) and arm.name not in self.entries:
+                self.entries.pop(name, None)
+                del self.arms[name]
+
+    def _names(self) -> dict[str, Arm]:
+        """The arms by their names, and with them the twins of those that project once."""
+        names = {arm.name: arm for arm in self.todo.arms}
+        if self.todo.rounds and self.todo.control:
+            names |= {f"{a.recurrence}_{TWIN}": a for a in self.todo.arms if a.projection == BATCHED}
+        return names
+
+    def _first(self, name: str, arm: Arm, ballast: int) -> None:
+        """An arm's first call, on the probe, and one on the real inputs; a failure stays with the arm."""
+        timed_arm = self.arms.setdefault(name, Timed())
+        data = data_for(arm, self.todo.data)
+        program = Program(arm, self.todo.cell, self.todo.pass_, self.todo.execution)
+        try:
+            held = np.ones(ballast, np.uint8)
+            w, *real = self.backend.put(data)
+            _, *other = self.backend.put(probe(data))
+            run = self.backend.prepare(program, w)
+            timed_arm.first_call_ns, before = timed(self.meters.clock, self.backend.wait, run, other, 1)
+            if self.todo.overwrites:
+                before = self.backend.get(program, before)
+            _, after = timed(self.meters.clock, self.backend.wait, run, real, 1)
+            after = self.backend.get(program, after)
+            # Fetched after a later call, where they may be kept: a reused buffer would show.
+            before = before if self.todo.overwrites else self.backend.get(program, before)
+        except Unavailable as error:
+            timed_arm.status, timed_arm.reason = "unavailable", str(error)
+        except Exception as error:  # whatever a framework raises is a record, not a crash
+            timed_arm.status, timed_arm.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+        else:
+            self.keep(name, "before", before)
+            self.keep(name, "after", after)
+            self.entries[name] = Entry(program, run, real, held)
+
+    def rounds(self, timer: float) -> None:
+        """Time every arm once a round, in a new random order each round (that of `seed`)."""
+        assert self.todo.rounds is not None
+        calls, count = self._amounts(self.todo.rounds, timer)
+        before = self.backend.compilations()
+        gc.collect()
+        gc.disable()
+        try:
+            for number, names in enumerate(turns(list(self.entries), count, self.todo.seed), 1):
+                for name in names:
+                    self._sample(name, calls, last=number == count)
+        finally:
+            gc.enable()
+        if self.backend.compilations() != before:
+            for arm in self.arms.values():
+                if arm.status == "ok":
+                    arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
+
+    def _amounts(self, rounds: Rounds, timer: float) -> tuple[int, int]:
+        """Calls of a sample, the same for every arm, and the number of rounds."""
+        took = {}
+        for name, entry in self.entries.items():
+            for _ in range(2):  # the second of two calls is the estimate
+                took[name] = max(timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, 1)[0], 1)
+        calls = self.todo.calls or max(1, math.ceil(TIMER_COSTS * timer / min(took.values())))
+        spent = calls * sum(took.values())
+        return calls, int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // spent)))
+
+    def _sample(self, name: str, calls: int, last: bool) -> None:
+        """One sample of an arm; its outputs are dropped, but those of the last one are fetched and handed on."""
+        entry, into = self.entries[name], self.arms[name]
+        faults = self.meters.faults()
+        took, outputs = timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, calls)
+        into.faults.append(self.meters.faults() - faults)
+        into.samples_ns.append(took)
+        into.calls = calls
+        if last:
+            self.keep(name, "after", self.backend.get(entry.program, outputs))
+
+    def evidence(self) -> dict[str, dict[str, str]]:
+        """Have programs' calls counted, after everything was timed; returns the programs' texts."""
+        texts = {}
+        for arm in self.todo.counted:
+            if entry := self.entries.get(arm.name):
+                self.stage(arm.name, "evidence")
+                self.arms[arm.name].evidence, texts[arm.name] = counted(self.backend, entry)
+        return texts
 
 
 def counted(backend: Backend, entry: Entry) -> tuple[Evidence, dict[str, str]]:
@@ -160,83 +274,6 @@ def counted(backend: Backend, entry: Entry) -> tuple[Evidence, dict[str, str]]:
         return backend.evidence(entry.program, entry.run, entry.inputs)
     except Exception as error:  # whatever a framework raises is a reason, not a crash
         return Evidence(missing={"everything": f"{type(error).__name__}: {first_line(error)}"}), {}
-
-
-def _first(
-    backend: Backend, todo: Block, arm: Arm, into: Timed, entries: dict[str, Entry], clock: Callable[[], int]
-) -> None:
-    """An arm's first call, on the probe, and one on the real inputs; a failure stays with the arm."""
-    data = data_for(arm, todo.data)
-    program = Program(arm, todo.cell, todo.pass_, todo.execution)
-    try:
-        w, *real = backend.put(data)
-        _, *other = backend.put(probe(data))
-        run = backend.prepare(program, w)
-        into.first_call_ns, outputs = timed(clock, backend.wait, run, other, 1)
-        outputs = _kept(backend, todo, program, outputs)
-        _, after = timed(clock, backend.wait, run, real, 1)
-        after = _kept(backend, todo, program, after)
-        entries[arm.name] = Entry(program, run, real, _fetched(backend, todo, program, outputs), after)
-    except Unavailable as error:
-        into.status, into.reason = "unavailable", str(error)
-    except Exception as error:  # whatever a framework raises is a record, not a crash
-        into.status, into.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
-
-
-def _kept(backend: Backend, todo: Block, program: Program, outputs: Any) -> Any:
-    """A call's outputs, fetched where the next call would write over them."""
-    return backend.get(program, outputs) if todo.overwrites else outputs
-
-
-def _fetched(backend: Backend, todo: Block, program: Program, kept: Any) -> Outputs:
-    """What was kept of a call, as NumPy arrays."""
-    return kept if todo.overwrites else backend.get(program, kept)
-
-
-def _add_twins(arms: dict[str, Timed], entries: dict[str, Entry]) -> None:
-    for name in list(entries):
-        recurrence, _, projection = name.partition("_")
-        if projection == BATCHED:
-            twin = f"{recurrence}_{TWIN}"
-            arms[twin] = Timed(first_call_ns=arms[name].first_call_ns)
-            entries[twin] = replace(entries[name], after=None)
-
-
-def _rounds(
-    backend: Backend,
-    todo: Block,
-    arms: dict[str, Timed],
-    entries: dict[str, Entry],
-    clock: Callable[[], int],
-    timer: float,
-) -> None:
-    """Time every arm once a round, in a new random order each round (that of `seed`)."""
-    rounds = todo.rounds
-    assert rounds is not None
-    spent = 0.0
-    for name, entry in entries.items():  # the second of two calls is the estimate
-        for _ in range(2):
-            took, entry.after = timed(clock, backend.wait, entry.run, entry.inputs, 1)
-        arms[name].calls = max(1, math.ceil(TIMER_COSTS * timer / max(took, 1)))
-        spent += arms[name].calls * took
-    count = int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // max(spent, 1))))
-    before = backend.compilations()
-    gc.collect()
-    gc.disable()
-    try:
-        for names in turns(list(entries), count, todo.seed):
-            for name in names:
-                entry = entries[name]
-                took, entry.after = timed(clock, backend.wait, entry.run, entry.inputs, arms[name].calls)
-                arms[name].samples_ns.append(took)
-                if len(arms[name].samples_ns) == count:
-                    entry.after = _kept(backend, todo, entry.program, entry.after)
-    finally:
-        gc.enable()
-    if backend.compilations() != before:
-        for arm in arms.values():
-            if arm.status == "ok":
-                arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
 
 
 def null_ns(backend: Backend, todo: Block, clock: Callable[[], int]) -> float:

@@ -38,6 +38,13 @@ SweepF = Annotated[
     str | None,
     typer.Option("--sweep", help="Sweep sizes around this workload (as for --workload), and forecast the gaps there."),
 ]
+MemoryF = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="held (what a worker has taken it keeps), default (as glibc does), tcmalloc or jemalloc where installed.",
+    ),
+]
 SeedF = Annotated[int | None, typer.Option("--seed", help="Of weights, inputs and orders.")]
 TimeoutF = Annotated[float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")]
 LimitF = Annotated[

@@ -20,13 +20,13 @@ import numpy as np
 
 from harness import stats
 from harness.gaps import DEVICE, SEAT, WORKLOAD, priors, samples
-from harness.measure import TWIN
+from harness.parts import LOOPS, TWIN, part_of
 from harness.plan import Need
 from harness.records import Record
 from harness.stats import Parts
 from harness.study import Study
 
-HEADLINE = ("in_loop", "per_step")  # contenders whose gaps are to be known; blocks without them know all they have
+HEADLINE = ("in_loop", "per_step")  # contenders whose gaps are to be known
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,35 @@ class Costs:
 
 
 def needs(blocks: list[Record], study: Study) -> list[Record]:
-    """A row for each block with gaps, but for the sweep's: its keys, and the processes and rounds that it needs,
-    within the study's limits.
+    """A row for each block whose gaps are to be known, but for the sweep's: its keys, and the processes and rounds
+    that it needs, within the study's limits.
+
+    Those are the gaps of HEADLINE after the loops of ours; of a study that has none of them, all.
     """
     wanted = {workload.name for workload in study.workloads}
     found = samples(blocks)
     before = priors(found)
     gaps: dict[tuple[Any, ...], list[Parts]] = {}
-    headlines = {key[:-3] for key in found if key[-2] in HEADLINE}
+    headlines = any(map(_headline, found))
     for key, (sample, rounds) in found.items():
-        *block, _, contender, _ = key
+        *block, recurrence, contender, _ = key
         known = stats.parts(sample, rounds, before[key[DEVICE]])
-        asked = contender in HEADLINE if key[:-3] in headlines else contender != TWIN
+        asked = _headline(key) if headlines else contender != TWIN
         if asked and known and key[WORKLOAD] in wanted:
-            gaps.setdefault(tuple(block), []).append(known)
+            gaps.setdefault((*block, part_of(recurrence, contender)), []).append(known)
     costs = spent(blocks)
     rows = []
-    for seat, each in sorted(gaps.items(), key=str):
-        needed = need(each, costs[seat], study.target, study.rounds_min, study.rounds)
+    for place, each in sorted(gaps.items(), key=str):
+        needed = need(each, costs[place], study.target, study.rounds_min, study.rounds)
         numbers = {"processes": min(needed.processes, study.processes_max), "rounds": needed.rounds}
-        rows.append(dict(zip((*SEAT, "workload", "pass"), seat, strict=True)) | numbers)
+        rows.append(dict(zip((*SEAT, "workload", "pass", "part"), place, strict=True)) | numbers)
     return rows
+
+
+def _headline(key: tuple[Any, ...]) -> bool:
+    """Whether a gap, by its key, is one of the question's."""
+    *_, recurrence, contender, _ = key
+    return recurrence in LOOPS and contender in HEADLINE
 
 
 def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
@@ -71,7 +79,7 @@ def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
         if rounds:
             timed_s = sum(sum(arm["samples_ns"]) for arm in block["arms"].values()) / 1e9
             start_s = block["start_s"] / together[seat, block["replicate"]]
-            key = (*seat, block["workload"]["name"], block["pass"])
+            key = (*seat, block["workload"]["name"], block["pass"], block.get("part", ""))
             counted = any(arm.get("evidence") for arm in block["arms"].values())
             costs = (block["replicate"] > 0 and not counted, start_s + block["seconds"] - timed_s, timed_s / rounds)
             seen.setdefault(key, []).append(costs)

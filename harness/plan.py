@@ -7,9 +7,10 @@ precision. Every cell is either planned or named with the reason why not.
 import itertools
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from harness.parts import BATCHED, is_question, part_of, parts
 from harness.refused import Refused
 from harness.study import CALIBRATING, SWEPT, Study, Workload, nearest
 from impls.interface import IMPOSSIBLE, NO_TF32, Arm
@@ -85,8 +86,9 @@ class Plan:
 class Todo:
     """One block of a job. `steps` shortens the workload; `timed` is false for a verification.
 
-    `rounds` is their number, where a pilot has said it; else the study's limits hold. `swept`: a point of a sweep,
-    which takes a third of a block's time, and whose programs are not counted.
+    `part` says which of the workload's arms these are (harness.parts); nothing: all there are. `rounds` is their
+    number, where a pilot has said it; else the study's limits hold. `calls` of a sample, where an earlier process has
+    found it. `swept`: a point of a sweep, which takes a third of a block's time, and whose programs are not counted.
     """
 
     workload: Workload
@@ -94,8 +96,20 @@ class Todo:
     arms: tuple[Arm, ...]
     steps: int
     timed: bool
+    part: str = ""
     rounds: int | None = None
+    calls: int | None = None
     swept: bool = False
+
+    @property
+    def home(self) -> tuple[Arm, ...]:
+        """Its arms but for guests."""
+        return tuple(a for a in self.arms if not self.part or part_of(a.recurrence, a.projection) == self.part)
+
+    @property
+    def control(self) -> bool:
+        """Whether its batched arms have twins: not where they are guests."""
+        return any(arm.projection == BATCHED for arm in self.home)
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ class Need:
     rounds: int
 
 
-Needs = dict[tuple[Seat, str, str], Need]  # seat, workload's name, pass -> what the pilot said
+Needs = dict[tuple[Seat, str, str, str], Need]  # seat, workload's name, pass, part -> what the pilot said
 
 
 @dataclass(frozen=True)
@@ -218,21 +232,31 @@ def without(execution: dict[str, Any], cell: Cell) -> str | None:
 def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -> list[Job]:
     """A replicate's timed jobs, seats in random order; with `needs`, only what needs so many processes.
 
-    Blocks keep the study's order in every replicate: a budget that ends early has then cut the least
-    central cells. The sweep's jobs are others, see `sweeps`.
+    Blocks keep the study's order in every replicate, those of the question first: a budget that ends early has then
+    cut the least central cells. The sweep's jobs are others, see `sweeps`.
     """
     points = {workload.name for workload in study.swept}
     grouped = group([cell for cell in plan.cells if cell.workload.name not in points])
     made = []
     for seat in _shuffled(grouped, study, replicate):
         blocks = []
-        for (workload, pass_), arms in grouped[seat].items():
-            need = needs.get((seat, workload.name, pass_)) if needs is not None else None
+        for todo in blocks_of(grouped[seat]):
+            need = needs.get((seat, todo.workload.name, todo.pass_, todo.part)) if needs is not None else None
             if needs is None or (need and need.processes > replicate):
-                blocks.append(Todo(workload, pass_, tuple(arms), workload.T, True, need.rounds if need else None))
+                blocks.append(replace(todo, rounds=need.rounds if need else None))
         if blocks:
             made.append(Job(seat, replicate, tuple(blocks)))
     return made
+
+
+def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]]) -> list[Todo]:
+    """A seat's timed blocks, those of the question first."""
+    made = [
+        Todo(workload, pass_, arms, workload.T, True, part)
+        for (workload, pass_), every in grouped.items()
+        for part, arms in parts(every).items()
+    ]
+    return sorted(made, key=lambda todo: not is_question(todo.part))
 
 
 def sweeps(plan: Plan, study: Study, replicate: int) -> list[Job]:
@@ -240,13 +264,22 @@ def sweeps(plan: Plan, study: Study, replicate: int) -> list[Job]:
     points = {workload.name for workload in study.swept}
     grouped = group([cell for cell in plan.cells if cell.workload.name in points])
     return [
-        Job(
-            seat,
-            replicate,
-            tuple(Todo(w, p, tuple(arms), w.T, True, swept=True) for (w, p), arms in grouped[seat].items()),
-        )
+        Job(seat, replicate, tuple(replace(todo, swept=True) for todo in blocks_of(grouped[seat])))
         for seat in _shuffled(grouped, study, replicate)
     ]
+
+
+def central(made: list[Job]) -> list[Job]:
+    """The jobs with their blocks of the question alone; without those that have none."""
+    left = (replace(job, blocks=tuple(todo for todo in job.blocks if is_question(todo.part))) for job in made)
+    return [job for job in left if job.blocks]
+
+
+def joined(made: list[Job], further: list[Job]) -> list[Job]:
+    """The jobs, with what is further to be done in the same seats: a process is started once for both."""
+    more = {job.seat: job for job in further}
+    both = [replace(job, blocks=job.blocks + (more.pop(job.seat).blocks if job.seat in more else ())) for job in made]
+    return [*both, *more.values()]
 
 
 def _shuffled(seats: Iterable[Seat], study: Study, replicate: int) -> list[Seat]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import impls
-from harness import environment, folders, jobs, plan, weights
+from harness import environment, folders, jobs, memory, plan, weights
 from harness.course import Clock, Course
 from harness.launch import Lost, Worker
 from harness.measure import cast
@@ -91,6 +91,7 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     began = clock()
     check(folder, resume)
     threads = plan.thread_counts(study, environment.cores())
+    memory.variables(study.memory)  # refuses what is not installed
     frameworks = plan.selected(study, probe(study, threads))
     planned = plan.make(study, frameworks, threads)
     if not planned.cells:

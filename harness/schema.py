@@ -23,6 +23,16 @@ def _all_positive(values: Any) -> Any:
 Samples = Annotated[Any, AfterValidator(_all_positive)]  # nanoseconds; a list itself would be copied
 
 
+def _counts(values: Any) -> Any:
+    """A list of whole numbers of at least 0."""
+    if type(values) is not list or (values and (set(map(type, values)) != {int} or min(values) < 0)):
+        raise ValueError("faults are a list of whole numbers, each at least 0")
+    return values
+
+
+Faults = Annotated[Any, AfterValidator(_counts)]
+
+
 def _known(precision: str) -> str:
     if precision not in ITEM_BYTES:
         raise ValueError(f"there is no precision {precision!r}")
@@ -44,13 +54,16 @@ Stored = Annotated[str, AfterValidator(_of_a_workload)]
 
 
 class Timed(BaseModel):
-    """One arm of a block. `quantities`: name -> root-mean-square error, worst, bitwise equal to batched, ULP."""
+    """One arm of a block. `faults`: minor page faults in each sample, where they were counted. `quantities`: name ->
+    root-mean-square error, worst, bitwise equal to batched, ULP.
+    """
 
     status: str
     reason: str
     first_call_ns: Nanoseconds | None
     calls: Annotated[int, Field(ge=1)]
     samples_ns: Samples
+    faults: Faults = []
     quantities: dict[str, tuple[float, float, bool | None, float | None]] = {}
     evidence: Evidence | None = None
 
@@ -64,10 +77,13 @@ class Floors(BaseModel):
 
 
 class Rates(BaseModel):
-    """What a framework did at best: operations a second of a large product, nanoseconds of scaling so many numbers."""
+    """What a framework did at best: operations a second of a large product, nanoseconds of scaling so many numbers;
+    and nanoseconds of a page fault.
+    """
 
     flops_s: Positive
     scale_ns: Annotated[dict[Natural, Positive], Field(min_length=1)]
+    fault_ns: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class Seat(BaseModel):
@@ -87,7 +103,10 @@ class Place(Seat):
 
 
 class Block(Place):
-    """One workload and pass in one worker. `bounds`: form -> quantity -> bounds of the first two errors."""
+    """Arms of one workload and pass in one worker; `part` says which (harness.parts), nothing: all there were.
+
+    `bounds`: form -> quantity -> bounds of the first two errors.
+    """
 
     key: str
     kind: Literal["block", "check"]
@@ -96,6 +115,7 @@ class Block(Place):
     replicate: Annotated[int, Field(ge=0)]
     workload: Workload
     steps: int
+    part: str = ""
     load: float
     began: str
     start_s: float | None = None
@@ -117,6 +137,8 @@ class Block(Place):
                 raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
         if len({len(arm.samples_ns) for arm in self.arms.values() if arm.status == "ok" and arm.samples_ns}) > 1:
             raise ValueError("the arms of a block have as many samples, one a round")
+        if any(arm.faults and len(arm.faults) != len(arm.samples_ns) for arm in self.arms.values()):
+            raise ValueError("an arm has as many counts of page faults as samples, or none")
         if untold := Workload.model_fields.keys() - self.workload.model_fields_set:
             raise ValueError(f"the workload lacks {', '.join(sorted(untold))}")
         return self
@@ -189,6 +211,7 @@ class Need(Place):
     """What the gaps of one block need, and the block it is."""
 
     workload: Name
+    part: str = ""
     processes: Annotated[int, Field(ge=1)]
     rounds: Annotated[int, Field(ge=1)]
 

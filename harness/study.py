@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness.memory import SETTINGS
 from harness.refused import Refused
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
@@ -184,8 +185,9 @@ class Study(BaseModel):
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
     `budget_s`: after this long no further block is started (None: no limit).
     `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
-    `processes`: worker processes of a cell. None: a pilot of `pilot` of them, and then as many as bring the
-    95% interval of each of its gaps of in_loop and per_step to ±`target`, at most `processes_max`.
+    `memory`: how workers take it from the kernel (harness.memory).
+    `processes`: worker processes of a cell. None: two of everything; of the question's arms a pilot of `pilot`, and
+    then as many as bring the 95% interval of each of their gaps to ±`target`, at most `processes_max`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -199,6 +201,7 @@ class Study(BaseModel):
     projections: list[str] | None = None
     passes: list[str] = list(PASSES)
     precisions: list[str] = ["fp32"]
+    memory: str = "held"
     workloads: list[Workload] = list(NAMED.values())
     sweep: Workload | None = None
     processes: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -220,6 +223,11 @@ class Study(BaseModel):
     @classmethod
     def _known(cls, values: list[str] | None, info: Any) -> list[str] | None:
         return None if values is None else [nearest(info.field_name[:-1], v, WORDS[info.field_name]) for v in values]
+
+    @field_validator("memory")
+    @classmethod
+    def _setting(cls, value: str) -> str:
+        return nearest("memory", value, SETTINGS)
 
     @field_validator("workloads", mode="before")
     @classmethod

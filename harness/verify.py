@@ -89,7 +89,7 @@ class Judge:
         return expected
 
     def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
-        """What the gates say of a block's saved outputs.
+        """What the gates say of a block's saved outputs, a file or a folder of them.
 
         {"bounds": {form: {quantity: (rms, worst)}}, "arms": {name: {"status", "reason", "quantities"}}}, where the
         form is one of the oracle's. The status is ok when both moments of every quantity hold, wrong when one does
@@ -198,10 +198,16 @@ def _size_bytes(expected: Expected) -> int:
 def _by_arm(saved: Path) -> dict[str, dict[str, Outputs]]:
     """Arm -> moment -> quantity -> array."""
     arms: dict[str, dict[str, Outputs]] = {}
-    for key, array in load_file(saved).items():
+    for key, array in loaded(saved).items():
         name, moment, quantity = key.split("/")
         arms.setdefault(name, {}).setdefault(moment, {})[quantity] = array
     return arms
+
+
+def loaded(saved: Path) -> Outputs:
+    """A block's outputs, arm/moment/quantity -> array: of one file, or of all in a folder."""
+    files = sorted(saved.glob("*.safetensors")) if saved.is_dir() else [saved]
+    return {key: array for file in files for key, array in load_file(file).items()}
 
 
 def _judged(

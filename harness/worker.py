@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import json
 import os
+import resource
 import sys
 import time
 import traceback
@@ -27,7 +28,7 @@ from safetensors.numpy import save_file
 from harness import measure, rates, training, weights
 from harness.launch import end_with_parent
 from harness.study import Workload
-from impls.interface import Arm, Backend, Settings
+from impls.interface import Arm, Backend, Outputs, Settings
 
 PRODUCT = 1536  # side of the product that proves the threads
 Send = Callable[[dict[str, Any]], None]
@@ -100,7 +101,7 @@ def open_(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict
 
 
 def block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:
-    """Run one block; its outputs go to the file the request names, its times into the answer."""
+    """Run one block; its outputs go into the folder the request names, its times into the answer."""
     workload = Workload(**request["workload"])
     data = weights.load(Path(request["weights"]), workload)
     steps = request["steps"] or workload.T
@@ -115,13 +116,19 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         rounds=measure.Rounds(**rounds) if rounds else None,
         seed=request["seed"],
         seconds=request["seconds"],
-        evidence=request["evidence"],
+        counted=tuple(Arm(*arm) for arm in request["counted"]),
+        control=request["control"],
+        calls=request["calls"],
         overwrites=request["overwrites"],
     )
-    result = measure.block(backend, todo, time.perf_counter_ns, _stage(send))
-    arrays = {f"{name}/{moment}/{q}": a for (name, moment), out in result.outputs.items() for q, a in out.items()}
+    outputs = Path(request["outputs"])
+
+    def keep(name: str, moment: str, arrays: Outputs) -> None:
+        named = {f"{name}/{moment}/{quantity}": array for quantity, array in arrays.items()}
+        save_file(named, outputs / f"{name}.{moment}.safetensors")
+
     try:
-        save_file(arrays, request["outputs"])
+        result = measure.block(backend, todo, METERS, keep, _stage(send))
         if request["texts"]:
             _write(Path(request["texts"]), result.texts)
     except (OSError, SafetensorError) as error:
@@ -129,6 +136,14 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
     floors = _floors(backend, todo) if todo.rounds else {}
     return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
+
+
+def minor_faults() -> int:
+    """Pages that this process, all its threads, was given by the kernel so far without reading them from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+METERS = measure.Meters(time.perf_counter_ns, minor_faults)
 
 
 def oracle(request: dict[str, Any], send: Send) -> dict[str, Any]:

@@ -6,7 +6,10 @@ of the arms apart is that of their medians in neighbouring processes. Intervals 
 and the last one is of the ratio of both ratios: 1 inside it, no bias is seen. The result goes to stdout as JSON, and
 into the report's method when put into a run's folder as apart.json:
 
-    python scripts/apart.py > runs/mine/apart.json             # about ten minutes; leave the machine alone
+    python scripts/apart.py > runs/mine/apart.json             # about half an hour; leave the machine alone
+    python scripts/apart.py --memory default --framework jax   # as it is shipped: glibc as it comes, an arm a process
+
+The workloads are `book`, whose arrays are small, and `vocab`, where the allocator has something to do.
 """
 
 import argparse
@@ -19,18 +22,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import environment, folders, jobs, plan, run, stats, streams, weights
-from harness.measure import BATCHED
+from harness import environment, folders, jobs, memory, plan, run, stats, streams, weights
+from harness.parts import BATCHED
 from harness.plan import Job, Todo
 from harness.study import Study, load
 from harness.verify import Judge
 from impls.interface import Arm
 
-CELLS = [  # framework, execution, recurrence, contender, pass of workload book, on 1 thread
-    ("torch", "eager", "unrolled", "in_loop", "forward"),
-    ("tf", "graph", "scan", "per_step", "forward"),
-    ("jax", "xla", "scan", "in_loop", "train"),
+CELLS = [  # framework, execution, recurrence, contender, pass, workload; on 1 thread
+    ("torch", "eager", "unrolled", "in_loop", "forward", "book"),
+    ("torch", "eager", "unrolled", "in_loop", "train", "vocab"),
+    ("tf", "graph", "scan", "per_step", "forward", "book"),
+    ("tf", "graph", "scan", "in_loop", "train", "vocab"),
+    ("tf", "xla", "scan", "in_loop", "train", "vocab"),
+    ("jax", "xla", "scan", "in_loop", "train", "book"),
+    ("jax", "xla", "scan", "in_loop", "train", "vocab"),
+    ("jax", "eager", "unrolled", "in_loop", "train", "vocab"),
 ]
+FRAMEWORKS = tuple(dict.fromkeys(cell[0] for cell in CELLS))
 ENOUGH_S = 3600.0
 Times = dict[str, list[float]]
 
@@ -47,14 +56,16 @@ class Kinds:
         return {"contender": both[:1], "baseline": both[1:], "both": both}
 
 
-def study_of(framework: str, execution: str, recurrence: str, contender: str, pass_: str) -> Study:
+def study_of(cell: tuple[str, ...], setting: str) -> Study:
+    framework, execution, recurrence, contender, pass_, workload = cell
     given = {"frameworks": [framework], "executions": [execution], "recurrences": [recurrence], "passes": [pass_]}
-    return load(None, None, given | {"projections": [contender, BATCHED], "workloads": ["book"], "threads": [1]})
+    given |= {"projections": [contender, BATCHED], "workloads": [workload]}
+    return load(None, None, {**given, "threads": [1], "memory": setting})
 
 
-def compared(cell: tuple[str, str, str, str, str], processes: int) -> dict[str, Any]:
+def compared(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, Any]:
     """One gap measured both ways."""
-    study = study_of(*cell)
+    study = study_of(cell, setting)
     frameworks = plan.selected(study, run.probe(study, [1]))
     (job,) = plan.jobs(plan.make(study, frameworks, [1]), study, 0)
     kinds = Kinds(Arm(cell[2], cell[3]), Arm(cell[2], BATCHED)).all()
@@ -67,7 +78,9 @@ def compared(cell: tuple[str, str, str, str, str], processes: int) -> dict[str, 
             order = choose.sample(sorted(kinds), len(kinds))
             found.append({kind: measured(bench, job, kinds[kind], replicate) for kind in order})
             print(f"{time.strftime('%H:%M:%S')} {' '.join(cell)}: {replicate} of {processes}", file=sys.stderr)
-    return {"cell": cell, "processes": processes} | judged(found, *(arm.name for arm in kinds["both"]))
+    return {"cell": cell, "memory": setting, "processes": processes} | judged(
+        found, *(arm.name for arm in kinds["both"])
+    )
 
 
 def opened(study: Study, frameworks: list[plan.Framework], folder: Path) -> jobs.Bench:
@@ -102,8 +115,12 @@ def judged(found: list[dict[str, Times]], contender: str, baseline: str) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, choices=range(2, 101), metavar="N", default=10, help="of each kind")
+    parser.add_argument("--memory", choices=memory.SETTINGS, default="held")
+    parser.add_argument("--framework", choices=FRAMEWORKS, action="append")
     given = parser.parse_args()
-    json.dump([compared(cell, given.processes) for cell in CELLS], sys.stdout, indent=1)
+    memory.variables(given.memory)  # refuses what is not installed
+    cells = [cell for cell in CELLS if cell[0] in (given.framework or FRAMEWORKS)]
+    json.dump([compared(cell, given.processes, given.memory) for cell in cells], sys.stdout, indent=1)
     print()
 
 

@@ -65,7 +65,8 @@ def on_a_made_up_gpu(monkeypatch, folder, driver):
     monkeypatch.setenv("TMPDIR", str(folder))
     add_frameworks(monkeypatch, FOURTH)
     monkeypatch.setattr(gpu, "nvml", lambda: driver)
-    study = {"frameworks": ["numpy"], "devices": ["gpu"], "workloads": WORKLOAD, "rounds": 3, "processes": 2}
+    study = {"frameworks": ["numpy"], "devices": ["gpu"], "recurrences": ["unrolled"], "workloads": WORKLOAD}
+    study |= {"rounds": 3, "processes": 2}
     return run.run(load(None, None, study), folder / "run", False, "a command")
 
 

@@ -1,5 +1,7 @@
 """One block, with a backend and a clock made up here."""
 
+import dataclasses
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,10 +29,11 @@ class Made:
 
     def __init__(self, clock, costs=None, recompiles=False, fails=()):
         self.clock, self.costs, self.recompiles, self.fails = clock, costs or {}, recompiles, fails
-        self.log, self.waited, self.compiled = [], 0, 0
+        self.log, self.waited, self.compiled, self.prepared = [], 0, 0, []
 
     def prepare(self, program, w):
         name = program.arm.name
+        self.prepared.append((name, w))
         if name in self.fails:
             raise RuntimeError("\nno such kernel\nmore")
 
@@ -62,8 +65,26 @@ def todo(**more):
     return measure.Block(**(given | {"seed": 1} | more))
 
 
-def run(backend, clock, **more):
-    return measure.block(backend, todo(**more), clock, lambda arm, what: None)
+@dataclasses.dataclass
+class Ran:
+    """A block's result, and what was kept of it."""
+
+    result: measure.Result
+    outputs: dict
+
+    @property
+    def arms(self):
+        return self.result.arms
+
+
+def run(backend, clock, faults=lambda: 0, **more):
+    outputs = {}
+
+    def keep(name, moment, arrays):
+        outputs[name, moment] = arrays
+
+    meters = measure.Meters(clock, faults)
+    return Ran(measure.block(backend, todo(**more), meters, keep, lambda arm, what: None), outputs)
 
 
 def test_samples_are_the_time_of_the_call_and_nothing_else():
@@ -84,7 +105,7 @@ def test_arms_alternate_in_a_new_order_each_round_and_the_twin_takes_part():
     clock = Clock()
     backend = Made(clock)
     result = run(backend, clock, rounds=measure.Rounds(6, 6, 1))
-    timed = backend.log[2 * len(ARMS) + 2 * (len(ARMS) + 1) :]
+    timed = backend.log[4 * (len(ARMS) + 1) :]
     rounds = [timed[i : i + 5] for i in range(0, len(timed), 5)]
     assert len(rounds) == 6
     assert all(sorted(r) == sorted([*(a.name for a in ARMS), "unrolled_batched"]) for r in rounds)
@@ -95,10 +116,101 @@ def test_arms_alternate_in_a_new_order_each_round_and_the_twin_takes_part():
 def test_short_samples_are_batched_and_say_so():
     clock = Clock()
     backend = Made(clock, {"unrolled_none": 100})
-    arm = run(backend, clock).arms["unrolled_none"]
-    assert arm.calls * 150 >= measure.TIMER_COSTS * 50
+    arms = run(backend, clock).arms
+    assert arms["unrolled_none"].calls * 150 >= measure.TIMER_COSTS * 50
     assert backend.waited == len(backend.log)  # every call is waited for
-    assert measure.median_s(vars(arm)) == pytest.approx(100e-9, rel=0.01)
+    assert measure.median_s(vars(arms["unrolled_none"])) == pytest.approx(100e-9, rel=0.01)
+
+
+def test_every_arm_of_a_block_is_sampled_alike_and_as_the_first_process_was():
+    clock = Clock()
+    costs = {"unrolled_none": 100, "unrolled_in_loop": 3_000}
+    first = {arm.calls for arm in run(Made(clock, costs), clock).arms.values()}
+    assert first == {334}  # 100 ns and a reading of the clock: the shortest arm decides for all
+    assert {arm.calls for arm in run(Made(clock, costs), clock, calls=7).arms.values()} == {7}
+
+
+def test_page_faults_are_those_between_just_before_and_just_after_a_sample():
+    clock, seen = Clock(), SimpleNamespace(faults=0)
+
+    class Faulting(Made):
+        def prepare(self, program, w):
+            run = super().prepare(program, w)
+
+            def call(x, target):
+                seen.faults += 3 if program.arm.projection == "batched" else 0
+                return run(x, target)
+
+            return call
+
+        def get(self, program, outputs):
+            seen.faults += 1000  # fetching is no part of a sample
+            return super().get(program, outputs)
+
+    arms = run(Faulting(clock), clock, faults=lambda: seen.faults, calls=2).arms
+    assert set(arms["unrolled_batched"].faults) == set(arms["unrolled_twin"].faults) == {6}
+    assert set(arms["unrolled_none"].faults) == {0}
+    assert all(len(arm.faults) == len(arm.samples_ns) for arm in arms.values())
+
+
+def test_no_outputs_of_an_arm_are_alive_while_another_is_called():
+    clock, alive = Clock(), []
+
+    class Array(np.ndarray):
+        """One that can be referred to weakly."""
+
+    class Watched(Made):
+        def prepare(self, program, w):
+            run = super().prepare(program, w)
+
+            def call(x, target):
+                others = [name for name, ref in alive if ref() is not None and name != (program.arm.name, id(w))]
+                assert not others, f"{others} while {program.arm.name} is called"
+                made = run(x, target).view(Array)
+                alive.append(((program.arm.name, id(w)), weakref.ref(made)))
+                return made
+
+            return call
+
+    assert {arm.status for arm in run(Watched(clock), clock).arms.values()} == {"ok"}
+    assert len(alive) > 30
+
+
+def test_the_control_is_a_second_copy_with_arrays_of_its_own():
+    class Put(Made):
+        def put(self, data):
+            return Data(Weights(*map(np.copy, data.weights)), data.x.copy(), data.target.copy())
+
+    clock = Clock()
+    backend = Put(clock)
+    run(backend, clock)
+    copies = [w for name, w in backend.prepared if name == "unrolled_batched"]
+    assert len(copies) == 2
+    assert not np.shares_memory(copies[0].w_rec, copies[1].w_rec)
+
+
+def test_arms_are_prepared_in_another_order_in_another_process():
+    orders = set()
+    for seed in range(5):
+        clock = Clock()
+        backend = Made(clock)
+        run(backend, clock, seed=seed)
+        orders.add(tuple(name for name, _ in backend.prepared))
+    assert len(orders) > 1
+
+
+def test_a_control_that_fails_where_its_arm_does_not_is_named():
+    class Once(Made):
+        def prepare(self, program, w):
+            if any(name == "unrolled_batched" == program.arm.name for name, _ in self.prepared):
+                raise RuntimeError("only one of me")
+            return super().prepare(program, w)
+
+    clock = Clock()
+    arms = run(Once(clock), clock).arms
+    failed = {name: arm.reason for name, arm in arms.items() if arm.status == "failed"}
+    assert list(failed.values()) == ["RuntimeError: only one of me"]
+    assert failed.keys() <= {"unrolled_twin", "unrolled_batched"}
 
 
 class Lent(Made):
@@ -146,9 +258,10 @@ def test_a_failing_arm_is_named_and_spares_the_others():
 
 def test_no_first_call_is_begun_after_the_time_is_up():
     clock = Clock()
-    result = run(Made(clock, {"unrolled_none": 10**9}), clock, seconds=1.5)
-    statuses = [result.arms[arm.name].status for arm in ARMS]
-    assert statuses == ["ok", "not_reached", "not_reached", "not_reached"]
+    costs = dict.fromkeys((arm.name for arm in ARMS), 10**9)
+    result = run(Made(clock, costs), clock, seconds=1.5)
+    statuses = sorted(result.arms[arm.name].status for arm in ARMS)
+    assert statuses == ["not_reached", "not_reached", "not_reached", "ok"]
 
 
 def test_the_probe_differs_in_every_element_at_every_size():

@@ -78,7 +78,8 @@ def blocks(folder):
 @pytest.mark.alone
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
-    given = study(processes=None, pilot=2, processes_max=4, target=1e-6, rounds=8, rounds_min=2, passes=["forward"])
+    given = {"target": 1e-6, "rounds": 8, "rounds_min": 2, "passes": ["forward"], "recurrences": ["unrolled"]}
+    given = study(processes=None, pilot=2, processes_max=4, **given)
     folder = tmp_path / "run"
     run.run(given, folder, False, "")
     (plan,) = plans(folder)
@@ -98,7 +99,7 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(pilot, "need", lambda *asked: Need(2, 4))  # as quiet gaps have it, on any machine
-    given = study(processes=None, pilot=2, processes_max=9, passes=["forward"])
+    given = study(processes=None, pilot=2, processes_max=9, passes=["forward"], recurrences=["unrolled"])
     run.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
     assert len(blocks(tmp_path / "run")) == 2
@@ -116,7 +117,14 @@ def records_of(*projections):
             f"given_{p}": {"status": "ok", "calls": 1, "samples_ns": s}
             for p, s in zip(projections, samples, strict=True)
         }
-        rest = {"workload": workload, "pass": "forward", "replicate": replicate, "start_s": 1.0, "seconds": 2.0}
+        rest = {
+            "workload": workload,
+            "pass": "forward",
+            "part": "given",
+            "replicate": replicate,
+            "start_s": 1.0,
+            "seconds": 2.0,
+        }
         made.append(place | rest | {"arms": arms})
     return made
 

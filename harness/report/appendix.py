@@ -240,14 +240,21 @@ def kills(found: Row) -> str:
 
 
 def apart(found: list[Row]) -> str:
-    """The same gaps with arms alternating in a process, and with each arm in processes of its own."""
+    """The same gaps with arms alternating in a process, and with each arm in processes of its own; and how often the
+    two disagree.
+    """
     kinds = ["alternating", "apart", "apart / alternating"]
     rows = []
     for row in found:
-        framework, execution, recurrence, contender, pass_ = row["cell"]
-        place = [f"{framework} {execution} {recurrence}, {pass_}", f"{contender}/batched", row["processes"]]
+        framework, execution, recurrence, contender, pass_, *workload = row["cell"]
+        program = f"{framework} {execution} {recurrence}, {' '.join([*(workload or ['book']), pass_])}"
+        place = [program, row.get("memory", "default"), f"{contender}/batched", row["processes"]]
         rows.append([*place, *("{:.3f} [{:.3f}, {:.3f}]".format(*row[kind]) for kind in kinds)])
-    return table(["", "gap", "processes of each kind", *kinds], rows)
+    biased = [row for row in found if not row["apart / alternating"][1] <= 1 <= row["apart / alternating"][2]]
+    said = (
+        f"**They disagree in {len(biased)} of {len(found)}.**" if biased else f"They disagree in none of {len(found)}."
+    )
+    return f"{said}\n\n{table(['', 'memory', 'gap', 'processes of each kind', *kinds], rows)}"
 
 
 def idiomatic(rows: list[dict[str, str]]) -> str:

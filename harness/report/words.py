@@ -8,12 +8,12 @@ import pandas as pd
 from harness import pilot
 from harness.analysis import ENGINE, Tables
 from harness.gaps import ARM, LOOPS, SEAT, arm_of, usable
-from harness.measure import BATCHED, TWIN
 from harness.outcome import why_nothing
+from harness.parts import BATCHED, TWIN, part_of
 from harness.pilot import HEADLINE
 from harness.quality import FEWEST
 from harness.records import budgets
-from harness.report import appendix, causes, claims, sections
+from harness.report import appendix, causes, claims, memory, sections
 from harness.report.figures import CONTROLS, Drawn
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, duration, engine, one_line, table
@@ -50,6 +50,8 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "claims": claims.table_of(tables),
         "advice": claims.advice(tables),
         "causes": causes.everything(tables),
+        "memory": memory.everything(tables),
+        "parted": any(block.get("part") for block in tables.blocks),
         "original": not tables.variables.empty,
         "identity": appendix.identity(tables),
         "checked": sorted({f"{c['workload']['name']} at {c['steps']} steps" for c in tables.checks}),
@@ -234,7 +236,10 @@ def more(tables: Tables) -> str:
         return f"{start}."
     processes = f"the others need up to {int(left.needs.max())} more processes each (in the tables below)"
     spent = pilot.spent([block for block in tables.blocks if block.get("seconds")])
-    blocks = left.groupby([*SEAT, "workload", "pass"]).agg({"needs": "max", "rounds": "median"})
+    there = {key[-1] for key in spent}  # older records have blocks of all arms, whose part has no name
+    named = [part_of(r, c) for r, c in zip(left.recurrence, left.contender, strict=True)]
+    left = left.assign(part=[part if part in there else "" for part in named])
+    blocks = left.groupby([*SEAT, "workload", "pass", "part"]).agg({"needs": "max", "rounds": "median"})
     if not set(blocks.index) <= set(spent):
         return f"{start}; {processes}."
     total_s = sum(
@@ -257,6 +262,7 @@ def problems(tables: Tables) -> list[str]:
             by = (block["framework"], block["execution"], block["device"], block["precision"])
             place = f"{engine(*by)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
             lines.append(f"throttled: {place}: {', '.join(block['throttled'])}; its times are kept")
+    lines += memory.problems(tables)
     for check in tables.checks:
         by = (check["framework"], check["execution"], check["device"], check["precision"])
         place = f"{engine(*by)} at {check['steps']} steps"

@@ -1,0 +1,80 @@
+"""Memory is held: a worker is not given the same pages twice."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness import jobs, memory
+from harness.launch import Worker
+from harness.plan import Framework, Job, Seat, Todo
+from harness.refused import Refused
+from harness.study import Study
+from harness.worker import minor_faults
+from impls.interface import Arm
+from tests.conftest import SMALL
+
+CALLS = """
+import resource
+import numpy as np
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def call():
+    return np.ones(48 << 20, np.uint8)  # above what glibc ever keeps of its own accord
+call()
+before = faults()
+for _ in range(5):
+    call()
+print((faults() - before) / 5)
+"""
+
+
+def faults_a_call(setting):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS], env=environment | memory.variables(setting), capture_output=True, check=True
+    )
+    return float(done.stdout)
+
+
+def test_memory_that_is_held_is_not_taken_anew():
+    assert faults_a_call("default") >= 10  # with pages of 4 KiB it is 12,288, with those of 2 MiB 24
+    assert faults_a_call("held") <= 1
+
+
+def test_page_faults_are_counted_of_this_process():
+    before = minor_faults()
+    page = bytearray(64 << 20)
+    page[:: 1 << 12] = b"1" * len(page[:: 1 << 12])
+    assert minor_faults() - before >= 10
+
+
+@pytest.mark.parametrize("setting", memory.ALLOCATORS)
+def test_an_allocator_that_is_not_installed_is_refused(monkeypatch, setting):
+    monkeypatch.setattr(memory, "find_library", lambda name: None)
+    with pytest.raises(Refused, match=f"memory {setting} was asked for, but no lib"):
+        memory.variables(setting)
+
+
+def test_an_allocator_that_is_installed_is_loaded_before_all_else(monkeypatch):
+    monkeypatch.setattr(memory, "find_library", lambda name: "libtcmalloc.so.4" if name == "tcmalloc" else None)
+    assert memory.variables("tcmalloc") == {"LD_PRELOAD": "libtcmalloc.so.4"}
+
+
+@pytest.mark.parametrize(("setting", "there"), [("held", True), ("default", False)])
+def test_every_worker_of_a_study_takes_memory_as_it_says(tmp_path, monkeypatch, setting, there):
+    started = []
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "77")  # what the user has set reaches no worker
+
+    def worker(name, variables, timeout_s):
+        started.append(variables)
+        return Worker.__new__(Worker)
+
+    own = {"device": "cpu", "threads": 1, "variables": {"A": "1"}}
+    bench = jobs.Bench(
+        Study(memory=setting), {"x": Framework("x", environments=[own])}, tmp_path, tmp_path, None, {}, worker=worker
+    )
+    todo = Todo(SMALL, "forward", (Arm("unrolled", "none"),), 1, timed=True)
+    jobs.worker_of(bench, Job(Seat("x", "cpu", 1, "eager", "fp32"), 0, (todo,)))
+    assert started == [{"A": "1"} | (memory.HELD if there else {})]

@@ -1,0 +1,152 @@
+"""Which arms are timed side by side: the question's have blocks of their own, and nothing is counted twice."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from harness import course, jobs, pilot, plan
+from harness.gaps import _both, samples
+from harness.parts import at_home, is_question, part_of, parts
+from harness.plan import Cell, Job, Seat
+from harness.study import Study
+from impls.interface import IMPOSSIBLE, PROJECTIONS, RECURRENCES, Arm
+from tests.conftest import SMALL
+
+EVERY = [arm for r in RECURRENCES for p in PROJECTIONS if (arm := Arm(r, p)).name not in IMPOSSIBLE]
+SEAT = Seat("numpy", "cpu", 1, "eager", "fp32")
+
+
+def names(part):
+    return [arm.name for arm in parts(EVERY)[part]]
+
+
+def test_the_question_has_blocks_of_its_own_which_come_first():
+    made = parts(Study().arms)
+    assert list(made) == ["unrolled", "scan", "layer", "given"]
+    for loop in ("unrolled", "scan"):
+        assert [arm.name for arm in made[loop]] == [f"{loop}_{p}" for p in ("none", "in_loop", "per_step", "batched")]
+
+
+def test_every_arm_is_at_home_in_one_part_and_each_part_has_what_it_compares_with():
+    homes = [a for part, arms in parts(EVERY).items() for a in arms if part_of(a.recurrence, a.projection) == part]
+    assert sorted(arm.name for arm in homes) == sorted(arm.name for arm in EVERY)
+    assert names("scan-others")[-1] == "scan_batched"
+    assert {"unrolled_in_loop", "scan_in_loop", "layer_batched"} <= set(names("layer"))
+    assert not any(name.startswith(("unrolled", "scan")) for name in names("given"))
+    assert list(parts([Arm("scan", "bmm"), Arm("scan", "vmap")])) == ["scan-others"]
+
+
+def test_a_guest_has_no_control():
+    made = {todo.part: todo for todo in plan.blocks_of({(SMALL, "forward"): EVERY})}
+    assert [part for part, todo in made.items() if todo.control] == ["unrolled", "scan", "layer", "given"]
+    assert [is_question(part) for part in made] == sorted((is_question(part) for part in made), reverse=True)
+    assert Arm("scan", "batched") not in made["scan-others"].home
+
+
+def records(replicates=2):
+    """What the parts of every arm come to in some processes; twins too, each sample its own number."""
+    made, number = [], 0
+    for replicate in range(replicates):
+        for todo in plan.blocks_of({(SMALL, "forward"): EVERY}):
+            twins = [f"{arm.recurrence}_twin" for arm in todo.home if arm.projection == "batched"]
+            arms = {}
+            for name in [*(arm.name for arm in todo.arms), *twins]:
+                number += 1
+                arms[name] = {"status": "ok", "calls": 1, "samples_ns": [1000 + number] * 5}
+            workload = SMALL.model_dump()
+            seat = {"framework": "numpy", "device": "cpu", "threads": 1, "execution": "eager", "precision": "fp32"}
+            rest = {"pass": "forward", "part": todo.part, "replicate": replicate, "start_s": 1.0, "seconds": 2.0}
+            made.append({**seat, "workload": workload, **rest, "arms": arms})
+    return made
+
+
+def test_each_pair_is_of_one_block_and_counted_once_a_process():
+    found = samples(records(), _both)
+    assert {len(sample.log_ratios) for sample, _ in found.values()} == {2}
+    pairs = {key[-3:] for key in found}
+    assert {("scan", "in_loop", "layer_batched"), ("scan", "bmm", "batched"), ("given", "per_step", "batched")} <= pairs
+
+
+def test_what_a_guest_took_is_in_no_table_but_that_of_its_comparison():
+    homes = [at_home(record) for record in records(1)]
+    seen = [name for record in homes for name in record["arms"]]
+    assert len(seen) == len(set(seen))
+    old = {"arms": {"layer_batched": 1, "scan_in_loop": 2}}
+    assert at_home(old) == old
+
+
+def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
+    study = Study(workloads=[SMALL], processes=None, target=1e-9)
+    rows = pilot.needs(records(3), study)
+    assert [row["part"] for row in rows] == ["scan", "unrolled"]
+    needs = {(SEAT, row["workload"], row["pass"], row["part"]): plan.Need(9, 7) for row in rows}
+    made = plan.Plan([Cell(SEAT, SMALL, "forward", arm) for arm in EVERY], [])
+    (further,) = plan.jobs(made, study, 3, needs)
+    assert {(todo.part, todo.rounds) for todo in further.blocks} == {("scan", 7), ("unrolled", 7)}
+
+
+def test_a_study_without_the_question_knows_all_it_has():
+    some = [record for record in records(3) if record["part"] == "given"]
+    for record in some:
+        record["arms"].pop("given_per_step")
+    assert [row["part"] for row in pilot.needs(some, Study(workloads=[SMALL]))] == ["given"]
+
+
+@pytest.mark.parametrize("first", [3, 40])
+def test_later_processes_sample_as_the_first_did(tmp_path, first):
+    bench = jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {})
+    run = course.Course(bench, plan.Plan([], []), [], lambda: 0.0, SimpleNamespace())
+    for calls, replicate in ((first, 0), (1, 1)):
+        for record in records(1):
+            for arm in record["arms"].values():
+                arm["calls"] = calls
+            run.found.append(record | {"kind": "block", "replicate": replicate})
+    job = Job(SEAT, 2, tuple(plan.blocks_of({(SMALL, "forward"): EVERY})))
+    assert {todo.calls for todo in run._alike(job).blocks} == {first}
+    assert {jobs._request(bench_with(bench), job, todo)["calls"] for todo in run._alike(job).blocks} == {first}
+
+
+def bench_with(bench):
+    """One whose framework says what a request needs."""
+    framework = plan.Framework("numpy", executions={"eager": {"overwrites": False}})
+    return jobs.Bench(bench.study, {"numpy": framework}, bench.weights, bench.cache, None, {})
+
+
+def test_a_block_of_guests_alone_is_left_out():
+    job = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): EVERY})))
+    seat = ("numpy", "cpu", 1, "eager", "fp32")
+    reached = {(seat, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
+    assert [todo.part for todo in course._only(job, reached).blocks] == ["scan"]
+
+
+def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
+    bench = bench_with(jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
+    job = Job(SEAT, 0, tuple(plan.blocks_of({(SMALL, "forward"): EVERY})))
+    times = {todo.part: jobs._request(bench, job, todo)["rounds"]["block_s"] for todo in job.blocks}
+    assert math.isclose(times["scan"], 3 * times["layer"])
+    assert times["scan"] == bench.study.block_s
+
+
+def course_of(study, cells, folder):
+    bench = jobs.Bench(study, {}, folder, folder, None, {})
+    return course.Course(bench, plan.Plan(cells, []), [], lambda: 0.0, SimpleNamespace())
+
+
+def test_breadth_comes_twice_and_then_depth_where_the_question_is(tmp_path):
+    study = Study(workloads=[SMALL], sweep=SMALL)
+    arms = [("w", SMALL, arm) for arm in EVERY] + [("s", point, Arm("scan", "batched")) for point in study.swept]
+    run = course_of(study, [Cell(SEAT, workload, "forward", arm) for _, workload, arm in arms], tmp_path)
+    (once,), (deep,) = run._replicate(1), run._replicate(2)
+    assert {todo.part for todo in once.blocks if not todo.swept} == set(parts(EVERY))
+    assert {todo.workload for todo in once.blocks if todo.swept} == set(study.swept)
+    assert [todo.part for todo in deep.blocks] == ["unrolled", "scan"]
+
+
+def test_who_asks_for_processes_gets_as_many_of_everything(tmp_path):
+    cells = [Cell(SEAT, SMALL, "forward", arm) for arm in EVERY]
+    (job,) = course_of(Study(workloads=[SMALL], processes=4), cells, tmp_path)._replicate(3)
+    assert {todo.part for todo in job.blocks} == set(parts(EVERY))
+    given = [cell for cell in cells if cell.arm.recurrence == "given"]
+    (job,) = course_of(Study(workloads=[SMALL]), given, tmp_path)._replicate(2)
+    assert [todo.part for todo in job.blocks] == ["given"]
