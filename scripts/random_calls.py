@@ -164,6 +164,7 @@ def _base(choose: random.Random) -> list[str]:
 
 def _run(choose: random.Random) -> list[str]:
     own = {"--sweep": ("none", *TINY), "--no-report": (), "--quick": (), "--rigorous": (), "--all": (), "--resume": ()}
+    own["--memory"] = ("held", "default", "tcmalloc", "jemalloc")
     rest = ["--processes", _or_odd(choose, "1", "2"), "--rounds", _or_odd(choose, "1", "3", "5")]
     rest += ["--budget", choose.choice(("1", "2", "2s", "0.000001"))]
     study = [choose.choice(FILES)] if choose.random() < 0.25 else []

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from harness import gpu, report, run
 from harness.records import FILE, read
 from harness.study import load
@@ -35,7 +33,6 @@ def bare(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
 
 
-@pytest.mark.alone
 def test_records_are_measured_without_what_reports_need(tmp_path):
     flags = ["--framework", "numpy", "--threads", "1", "--workload", *WORKLOAD, "--rounds", "3"]
     done = bare("run", *flags, "--processes", "1", "--no-report", "--out", str(tmp_path / "run"))

@@ -11,7 +11,7 @@ from harness.launch import INHERITED
 from impls.torch import backend
 
 GPU = {"reasons": [], "processes": [], "temperature_c": 90}
-pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
+pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
 def write(folder, **files):
@@ -33,6 +33,7 @@ def test_governor_and_turbo(tmp_path):
     assert "not readable" in doctor.turbo(tmp_path).found
 
 
+@pytest.mark.alone
 def test_a_busy_process_is_named():
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:

@@ -47,7 +47,6 @@ def test_what_names_no_cell_is_refused_in_one_sentence(words, said):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.alone
 def test_a_cell_is_counted_and_its_program_saved(framework, tmp_path, capsys):
     words = [framework, "eager", "unrolled", "batched", "B=3,T=5,I=2,H=16,O=4", "train"]
     assert explain.explain(words, tmp_path / "out") == 0
@@ -59,7 +58,6 @@ def test_a_cell_is_counted_and_its_program_saved(framework, tmp_path, capsys):
     assert text.name in said.replace("\n", "")
 
 
-@pytest.mark.alone
 def test_a_cell_that_is_not_to_be_had_is_refused_with_its_reason(tmp_path, numpy_backend):
     with pytest.raises(Refused, match="no symbolic loop"):
         explain.explain(["numpy", "eager", "scan", "batched"], tmp_path / "out")

@@ -153,7 +153,6 @@ def test_errors_are_those_of_the_logarithm_and_what_is_untrusted_is_not_scored()
     assert found["b"] == pytest.approx(math.log(1.2 / 1.5))
 
 
-@pytest.mark.alone
 def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(numpy_backend, tmp_path):
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"])
     records = run.run(wanted, tmp_path / "run", False, "")
@@ -171,7 +170,6 @@ def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(n
     assert {"sweep-forward", "map-train", "forecasts"} <= set(sweeps.drawings(tables))
 
 
-@pytest.mark.alone
 def test_what_is_measured_already_is_not_foretold(numpy_backend, tmp_path):
     """The budget may end a sweep before its first points; they come later, after other cells."""
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
@@ -200,7 +198,6 @@ def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
     assert "float32" in forecast.record(replace(seat, precision="bf16"), blocks, cells, made)["reason"]
 
 
-@pytest.mark.alone
 def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
     folder = tmp_path / "run"
@@ -215,7 +212,6 @@ def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
         assert [r["kind"] for r in again].index("forecast") == at
 
 
-@pytest.mark.alone
 def test_a_report_has_the_sweep(numpy_backend, tmp_path):
     flags = ["--framework", "numpy", "--threads", "1", "--sweep", "B=3,T=8,I=2,H=16,O=4", "--processes", "2"]
     flags += ["--workload", "B=2,T=4,I=2,H=8,O=3", "--rounds", "3", "--out", str(tmp_path / "run")]

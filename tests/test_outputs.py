@@ -79,7 +79,6 @@ def verified(folder, **changed):
     return check.verify(Study(**(given | changed)), folder)
 
 
-@pytest.mark.alone
 def test_every_thread_count_precision_and_pass_keeps_its_outputs(tmp_path, two_cores, capsys):
     assert verified(tmp_path / "new" / "deep") == 0
     files = sorted((tmp_path / "new" / "deep").iterdir())
@@ -96,7 +95,6 @@ def test_every_thread_count_precision_and_pass_keeps_its_outputs(tmp_path, two_c
         assert arrays["y"].dtype == {"fp32": np.float32, "fp64": np.float64}[precision]
 
 
-@pytest.mark.alone
 def test_what_is_there_already_is_kept(tmp_path, two_cores, capsys):
     """Another verification's outputs have the same names, whatever its sizes were."""
     (tmp_path / "mine.txt").write_text("mine")

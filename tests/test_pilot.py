@@ -75,7 +75,6 @@ def blocks(folder):
     ]
 
 
-@pytest.mark.alone
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
     given = {"target": 1e-6, "rounds": 8, "rounds_min": 2, "passes": ["forward"], "recurrences": ["unrolled"]}
@@ -95,7 +94,6 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
     assert [record["replicate"] for record in blocks(folder)] == [0, 1, 2, 3]
 
 
-@pytest.mark.alone
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(pilot, "need", lambda *asked: Need(2, 4))  # as quiet gaps have it, on any machine

@@ -27,14 +27,7 @@ WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
 FLAGS = ["--framework", "numpy", "--threads", "1", "--workload", "B=3,T=5,I=2,H=16,O=4"]
 
 
-@pytest.fixture
-def proven(monkeypatch):
-    """Whatever else the machine does meanwhile: no block is refused for its threads."""
-    opened = jobs.open_
-    monkeypatch.setattr(jobs, "open_", lambda *given, **more: opened(*given, **more) | {"proven": True})
-
-
-pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("numpy_backend")]
+pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
 def study(**more):
@@ -84,7 +77,9 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert (evidence.missing == "everything: NumPy counts nothing").all()
     assert len(evidence) == 2 * (4 + 2)  # passes; unrolled arms, and per_step and batched of given
     counted = [r for r in read(out) if r["kind"] == "block" and any(arm.get("evidence") for arm in r["arms"].values())]
-    assert [r["replicate"] for r in counted] == [0, 0]  # whatever is measured at all is counted
+    assert [(r["part"], r["replicate"]) for r in counted] == 2 * [("unrolled", 0)] + 2 * [
+        ("given", 0)
+    ]  # whatever is measured at all is counted
     measured = times[times.status == "ok"]
     assert set(measured.projection) == {"none", "in_loop", "per_step", "batched", "twin"}
     assert (measured.median_s > 0).all()
@@ -135,13 +130,15 @@ def alive(pid):
     ("mischief", "status", "reason"),
     [
         ("crash", "failed", "SIGSEGV"),
-        ("hang", "timeout", "nothing was heard for 3 s"),
+        ("hang", "timeout", "nothing was heard for 5 s"),
         ("raise", "failed", "ValueError: this arm"),
     ],
 )
 def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reason, tmp_path, monkeypatch):
     plant(mischief, tmp_path, monkeypatch)
-    records = run.run(study(processes=1, timeout_s=3.0, passes=["forward"]), tmp_path / "run", False, "")
+    given = {"passes": ["forward"], "recurrences": ["unrolled"], "timeout_s": 5.0 if mischief == "hang" else 60.0}
+    wanted = study(processes=1, **given)
+    records = run.run(wanted, tmp_path / "run", False, "")
     found = statuses(records)
     assert found["forward", "unrolled_per_step"] == {status}
     assert found["forward", "unrolled_in_loop"] == {"ok"}
@@ -230,7 +227,7 @@ def test_blocks_that_are_all_refused_measure_nothing_and_say_so(tmp_path, monkey
 
 
 @pytest.mark.parametrize("projection", ["in_loop", "none", "in_loop,none"])
-def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_path, proven):
+def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_path):
     records = run.run(
         study(processes=1, projections=projection.split(","), recurrences=["unrolled"]), tmp_path, False, ""
     )
@@ -249,12 +246,12 @@ def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_p
         ({"label": "quick"}, f"{words.COMPARED} — smoke run"),
     ],
 )
-def test_runs_with_gaps_are_titled_by_what_they_compare(selected, title, tmp_path, proven):
+def test_runs_with_gaps_are_titled_by_what_they_compare(selected, title, tmp_path):
     run.run(study(processes=1, passes=["forward"], **selected), tmp_path, False, "")
     assert report.write(tmp_path).read_text().startswith(f"# {title}\n")
 
 
-def test_a_run_whose_every_other_form_failed_is_not_called_the_harness_s_own_test(tmp_path, monkeypatch, proven):
+def test_a_run_whose_every_other_form_failed_is_not_called_the_harness_s_own_test(tmp_path, monkeypatch):
     plant("raise", tmp_path, monkeypatch)
     wanted = study(processes=1, passes=["forward"], recurrences=["given"])
     run.run(wanted, tmp_path / "run", False, "")
@@ -290,7 +287,7 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
         seen.extend(path.name for path in (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").iterdir())
         raise Lost("failed", "enough seen", "")
 
-    given = study(processes=2, passes=["forward"])
+    given = study(processes=2, passes=["forward"], recurrences=["unrolled"])
     frameworks = run.probe(given, [1])
     job = plan.jobs(plan.make(given, frameworks, [1]), given, replicate)[0]
     bench = jobs.Bench(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)

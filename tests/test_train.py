@@ -246,7 +246,6 @@ class TestWithNumpy:
         assert f"{status}: numpy eager unrolled, in_loop, process 0: " in text
         assert "No times are to be had." in text
 
-    @pytest.mark.alone
     def test_times_without_proof_of_threads_do_not_count(self, tmp_path, monkeypatch):
         monkeypatch.setattr(jobs, "open_", OPEN)
         plant("idle", tmp_path, monkeypatch)

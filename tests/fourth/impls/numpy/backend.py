@@ -1,4 +1,6 @@
-"""NumPy behind the contract. A file `mischief` in TMPDIR makes it misbehave."""
+"""NumPy behind the contract. A file `mischief` in TMPDIR makes it misbehave.
+
+Its processor time is made up, so that threads are proven whatever else the machine does while tests run."""
 
 import os
 import signal
@@ -42,6 +44,8 @@ class Backend:
         from impls.numpy import model
 
         self.model, self.compiled = model, 0
+        if _mischief() != "idle":
+            time.process_time_ns = lambda: settings.threads * time.perf_counter_ns()
         print("noise on stdout", file=sys.stdout, flush=True)
         return {}
 
