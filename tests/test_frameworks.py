@@ -34,31 +34,28 @@ def harness(*arguments, path=""):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("cell", ["rnn_relu", "gru", "lstm"])  # rnn_tanh is counted below
-def test_every_arm_passes_both_gates(framework, cell, tmp_path):
-    """Eagerly; compiled ones are verified by the test below, which also counts what they do."""
-    arguments = ["--framework", framework, "--execution", "eager", "--workload", f"{ODD},cell={cell}"]
+@pytest.mark.timeout(600)
+def test_every_arm_passes_both_gates(framework, tmp_path):
+    """Eagerly, of every cell and of one unit; compiled ones are verified by the test below, which also counts what
+    they do.
+    """
+    cells = [f"{ODD},cell={cell}" for cell in ("rnn_relu", "gru", "lstm")]  # rnn_tanh is counted below
+    given = [part for sizes in (*cells, "B=1,T=1,I=1,H=1,O=1") for part in ("--workload", sizes)]
+    arguments = ["--framework", framework, "--execution", "eager", *given]
     done = harness("verify", *arguments, "--save-outputs", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    files = sorted(tmp_path.iterdir())
-    assert len(files) == ARMS[framework] * 2 * 2
-    for file in files:
-        *_, projection, pass_ = file.stem.split("-")
-        arrays = load_file(file)
-        if pass_ == "train":
-            assert set(arrays) == {"loss", "d_w_in", "d_w_rec", "d_b_rec", "d_w_out", "d_b_out"}
-        elif projection == "none":
-            assert arrays["h"].shape == (3, 3, 17)
-        else:
-            assert arrays["y"].shape == (3, 3, 5)
-
-
-@pytest.mark.timeout(300)
-def test_one_step_of_one_unit(framework):
-    """Every size 1, in the eager execution, where it costs little."""
-    done = harness("verify", "--framework", framework, "--execution", "eager", "--workload", "B=1,T=1,I=1,H=1,O=1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    for cell in ("rnn_relu", "gru", "lstm"):
+        files = sorted((tmp_path / f"B3-T3-I2-H17-O5-{cell}").iterdir())
+        assert len(files) == ARMS[framework] * 2 * 2
+        for file in files:
+            *_, projection, pass_ = file.stem.split("-")
+            arrays = load_file(file)
+            if pass_ == "train":
+                assert set(arrays) == {"loss", "d_w_in", "d_w_rec", "d_b_rec", "d_w_out", "d_b_out"}
+            elif projection == "none":
+                assert arrays["h"].shape == (3, 3, 17)
+            else:
+                assert arrays["y"].shape == (3, 3, 5)
 
 
 EXPECTED = {  # (found, written) where a framework or compiler makes something else of a form; all the rest is theory
@@ -70,17 +67,15 @@ COMPILED = {"tf": ["graph", "xla"], "torch": ["inductor"], "jax": ["xla"]}
 ORIGINAL = {"tf": ["v1"], "torch": [], "jax": []}
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_cells_with_gates_pass_where_they_are_compiled(framework, cell):
+@pytest.mark.timeout(600)
+def test_cells_with_gates_pass_where_they_are_compiled(framework):
     """A loop, whose carried state differs between cells, and the framework's layer, whose weights do."""
     execution = ",".join(COMPILED[framework])
-    passes = ["--pass", "forward" if (framework, cell) == ("torch", "gru") else "forward,train"]  # half a minute less
-    arms = ["--recurrence", "scan,layer", "--projection", "in_loop,library", "--precision", "fp32", *passes]
-    workload = ["--workload", f"{ODD},cell={cell}"]
-    done = harness("verify", "--framework", framework, "--execution", execution, *arms, *workload)
+    arms = ["--recurrence", "scan,layer", "--projection", "in_loop,library", "--precision", "fp32"]
+    cells = [part for cell in ("gru", "lstm") for part in ("--workload", f"{ODD},cell={cell}")]
+    done = harness("verify", "--framework", framework, "--execution", execution, *arms, *cells)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3" in done.stdout
+    assert done.stdout.count("3 of 3") == 2 * 2 * len(COMPILED[framework])  # cells, passes
 
 
 @pytest.mark.timeout(600)
@@ -106,18 +101,18 @@ ONES = [{"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ones", ONES, ids=str)
-def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, ones, tmp_path):
+def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp_path):
     """Products of size one: both forms take the same operations, and none is left out."""
-    workload = SMALL.model_copy(update=ones)
+    workloads = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(ONES)}
     arms = {"recurrences": ["unrolled", "scan"], "projections": ["in_loop", "batched"]}
     executions = [*COMPILED[framework], *ORIGINAL[framework], "eager"]
-    found, _ = counted(framework, executions, tmp_path, workload, **arms)
+    found, _ = counted(framework, executions, tmp_path, *workloads.values(), **arms)
     assert found.evidence.flops.notna().all()
-    for _, forms in found.evidence.groupby(["execution", "pass", "recurrence"]):
+    assert set(found.evidence.workload) == set(workloads)
+    for _, forms in found.evidence.groupby(["workload", "execution", "pass", "recurrence"]):
         assert forms.flops.nunique() == 1, forms.to_string()
     for row in found.evidence.to_dict("records"):
-        arm = Arm(row["recurrence"], row["projection"])
+        workload, arm = workloads[row["workload"]], Arm(row["recurrence"], row["projection"])
         least = work.least_operations(workload.model_dump(), row["pass"], arm)
         assert least <= row["flops"] <= most_operations(workload, row["pass"])
     assert claims._operations(found).verdict in ("true here", claims.NOT_JUDGED)
@@ -131,9 +126,10 @@ def most_operations(w, pass_):
 SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
 
 
-def counted(framework, executions, folder, workload=SMALL, **selected):
+def counted(framework, executions, folder, *workloads, **selected):
     """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
-    study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=[workload], **selected)
+    workloads = workloads or (SMALL,)
+    study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=list(workloads), **selected)
     frameworks = plan.selected(study, run.probe(study, [1]))
     weights.store(folder / "weights", run.prepare(study))
     (folder / "texts").mkdir()
@@ -148,7 +144,7 @@ def counted(framework, executions, folder, workload=SMALL, **selected):
     found = SimpleNamespace(
         evidence=analysis._evidence(found_in),
         variables=analysis._variables(found_in),
-        times=pd.DataFrame([(workload.name, workload.T)], columns=["workload", "T"]),
+        times=pd.DataFrame([(workload.name, workload.T) for workload in workloads], columns=["workload", "T"]),
     )
     return found, [name for r in records for name, arm in r["arms"].items() if arm["status"] == "ok"]
 
