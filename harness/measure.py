@@ -101,8 +101,9 @@ def probe(data: Data) -> Data:
 def data_for(arm: Arm, data: Data) -> Data:
     """The data an arm is called with.
 
-    For projection none the target is [T, B, H] of cosines: no two of its steps are alike, so that hidden states in
-    a wrong order change the loss. For recurrence given x is [T, B, H], uniform on [-1, 1].
+    For projection none the target is the gradient of h that its backward pass starts from: [T, B, H] of cosines, no
+    two of its steps alike, so that steps in a wrong order change what follows from it. For recurrence given x is
+    [T, B, H], uniform on [-1, 1].
     """
     steps, batch, _ = data.x.shape
     shape = (steps, batch, data.weights.w_rec.shape[0])

@@ -12,7 +12,7 @@ from impls.interface import Arm, Execution, Facts, Weights
 
 SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
-FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient")
+FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient", "other_target")
 
 
 def broken(framework):
@@ -36,6 +36,8 @@ def broken(framework):
                 return run
             if fault == "stale":
                 return stale(run)
+            if fault == "other_target":
+                return lambda x, target: run(x, 0 * target + 1)  # for projection none it is the gradient of h
             replacements = planted(framework, self.model).get(fault, {})
 
             def call(x, target):
