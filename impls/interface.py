@@ -111,6 +111,7 @@ class Execution:
     `unrolls`: recurrences, or arms by name, that compile as many copies of a step as there are steps.
     `overwrites`: a call's outputs are lent until the next call, which writes into the same memory.
     `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write then.
+    `on_request`: recurrences that are measured only where a study selects them by name, each with its reason.
     """
 
     traced: bool
@@ -120,6 +121,7 @@ class Execution:
     overwrites: bool = False
     trains: bool = True
     loop: str = "unrolled"
+    on_request: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from impls.interface import (
 )
 
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
+EAGER_LOOP = "nobody writes an eager tf.while_loop"
 ORIGINAL = "v1"
 TRACES = 5  # runs of it that are looked at for its memory
 NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
@@ -73,7 +74,7 @@ class Backend:
 
         legacy = _legacy()
         executions = {
-            "eager": Execution(traced=False, without={"vmap": NO_EAGER_VMAP}, trains=False),
+            "eager": Execution(False, without={"vmap": NO_EAGER_VMAP}, on_request={"scan": EAGER_LOOP}, trains=False),
             "graph": Execution(traced=True, loop="scan"),
             "xla": Execution(traced=True, loop="scan"),
             ORIGINAL: Execution(True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan"),
