@@ -19,6 +19,7 @@ from impls.interface import NULL_ARM, PRECISIONS, Arm, Backend, Data, Outputs, P
 DTYPES = {precision: "float64" if precision == "fp64" else "float32" for precision in PRECISIONS}
 TWIN = "twin"  # the batched arm under a second name: the A/A control
 BATCHED = "batched"
+NONE_IN_TRAINING = "the backward pass from a given gradient of h"  # older records have none: theirs had a loss of h
 NULL = Arm(*NULL_ARM)
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
