@@ -141,9 +141,12 @@ def listing() -> None:
                 place = (framework.name, next(iter(framework.versions.values())), device, name)
                 whole = no_device or execution["missing"] or execution["without"].get(device)
                 why = [whole or execution["without"].get(recurrence) for recurrence in RECURRENCES]
-                table.add_row(*place, *("no" if reason else "yes" for reason in why))
+                on_request = {} if whole else execution.get("on_request", {})
+                words = ("on request" if recurrence in on_request else "yes" for recurrence in RECURRENCES)
+                table.add_row(*place, *("no" if reason else word for reason, word in zip(why, words, strict=True)))
                 told = [f"{name}: {whole}"] if whole else []
                 told += [f"{name} {r}: {y}" for r, y in zip(RECURRENCES, why, strict=True) if y and not whole]
+                told += [f"{name} {recurrence}: on request, for {reason}" for recurrence, reason in on_request.items()]
                 notes += [f"{framework.name} {device} {note}" for note in told]
     out.print(table)
     for note in notes:

@@ -139,7 +139,7 @@ def verify(
     if workload or study:
         usual["unroll_limit"] = None
     made = limited(load(study, None, flags, usual), None, unroll_limit)
-    if made.recurrences is None and made.projections is None:
+    if made.recurrences is None:
         made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
     if bound is not None and bound not in PRECISIONS:
         raise Refused(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")

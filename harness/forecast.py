@@ -3,8 +3,8 @@
 A call of an arm is expected to take, over T steps,
 
     none     call + T (step + least.step)
-    in_loop  none + in_loop + T (product + least.one)
-    batched  none + after + least.once
+    in_loop  none + in_loop + T (product + least.one) + least.loss
+    batched  none + after + least.once + least.loss
 
 with `least` the roofline's times (harness.roof) and five costs of everything else: dispatch, copies, loops. They are
 solved for from the sweep's first two points, which differ in T alone, once for each pass. Those of a call and of a step
@@ -62,14 +62,16 @@ def solved(points: list[Seen], top: Roof, pass_: str) -> Costs:
     steps, further = many.workload.T, many.workload.T - few.workload.T
     floors = [least(top, seen.workload, pass_) for seen in (few, many)]
     step = max((many.none - few.none) / further - floors[1].step, 0.0)
-    product = (many.in_loop - few.in_loop) / further - floors[1].one
-    after = statistics.mean(seen.batched - floor.once for seen, floor in zip((few, many), floors, strict=True))
+    pairs = list(zip((few, many), floors, strict=True))
+    few_s, many_s = (seen.in_loop - floor.loss for seen, floor in pairs)
+    product = (many_s - few_s) / further - floors[1].one
+    after = statistics.mean(seen.batched - floor.once - floor.loss for seen, floor in pairs)
     return Costs.model_validate(
         {
             "pass": pass_,
             "call_s": max(many.none - steps * (step + floors[1].step), 0.0),
             "step_s": step,
-            "in_loop_s": many.in_loop - steps * (product + floors[1].one),
+            "in_loop_s": many_s - steps * (product + floors[1].one),
             "product_s": product,
             "after_s": after,
         }
@@ -80,8 +82,8 @@ def expected(costs: Costs, top: Roof, workload: Workload) -> dict[str, float]:
     """Seconds of a call with each projection, at least some part of the recurrence's alone."""
     floor = least(top, workload, costs.pass_)
     none = costs.call_s + workload.T * (costs.step_s + floor.step)
-    in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.one)
-    batched = none + costs.after_s + floor.once
+    in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.one) + floor.loss
+    batched = none + costs.after_s + floor.once + floor.loss
     bottom = LEAST * none
     return {"none_s": none, "in_loop_s": max(in_loop, bottom), "batched_s": max(batched, bottom)}
 

@@ -1,10 +1,10 @@
 """Gaps: the arms of a block compared pair by pair, over its processes. Pure: the same records, the same gaps."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are told apart from the loop's
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
+Times = dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]]  # the same keys -> each process's nanoseconds a call
 Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
 
@@ -55,24 +56,29 @@ def _against_batched(arms: Iterable[str]) -> Iterator[Pair]:
 
 
 def _otherwise(arms: Iterable[str]) -> Iterator[Pair]:
-    """T products after the loop against T inside it; the wrapper's form against the framework's own layer; and what
-    every form adds to the loop alone.
+    """T products after the loop against T inside it; the wrapper's form against the framework's own layer; and every
+    form against the loop alone.
     """
     for recurrence in LOOPS:
         yield recurrence, "per_step", "in_loop", f"{recurrence}_in_loop"
         yield recurrence, "in_loop", OWN, OWN
-        for projection in ADDED:
-            yield recurrence, projection, "none", f"{recurrence}_none"
+    yield from against_none(arms)
+
+
+def against_none(arms: Iterable[str]) -> Iterator[Pair]:
+    """Every form that is projected against the loop alone."""
+    for recurrence, projection in itertools.product(LOOPS, ADDED):
+        yield recurrence, projection, "none", f"{recurrence}_none"
 
 
 def _both(arms: Iterable[str]) -> Iterator[Pair]:
     """Every pair that is compared."""
-    return chain(_against_batched(arms), _otherwise(arms))
+    return itertools.chain(_against_batched(arms), _otherwise(arms))
 
 
-def samples(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]] = _against_batched) -> Found:
-    """A gap's sample and the median of its rounds, for every gap measured."""
-    found: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+def paired(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]]) -> Times:
+    """Nanoseconds a call of contender and baseline in the same rounds, a pair of arrays for each process."""
+    found: Times = {}
     for record in blocks:
         place = block_key(record)
         per_call = {name: calls_ns(arm) for name, arm in record["arms"].items() if _good(arm)}
@@ -81,9 +87,14 @@ def samples(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair
                 found.setdefault((*place, recurrence, projection, baseline), []).append(
                     (per_call[name], per_call[base])
                 )
+    return found
+
+
+def samples(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]] = _against_batched) -> Found:
+    """A gap's sample and the median of its rounds, for every gap measured."""
     return {
         key: (stats.sample(processes), float(statistics.median(len(times) for times, _ in processes)))
-        for key, processes in found.items()
+        for key, processes in paired(blocks, pairs).items()
     }
 
 

@@ -18,6 +18,7 @@ from impls.evidence import Evidence
 from impls.interface import NULL_ARM, PRECISIONS, Arm, Backend, Data, Outputs, Program, Run, Unavailable, Weights
 
 DTYPES = {precision: "float64" if precision == "fp64" else "float32" for precision in PRECISIONS}
+NONE_IN_TRAINING = "the backward pass from a given gradient of h"  # older records have none: theirs had a loss of h
 NULL = Arm(*NULL_ARM)
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
@@ -119,8 +120,9 @@ def probe(data: Data) -> Data:
 def data_for(arm: Arm, data: Data) -> Data:
     """The data an arm is called with.
 
-    For projection none the target is [T, B, H] of cosines: no two of its steps are alike, so that hidden states in
-    a wrong order change the loss. For recurrence given x is [T, B, H], uniform on [-1, 1].
+    For projection none the target is the gradient of h that its backward pass starts from: [T, B, H] of cosines, no
+    two of its steps alike, so that steps in a wrong order change what follows from it. For recurrence given x is
+    [T, B, H], uniform on [-1, 1].
     """
     steps, batch, _ = data.x.shape
     shape = (steps, batch, data.weights.w_rec.shape[0])

@@ -214,6 +214,8 @@ def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False)
         return "impossible", NO_TF32
     if reason := without(execution, cell):
         return "unavailable", reason
+    if reason := on_request(study, execution, cell):
+        return "skipped", reason
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution["unrolls"])
     if limit is not None and execution["traced"] and unrolls and swept:
@@ -227,6 +229,14 @@ def without(execution: dict[str, Any], cell: Cell) -> str | None:
     """Why an execution does not have what a cell asks for, or None."""
     asked = (cell.seat.device, cell.seat.precision, cell.arm.recurrence, cell.arm.projection, cell.arm.name)
     return next(filter(None, map(execution["without"].get, asked)), None)
+
+
+def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | None:
+    """Why a recurrence that the study does not name is not measured, or None."""
+    recurrence = cell.arm.recurrence
+    reason = execution.get("on_request", {}).get(recurrence)
+    asked = recurrence in (study.recurrences or ())
+    return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not asked else None
 
 
 def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -> list[Job]:

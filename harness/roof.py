@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.study import Workload
-from impls.interface import GATES
+from impls.interface import GATES, TRAIN_NONE, Weights
 
 ITEM = 4  # bytes of a float32, in which rates are measured
 MEASURED_IN = ("fp32", "tf32", "as_shipped")  # precisions whose arrays are float32
@@ -66,12 +66,13 @@ def roof(rates: Mapping[str, Any]) -> Roof:
 @dataclass(frozen=True)
 class Least:
     """Seconds of a workload's parts in one pass: of a step; of what one step's projection adds in the loop, which may
-    be less than nothing; and of what all steps' at once adds after it.
+    be less than nothing; of what all steps' at once adds after it; and of the loss, which what is projected has.
     """
 
     step: float
     one: float
     once: float
+    loss: float
 
 
 def least(roof: Roof, w: Workload, pass_: str) -> Least:
@@ -81,6 +82,7 @@ def least(roof: Roof, w: Workload, pass_: str) -> Least:
     A step: x w_in, h w_rec, the cell on [B, G*H], and h kept for later; backward the gradients of h, w_rec and w_in,
     the latter two added to what the later steps gave. A projection: h w_out, and y kept, in the loop instead of h
     where h is not needed again; backward the gradients of h and w_out, the latter added up where each step has its own.
+    The loss: y and the target read, the gradient of y written.
     """
     wide = len(GATES[w.cell]) * w.H
     every = w.T * w.B
@@ -88,12 +90,12 @@ def least(roof: Roof, w: Workload, pass_: str) -> Least:
     step = roof.product(w.B, w.I, wide) + roof.product(w.B, w.H, wide) + roof.moved(3 * w.B * wide) + kept
     one, once = roof.product(w.B, w.H, w.O) + given, roof.product(every, w.H, w.O) + roof.moved(2 * every * w.O)
     if pass_ == "forward":
-        return Least(step, one - kept, once)
+        return Least(step, one - kept, once, 0.0)
     step += roof.product(w.B, wide, w.H) + roof.product(w.H, w.B, wide) + roof.product(w.I, w.B, wide)
     step += roof.moved(6 * w.B * wide) + roof.moved(3 * w.H * wide)
     one += roof.product(w.B, w.O, w.H) + roof.product(w.H, w.B, w.O) + roof.moved(3 * w.H * w.O)
     once += roof.product(every, w.O, w.H) + roof.product(w.H, every, w.O)
-    return Least(step, one, once)
+    return Least(step, one, once, roof.moved(3 * every * w.O))
 
 
 def flops(w: Workload, pass_: str, projection: str) -> float:
@@ -108,9 +110,10 @@ def floor_s(roof: Roof, w: Workload, pass_: str, projection: str) -> float:
     """Seconds below which no call can come: its operations at the best rate, or what it is given and gives, moved
     once, whichever takes longer. The hidden states need not leave the processor, so they are not counted.
     """
-    shapes = w.shapes
-    weights = sum(math.prod(shapes[name]) for name in ("w_in", "w_rec", "b_rec", "w_out", "b_out"))
-    outputs = w.T * w.B * (w.H if projection == "none" else w.O)
-    numbers = math.prod(shapes["x"]) + weights + outputs * (1 if pass_ == "forward" else 2)
-    numbers += weights if pass_ == "train" else 0
+    shapes, none, train = w.shapes, projection == "none", pass_ == "train"
+    names = Weights._fields[: len(TRAIN_NONE)] if none else Weights._fields
+    weights = sum(math.prod(shapes[name]) for name in names)
+    outputs = w.T * w.B * (w.H if none else w.O)  # of none in train the gradient of h that it is given
+    numbers = math.prod(shapes["x"]) + weights + outputs * (2 if train and not none else 1)
+    numbers += weights if train else 0
     return max(flops(w, pass_, projection) / roof.flops_s, roof.moved(numbers))

@@ -13,7 +13,7 @@ import impls
 from harness import environment, folders, jobs, memory, plan, weights
 from harness.course import Clock, Course
 from harness.launch import Lost, Worker
-from harness.measure import cast
+from harness.measure import NONE_IN_TRAINING, cast
 from harness.plan import CACHE, Framework
 from harness.progress import Report
 from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held, read
@@ -98,7 +98,8 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
         raise Refused(f"nothing of this study can be measured here: {planned.absent[0][2]}")
     files = prepare(study)
     absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in planned.absent]
-    own = {"cells": [cell.row() for cell in planned.cells], "absent": absent}
+    cells = [cell.row() for cell in planned.cells]
+    own = {"cells": cells, "absent": absent, "none_in_training": NONE_IN_TRAINING}
     heading = begun("study", study, frameworks, files, command, own)
     with folders.private() as private, filled(folder, resume, heading, files) as (store, done):
         bench = bench_of(study, frameworks, folder, private, heading["basis"])

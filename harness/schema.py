@@ -200,11 +200,12 @@ class Begun(BaseModel):
 
 
 class Heading(Begun):
-    """The first record: what was to be studied, on what."""
+    """The first record: what was to be studied, on what. `none_in_training`: what projection none is there."""
 
     kind: Literal["study"]
     cells: list[Cell]
     absent: list[Cell]
+    none_in_training: str = ""
 
 
 class Need(Place):

@@ -55,7 +55,9 @@ class Gap:
 
 @dataclass(frozen=True)
 class Sample:
-    """One gap's log ratios, one a process, and the mean sampling variance of these medians."""
+    """One gap's log ratios, one a process, and the mean sampling variance of these medians; or of another quantity's
+    values, where `interval` is to be told of it.
+    """
 
     log_ratios: tuple[float, ...]
     noise: float
@@ -96,7 +98,11 @@ class Parts:
 
 def sample(processes: Sequence[tuple[Times, Times]]) -> Sample:
     """A gap's sample from each process's times (contender, baseline), one a round, in rounds' order."""
-    rounds = [np.log(np.asarray(a, float) / np.asarray(b, float)) for a, b in processes]
+    return of_rounds([np.log(np.asarray(a, float) / np.asarray(b, float)) for a, b in processes])
+
+
+def of_rounds(rounds: Sequence[np.ndarray]) -> Sample:
+    """The sample of any quantity that each process has a value of in each of its rounds."""
     medians = _medians(rounds)
     # Few rounds say little of their own spread, so all processes' rounds say it together.
     around = np.concatenate([r - median for r, median in zip(rounds, medians, strict=True)])
@@ -171,6 +177,16 @@ def moderated(found: Sample, before: Prior) -> tuple[float, float]:
     freedom = before.freedom + count - 1
     variance = (before.freedom * before.variance(found.noise) + (count - 1) * found.variance) / freedom
     return variance, min(freedom, before.pooled)
+
+
+def interval(found: Sample, before: Prior = NO_PRIOR) -> tuple[float, float, float]:
+    """The mean over processes of any quantity, and its 95% interval: NaN limits with one process."""
+    count, mean = len(found.log_ratios), float(np.mean(found.log_ratios))
+    if count < 2:
+        return mean, math.nan, math.nan
+    variance, freedom = moderated(found, before)
+    half = float(special.stdtrit(freedom, 1 - LEVEL / 2)) * math.sqrt(variance / count)
+    return mean, mean - half, mean + half
 
 
 def gap(found: Sample, margin: float, before: Prior = NO_PRIOR) -> Gap:

@@ -42,13 +42,18 @@ class Weights(NamedTuple):
     w_out: Any
     b_out: Any
 
+    @property
+    def recurrent(self) -> tuple[Any, Any, Any]:
+        """Those that projection none has."""
+        return self.w_in, self.w_rec, self.b_rec
+
 
 class Data(NamedTuple):
     """Weights, and what a run is called with. The target has the shape of the arm's output."""
 
     weights: Weights
     x: Any  # [T, B, I]; for recurrence given the hidden states [T, B, H]
-    target: Any  # [T, B, O]; for projection none [T, B, H]
+    target: Any  # [T, B, O]; for projection none [T, B, H], the gradient of h that its backward pass starts from
 
 
 class Trained(NamedTuple):
@@ -106,6 +111,7 @@ class Execution:
     `unrolls`: recurrences, or arms by name, that compile as many copies of a step as there are steps.
     `overwrites`: a call's outputs are lent until the next call, which writes into the same memory.
     `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write then.
+    `on_request`: recurrences that are measured only where a study selects them by name, each with its reason.
     """
 
     traced: bool
@@ -115,6 +121,7 @@ class Execution:
     overwrites: bool = False
     trains: bool = True
     loop: str = "unrolled"
+    on_request: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,8 +146,10 @@ class Backend(Protocol):
 
     `run` is what `prepare` returns: called with x and target it returns the output [T, B, O]
     (forward), or the loss and the five gradients of it (train), possibly unfinished; `wait` returns
-    when every array in it exists. The weights are given to `prepare`, so that each framework can hold
-    them as its users do: captured, as attributes, or handed to the compiled function at each call.
+    when every array in it exists. Projection none has no loss: its target is the gradient of h [T, B, H],
+    and train returns the gradients of w_in, w_rec and b_rec that follow from it. The weights are given to
+    `prepare`, so that each framework can hold them as its users do: in variables or layers, as attributes,
+    or handed to the compiled function at each call.
     """
 
     def environment(self, settings: Settings) -> dict[str, str]:
@@ -199,13 +208,15 @@ class Backend(Protocol):
 
 FORWARD = ("y",)
 TRAIN = ("loss", *(f"d_{name}" for name in Weights._fields))
+TRAIN_NONE = ("d_w_in", "d_w_rec", "d_b_rec")  # of projection none: from a given gradient of h, without a loss
 TRAINING = ("loss", *Weights._fields, *(f"{moment}_{name}" for moment in "mv" for name in Weights._fields), "t")
 
 
 def named(outputs: list[np.ndarray]) -> Outputs:
     """Name a run's outputs, given in order.
 
-    [y]; [loss, gradients in the order of Weights]; or of a step of training [loss, leaves of Trained].
+    [y]; [loss, gradients in the order of Weights]; of projection none [gradients of Weights.recurrent]; or of a step
+    of training [loss, leaves of Trained].
     """
-    names = next(names for names in (FORWARD, TRAIN, TRAINING) if len(names) == len(outputs))
+    names = next(names for names in (FORWARD, TRAIN, TRAIN_NONE, TRAINING) if len(names) == len(outputs))
     return dict(zip(names, outputs, strict=True))

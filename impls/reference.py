@@ -13,6 +13,8 @@ The backward pass is back-propagation through time: with d_a_t and d_u_t the gra
     d_w_in = sum x_t^T d_a_t,   d_w_rec = sum h_{t-1}^T d_u_t,   d_b_rec = sum d_a_t,
     d_h_t = d_y_t w_out^T + d_u_{t+1} w_rec^T + what the cell hands on directly (z of a gru).
 
+Without a projection there is no loss: the target, given as the gradient of h, stands for d_y_t w_out^T.
+
 A step of training is Adam's (Kingma and Ba 2015) in TF1's form, whose epsilon is not corrected for bias:
 
     m = beta_1 m + (1 - beta_1) d,   v = beta_2 v + (1 - beta_2) d^2,
@@ -22,12 +24,24 @@ In float64 it is the truth; with the operations of impls.rounding.Noise it tells
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from impls.interface import BETA_1, BETA_2, EPSILON, FORWARD, RATE, TRAIN, Data, Outputs, Trained, Weights
+from impls.interface import (
+    BETA_1,
+    BETA_2,
+    EPSILON,
+    FORWARD,
+    RATE,
+    TRAIN,
+    TRAIN_NONE,
+    Data,
+    Outputs,
+    Trained,
+    Weights,
+)
 from impls.rounding import Noise, Sizes
 
 Array = np.ndarray
@@ -76,12 +90,14 @@ Operations = Exact | Noise | Sizes
 def run(data: Data, cell: str, pass_: str, form: str, how: Operations | None = None) -> Outputs:
     """Outputs of a program: {y} or {loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out}.
 
-    The dtype is that of the data. Form none gives h [T, B, H] as y, and the gradients of w_out and b_out are
-    zero; form given takes x [T, B, H] for the hidden states, and those of the other three are. Operations that are
-    those of several runs at once take x [T, R, B, I] and target [T, 1, B, O], and give [T, R, B, O] or [R, ...].
+    The dtype is that of the data. Form none gives h [T, B, H] as y, or {d_w_in, d_w_rec, d_b_rec} from the target
+    [T, B, H] as the gradient of h; form given takes x [T, B, H] for the hidden states, and these three are zero.
+    Operations that are those of several runs at once take x [T, R, B, I] and target [T, 1, B, O], and give
+    [T, R, B, O] or [R, ...].
     """
     found = dict(quantities(data, cell, pass_, form, how))
-    return {name: np.asarray(found[name]) for name in (FORWARD if pass_ == "forward" else TRAIN)}
+    names = FORWARD if pass_ == "forward" else TRAIN_NONE if form == "none" else TRAIN
+    return {name: np.asarray(found[name]) for name in names}
 
 
 def quantities(
@@ -89,8 +105,8 @@ def quantities(
 ) -> Iterator[tuple[str, Array]]:
     """What a program computes on its way, by name, in the order of computing; see `run`.
 
-    x [T, B, I], h [T, B, H], y [T, B, O]; for train also error = y - target, loss, d_y, d_h, the gradients d_a and d_u
-    [T, B, G*H] of the products of a step, and those of the weights.
+    x [T, B, I], h [T, B, H], y [T, B, O]; for train also, but for form none, error = y - target, loss and d_y; then
+    d_h, the gradients d_a and d_u [T, B, G*H] of the products of a step, and those of the weights.
     """
     how = how or Exact()
     w = how.weights(data.weights)
@@ -102,22 +118,32 @@ def quantities(
     yield "y", y
     if pass_ == "forward":
         return
-    error = y - data.target
-    yield "error", error
-    yield "loss", how.total(np.square(error)) / np.asarray(data.target.size, y.dtype)
-    d_y = how.moved(error * np.asarray(2 / data.target.size, y.dtype))
-    yield "d_y", d_y
-    d_h = d_y if form == "none" else how.product(d_y, np.swapaxes(w.w_out, -1, -2))
-    yield "d_h", d_h
     d = Weights(*map(np.zeros_like, w))
-    if form != "none":
-        d = d._replace(w_out=how.outer(h, d_y), b_out=how.column(d_y))
+    if form == "none":
+        d_h = np.broadcast_to(data.target, h.shape)  # of several runs at once, in each the same
+    else:
+        d_h, w_out, b_out = yield from loss_backward(w, h, y, data.target, how)
+        d = d._replace(w_out=w_out, b_out=b_out)
+    yield "d_h", d_h
     if form != "given":
         d_a, d_u = backward(w, d_h, tapes, CELLS[cell], how)
         yield from (("d_a", d_a), ("d_u", d_u))
         before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
         d = d._replace(w_in=how.outer(data.x, d_a), w_rec=how.outer(before, d_u), b_rec=how.column(d_a))
     yield from ((f"d_{name}", array) for name, array in d._asdict().items())
+
+
+def loss_backward(
+    w: Weights, h: Array, y: Array, target: Array, how: Operations
+) -> Generator[tuple[str, Array], None, tuple[Array, Array, Array]]:
+    """The error, the loss and d_y, by name; returns the gradients of h [T, B, H], w_out and b_out."""
+    error = y - target
+    yield "error", error
+    yield "loss", how.total(np.square(error)) / np.asarray(target.size, y.dtype)
+    d_y = how.moved(error * np.asarray(2 / target.size, y.dtype))
+    yield "d_y", d_y
+    d_h = how.product(d_y, np.swapaxes(w.w_out, -1, -2))
+    return d_h, how.outer(h, d_y), how.column(d_y)
 
 
 def hidden(w: Weights, x: Array, cell: "Cell", how: Operations) -> tuple[Array, list[State]]:

@@ -13,7 +13,7 @@ from impls.interface import Arm, Execution, Facts, Weights
 
 SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
-FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient")
+FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient", "other_target")
 
 
 def broken(framework):
@@ -39,8 +39,8 @@ def broken(framework):
             run = super().prepare(dataclasses.replace(program, execution="eager"), w)
             if fault in (SOUND, SWAPPED):
                 return run
-            if fault == "stale":
-                return stale(run)
+            if fault in INSTEAD:
+                return INSTEAD[fault](run)
             replacements = planted(framework, self.model).get(fault, {})
 
             def call(x, target):
@@ -133,6 +133,14 @@ def stale(run):
         return kept[0]
 
     return call
+
+
+def other_target(run):
+    """Is called with a target of ones; for projection none that is the gradient of h."""
+    return lambda x, target: run(x, 0 * target + 1)
+
+
+INSTEAD = {"stale": stale, "other_target": other_target}
 
 
 @contextlib.contextmanager

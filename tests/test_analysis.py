@@ -2,11 +2,14 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from harness import analysis, plan, stats
+from harness import analysis, plan, run, stats
 from harness.gaps import GAPS, OWN, _also_trusted, _question, _trusted, priors
 from harness.plan import Framework
 from harness.study import Study, Workload
+from impls.interface import Arm
+from tests.conftest import HERE
 
 SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
 
@@ -77,3 +80,22 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
     check = {"framework": "numpy", "device": "cpu", "execution": "eager", "pass": "forward"}
     keys = {analysis._check_key(check | {"workload": {"cell": cell}}) for cell in ("gru", "lstm")}
     assert len(keys) == 2
+
+
+def test_what_nobody_writes_is_measured_where_it_is_asked_for_by_name():
+    eager = {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {"scan": "nobody writes it"}}
+    numpy = Framework("numpy", executions={"eager": eager}, devices={"cpu": None})
+    for selected, measured in (({}, 0), ({"projections": ["in_loop"]}, 0), ({"recurrences": ["scan"]}, 2)):
+        planned = plan.make(Study(threads=[1], **selected), [numpy], [1])
+        scans = [cell.pass_ for cell in planned.cells if cell.arm == Arm("scan", "in_loop")]
+        assert len(set(scans)) == measured
+        reasons = {(status, reason) for cell, status, reason in planned.absent if cell.arm.recurrence == "scan"}
+        why = "nobody writes it: it is measured where --recurrence scan asks for it"
+        assert reasons == (set() if measured else {("skipped", why)})
+
+
+@pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
+def test_an_eager_while_loop_is_one():
+    (framework,) = run.probe(Study(frameworks=["tf"]), [1])
+    on_request = {name: list(execution["on_request"]) for name, execution in framework.executions.items()}
+    assert {name: recurrences for name, recurrences in on_request.items() if recurrences} == {"eager": ["scan"]}

@@ -11,7 +11,7 @@ from tests.conftest import add_frameworks
 from tests.faults import FAULTS, SOUND, SWAPPED
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
-MISSED_IN_FORWARD = {"missing_gradient"}  # a forward pass has no gradients to miss
+MISSED_IN_FORWARD = {"missing_gradient", "other_target"}  # a forward pass has no gradients to miss, and no target
 SPARED = {"dropped_bias": {"none"}, "lowered": {"none"}}  # projection none does not run the faulty line
 
 

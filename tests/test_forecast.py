@@ -12,7 +12,9 @@ from scipy import special
 
 from harness import attribution, course, forecast, plan, roof, run, study
 from harness.analysis import Tables
+from harness.attribution import Point
 from harness.forecast import Seen
+from harness.measure import NONE_IN_TRAINING
 from harness.plan import Cell, Framework, Seat
 from harness.records import FILE
 from harness.refused import Refused
@@ -261,12 +263,105 @@ def test_a_sweep_leaves_most_of_the_first_replicate_s_time_to_the_study(monkeypa
     assert [swept for swept, _ in ends] == [True, True, False, False]
 
 
-def test_a_slope_and_its_interval_are_those_of_weighted_least_squares():
+def point(steps, none, cost, noise=0.0):
+    return Point(Seen(BOOK.model_copy(update={"T": steps}), none, cost, 0.0), noise)
+
+
+def test_a_process_s_slope_is_that_of_weighted_least_squares():
     steps, none = np.array([5, 20, 20, 80]), np.array([6e-5, 2e-4, 3e-4, 9e-4])
     cost = 3e-6 * steps + np.array([1e-6, -2e-6, 4e-6, 5e-6])
-    rows = zip(steps.tolist(), none, cost, strict=True)
-    points = [Seen(BOOK.model_copy(update={"T": t}), n, c, 0.0) for t, n, c in rows]
-    (slope, _), covariance = np.polyfit(steps, cost, 1, w=1 / none, cov=True)
-    half = special.stdtrit(2, 0.975) * covariance[0, 0] ** 0.5
-    assert attribution._slope(points) == pytest.approx((slope, slope - half, slope + half), rel=1e-9)
-    assert np.isnan(attribution._slope(points[:2])[1:]).all()
+    slope, variance = attribution._slope(list(map(point, steps.tolist(), none, cost, [1e-14] * 4)))
+    expected, _ = np.polyfit(steps, cost, 1, w=1 / none)
+    assert slope == pytest.approx(expected, rel=1e-9)
+    alike = attribution._slope([point(t, 1e-4, c, 1e-14) for t, c in zip(steps.tolist(), cost, strict=True)])
+    spread = np.sum((steps - steps.mean()) ** 2)
+    assert alike[1] == pytest.approx(1e-14 / spread, rel=1e-9)  # of points that err alike, the textbook's
+    assert variance > alike[1]
+
+
+def bent(block, seconds):
+    """A block whose in_loop takes longer by so much: at one T alone, a point that is not on the line."""
+    arm = block["arms"]["scan_in_loop"]
+    arm["samples_ns"] = [ns + round(1e9 * seconds) for ns in arm["samples_ns"]]
+    return block
+
+
+def test_a_slope_s_interval_is_over_processes_and_not_over_its_points():
+    """Points off the line in every process alike say nothing of how well the slope is known."""
+    made = study.Study(sweep="book", passes=["forward"])
+
+    def product(steeper, bend):
+        blocks = [
+            bent(block(w, "forward", at), steeper * at * w.T + bend * (w.T == 20))
+            for at in range(3)
+            for w in made.swept
+        ]
+        (row,) = attribution.slopes(blocks, made).to_dict("records")
+        return row
+
+    assert product(0.0, 1e-5)["high_s"] - product(0.0, 1e-5)["low_s"] < 1e-9
+    steeper = product(2e-7, 0.0)  # of the second process by 0.2 us a step, of the third by 0.4
+    half = special.stdtrit(2, 0.975) * 2e-7 / math.sqrt(3)
+    assert steeper["high_s"] - steeper["product_s"] == pytest.approx(half, rel=1e-2)
+    assert steeper["product_s"] - product(0.0, 0.0)["product_s"] == pytest.approx(2e-7, rel=1e-2)
+
+
+def test_one_process_gives_a_slope_and_no_interval():
+    made = study.Study(sweep="book", passes=["forward"])
+    (row,) = attribution.slopes([block(w, "forward") for w in made.swept], made).to_dict("records")
+    assert row["product_s"] > 0
+    assert np.isnan([row["low_s"], row["high_s"]]).all()
+
+
+def test_a_cost_s_interval_holds_the_error_of_none():
+    """Processes whose ratio is the same and whose times are not: the cost is as unsure as the times are."""
+    blocks = [block(BOOK, "forward", replicate) for replicate in range(3)]
+    slower = (1.0, 1.1, 1.2)
+    for record, factor in zip(blocks, slower, strict=True):
+        for arm in record["arms"].values():
+            arm["samples_ns"] = [round(ns * factor) for ns in arm["samples_ns"]]
+        record |= {"key": "k-0", "steps": BOOK.T, "status": "ok"}
+    times = [(name, arm) for record in blocks for name, arm in record["arms"].items()]
+    place = {**SEAT, "workload": "book", "pass": "forward", "recurrence": "scan"}
+    frame = pd.DataFrame(
+        [place | {"projection": name.partition("_")[2], "median_s": arm["samples_ns"][0] / 1e9} for name, arm in times]
+    )
+    added = pd.DataFrame([place | {"contender": "in_loop", "trusted": True}])
+    (row,) = attribution.costs(blocks, frame, added).to_dict("records")
+    longer = [
+        np.subtract(*(r["arms"][f"scan_{form}"]["samples_ns"][0] for form in ("in_loop", "none"))) for r in blocks
+    ]
+    half = special.stdtrit(2, 0.975) * np.std(longer, ddof=1) / math.sqrt(3) / 1e9
+    assert row["cost_s"] == pytest.approx(np.mean(longer) / 1e9)
+    assert [row["low_s"], row["high_s"]] == pytest.approx([row["cost_s"] - half, row["cost_s"] + half])
+
+
+def test_the_loss_is_part_of_what_projecting_adds_in_training():
+    """none has none, so a forecast of many outputs has to tell it."""
+    top, wide = roof.roof(RATES), BOOK.model_copy(update={"O": 1000})
+    assert roof.least(top, wide, "forward").loss == 0
+    loss = roof.least(top, wide, "train").loss
+    assert loss == top.moved(3 * wide.T * wide.B * wide.O)
+    told = forecast.expected(costs_of("train", *TRUE), top, wide)
+    assert told["batched_s"] - told["none_s"] == pytest.approx(TRUE[4] + roof.least(top, wide, "train").once + loss)
+
+
+def test_the_floor_of_none_in_training_is_given_a_gradient_and_gives_three():
+    top = roof.roof(RATES)
+    w = Workload(name="w", B=1, T=1, I=20000, H=300, O=40000)
+    numbers = 20000 + 300 + 2 * (20000 * 300 + 300 * 300 + 300)
+    assert roof.floor_s(top, w, "train", "none") == top.moved(numbers)
+
+
+@pytest.mark.parametrize(
+    ("heading", "said"),
+    [
+        ({"none_in_training": NONE_IN_TRAINING}, "from a given gradient of h: the loss is part of what the forms add"),
+        ({}, "has a loss of its own in this run, over [T, B, H]"),
+    ],
+)
+def test_a_report_says_what_none_was_in_training(heading, said):
+    tables = SimpleNamespace(heading=heading, study=study.Study())
+    assert said in prediction._none_in_training(tables)
+    tables.study = study.Study(passes=["forward"])
+    assert prediction._none_in_training(tables) == ""

@@ -6,13 +6,16 @@ import pytest
 from harness.measure import data_for
 from harness.study import Workload
 from impls import reference, rounding
-from impls.interface import CELLS, Arm, Weights
+from impls.interface import CELLS, TRAIN, TRAIN_NONE, Arm, Weights
 from tests.conftest import data_of
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 2, 4, 3), (2, 7, 3, 5, 1)]
 
 
 def loss(data, cell, form):
+    """What the gradients are of: the loss, or without a projection the sum of h by its given gradient."""
+    if form == "none":
+        return float(np.sum(reference.run(data, cell, "forward", form)["y"] * data.target))
     return float(reference.run(data, cell, "train", form)["loss"])
 
 
@@ -24,8 +27,10 @@ def test_gradients_are_those_of_finite_differences(shape, cell, form):
     arm = Arm("given" if form == "given" else "unrolled", "none" if form == "none" else "batched")
     data = data_for(arm, data_of(workload, "float64"))
     found = reference.run(data, cell, "train", form)
+    assert tuple(found) == (TRAIN_NONE if form == "none" else TRAIN)
     step = 1e-6
-    for name, w in data.weights._asdict().items():
+    for name in (name.removeprefix("d_") for name in found if name != "loss"):
+        w = getattr(data.weights, name)
         numeric = np.zeros_like(w)
         for index in np.ndindex(w.shape):
             sides = []
@@ -72,16 +77,17 @@ def written_out(cell, w, x, h, c):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell):
+@pytest.mark.parametrize(("form", "projection"), [("projected", "batched"), ("none", "none")])
+def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell, form, projection):
     workload = Workload(name="w", B=4, T=6, I=3, H=32, O=5, cell=cell)
-    data = data_of(workload, "float64")
-    exact, sizes = reference.run(data, cell, "train", "projected"), rounding.Sizes()
-    sized = reference.run(data, cell, "train", "projected", sizes)
+    data = data_for(Arm("unrolled", projection), data_of(workload, "float64"))
+    exact, sizes = reference.run(data, cell, "train", form), rounding.Sizes()
+    sized = reference.run(data, cell, "train", form, sizes)
     noise = rounding.Noise(1, sizes, runs=3)
-    noisy = reference.run(noise.data(data), cell, "train", "projected", noise)
+    noisy = reference.run(noise.data(data), cell, "train", form, noise)
     for name, value in noisy.items():
         assert np.allclose(sized[name], exact[name], rtol=1e-12, atol=1e-14), name
         for run in value:
             error = np.max(np.abs(run - exact[name])) / np.max(np.abs(exact[name]))
             assert 0 < error < 1e-5, name
-    assert not np.array_equal(noisy["loss"][0], noisy["loss"][1])
+        assert not np.array_equal(value[0], value[1]), name

@@ -16,6 +16,7 @@ import pytest
 from harness import analysis, course, jobs, plan, report, run
 from harness.gaps import GAPS
 from harness.launch import Lost
+from harness.measure import NONE_IN_TRAINING
 from harness.plan import Job, Seat
 from harness.records import FILE, PACKED, budgets, read
 from harness.refused import Refused
@@ -67,6 +68,7 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     out = tmp_path / "run"
     done = command("run", *FLAGS, "--processes", "2", "--rounds", "4", "--out", str(out))
     assert done.returncode == 0, done.stderr
+    assert read(out)[0]["none_in_training"] == NONE_IN_TRAINING
     times, gaps, identity = (pd.read_csv(out / f"{name}.csv") for name in ("times", "gaps", "identity"))
     assert list(times.columns) == analysis.TIMES
     assert list(gaps.columns) == GAPS

@@ -24,6 +24,7 @@ def everything(tables: Tables, drawn: list[str]) -> Row | None:
     if tables.costs.empty:
         return None
     return {
+        "none": _none_in_training(tables),
         "costs": _costs(tables),
         "slopes": _slopes(tables),
         "swept": _swept(tables),
@@ -52,14 +53,23 @@ def _costs(tables: Tables) -> str:
     return table(["", "", "none", *names, "one product in the loop", f"times the floor: {' · '.join(FORMS)}"], rows)
 
 
-def _added(row: Row) -> str:
-    """A cost as a share of none, with its interval, and in time."""
-    share, low, high = (100 * row[name] / row["none_s"] for name in ("cost_s", "low_s", "high_s"))
-    interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
-    sign = "-" if row["cost_s"] < 0 else ""
+def _none_in_training(tables: Tables) -> str:
+    """What the run's projection none is in training, and what that makes of costs; nothing where it did not train."""
+    if "train" not in tables.study.passes:
+        return ""
+    if said := tables.heading.get("none_in_training"):
+        return f"In training *none* is {said}: the loss is part of what the forms add."
     return (
-        f"{share:+.1f}%{interval} ({sign}{seconds(abs(row['cost_s']))}){'' if row['trusted'] or not interval else ' ⚠'}"
+        "In training *none* has a loss of its own in this run, over [T, B, H] where the others' is over [T, B, O]: "
+        "what they add is told lower by the price of that loss, and may be below nothing."
     )
+
+
+def _added(row: Row) -> str:
+    """A cost in time, with its interval, and as a share of none."""
+    interval = "" if math.isnan(row["low_s"]) else f" [{_signed(row['low_s'])}, {_signed(row['high_s'])}]"
+    share = f"({100 * row['cost_s'] / row['none_s']:+.1f}%)"
+    return f"{_signed(row['cost_s'])}{interval} {share}{'' if row['trusted'] or not interval else ' ⚠'}"
 
 
 def _floors(row: Row | None) -> str:

@@ -79,7 +79,15 @@ class Backend:
         def train(w: Weights, x: Any, target: Any) -> Any:
             return loss(arm(w, cell, x), target)
 
-        run = forward if program.pass_ == "forward" else self.jax.value_and_grad(train)
+        def backward(w: Weights, x: Any, d_h: Any) -> Any:
+            def hidden(w_in: Any, w_rec: Any, b_rec: Any) -> Any:
+                return arm(w._replace(w_in=w_in, w_rec=w_rec, b_rec=b_rec), cell, x)
+
+            return self.jax.vjp(hidden, *w.recurrent)[1](d_h)
+
+        without_loss = program.arm.projection == "none"
+        gradients = backward if without_loss else self.jax.value_and_grad(train)
+        run = forward if program.pass_ == "forward" else gradients
         return functools.partial(self.jax.jit(run) if program.execution == "xla" else run, w)
 
     def trainer(self, program: Program, w: Weights) -> Run:

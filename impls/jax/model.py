@@ -145,8 +145,8 @@ def project_once(w: Weights, hs: Array) -> Array:
 
 
 def project_bmm(w: Weights, hs: Array) -> Array:
-    """One batched product of T: h [T, B, H] -> y [T, B, O]."""
-    return jnp.matmul(hs, jnp.broadcast_to(w.w_out, (hs.shape[0], *w.w_out.shape))) + w.b_out
+    """One batched product of T with the same weights, which JAX makes one of [T*B, H]: h [T, B, H] -> y [T, B, O]."""
+    return jnp.matmul(hs, w.w_out) + w.b_out
 
 
 def project_vmap(w: Weights, hs: Array) -> Array:

@@ -11,6 +11,7 @@ from impls.evidence import Evidence
 from impls.interface import (
     PROJECTIONS,
     RECURRENCES,
+    TRAIN_NONE,
     Data,
     Execution,
     Facts,
@@ -24,8 +25,8 @@ from impls.interface import (
     named,
 )
 
-RECURRENT = ("w_in", "w_rec", "b_rec")
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
+EAGER_LOOP = "nobody writes an eager tf.while_loop"
 ORIGINAL = "v1"
 TRACES = 5  # runs of it that are looked at for its memory
 NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
@@ -73,7 +74,7 @@ class Backend:
 
         legacy = _legacy()
         executions = {
-            "eager": Execution(traced=False, without={"vmap": NO_EAGER_VMAP}, trains=False),
+            "eager": Execution(False, without={"vmap": NO_EAGER_VMAP}, on_request={"scan": EAGER_LOOP}, trains=False),
             "graph": Execution(traced=True, loop="scan"),
             "xla": Execution(traced=True, loop="scan"),
             ORIGINAL: Execution(True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan"),
@@ -103,19 +104,27 @@ class Backend:
         arm = self.model.arm(program.arm.recurrence, program.arm.projection)
         cell, loss = self.model.CELLS[program.cell], self.model.loss
         if _own_gru(program):
-            w = w._replace(**dict(zip(RECURRENT, self._to_keras(*w[:3]), strict=True)))
+            w = Weights(*self._to_keras(*w.recurrent), w.w_out, w.b_out)
+        with tf.device(self.device):
+            held = self.model.held(w, cell, program.arm.recurrence, program.arm.projection)
 
         def forward(x: Any) -> Any:
-            return arm(w, cell, x)
+            return arm(held, cell, x)
 
         def train(x: Any, target: Any) -> Any:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(w)
-                out = loss(arm(w, cell, x), target)
-            # Projection none leaves w_out and b_out unused: their gradients are zeros.
-            return out, *tape.gradient(out, w, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            with tf.GradientTape() as tape:
+                out = loss(arm(held, cell, x), target)
+            weights = held[: len(Weights._fields)]
+            # Recurrence given leaves w_in, w_rec and b_rec unused: their gradients are zeros.
+            return out, *tape.gradient(out, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-        run: Any = forward if program.pass_ == "forward" else train
+        def backward(x: Any, d_h: Any) -> Any:
+            with tf.GradientTape() as tape:
+                hs = arm(held, cell, x)
+            return tape.gradient(hs, held.recurrent, output_gradients=d_h)
+
+        gradients = backward if program.arm.projection == "none" else train
+        run: Any = forward if program.pass_ == "forward" else gradients
         if program.execution != "eager":
             run = tf.function(run, jit_compile=program.execution == "xla", autograph=False)
             self.functions.append(run)
@@ -179,11 +188,14 @@ class Backend:
             outputs = (outputs.loss, *outputs.variables.leaves)
         leaves = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
         arrays = [np.array(leaf, "float32" if leaf.dtype == self.tf.bfloat16 else None) for leaf in leaves]
-        if _own_gru(program) and program.pass_ == "train":
-            arrays[1:4] = (_exchanged(a) for a in (*arrays[1:3], arrays[3][0]))
         if program.execution == ORIGINAL and program.pass_ == "train":
-            arrays[1:2] = _apart(arrays[1])
-        return named(arrays)
+            kernel = 0 if program.arm.projection == "none" else 1  # after the loss
+            arrays[kernel : kernel + 1] = _apart(arrays[kernel])
+        outputs = named(arrays)
+        if _own_gru(program) and program.pass_ == "train":
+            outputs["d_b_rec"] = outputs["d_b_rec"][0]  # of its two biases, ours
+            outputs |= {name: _exchanged(outputs[name]) for name in TRAIN_NONE}
+        return outputs
 
     def _to_keras(self, w_in: Any, w_rec: Any, b_rec: Any) -> tuple[Any, Any, Any]:
         """A GRU's weights as Keras has them: gates z, r, n, and two rows of bias, the recurrent one zero."""

@@ -1,7 +1,7 @@
 """The RNN under study in TensorFlow: ways to run the recurrence times ways to project, read from top to bottom."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -13,6 +13,23 @@ from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RAT
 State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Tensor], State]
 Emit = Callable[[Weights, Tensor], Tensor]
+
+
+class Held(NamedTuple):
+    """The weights as a user's program holds them: variables, and the framework's own layers where these hold some."""
+
+    w_in: Any
+    w_rec: Any
+    b_rec: Any
+    w_out: Any
+    b_out: Any
+    rnn: Any  # the layer that holds the first three, or None
+    dense: Any  # the layer that holds the last two, or None
+
+    @property
+    def recurrent(self) -> tuple[Any, Any, Any]:
+        """Those that projection none has."""
+        return self.w_in, self.w_rec, self.b_rec
 
 
 class Cell(NamedTuple):
@@ -105,21 +122,25 @@ def scanned(w: Weights, cell: Cell, x: Tensor) -> Tensor:
     return scan(w, cell, x, keep)
 
 
-def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
+def layer(w: Held, cell: Cell, x: Tensor) -> Tensor:
     """The framework's own layer: x [T, B, I] -> h [T, B, H]. Keras wants the batch first, and gets it."""
-    rnn = own_layer(cell.own, x.shape[2], w.w_rec.shape[0], x.dtype.name)
-    hs, _ = rnn.stateless_call((w.w_in, w.w_rec, w.b_rec), rnn.non_trainable_variables, batch_first(x))
-    return batch_first(hs)
+    return batch_first(w.rnn(batch_first(x)))
 
 
-@cache
-def own_layer(kind: Any, inputs: int, size: int, dtype: str) -> Any:
-    """The layer, whose weights are handed to each call."""
-    with tf.init_scope():  # it may be asked for while a program is traced
-        # Weights come with each call, and an orthogonal start is not to be had in bf16.
-        rnn = kind(size, return_sequences=True, dtype=dtype, recurrent_initializer="zeros")
-        rnn.build((None, None, inputs))
-    return rnn
+def own_layer(cell: Cell, w: Weights) -> Any:
+    """The framework's own layer of a cell, built, with w_in, w_rec and b_rec as Keras has them."""
+    inputs, size = w.w_in.shape[0], w.w_rec.shape[0]
+    # An orthogonal start is not available in bf16, and no start is kept.
+    rnn = cell.own(size, return_sequences=True, dtype=w.w_in.dtype.name, recurrent_initializer="zeros")
+    return built(rnn, (None, None, inputs), w.recurrent)
+
+
+def built(layer: Any, shape: tuple[int | None, ...], weights: tuple[Tensor, ...]) -> Any:
+    """A layer of Keras, built for inputs of a shape, its variables set to weights."""
+    layer.build(shape)
+    for variable, weight in zip(layer.trainable_variables, weights, strict=True):
+        variable.assign(weight)
+    return layer
 
 
 def batch_first(a: Tensor) -> Tensor:
@@ -157,7 +178,7 @@ def project_once(w: Weights, hs: Tensor) -> Tensor:
 
 def project_bmm(w: Weights, hs: Tensor) -> Tensor:
     """One batched product of T: h [T, B, H] -> y [T, B, O]."""
-    return tf.nn.bias_add(tf.matmul(hs, tf.broadcast_to(w.w_out, (hs.shape[0], *w.w_out.shape))), w.b_out)
+    return tf.nn.bias_add(tf.matmul(hs, w.w_out), w.b_out)
 
 
 def project_vmap(w: Weights, hs: Tensor) -> Tensor:
@@ -165,27 +186,28 @@ def project_vmap(w: Weights, hs: Tensor) -> Tensor:
     return tf.vectorized_map(lambda h: project(w, h), hs)
 
 
-def project_library(w: Weights, hs: Tensor) -> Tensor:
+def project_library(w: Held, hs: Tensor) -> Tensor:
     """The framework's own dense layer: h [T, B, H] -> y [T, B, O]."""
-    dense, _ = own_dense(*w.w_out.shape, hs.dtype.name)
-    return dense.stateless_call((w.w_out, w.b_out), (), hs)[0]
+    return w.dense(hs)
 
 
-def project_time_distributed(w: Weights, hs: Tensor) -> Tensor:
+def project_time_distributed(w: Held, hs: Tensor) -> Tensor:
     """The framework's own wrapper of a dense layer, which wants the batch first: h [T, B, H] -> y [T, B, O]."""
-    _, wrapped = own_dense(*w.w_out.shape, hs.dtype.name)
-    return batch_first(wrapped.stateless_call((w.w_out, w.b_out), (), batch_first(hs))[0])
+    return batch_first(w.dense(batch_first(hs)))
 
 
-@cache
-def own_dense(size: int, outputs: int, dtype: str) -> tuple[Any, Any]:
-    """The dense layer and its TimeDistributed, whose weights are handed to each call."""
-    with tf.init_scope():
-        dense, wrapped = keras.layers.Dense(outputs, dtype=dtype), keras.layers.Dense(outputs, dtype=dtype)
-        wrapped = keras.layers.TimeDistributed(wrapped, dtype=dtype)
-        dense.build((None, None, size))
-        wrapped.build((None, 1, size))
-    return dense, wrapped
+def own_dense(w: Weights) -> Any:
+    """The framework's own dense layer, built, with w_out and b_out."""
+    size, outputs = w.w_out.shape
+    return built(keras.layers.Dense(outputs, dtype=w.w_out.dtype.name), (None, None, size), (w.w_out, w.b_out))
+
+
+def own_time_distributed(w: Weights) -> Any:
+    """The dense layer in the framework's own wrapper, built, with w_out and b_out."""
+    size, outputs = w.w_out.shape
+    dtype = w.w_out.dtype.name
+    wrapper = keras.layers.TimeDistributed(keras.layers.Dense(outputs, dtype=dtype), dtype=dtype)
+    return built(wrapper, (None, 1, size), (w.w_out, w.b_out))
 
 
 def unrolled_in_loop(w: Weights, cell: Cell, x: Tensor) -> Tensor:
@@ -235,8 +257,13 @@ CELLS = {
     "gru": Cell(gru, 1, keras.layers.GRU),
     "lstm": Cell(lstm, 2, keras.layers.LSTM),
 }
-HIDDEN = {"unrolled": unrolled, "scan": scanned, "layer": layer, "given": given}
-AFTER = {
+HIDDEN: dict[str, Callable[[Any, Cell, Tensor], Tensor]] = {
+    "unrolled": unrolled,
+    "scan": scanned,
+    "layer": layer,
+    "given": given,
+}
+AFTER: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "none": keep,
     "per_step": project_steps,
     "batched": project_once,
@@ -251,9 +278,24 @@ IN_THE_LOOP = {
     "scan_in_loop": scan_in_loop,
     "scan_per_step": scan_per_step,
 }
+OWN_DENSE = {"library": own_dense, "time_distributed": own_time_distributed}
 
 
-def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], Tensor]:
+def held(w: Weights, cell: Cell, recurrence: str, projection: str) -> Held:
+    """An arm's weights in variables: those of the framework's own layers, which are built here, or their own."""
+    rnn = own_layer(cell, w) if recurrence == "layer" else None
+    dense = OWN_DENSE[projection](w) if projection in OWN_DENSE else None
+    recurrent = variables(rnn) if rnn else map(tf.Variable, w.recurrent)
+    output = variables(dense) if dense else map(tf.Variable, (w.w_out, w.b_out))
+    return Held(*Weights(*recurrent, *output), rnn, dense)
+
+
+def variables(layer: Any) -> list[Any]:
+    """The variables of a layer of Keras: its kernels, and its bias."""
+    return [variable.value for variable in layer.trainable_variables]
+
+
+def arm(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tensor]:
     """The program of an arm: from w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection none."""
     if found := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
         return found

@@ -92,15 +92,20 @@ def forward(arm: str, cell: str, x: Tensor, size: int, outputs: int) -> Tensor:
 
 
 def train(y: Tensor, target: Tensor) -> list[Tensor]:
-    """The mean squared error, and its gradients of the variables in the order they were made.
+    """The mean squared error, and its gradients of the variables in the order they were made."""
+    loss = tf.reduce_mean(tf.square(y - target))
+    return [loss, *backward(loss)]
+
+
+def backward(y: Tensor, d_y: Tensor | None = None) -> list[Tensor]:
+    """The gradients of the variables in the order they were made: of y, or from a given gradient of it.
 
     The chapter's `minimize(loss)` is called in its two halves: what updates the variables is made, and not run.
     """
-    loss = tf.reduce_mean(tf.square(y - target))
     optimizer = v1.train.AdamOptimizer(LEARNING_RATE)
-    gradients = optimizer.compute_gradients(loss)
+    gradients = optimizer.compute_gradients(y, grad_loss=d_y)
     optimizer.apply_gradients(gradients)
-    return [loss, *(gradient for gradient, _ in gradients)]
+    return [gradient for gradient, _ in gradients]
 
 
 @contextmanager

@@ -28,7 +28,9 @@ class Session:
         self.call: Any = None
 
     def run(self, *inputs: Any) -> Any:
-        """x, and in training the target -> y, or the loss and the gradients of `values`."""
+        """x, and in training the target -> y; or the loss and the gradients of `values`; see Backend of impls.interface
+        for projection none.
+        """
         arrays = [np.asarray(memoryview(each)) for each in inputs]  # the same memory
         if self.call is None:
             self._open(arrays)
@@ -65,6 +67,4 @@ class Session:
         y = original.forward(self.program.arm.name, self.program.cell, x, *self.values[2].shape)
         if target is None:
             return y
-        found = original.train(y, target)
-        # Projection none leaves w_out and b_out unused: their gradients are zeros.
-        return [*found, *(tf.zeros_like(value) for value in self.values[len(found) - 1 :])]
+        return original.backward(y, target) if self.program.arm.projection == "none" else original.train(y, target)

@@ -98,18 +98,18 @@ class Backend:
         def loss(w: Weights, x: Any, target: Any) -> Any:
             return mse(arm(w, cell, x), target)
 
-        value = forward if program.pass_ == "forward" else loss
+        value = forward if program.pass_ == "forward" or program.arm.projection == "none" else loss
         if program.execution != "eager":
             before = torch.compile(_own_code(value), fullgraph=True, dynamic=False, backend=TRACED)
-            self.uncompiled[program] = Uncompiled(self._run(before, w, program.pass_), w)
+            self.uncompiled[program] = Uncompiled(self._run(before, w, program), w)
             value = self._compiled(value, program)
-        run = self._run(value, w, program.pass_)
+        run = self._run(value, w, program)
         if program.execution == "cudagraph":
             run = self._stepped(run)
         return self._proven(run, program) if program.execution != "eager" else run
 
-    def _run(self, value: Any, w: Weights, pass_: str) -> Run:
-        """What a pass calls of an arm: its output, or its loss and their gradients."""
+    def _run(self, value: Any, w: Weights, program: Program) -> Run:
+        """What a pass calls of an arm: its output; its loss and the gradients; or those from a given gradient of h."""
         torch = self.torch
 
         def run_forward(x: Any, target: Any) -> Any:
@@ -118,10 +118,14 @@ class Backend:
 
         def run_train(x: Any, target: Any) -> Any:
             out = value(w, x, target)
-            # Projection none leaves w_out and b_out unused: their gradients are zeros.
+            # Recurrence given leaves w_in, w_rec and b_rec unused: their gradients are zeros.
             return out, *torch.autograd.grad(out, w, allow_unused=True, materialize_grads=True)
 
-        return run_forward if pass_ == "forward" else run_train
+        def run_backward(x: Any, d_h: Any) -> Any:
+            return torch.autograd.grad(value(w, x, d_h), w.recurrent, d_h)
+
+        run_gradients = run_backward if program.arm.projection == "none" else run_train
+        return run_forward if program.pass_ == "forward" else run_gradients
 
     def trainer(self, program: Program, w: Weights) -> Run:
         torch = self.torch
@@ -160,9 +164,10 @@ class Backend:
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         leaves = [leaf.detach().cpu() for leaf in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        arrays = named([(leaf.float() if self.dtype else leaf).numpy().copy() for leaf in leaves])
         if program.arm.recurrence == "layer" and program.pass_ == "train":
-            leaves[3] = leaves[3][0]  # of its two biases, ours
-        return named([(leaf.float() if self.dtype else leaf).numpy().copy() for leaf in leaves])
+            arrays["d_b_rec"] = arrays["d_b_rec"][0]  # of its two biases, ours
+        return arrays
 
     def compilations(self) -> int:
         return int(self.counters["frames"]["total"] + self.counters["stats"]["unique_graphs"])
