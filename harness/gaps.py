@@ -101,11 +101,10 @@ def _compared(study: Study, found: Found) -> pd.DataFrame:
     before = priors(found)
     rows = []
     for key, (sample, rounds) in found.items():
-        gap = stats.gap(sample, study.margin, before[key[DEVICE]])
-        known = stats.parts(sample, rounds, before[key[DEVICE]])
-        wanted = stats.processes(known, rounds, study.target) if known else math.nan
+        gap = stats.gap(sample, study.margin)
         row = dict(zip([*GAP_KEYS, "baseline"], key, strict=True)) | {"gap": gap, "processes": gap.processes}
-        row["needs"] = max(0, wanted - gap.processes) if known else math.nan
+        known = stats.parts(sample, rounds, before[key[DEVICE]])
+        row["needs"] = _more(gap, known, rounds, study.target) if known else math.nan
         rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
     frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
     frame = frame.sort_values([*GAP_KEYS, "baseline"], kind="stable", ignore_index=True)
@@ -113,6 +112,13 @@ def _compared(study: Study, found: Found) -> pd.DataFrame:
     for _, part in frame.groupby([frame.workload, frame["pass"], _question(frame)], sort=False):
         frame.loc[part.index, "verdict"] = stats.verdicts(list(part.gap))
     return frame.drop(columns="gap")
+
+
+def _more(gap: stats.Gap, known: stats.Parts, rounds: float, target: float) -> int:
+    """How many processes of so many rounds bring a gap's interval to ±target, besides its own; none where it is."""
+    if stats.half_width(gap.low, gap.high) <= target:
+        return 0
+    return max(1, stats.processes(known, rounds, target) - gap.processes)
 
 
 def _question(frame: pd.DataFrame) -> pd.Series:

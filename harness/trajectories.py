@@ -184,8 +184,7 @@ def compared(records: list[Record]) -> list[Compared]:
         for form in ("in_loop", TWIN):
             pairs = [(p["forms"][form]["samples_ns"], p["forms"][BATCHED]["samples_ns"]) for p in some]
             samples[at, form] = stats.sample(pairs)
-    before = stats.prior(list(samples.values()))
-    gaps = {key: stats.gap(sample, margin, before) for key, sample in samples.items()}
+    gaps = {key: stats.gap(sample, margin) for key, sample in samples.items()}
     verdicts = stats.verdicts([gaps[at, "in_loop"] for at in range(len(seats))])
     return [
         Compared(seat, _median_s(some), _first_s(some), {form: gaps[at, form] for form in ("in_loop", TWIN)}, verdict)
