@@ -20,9 +20,10 @@ the processes (Maritz and Jarrett 1978). So a is what processes differ by, and b
 are nearly independent. a, b and d0 maximise the likelihood of all s^2, each s0^2 times F on (d, d0).
 Three fitted numbers cost three degrees of freedom: a and b are raised by that.
 
-Verdicts compare with a margin stated beforehand, by one-sided t tests at half the level on each
-side (so the verdict without correction is that of the 95% interval), corrected for the number of
-gaps by Holm's method (Holm 1979).
+A gap's direction and its size are two results. The direction is the side of 1 that the interval lies on. The
+size is a verdict: it compares with a margin stated beforehand, by one-sided t tests at half the level on each
+side (so the verdict without correction is that of the 95% interval), corrected for the number of gaps in what
+one reader reads as one family by Holm's method (Holm 1979).
 """
 
 import math
@@ -39,7 +40,8 @@ LEVEL = 0.05
 LEAST_BETWEEN = 0.05  # of a gap's variance is between processes, at least: rounds alone never do
 FEWEST = 10  # gaps, for a prior to be taken from them
 LARGEST_FREEDOM = 20.0  # of the prior: gaps that all seem to vary alike are not taken for certain
-SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE = "slower", "faster", "equivalent", "inconclusive"
+LONGER, SHORTER, UNKNOWN = "longer", "shorter", "unknown"  # directions: what the contender takes
+SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE = "slower", "faster", "equivalent", "inconclusive"  # verdicts: its size
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Gap:
     processes: int
     leaning: str
     p: float
+
+    @property
+    def direction(self) -> str:
+        """Whether the contender takes longer or shorter than the baseline, by the interval."""
+        return LONGER if self.low > 1 else SHORTER if self.high < 1 else UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ def _t(freedom: float) -> float:
 
 
 def verdicts(gaps: Sequence[Gap]) -> list[str]:
-    """One verdict a gap, Holm-corrected over all of them."""
+    """One verdict a gap, Holm-corrected over all of them: the gaps of one family."""
     return [g.leaning if p <= LEVEL else INCONCLUSIVE for g, p in zip(gaps, holm([g.p for g in gaps]), strict=True)]
 
 
