@@ -23,7 +23,7 @@ from impls import trace
 from impls.evidence import ITEM_BYTES, Evidence, Product
 from impls.interface import Arm
 
-ENGINE = ["framework", "execution", "device", "precision"]  # what programs are run by, whatever their threads
+ENGINE = gaps.ENGINE
 SIZES = ["cell", "B", "T", "I", "H", "O"]
 TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
 IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
@@ -41,14 +41,14 @@ CSV: dict[str, Any] = {
     "lineterminator": "\n",
     "float_format": "%.7g",  # the last digits of a logarithm are those of the processor's instructions
 }
-WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores")
+WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
 VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
 Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name and itself
 
 
 class Tables:
     """The tables of one run; `heading` is its first record and `study` the study in it; `sittings` are that record and
-    those of going on under other budgets.
+    those of going on under other budgets. The gaps of what a framework marks as a prototype are in `prototypes` alone.
     """
 
     def __init__(self, records: list[Record]) -> None:
@@ -62,7 +62,12 @@ class Tables:
         self.blocks = [at_home(record) for record in with_guests]
         self.times = _times(self)
         self.faults = faults.faults(self.blocks)
-        compared, contrasts = gaps.tables_of(with_guests, self.study)
+        marked = self.heading.get("prototypes", ())  # older records mark none
+        self.prototype_reasons = {(p["framework"], p["execution"], p["recurrence"]): p["reason"] for p in marked}
+        ordinary = gaps.without_prototypes(with_guests, self.prototype_reasons)
+        compared, contrasts = gaps.tables_of(ordinary, self.study)
+        apart = gaps.of_prototypes_alone(with_guests, self.prototype_reasons)
+        self.prototypes, _ = gaps.tables_of(apart, self.study)
         swept = compared.workload.isin({point.name for point in self.study.swept})
         self.gaps, self.swept = (compared[part].reset_index(drop=True) for part in (~swept, swept))
         alone = contrasts.baseline == "none"

@@ -2,22 +2,20 @@
 from its floor; and how far measured gaps are from what was forecast. Pure: the same records, the same tables.
 
 Costs and slopes are told of each process by itself, and their intervals are over processes (harness.stats): what none
-took there is part of each, and so is its error. Their variances are moderated as those of gaps are, in parts of the
-whole call's time: its noise is much the same whatever a call takes.
+took there is part of each, and so is its error.
 """
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness import forecast, stats
 from harness.forecast import Seen
-from harness.gaps import ARM, DEVICE, GAP_KEYS, SEAT, Found, against_none, paired, priors, usable
-from harness.measure import calls_ns
+from harness.gaps import ARM, GAP_KEYS, SEAT, against_none, paired, usable
 from harness.records import Record
 from harness.roof import MEASURED_IN, Roof, floor_s, least, roof
 from harness.study import Study, Workload
@@ -37,7 +35,7 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.
     of the whole call; `floor_s` what no call can be faster than: its roofline and the null call.
     """
     calls, floors = times.groupby([*SEAT, "workload", "pass", *ARM]).median_s.median().to_dict(), _floors(blocks)
-    intervals = _intervals(blocks, calls)
+    intervals = _intervals(blocks)
     known = {block["workload"]["name"]: block["workload"] for block in blocks}
     workloads = {name: Workload(**workload) for name, workload in known.items()}
     rows = []
@@ -53,20 +51,12 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.
     return pd.DataFrame(rows, columns=COSTS)
 
 
-def _intervals(blocks: list[Record], calls: dict[tuple[Any, ...], float]) -> dict[tuple[Any, ...], Interval]:
-    """Seconds that each form adds to none, by GAP_KEYS' values and "none"; `calls`: each arm's median seconds."""
-    samples: Found = {}
-    for key, processes in paired(blocks, against_none).items():
-        call_ns = 1e9 * calls[key[:-1]]
-        samples[key] = stats.of_rounds([(form - none) / call_ns for form, none in processes]), math.nan
-    before = priors(samples)
-    shares = {key: stats.interval(sample, before[key[DEVICE]]) for key, (sample, _) in samples.items()}
-    return {key: _scaled(share, calls[key[:-1]]) for key, share in shares.items()}
-
-
-def _scaled(interval: Interval, factor: float) -> Interval:
-    mean, low, high = interval
-    return factor * mean, factor * low, factor * high
+def _intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
+    """Seconds that each form adds to none, by GAP_KEYS' values and "none": each process's median over rounds."""
+    return {
+        key: stats.interval([float(np.median(form - none)) / 1e9 for form, none in processes])
+        for key, processes in paired(blocks, against_none).items()
+    }
 
 
 def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
@@ -87,16 +77,8 @@ def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
     return {seat: of(seat) for seat in rates}
 
 
-@dataclass(frozen=True)
-class Point:
-    """One process's medians at one T, and the sampling variance of in_loop's."""
-
-    seen: Seen
-    noise: float
-
-
-Key = tuple[Any, ...]  # the values of SEAT, the centre's name, the pass, the recurrence, in_loop and none
-Points = dict[Key, dict[int, list[Point]]]  # of each process
+Key = tuple[Any, ...]  # the values of SEAT, the pass and the recurrence
+Points = dict[Key, dict[int, list[Seen]]]  # of each process
 
 
 def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
@@ -107,16 +89,12 @@ def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
     projecting once adds, the median over the same points.
     """
     points, roofs = _points(blocks, study)
-    steps = {key: _per_step(processes) for key, processes in points.items()}
-    samples: Found = {key: (_slope_sample(points[key], step_s), math.nan) for key, step_s in steps.items()}
-    before, rows = priors(samples), []
-    for key, (sample, _) in samples.items():
-        *seat, _, pass_, recurrence, _, _ = key
-        medians = [point.seen for process in points[key].values() for point in process]
+    rows = []
+    for key, processes in points.items():
+        medians = [seen for process in processes.values() for seen in process]
         once, sizes = statistics.median(seen.batched for seen in medians), {seen.workload.T for seen in medians}
-        interval = _scaled(stats.interval(sample, before[key[DEVICE]]), steps[key])
-        numbers = [roofs.get(key, math.nan), once, len(sizes), len(points[key])]
-        rows.append([*seat, pass_, recurrence, *interval, *numbers])
+        interval = stats.interval([_slope(process) for process in processes.values()])
+        rows.append([*key, *interval, roofs.get(key, math.nan), once, len(sizes), len(processes)])
     return pd.DataFrame(rows, columns=SLOPES).sort_values(SLOPES[:7], kind="stable", ignore_index=True)
 
 
@@ -129,49 +107,27 @@ def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float
     names = {w.name for w in study.swept if other.items() <= w.model_dump().items()}
     for block in blocks:
         if block["workload"]["name"] in names and not forecast.missing(block):
-            place = (centre.name, block["pass"], forecast.recurrence_of(block), "in_loop", "none")
-            key = (*(block[name] for name in SEAT), *place)
-            points.setdefault(key, {}).setdefault(block["replicate"], []).append(_point(block))
+            key = (*(block[name] for name in (*SEAT, "pass")), forecast.recurrence_of(block))
+            points.setdefault(key, {}).setdefault(block["replicate"], []).append(forecast.seen(block))
             if block.get("rates") and block["precision"] in MEASURED_IN:
                 roofs.setdefault(key, least(roof(block["rates"]), centre, block["pass"]).one)
     several = {
-        key: {number: line for number, line in processes.items() if len({point.seen.workload.T for point in line}) > 1}
+        key: {number: line for number, line in processes.items() if len({seen.workload.T for seen in line}) > 1}
         for key, processes in points.items()
     }
     return {key: processes for key, processes in several.items() if processes}, roofs
 
 
-def _point(block: Record) -> Point:
-    """A sweep's block that nothing is missing of."""
-    recurrence = forecast.recurrence_of(block)
-    in_loop, none = (calls_ns(block["arms"][f"{recurrence}_{form}"]) / 1e9 for form in ("in_loop", "none"))
-    return Point(forecast.seen(block), float(stats.median_variance(in_loop - none)))
-
-
-def _per_step(processes: dict[int, list[Point]]) -> float:
-    """Seconds of a step with its projection in the loop, the mean over points."""
-    medians = [point.seen for process in processes.values() for point in process]
-    return math.fsum((seen.none + seen.in_loop) / seen.workload.T for seen in medians) / len(medians)
-
-
-def _slope_sample(processes: dict[int, list[Point]], step_s: float) -> stats.Sample:
-    """The processes' slopes, in parts of a step's time, and the mean of their sampling variances."""
-    slopes, noises = zip(*map(_slope, processes.values()), strict=True)
-    return stats.Sample(tuple(slope / step_s for slope in slopes), math.fsum(noises) / len(noises) / step_s**2)
-
-
-def _slope(points: list[Point]) -> tuple[float, float]:
-    """The slope of one process's line by weighted least squares, and its sampling variance from that of the points.
-
-    By exact sums, not by LAPACK, whose last digit is the machine's.
+def _slope(points: list[Seen]) -> float:
+    """The slope of one process's line by weighted least squares; by exact sums, not by LAPACK, whose last digit is the
+    machine's.
     """
-    steps, cost = [point.seen.workload.T for point in points], [point.seen.in_loop for point in points]
-    weights = [1 / point.seen.none**2 for point in points]
+    steps, cost = [point.workload.T for point in points], [point.in_loop for point in points]
+    weights = [1 / point.none**2 for point in points]
     mean_step = _mean(steps, weights)
     spread = math.fsum(w * (x - mean_step) ** 2 for w, x in zip(weights, steps, strict=True))
-    factors = [w * (x - mean_step) / spread for w, x in zip(weights, steps, strict=True)]
-    slope = math.fsum(factor * y for factor, y in zip(factors, cost, strict=True))
-    return slope, math.fsum(factor**2 * point.noise for factor, point in zip(factors, points, strict=True))
+    seen = zip(weights, steps, cost, strict=True)
+    return math.fsum(w * (x - mean_step) * y for w, x, y in seen) / spread
 
 
 def _mean(values: Sequence[float], weights: list[float]) -> float:

@@ -17,14 +17,19 @@ from harness.records import Record
 from harness.study import Study
 
 SEAT = ["framework", "device", "threads", "execution", "precision"]
+ENGINE = ["framework", "execution", "device", "precision"]  # what programs are run by, whatever their threads
 ARM = ["recurrence", "projection"]
 GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
-GAPS = [*GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs"]
+GAPS = [
+    *GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs",
+    "direction",
+]  # fmt: skip
 DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are told apart from the loop's
 Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 Times = dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]]  # the same keys -> each process's nanoseconds a call
+Reasons = dict[tuple[str, str, str], str]  # framework, execution, recurrence of a prototype -> why it is one
 Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
 
@@ -111,22 +116,32 @@ def _compared(study: Study, found: Found) -> pd.DataFrame:
     before = priors(found)
     rows = []
     for key, (sample, rounds) in found.items():
-        gap = stats.gap(sample, study.margin, before[key[DEVICE]])
-        known = stats.parts(sample, rounds, before[key[DEVICE]])
-        wanted = stats.processes(known, rounds, study.target) if known else math.nan
+        gap = stats.gap(sample, study.margin)
         row = dict(zip([*GAP_KEYS, "baseline"], key, strict=True)) | {"gap": gap, "processes": gap.processes}
-        row["needs"] = max(0, wanted - gap.processes) if known else math.nan
-        rows.append(row | {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds})
+        known = stats.parts(sample, rounds, before[key[DEVICE]])
+        row["needs"] = _more(gap, known, rounds, study.target) if known else math.nan
+        row |= {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds}
+        rows.append(row | {"direction": gap.direction})
     frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
     frame = frame.sort_values([*GAP_KEYS, "baseline"], kind="stable", ignore_index=True)
     frame["verdict"] = frame["verdict"].astype(object)
-    for _, part in frame.groupby([frame.workload, frame["pass"], _question(frame)], sort=False):
+    swept = frame.workload.isin({point.name for point in study.swept})
+    for _, part in frame.groupby([*(frame[name] for name in ENGINE), swept, _question(frame)], sort=False):
         frame.loc[part.index, "verdict"] = stats.verdicts(list(part.gap))
     return frame.drop(columns="gap")
 
 
+def _more(gap: stats.Gap, known: stats.Parts, rounds: float, target: float) -> int:
+    """How many processes of so many rounds bring a gap's interval to ±target, besides its own; none where it is."""
+    if stats.half_width(gap.low, gap.high) <= target:
+        return 0
+    return max(1, stats.processes(known, rounds, target) - gap.processes)
+
+
 def _question(frame: pd.DataFrame) -> pd.Series:
-    """What Holm's correction is over, within a workload and pass: the controls, or gaps that answer one question."""
+    """What Holm's correction is over, within one framework, execution, device and precision, and in the sweep or out
+    of it: the controls, or gaps that answer one question.
+    """
     loops = frame.recurrence.isin(LOOPS)
     named = frame.recurrence.where(~loops, "loop") + " " + frame.baseline
     return named.where(frame.contender != TWIN, TWIN)
@@ -152,6 +167,32 @@ def _also_trusted(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
         for side in (frame, own)
     ]
     return frame.assign(trusted=[one and other for one, other in zip(*sides, strict=True)])
+
+
+def of_prototypes(frame: pd.DataFrame, reasons: Reasons) -> pd.Series:
+    """Which rows are a prototype's."""
+    keys = zip(frame.framework, frame.execution, frame.recurrence, strict=True)
+    return pd.Series([key in reasons for key in keys], index=frame.index, dtype=bool)
+
+
+def without_prototypes(blocks: list[Record], reasons: Reasons) -> list[Record]:
+    """The blocks with the arms alone that are no prototype's."""
+    return _with_arms(blocks, lambda key: key not in reasons)
+
+
+def of_prototypes_alone(blocks: list[Record], reasons: Reasons) -> list[Record]:
+    """The blocks with the arms alone that are a prototype's."""
+    return _with_arms(blocks, lambda key: key in reasons)
+
+
+def _with_arms(blocks: list[Record], wanted: Callable[[tuple[str, str, str]], bool]) -> list[Record]:
+    """The blocks with the arms whose framework, execution and recurrence are wanted."""
+    made = []
+    for record in blocks:
+        place = record["framework"], record["execution"]
+        arms = {name: arm for name, arm in record["arms"].items() if wanted((*place, arm_of(name)["recurrence"]))}
+        made.append(record | {"arms": arms})
+    return made
 
 
 def usable(gaps: pd.DataFrame) -> pd.Series:

@@ -6,9 +6,9 @@ its rounds and c for each of them, so the cheapest way there has
 
     R = sqrt(w f / (b c))      and      N = (b + w / R) (t / log(1 + target))^2
 
-with Student's t on the variance estimate's degrees of freedom. Only variances are looked at, never a
-ratio, and the numbers are fixed before the processes they ask for are run, so the final interval keeps its
-level (Stein 1945, two-stage sampling).
+with Student's t on the degrees of freedom of the variance's estimate, or on N - 1 where they are fewer. Only
+variances are looked at, never a ratio, and the numbers are fixed before the processes they ask for are run, so
+the final interval keeps its level (Stein 1945, two-stage sampling).
 """
 
 import math

@@ -225,6 +225,17 @@ def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False)
     return None
 
 
+def prototypes(study: Study, frameworks: list[Framework]) -> list[dict[str, str]]:
+    """What the study's executions say rests on a prototype, a row for each recurrence."""
+    return [
+        {"framework": framework.name, "execution": name, "recurrence": recurrence, "reason": reason}
+        for framework in frameworks
+        for name, execution in framework.executions.items()
+        if not study.executions or name in study.executions
+        for recurrence, reason in execution["prototypes"].items()
+    ]
+
+
 def without(execution: dict[str, Any], cell: Cell) -> str | None:
     """Why an execution does not have what a cell asks for, or None."""
     asked = (cell.seat.device, cell.seat.precision, cell.arm.recurrence, cell.arm.projection, cell.arm.name)

@@ -176,6 +176,7 @@ def begun(
     }
     what = own | {
         "study": study.model_dump(),
+        "prototypes": plan.prototypes(study, frameworks),
         "missing": [{"framework": f.name, "reason": plan.advice(f)} for f in frameworks if f.missing],
         "basis": basis,
         "environments": {f.name: f.environments for f in frameworks},

@@ -184,6 +184,15 @@ class Missing(BaseModel):
     reason: str
 
 
+class Prototype(BaseModel):
+    """Programs that rest on what their framework's authors mark as a prototype; `reason` says so."""
+
+    framework: str
+    execution: str
+    recurrence: str
+    reason: str
+
+
 class Begun(BaseModel):
     """What every first record says: what was wanted, of what, on what. `output_check`: how bounds are made."""
 
@@ -192,6 +201,7 @@ class Begun(BaseModel):
     reason: str
     study: Study
     missing: list[Missing]
+    prototypes: list[Prototype] = []
     basis: Basis
     environments: dict[str, list[Environment]]
     weights: dict[Stored, str]

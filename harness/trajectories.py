@@ -184,13 +184,23 @@ def compared(records: list[Record]) -> list[Compared]:
         for form in ("in_loop", TWIN):
             pairs = [(p["forms"][form]["samples_ns"], p["forms"][BATCHED]["samples_ns"]) for p in some]
             samples[at, form] = stats.sample(pairs)
-    before = stats.prior(list(samples.values()))
-    gaps = {key: stats.gap(sample, margin, before) for key, sample in samples.items()}
-    verdicts = stats.verdicts([gaps[at, "in_loop"] for at in range(len(seats))])
+    gaps = {key: stats.gap(sample, margin) for key, sample in samples.items()}
+    verdicts = _verdicts([seat for seat, _ in seats], [gaps[at, "in_loop"] for at in range(len(seats))])
     return [
         Compared(seat, _median_s(some), _first_s(some), {form: gaps[at, form] for form in ("in_loop", TWIN)}, verdict)
         for at, ((seat, some), verdict) in enumerate(zip(seats, verdicts, strict=True))
     ]
+
+
+def _verdicts(seats: list[dict[str, Any]], gaps: list[Gap]) -> list[str]:
+    """A verdict for each seat, corrected over those of one framework and execution."""
+    families: dict[tuple[str, str], list[int]] = {}
+    for at, seat in enumerate(seats):
+        families.setdefault((seat["framework"], seat["execution"]), []).append(at)
+    found: dict[int, str] = {}
+    for members in families.values():
+        found |= dict(zip(members, stats.verdicts([gaps[at] for at in members]), strict=True))
+    return [found[at] for at in range(len(seats))]
 
 
 def _by_seat(found: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:

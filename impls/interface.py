@@ -109,6 +109,8 @@ class Execution:
     `missing`: why this machine can not have it, or None.
     `without`: recurrences, projections, arms (by name), devices or precisions it does not have, each with its reason.
     `unrolls`: recurrences, or arms by name, that compile as many copies of a step as there are steps.
+    `prototypes`: recurrences whose programs rest on what the framework's authors mark as a prototype, each with the
+    sentence that says so, and what was seen of it.
     `overwrites`: a call's outputs are lent until the next call, which writes into the same memory.
     `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write then.
     `on_request`: recurrences that are measured only where a study selects them by name, each with its reason.
@@ -118,6 +120,7 @@ class Execution:
     missing: str | None = None
     without: dict[str, str] = field(default_factory=dict)
     unrolls: tuple[str, ...] = ("unrolled",)
+    prototypes: dict[str, str] = field(default_factory=dict)
     overwrites: bool = False
     trains: bool = True
     loop: str = "unrolled"

@@ -1,11 +1,13 @@
 """The tables: which gaps a correction is over, which control stands for a contrast, and what is checked in fp64."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from harness import analysis, plan, run, stats
-from harness.gaps import GAPS, OWN, _also_trusted, _question, _trusted, priors
+from harness.gaps import GAPS, OWN, _also_trusted, _question, _trusted, priors, tables_of
 from harness.plan import Framework
 from harness.study import Study, Workload
 from impls.interface import Arm
@@ -16,7 +18,9 @@ SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
 
 def frame(*rows):
     """Rows of recurrence, contender, baseline, low, high."""
-    made = [(*SEAT, r, c, b, 1.0, low, high, 3, 40, "inconclusive", True, 1.0) for r, c, b, low, high in rows]
+    made = [
+        (*SEAT, r, c, b, 1.0, low, high, 3, 40, "inconclusive", True, 1.0, "unknown") for r, c, b, low, high in rows
+    ]
     return pd.DataFrame(made, columns=GAPS)
 
 
@@ -32,6 +36,53 @@ def test_a_correction_is_over_the_gaps_that_answer_one_question():
     )
     families = gaps.groupby(_question(gaps)).groups
     assert sorted(map(list, families.values())) == [[0, 1], [2], [3], [4, 5], [6]]
+
+
+def blocks_of(framework, random, workloads=("a", "b"), ratio=1.03):
+    """Four processes of blocks whose in_loop takes `ratio` times as long, to 0.3%."""
+    place = {"framework": framework, "device": "cpu", "threads": 1, "execution": "eager", "precision": "fp32"}
+    made = []
+    for process, workload in product(range(4), workloads):
+        level = 1e6 * np.exp(random.normal(0, 0.003, 3)) * [ratio, ratio, 1.0]
+        forms = zip(("in_loop", "per_step", "batched"), level, strict=True)
+        arms = {f"scan_{form}": {"status": "ok", "calls": 1, "samples_ns": [int(ns)] * 9} for form, ns in forms}
+        rest = {"workload": {"name": workload}, "pass": "forward", "replicate": process, "arms": arms}
+        made.append(place | rest)
+    return made
+
+
+def test_a_frameworks_gaps_do_not_depend_on_other_frameworks_records():
+    random = np.random.default_rng(3)
+    jax = blocks_of("jax", random, ratio=1.036)
+    others = [block for name in ("torch", "tf", "mx") for block in blocks_of(name, random, ratio=1.02)]
+    alone, _ = tables_of(jax, Study())
+    beside, _ = tables_of(jax + others, Study())
+    kept = ["workload", "contender", "ratio", "ci_low", "ci_high", "direction", "verdict", "processes"]
+    assert beside[beside.framework == "jax"][kept].to_dict("records") == alone[kept].to_dict("records")
+    assert "slower" in set(alone.verdict)
+
+
+def test_a_verdict_is_corrected_over_all_workloads_of_an_execution_and_not_over_the_sweep():
+    wanted = Study(workloads=[Workload(name="a", B=1, T=9, I=1, H=1, O=1)], sweep="book")
+    random = np.random.default_rng(0)
+    own = blocks_of("jax", random, ["a"], 1.036)
+    alone, _ = tables_of(own, wanted)
+    assert set(alone.verdict) == {"slower"}
+    points = [point.name for point in wanted.swept]
+    swept, _ = tables_of(own + blocks_of("jax", random, points, 1.02), wanted)
+    assert set(swept[swept.workload == "a"].verdict) == {"slower"}
+    more, _ = tables_of(own + blocks_of("jax", random, points, 1.02), wanted.model_copy(update={"sweep": None}))
+    assert set(more[more.workload == "a"].verdict) == {"inconclusive"}
+
+
+def test_a_direction_is_that_of_the_interval_whatever_the_margin():
+    directions = {}
+    for ratio in (1.01, 0.99, 1.0):
+        gaps, _ = tables_of(blocks_of("jax", np.random.default_rng(1), ["a"], ratio), Study())
+        in_loop = gaps[gaps.contender == "in_loop"].iloc[0]
+        directions[ratio] = in_loop.direction
+        assert in_loop.verdict in ("inconclusive", "equivalent")
+    assert directions == {1.01: "longer", 0.99: "shorter", 1.0: "unknown"}
 
 
 def test_how_a_gpus_gaps_vary_says_nothing_of_a_cpus():

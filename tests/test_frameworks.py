@@ -147,8 +147,18 @@ def counted(framework, executions, folder, *workloads, **selected):
         evidence=analysis._evidence(found_in),
         variables=analysis._variables(found_in),
         times=pd.DataFrame([(workload.name, workload.T) for workload in workloads], columns=["workload", "T"]),
+        prototype_reasons={},
     )
     return found, [name for r in records for name, arm in r["arms"].items() if arm["status"] == "ok"]
+
+
+@pytest.mark.skipif("torch" not in HERE, reason="it is about PyTorch")
+def test_torch_marks_its_scan_as_a_prototype_wherever_it_has_it():
+    (torch,) = run.probe(Study(frameworks=["torch"]), [1])
+    marked = {name for name, execution in torch.executions.items() if "scan" in execution["prototypes"]}
+    assert marked == {name for name, execution in torch.executions.items() if "scan" not in execution["without"]}
+    assert marked >= {"inductor", "cudagraph"}
+    assert "wrong gradients when two are chained" in torch.executions["inductor"]["prototypes"]["scan"]
 
 
 about_tf = pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
@@ -180,7 +190,6 @@ def test_both_forms_of_the_original_make_the_same_fourteen_variables(tmp_path):
         assert len(form) == (14 if train else 4)
         assert form.variable.str.contains("Adam").sum() == (8 if train else 0)
     assert len(found.variables) == 2 * (14 + 4)
-    found.study = Study()
     judged = claims._memory(found)
     assert judged.verdict == "as variables true here; as memory false here"
     assert "1 of 1 pairs (book: 14: 3×[100], 3×[100×1], 3×[101×100], 3×[1], 2×[])" in judged.numbers

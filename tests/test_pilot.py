@@ -35,7 +35,7 @@ def test_noise_between_processes_asks_for_processes_and_noise_of_rounds_for_roun
 
 def test_the_worst_gap_of_a_block_decides():
     costs = Costs(1.0, 0.01)
-    quiet, noisy = Parts(1e-6, 1e-5, 20.0), Parts(4e-4, 1e-3, 20.0)
+    quiet, noisy = Parts(1e-7, 1e-6, 20.0), Parts(4e-4, 1e-3, 20.0)
     assert (
         pilot.need([quiet, noisy], costs, TARGET, 5, 100).processes
         == pilot.need([noisy], costs, TARGET, 5, 100).processes
@@ -58,7 +58,7 @@ def test_what_was_asked_for_brings_the_interval_to_the_target():
 
 
 def test_intervals_keep_their_level_when_a_pilot_decides_how_many():
-    make = partial(selftest.planned, selftest.WORLD, selftest.TRUTHS)
+    make = partial(selftest.planned, (selftest.WORLD,), selftest.TRUTHS)
     found = selftest.simulated(make, 8, seed=3, workers=1)
     assert 0.9 <= np.mean([selftest.covers(case) for case in found]) <= 0.99
 

@@ -1,5 +1,6 @@
 """What the report says, from tables made up here; and that committed reports are what their records give."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from harness import report, stats
 from harness.gaps import GAPS
 from harness.report import appendix, sections, training, words
+from harness.report.markdown import ratio
 
 REPORTS = Path(__file__).parent.parent / "reports"
 SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
@@ -18,31 +20,37 @@ SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
 
 def tables(*rows, label="default"):
     """Rows of contender, ratio, low, high, verdict, trusted."""
-    made = [
-        (*SEAT, c, "batched", ratio, low, high, 3, 40, verdict, trusted, 7.0)
-        for c, ratio, low, high, verdict, trusted in rows
-    ]
+    made = []
+    for contender, ratio_, low, high, verdict, trusted in rows:
+        direction = stats.Gap(ratio_, low, high, 3, verdict, 1.0).direction
+        gap = (ratio_, low, high, 3, 40, verdict, trusted, 7.0, direction)
+        made.append((*SEAT, contender, "batched", *gap))
     return SimpleNamespace(
         gaps=pd.DataFrame(made, columns=GAPS),
         study=SimpleNamespace(label=label, margin=0.02),
         blocks=[],
         sittings=[{"kind": "study", "study": {"budget_s": 1.0}}],
+        prototypes=pd.DataFrame(columns=GAPS),
     )
 
 
 SLOWER = ("in_loop", 1.5, 1.4, 1.6, "slower", True)
 FASTER = ("in_loop", 0.8, 0.7, 0.9, "faster", True)
 UNSURE = ("in_loop", 1.01, 0.9, 1.1, "inconclusive", True)
+SAME = ("in_loop", 1.005, 1.002, 1.008, "equivalent", True)
+BEYOND = ("in_loop", 1.06, 1.03, 1.09, "inconclusive", True)  # longer, and by how much is not shown
 UNTRUSTED = ("in_loop", 1.9, 1.8, 2.0, "slower", False)
 
 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([SLOWER, UNSURE], "**yes, wherever this run can tell**: of 2 "),
-        ([FASTER, UNSURE], "**no, nowhere that this run can tell**: of 2 "),
-        ([SLOWER, FASTER], "**it depends**: of 2 "),
-        ([UNSURE], "**this run can not tell**: of 1 "),
+        ([SLOWER], "**yes, slower by more than 2% in every comparison**"),
+        ([SLOWER, UNSURE], "**slower by more than 2% in some comparisons, not known in the others**"),
+        ([FASTER, UNSURE], "**faster in some comparisons, not known in the others**"),
+        ([FASTER, SAME], "**no, equivalent or faster in every comparison**"),
+        ([SLOWER, FASTER], "**it depends: slower by more than 2% in some comparisons, faster in others**"),
+        ([UNSURE], "**this run can not tell**"),
         ([SLOWER, UNTRUSTED], "Left out: 1 in blocks whose A/A control missed 1"),
         ([], "has no answer"),
     ],
@@ -53,7 +61,28 @@ def test_the_answer_is_that_of_the_verdicts(rows, said):
 
 def test_an_untrusted_verdict_is_not_counted():
     assert "ratio of 1.50" in words.answer(tables(SLOWER, UNTRUSTED))
-    assert "| 1 | 0 | 0 | 0 | 1 | 1.50 to 1.50 |" in words.per_execution(tables(SLOWER, UNTRUSTED))
+    assert "| 1 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 1.50 to 1.50 |" in words.per_execution(tables(SLOWER, UNTRUSTED))
+
+
+def test_direction_and_size_are_told_apart():
+    said = words.counts(tables(SLOWER, FASTER, UNSURE, SAME, BEYOND))
+    assert "in_loop takes longer in 3, shorter in 1, unknown in 1 (the interval holds 1)" in said
+    assert "slower in 1, faster in 1, equivalent in 1, inconclusive in 2" in said
+    assert ratio(dict(zip(GAPS, tables(BEYOND).gaps.iloc[0], strict=True))).endswith(
+        "[1.030, 1.090] longer, inconclusive"
+    )
+
+
+def test_of_how_many_gaps_equivalence_could_have_been_shown_is_told():
+    narrow = ("in_loop", 1.03, 1.012, 1.048, "inconclusive", True)  # ±1.8%
+    said = words.counts(tables(SAME, narrow, UNSURE, SLOWER))
+    assert (
+        "Equivalence could have been shown in 2, whose interval's half-width is below the margin, and was in 1." in said
+    )
+
+
+def test_no_count_of_cells_is_in_the_answer():
+    assert not re.search(r"in \d+", words.sentence(tables(SLOWER, FASTER, UNSURE, SAME)))
 
 
 def test_a_smoke_run_makes_no_claim():

@@ -217,7 +217,8 @@ def test_one_run_has_the_section_where_it_has_both_devices(runs, tmp_path):
 def gap(made, device="cpu", threads=1, contender="in_loop", trusted=True, workload="book"):
     """A row of a gaps table; `made` is its ratio and verdict."""
     place = ("torch", device, threads, "eager", "fp32", workload, "forward", "unrolled", contender, "batched")
-    return (*place, made[0], made[0] * 0.99, made[0] * 1.01, 3, 40, made[1], trusted, 7.0)
+    direction = "longer" if made[0] > 1.01 else "shorter" if made[0] < 0.99 else "unknown"
+    return (*place, made[0], made[0] * 0.99, made[0] * 1.01, 3, 40, made[1], trusted, 7.0, direction)
 
 
 def tables(*rows, workload=NAMED["book"], **changed):

@@ -33,10 +33,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say_with_few_rounds_and_with
     for _ in range(20):
         truth = random.choice([0.9, 1.0, 1.1, 1.5], 80)
         samples = simulated(random, truth, processes)
-        before = stats.prior(samples)
         middle = np.median([s.noise for s in samples])
         for sample, true in zip(samples, truth, strict=True):
-            gap = stats.gap(sample, MARGIN, before)
+            gap = stats.gap(sample, MARGIN)
             covered[bool(sample.noise > middle)].append(gap.low <= true <= gap.high)
     assert 0.92 <= np.mean(covered[False]) <= 0.98
     assert 0.92 <= np.mean(covered[True]) <= 0.98
@@ -47,8 +46,7 @@ def test_no_difference_is_hardly_ever_called_one():
     called = 0
     for _ in range(60):
         samples = simulated(random, np.ones(40), 4)
-        before = stats.prior(samples)
-        verdicts = stats.verdicts([stats.gap(sample, MARGIN, before) for sample in samples])
+        verdicts = stats.verdicts([stats.gap(sample, MARGIN) for sample in samples])
         called += any(v in (stats.SLOWER, stats.FASTER) for v in verdicts)
     assert called <= 4
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from harness import cli, jobs, train, training, trajectories
+from harness import cli, jobs, stats, train, training, trajectories
 from harness.launch import Lost
 from harness.measure import BATCHED, TWIN
 from harness.refused import Refused
@@ -369,6 +369,14 @@ def test_times_are_paired_and_processes_are_the_unit():
     assert one.gaps[TWIN].ratio == pytest.approx(1.0)
     assert (one.gaps["in_loop"].processes, one.verdict) == (3, "slower")
     assert one.step_s == {"in_loop": 3e-9, BATCHED: 2e-9}
+
+
+def test_a_trainings_verdict_does_not_depend_on_other_frameworks():
+    gaps = [stats.Gap(1.1, 1.05, 1.15, 3, "slower", p) for p in (0.03, 0.2, 0.3, 0.4)]
+    seats = [{"framework": name, "execution": "eager"} for name in ("jax", "tf", "torch", "mx")]
+    assert trajectories._verdicts(seats, gaps) == ["slower", *["inconclusive"] * 3]
+    same = [seats[0] | {"recurrence": recurrence} for recurrence in ("unrolled", "scan")]
+    assert trajectories._verdicts(same, gaps[:2]) == ["inconclusive"] * 2
 
 
 def test_trajectories_that_differ_by_a_bit_are_not_called_the_same():

@@ -1,25 +1,35 @@
 """The claims of the question, each judged by this run's numbers; and what follows for one's code.
 
 A claim's verdict is made of the verdicts of the cells it is about, so a claim that is false on this machine reads so.
+What was said of TF1 is judged by TF1's own programs, as stated; where else it holds stands beside that. Cells share
+machine, processes and compilers, so how many say so is told and decides nothing.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
 from harness.analysis import ENGINE, Tables
-from harness.gaps import LOOPS, OWN, SEAT, usable
+from harness.gaps import LOOPS, OWN, of_prototypes, usable
 from harness.measure import BATCHED
 from harness.report import causes
-from harness.report.markdown import engine, table
-from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
+from harness.report.markdown import Row, amount, counted, engine, ratio, table
+from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHORTER, SLOWER
 
 NOT_JUDGED = "not yet judged"
+UNDECIDED = "this run can not tell"
 HERE = {True: "true here", False: "false here"}
-SO_FAR = ", wherever this run can tell"
+THROUGHOUT = {True: "true in all programs", False: "false in all programs"}
+ORIGINAL = ("tf", "v1")  # framework and execution of TF1's own two programs, which C1, C4 and C7 are about
+TF1 = engine(*ORIGINAL, "cpu", "fp32")
+BOOK = "book"  # the workload that they had
+NO_ORIGINAL = f"this run has no original TF1 program (execution v1 of tf) on {BOOK}"
 PEAK = f"peak temporary memory of in_loop/{BATCHED}"
+NOWHERE = pd.MultiIndex.from_arrays([[] for _ in causes.PLACE], names=causes.PLACE)
+SUPPORTS = {SLOWER: "true", FASTER: "false", EQUIVALENT: "false", INCONCLUSIVE: "not known"}  # that it is slower
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,67 @@ def table_of(tables: Tables) -> str:
 
 
 def _speed(tables: Tables, framework: str | None = None) -> Judged:
-    """Is the in-loop form slower than projecting once?"""
+    """Is the in-loop form slower than projecting once? As stated, of the original; beside it, where else."""
     gaps = _loops(tables, "in_loop")
+    stated = _of_the_original(gaps)
+    others = gaps.drop(stated.index)
     if framework:
-        gaps = gaps[gaps.framework == framework]
-    return _by_verdicts(gaps, f"in_loop/{BATCHED}, every loop")
+        others = others[others.framework == framework]
+    beside = f"elsewhere {_by_engine(others)}" if len(others) else ""
+    cells = f"{len(others)} gaps elsewhere: in_loop/{BATCHED}, every loop"
+    if stated.empty:
+        return Judged(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), cells)
+    numbers = [f"as stated ({TF1}, {BOOK}): {_each(stated)}", beside]
+    verdict = _named(stated)
+    return Judged(verdict, "; ".join(filter(None, numbers)), f"{len(stated)} gaps as stated; {cells}")
+
+
+def _ordinary(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that no prototype has."""
+    return frame[~of_prototypes(frame, tables.prototype_reasons)]
+
+
+def _of_the_original(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of TF1's own programs on the book's workload."""
+    mine = (frame.framework == ORIGINAL[0]) & (frame.execution == ORIGINAL[1])
+    return frame[mine & (frame.workload == BOOK)]
+
+
+def as_stated(tables: Tables) -> str:
+    """What the book's own programs took, in a sentence; nothing where they were not measured."""
+    stated = _of_the_original(_loops(tables, "in_loop"))
+    if stated.empty:
+        return ""
+    return f"As the book has it ({TF1}, {BOOK}), in_loop/{BATCHED} is {_each(stated)}."
+
+
+def _each(gaps: pd.DataFrame) -> str:
+    """Every gap by itself."""
+    return ", ".join(f"{ratio(row)} ({_place(row)})" for row in gaps.to_dict("records"))
+
+
+def _place(row: Row) -> str:
+    device = "" if row["device"] == "cpu" else f" on {row['device']}"
+    return f"{row['pass']}{device}, {counted(row['threads'], 'thread')}"
+
+
+def _named(gaps: pd.DataFrame) -> str:
+    """The verdict of a few gaps: one for all, or which of them say what."""
+    places: dict[str, list[str]] = {}
+    for row in gaps.to_dict("records"):
+        places.setdefault(SUPPORTS[row["verdict"]], []).append(_place(row))
+    if len(places) == 1:
+        return _whole(Counter(gaps.verdict))
+    order = [said for said in ("true", "false", "not known") if said in places]
+    return "; ".join(f"{said} in {' and '.join(places[said])}" for said in order)
+
+
+def _by_engine(gaps: pd.DataFrame) -> str:
+    """What holds of all gaps of each framework and execution: its verdicts, none of them counted."""
+    groups: dict[str, list[str]] = {}
+    for by, part in gaps.groupby(ENGINE, sort=True):
+        groups.setdefault(_whole(Counter(part.verdict), THROUGHOUT), []).append(engine(*by))
+    return "; ".join(f"{said}: {', '.join(names)}" for said, names in sorted(groups.items(), reverse=True))
 
 
 def _loops(tables: Tables, contender: str) -> pd.DataFrame:
@@ -59,31 +125,31 @@ def _by_verdicts(gaps: pd.DataFrame, cells: str) -> Judged:
     """True where the contender is slower: everywhere, nowhere, or it depends."""
     if gaps.empty:
         return Judged(NOT_JUDGED, "–", "nothing was measured for it")
-    count = Counter(gaps.verdict)
-    against = count[FASTER] + count[EQUIVALENT]
-    verdict = "this run can not tell"
-    if count[SLOWER] and against:
-        verdict = f"depends: true in {count[SLOWER]}, false in {against}"
-    elif count[SLOWER] or against:
-        verdict = HERE[bool(count[SLOWER])] + (SO_FAR if count[INCONCLUSIVE] else "")
     each = [(device, part) for device, part in gaps.groupby("device", sort=True)]
     numbers = "; ".join(
-        (f"{device}: " if len(each) > 1 else "") + f"{_counted(Counter(part.verdict))}; ratios {_range(part.ratio)}"
+        (f"{device}: " if len(each) > 1 else "") + f"{_sizes(Counter(part.verdict))}; ratios {_range(part.ratio)}"
         for device, part in each
     )
-    return Judged(verdict, numbers, f"{len(gaps)} gaps: {cells}")
+    return Judged(_whole(Counter(gaps.verdict)), numbers, f"{len(gaps)} gaps: {cells}")
 
 
-def _counted(count: Counter[str]) -> str:
+def _whole(verdicts: Counter[str], words: dict[bool, str] = HERE) -> str:
+    """What verdicts say together of the claim that the contender is slower."""
+    return _judged(verdicts[SLOWER], verdicts[FASTER] + verdicts[EQUIVALENT], verdicts[INCONCLUSIVE], words)
+
+
+def _judged(true: int, false: int, unknown: int = 0, words: dict[bool, str] = HERE) -> str:
+    """What cells say together: a claim is true, or false, only where all of them say so."""
+    if true and false:
+        return "depends: true in some programs, false in others"
+    if not true and not false:
+        return UNDECIDED if unknown else NOT_JUDGED
+    return f"{'true' if true else 'false'} in some programs, not known in others" if unknown else words[bool(true)]
+
+
+def _sizes(count: Counter[str]) -> str:
     """How many of each verdict, of the contender in words of the claim."""
     return ", ".join(f"{count[v]} {v}" for v in (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE))
-
-
-def _true_in(count: int, of: int) -> str:
-    """A verdict of cells that are each true or false."""
-    if not of:
-        return "not known"
-    return HERE[count == of] if count in (0, of) else f"true in {count}, false in {of - count}"
 
 
 def _range(ratios: pd.Series) -> str:
@@ -91,44 +157,83 @@ def _range(ratios: pd.Series) -> str:
 
 
 def _products(tables: Tables) -> Judged:
-    """One set of weights in both forms, but T products against one?"""
-    found = causes.added(tables)
-    found = found[(found["pass"] == "forward") & found.recurrence.isin(LOOPS)]
-    wide = found.pivot_table(index=[*causes.PLACE, "T"], columns="projection", values="found", aggfunc="first")
+    """One set of weights in both forms, or one a step? And T products against one?"""
+    added = _ordinary(tables, causes.added(tables))
+    added = added[(added["pass"] == "forward") & added.recurrence.isin(LOOPS)]
+    wide = added.pivot_table(index=[*causes.PLACE, "T"], columns="projection", values="found", aggfunc="first")
+    layers, said = _layers(tables)
     if not {"in_loop", BATCHED} <= set(wide.columns):
-        return Judged(NOT_JUDGED, "–", "no program's products were counted")
+        return Judged(
+            f"as layers {layers}; as products {NOT_JUDGED}", f"{said}; no program's products were counted", "–"
+        )
     pairs = wide[["in_loop", BATCHED]].dropna()
     so = int(((pairs.in_loop == pairs.index.get_level_values("T")) & (pairs[BATCHED] == 1)).sum())
-    numbers = (
-        "both forms hold the same two arrays w_out and b_out: one layer, not one per step; "
-        f"in_loop adds T products where {BATCHED} adds one in {so} of {len(pairs)} pairs of programs"
-    )
-    verdict = f"as layers false; as products {_true_in(so, len(pairs))}"
+    numbers = f"{said}; in_loop adds T products where {BATCHED} adds one in {so} of {len(pairs)} pairs of programs"
+    verdict = f"as layers {layers}; as products {_judged(so, len(pairs) - so)}"
     return Judged(verdict, numbers, f"{len(pairs)} pairs, forward, counted")
 
 
+def _layers(tables: Tables) -> tuple[str, str]:
+    """Whether a projection in the loop has a layer of its own for each step, by the arrays that programs keep; and
+    what was counted.
+    """
+    arrays = _arrays(tables)
+    if arrays.empty:
+        return "not counted", "no program's arrays were counted"
+    added = arrays[["in_loop", BATCHED]].sub(arrays.none, axis=0)
+    each = added[BATCHED] * arrays.steps
+    so, one = int((added.in_loop == each).sum()), int((added.in_loop == added[BATCHED]).sum())
+    row, place = added.iloc[0], dict(zip(added.index.names, added.index[0], strict=True))
+    return _judged(so, len(added) - so), (
+        f"in {one} of {len(added)} pairs of programs whose arrays were counted, projecting in the loop needs as many "
+        f"arrays as projecting once ({place['workload']} {place['pass']}: {int(row.in_loop)} and {int(row[BATCHED])}; "
+        f"a layer for each step would be {int(each.iloc[0])})"
+    )
+
+
+def _arrays(tables: Tables) -> pd.DataFrame:
+    """How many arrays each form of a program keeps that keeps its own, side by side: none, in_loop, batched, steps."""
+    frame = causes.once(tables.variables[tables.variables.recurrence.isin(LOOPS)])
+    forms = ["none", "in_loop", BATCHED]
+    wide = frame.pivot_table(index=causes.PLACE, columns="projection", values="variable", aggfunc="count")
+    if not set(forms) <= set(wide.columns):
+        return pd.DataFrame()
+    steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
+    wide = wide[forms].dropna()
+    return wide.assign(steps=wide.index.get_level_values("workload").map(steps).astype(int))
+
+
 def _operations(tables: Tables) -> Judged:
-    """The same floating-point operations in both forms? Judged where all of them are known, in both."""
-    issued, every = _pairs(tables, "products"), _pairs(tables, "flops")
+    """The same floating-point operations in both forms? A pair that a compiler changed has not the same."""
+    issued, known = _pairs(tables, "products"), _pairs(tables, "flops")
     if issued.empty:
         return Judged(NOT_JUDGED, "–", "no program's operations were counted")
-    by = every[~every.index.isin(_changed(tables, issued))]
-    left_out = len(issued) - len(by)
-    if by.empty:
-        return Judged(NOT_JUDGED, "every program's products were changed by its compiler", f"{left_out} pairs")
-    same = int((by.in_loop == by[BATCHED]).sum())
-    numbers = f"operations of the matrix products are equal in {same} of {len(by)} pairs of programs"
-    if same < len(by):
-        numbers += (
-            f"; in_loop/{BATCHED} is {_range((by.in_loop / by[BATCHED])[by.in_loop != by[BATCHED]])} in the others"
+    changed = _changed(tables, issued)
+    kept = known[~known.index.isin(changed)]
+    same, count = int((kept.in_loop == kept[BATCHED]).sum()), len(kept) + len(changed)
+    unknown = len(issued.index.union(kept.index)) - count
+    numbers = [f"operations of the matrix products are equal in {same} of {count} pairs of programs"]
+    if same < len(kept):
+        ratios = (kept.in_loop / kept[BATCHED])[kept.in_loop != kept[BATCHED]]
+        numbers.append(f"in_loop/{BATCHED} is {_range(ratios)} in {len(ratios)} others")
+    if len(changed):
+        numbers.append(
+            f"in {len(changed)} a compiler made something else of a product (a multiplication, where it has one row or "
+            f"column): {_issued(issued.loc[changed])}"
         )
-    if left_out:
-        numbers += (
-            f"; {left_out} pairs are left out, in which a compiler made something else of a product "
-            "(a multiplication, where it has one row or column)"
-        )
-    cells = f"{len(by)} pairs: framework, execution, loop, workload, pass"
-    return Judged(_true_in(same, len(by)), numbers, cells)
+    if unknown:
+        numbers.append(f"{counted(unknown, 'pair')} {'is' if unknown == 1 else 'are'} not known")
+    cells = f"{count + unknown} pairs: framework, execution, loop, workload, pass"
+    return Judged(_judged(same, count - same, unknown), "; ".join(numbers), cells)
+
+
+def _issued(pairs: pd.DataFrame) -> str:
+    """The products that are left in either form of changed programs."""
+    return ", ".join(
+        f"{engine(*(row[name] for name in ENGINE))} {row['recurrence']} {row['workload']} {row['pass']} "
+        f"{row['in_loop']:g} in the loop and {row[BATCHED]:g} after it"
+        for row in pairs.reset_index().to_dict("records")
+    )
 
 
 def _changed(tables: Tables, issued: pd.DataFrame) -> pd.Index:
@@ -147,48 +252,47 @@ def _changed(tables: Tables, issued: pd.DataFrame) -> pd.Index:
 
 
 def _memory(tables: Tables) -> Judged:
-    """The same variables in both forms of the original, and so the same memory?"""
-    by = _pairs(tables, "temp_bytes")
-    known = by[(by.in_loop > 0) & (by[BATCHED] > 0)]
-    ratios = known.in_loop / known[BATCHED]
-    forms = _variables(tables)
-    if forms.empty:
-        return _without_original(ratios)
-    seats = {place[: len(SEAT)] for place in forms.index}
-    own = ratios[[place[: len(SEAT)] in seats for place in ratios.index]]
-    numbers = [_alike(forms), _held(ratios, PEAK), _held(own, "in the original's own programs it")]
-    equal = int(((ratios - 1).abs() <= tables.study.margin).sum())
-    same = int((forms.in_loop == forms[BATCHED]).sum())
-    cells = f"{len(forms)} pairs of the original, train; {_known(ratios)}"
-    verdict = f"as variables {_true_in(same, len(forms))}; as memory {_true_in(equal, len(ratios))}"
+    """The same variables in both forms of the original, and so the same memory, to the byte?"""
+    pairs = _pairs(tables, "temp_bytes")
+    known = pairs[(pairs.in_loop > 0) & (pairs[BATCHED] > 0)].reset_index()
+    forms = _variables(tables).reset_index()
+    stated, held = _of_the_original(forms), _of_the_original(known)
+    others = known.drop(held.index)
+    if stated.empty and held.empty:
+        beside = _held(others.in_loop / others[BATCHED], f"of the arms here, {PEAK}")
+        return Judged(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), f"{len(others)} pairs elsewhere")
+    same = int((stated.in_loop == stated[BATCHED]).sum())
+    equal = int((held.in_loop == held[BATCHED]).sum())
+    elsewhere = [_alike(forms.drop(stated.index)), _held(others.in_loop / others[BATCHED], PEAK)]
+    numbers = [_alike(stated), _bytes(held), *(f"elsewhere {said}" for said in elsewhere if said)]
+    verdict = f"as variables {_judged(same, len(stated) - same)}; as memory {_judged(equal, len(held) - equal)}"
+    cells = f"{counted(len(stated), 'pair')} of variables, {len(held)} of memory as stated; {len(others)} elsewhere"
     return Judged(verdict, "; ".join(filter(None, numbers)), cells)
 
 
-def _without_original(ratios: pd.Series) -> Judged:
-    """What is known of memory where the original program was not counted."""
-    why = "this run has no original TF1 program (execution v1 of tf)"
-    if ratios.empty:
-        return Judged(NOT_JUDGED, why, "–")
-    return Judged(NOT_JUDGED, f"{why}; of the arms here, {_held(ratios, PEAK)}", _known(ratios))
+def _bytes(pairs: pd.DataFrame) -> str:
+    """The peak temporary memory of each pair."""
+    if pairs.empty:
+        return ""
+    each = ((row["pass"], amount(row["in_loop"], "B"), amount(row[BATCHED], "B")) for row in pairs.to_dict("records"))
+    said = ", ".join(f"{in_loop} and {batched} ({pass_})" for pass_, in_loop, batched in each)
+    return f"peak temporary memory of in_loop and {BATCHED} is {said}"
 
 
 def _held(ratios: pd.Series, what: str) -> str:
     return f"{what} is {_range(ratios)} (median {ratios.median():.2f})" if len(ratios) else ""
 
 
-def _known(ratios: pd.Series) -> str:
-    return f"{len(ratios)} pairs whose memory is known and not zero"
-
-
 def _alike(forms: pd.DataFrame) -> str:
     """In how many pairs both forms have the same variables, with the first pair that tells most as an example."""
+    if forms.empty:
+        return ""
     other = forms[forms.in_loop != forms[BATCHED]]
+    row = (forms if other.empty else other).iloc[0]
     start = f"both forms make the same variables in {len(forms) - len(other)} of {len(forms)} pairs"
-    one = (forms if other.empty else other).iloc[0]
-    workload = dict(zip(forms.index.names, one.name, strict=True))["workload"]
     if other.empty:
-        return f"{start} ({workload}: {one.in_loop})"
-    return f"{start}; in {workload} in_loop makes {one.in_loop} and {BATCHED} {one[BATCHED]}"
+        return f"{start} ({row.workload}: {row.in_loop})"
+    return f"{start}; in {row.workload} in_loop makes {row.in_loop} and {BATCHED} {row[BATCHED]}"
 
 
 def _variables(tables: Tables) -> pd.DataFrame:
@@ -197,7 +301,7 @@ def _variables(tables: Tables) -> pd.DataFrame:
     frame = causes.once(frame)
     wide = frame.pivot_table(index=causes.PLACE, columns="projection", values="shape", aggfunc=_shapes)
     if not {"in_loop", BATCHED} <= set(wide.columns):
-        return pd.DataFrame(columns=["in_loop", BATCHED])
+        return pd.DataFrame(columns=["in_loop", BATCHED], index=NOWHERE)
     return wide[["in_loop", BATCHED]].dropna()
 
 
@@ -209,10 +313,10 @@ def _shapes(shapes: pd.Series) -> str:
 def _pairs(tables: Tables, column: str) -> pd.DataFrame:
     """The in-loop and the batched program side by side, where `column` is known of both."""
     frame = tables.evidence[tables.evidence.recurrence.isin(LOOPS)]
-    frame = causes.once(frame)
+    frame = causes.once(_ordinary(tables, frame))
     wide = frame.pivot_table(index=causes.PLACE, columns="projection", values=column, aggfunc="first", dropna=True)
     if not {"in_loop", BATCHED} <= set(wide.columns):
-        return pd.DataFrame(columns=["in_loop", BATCHED])
+        return pd.DataFrame(columns=["in_loop", BATCHED], index=NOWHERE)
     return wide[["in_loop", BATCHED]].dropna().astype(float)
 
 
@@ -223,18 +327,20 @@ def _apart(tables: Tables) -> Judged:
     if frame.empty:
         return Judged(NOT_JUDGED, "–", "nothing was measured for it")
     count = Counter(frame.verdict)
-    differ = count[SLOWER] + count[FASTER]
-    verdict = "this run can not tell"
-    if count[EQUIVALENT] and differ:
-        verdict = f"depends: the same in {count[EQUIVALENT]}, another in {differ}"
-    elif count[EQUIVALENT] or differ:
-        verdict = "the same as inside the loop" if count[EQUIVALENT] else "not the same as inside the loop"
-        verdict += SO_FAR if count[INCONCLUSIVE] else ""
     against = _by_verdicts(_loops(tables, "per_step"), "")
-    numbers = (
-        f"per_step/in_loop: {_counted(count)}; ratios {_range(frame.ratio)}. per_step/{BATCHED}: {against.numbers}"
-    )
-    return Judged(verdict, numbers, f"{len(frame)} gaps, every loop")
+    numbers = f"per_step/in_loop: {_sizes(count)}; ratios {_range(frame.ratio)}. per_step/{BATCHED}: {against.numbers}"
+    return Judged(_same(count), numbers, f"{len(frame)} gaps, every loop")
+
+
+def _same(count: Counter[str]) -> str:
+    """What verdicts say together of two forms being the same."""
+    names = ["the same as inside the loop"] if count[EQUIVALENT] else []
+    names += ["not the same as inside the loop"] if count[SLOWER] + count[FASTER] else []
+    if not names:
+        return UNDECIDED
+    if len(names) == 2:
+        return "depends: the same in some programs, not the same in others"
+    return f"{names[0]} in some programs, not known in others" if count[INCONCLUSIVE] else names[0]
 
 
 def _alone(tables: Tables) -> Judged:
@@ -251,7 +357,7 @@ CLAIMS: list[tuple[str, str, Callable[[Tables], Judged]]] = [
     ("C4", "the reader: both have the same variables, and so the same memory", _memory),
     ("C5", "the reader: what is meant is projecting step by step after the loop", _apart),
     ("C6", "the answer: the same layer on one large tensor is faster than on many small ones", _alone),
-    ("C7", "TF1's documentation: without the wrapper it may be more efficient", lambda tables: _speed(tables, "tf")),
+    ("C7", "TF1's documentation: without the wrapper it may be more efficient", partial(_speed, framework=ORIGINAL[0])),
 ]
 
 
@@ -274,8 +380,10 @@ def _choice(part: pd.DataFrame) -> str:
     if not count[SLOWER] and not count[FASTER]:
         if count[EQUIVALENT] > count[INCONCLUSIVE]:
             return f"write what reads best: both forms cost the same in {count[EQUIVALENT]} of {number} comparisons."
+        directions = Counter(part.direction)
         return (
-            f"this run found no difference, and could not exclude one in {count[INCONCLUSIVE]} of {number} comparisons."
+            f"no difference beyond the margin is certain: inside took longer in {directions[LONGER]} and shorter in "
+            f"{directions[SHORTER]} of {number} comparisons, by how much is not known in {count[INCONCLUSIVE]}."
         )
     worst = f"up to {slower.ratio.max():.2f} times ({_where(slower, 'idxmax')})" if count[SLOWER] else ""
     best = f"down to {faster.ratio.min():.2f} of the time ({_where(faster, 'idxmin')})" if count[FASTER] else ""

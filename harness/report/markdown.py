@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from harness.stats import FASTER, SLOWER, UNKNOWN
+
 Row = dict[str, Any]
 FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 
@@ -64,7 +66,13 @@ def sizes(row: Mapping[Any, Any]) -> str:
 
 
 def ratio(row: Row) -> str:
-    """A ratio, its interval and its verdict."""
+    """A ratio, its interval, and what is known of it."""
     if math.isnan(row["ci_low"]):
         return f"{row['ratio']:.3f} (one process)"
-    return f"{row['ratio']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {row['verdict']}"
+    return f"{row['ratio']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {finding(row)}"
+
+
+def finding(row: Row) -> str:
+    """A gap's verdict; before it the direction, where there is one that the verdict does not say."""
+    implied = row["verdict"] in (SLOWER, FASTER) or row["direction"] == UNKNOWN
+    return str(row["verdict"]) if implied else f"{row['direction']}, {row['verdict']}"

@@ -14,7 +14,9 @@ from harness.report import causes
 from harness.report.figures import ALONE, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, ratio, seconds, sizes, table
-from harness.stats import half_width
+from harness.stats import UNKNOWN, half_width
+
+LOOP_FORMS = ("none", "in_loop", "per_step", BATCHED)
 
 
 def mark(twin: Row, margin: float) -> str:
@@ -38,9 +40,7 @@ def everything(tables: Tables, drawn: Drawn) -> list[Row]:
                 "figures": [
                     drawn[group, workload, pass_] for group in (LOOP, ALONE) if (group, workload, pass_) in drawn
                 ],
-                "loop": _gaps(tables, issued, loop, times, ("none", "in_loop", "per_step", BATCHED))
-                if len(loop)
-                else "",
+                "loop": _gaps(tables, issued, loop, times, LOOP_FORMS) if len(loop) else "",
                 "alone": _gaps(tables, issued, alone, times, (BATCHED,)) if len(alone) else "",
                 "sizes": sizes(times.iloc[0]),
             }
@@ -50,9 +50,42 @@ def everything(tables: Tables, drawn: Drawn) -> list[Row]:
 
 def _gaps(tables: Tables, issued: causes.Found, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequence[str]) -> str:
     """A row for each place: absolute times of the projections `shown`, and every ratio with its products."""
+    contenders = _contenders(gaps)
+    return table(_names(shown, contenders), _rows(tables, issued, gaps, times, shown, contenders))
+
+
+def prototypes(tables: Tables) -> str:
+    """A row for each place, workload and pass of what is marked as a prototype; nothing where there is none."""
+    if tables.prototypes.empty:
+        return ""
+    rows, issued, contenders = [], causes.by_place(tables), _contenders(tables.prototypes)
+    for (workload, pass_), gaps in tables.prototypes.groupby(["workload", "pass"], sort=True):
+        times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
+        made = _rows(tables, issued, gaps, times, LOOP_FORMS, contenders)
+        rows += [[f"{workload}, {pass_}", *row] for row in made]
+    return table(["", *_names(LOOP_FORMS, contenders)], rows)
+
+
+def _contenders(gaps: pd.DataFrame) -> list[str]:
+    return [c for c in CONTENDERS if c != TWIN and (gaps.contender == c).any()]
+
+
+def _names(shown: Sequence[str], contenders: list[str]) -> list[str]:
+    products = f"products: {' · '.join([*contenders, BATCHED])}"
+    return ["", *shown, *(f"{c}/{BATCHED}" for c in contenders), products, "A/A", "processes × rounds"]
+
+
+def _rows(
+    tables: Tables,
+    issued: causes.Found,
+    gaps: pd.DataFrame,
+    times: pd.DataFrame,
+    shown: Sequence[str],
+    contenders: list[str],
+) -> list[list[str]]:
+    """A row for each place of one workload and pass, in the order of `_names`."""
     key = [*SEAT, "recurrence"]
     absolute = times.groupby([*key, "projection"], sort=True).median_s.median().to_dict()
-    contenders = [c for c in CONTENDERS if c != TWIN and (gaps.contender == c).any()]
     places: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in gaps.to_dict("records"):
         places.setdefault(tuple(row[name] for name in key), {})[row["contender"]] = row
@@ -62,13 +95,12 @@ def _gaps(tables: Tables, issued: causes.Found, gaps: pd.DataFrame, times: pd.Da
         place = next(iter(by.values()))
         each = [seconds(absolute.get((*values, p))) for p in shown]
         ratios = [ratio(by[c]) if c in by else "–" for c in contenders]
-        twin = ratio(by[TWIN] | {"verdict": mark(by[TWIN], tables.study.margin)}) if TWIN in by else "–"
+        marked = {"verdict": mark(by[TWIN], tables.study.margin), "direction": UNKNOWN} if TWIN in by else {}
+        twin = ratio(by[TWIN] | marked) if TWIN in by else "–"
         needed = max((by[c]["needs"] for c in HEADLINE if c in by and by[c]["needs"] > 0), default=0)
         further = f", {int(needed)} more" if needed else ""
         processes = max(row["processes"] for row in by.values())
         rounds = statistics.median(row["rounds"] for row in by.values())
         counts = causes.counts(issued, place, [*contenders, BATCHED])
         rows.append([seat_name(place), *each, *ratios, counts, twin, f"{processes} × {rounds:g}{further}"])
-    names = [f"{c}/{BATCHED}" for c in contenders]
-    products = f"products: {' · '.join([*contenders, BATCHED])}"
-    return table(["", *shown, *names, products, "A/A", "processes × rounds"], rows)
+    return rows

@@ -1,5 +1,6 @@
 """The report of a training: a pure function of its records. The same records give the same bytes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from harness.refused import Refused
 from harness.report import appendix, curves, rendered, written
 from harness.report.markdown import Row, duration, ratio, seconds, table
 from harness.report.style import draw_styled
-from harness.stats import FASTER, SLOWER, Gap
+from harness.stats import EQUIVALENT, FASTER, LONGER, SHORTER, SLOWER, UNKNOWN, Gap
 from harness.training import CLOSE
 from harness.trajectories import EVERY, LAST, NOTEBOOK, RANGE, TRAINING, WHOLE, Compared, Line, distance, final
 
@@ -120,12 +121,14 @@ def faster(compared: list[Compared]) -> str:
     """What the times say, in a sentence."""
     if not compared:
         return "No times are to be had."
-    slower, quicker = (sum(one.verdict == verdict for one in compared) for verdict in (SLOWER, FASTER))
+    directions = Counter(one.gaps["in_loop"].direction for one in compared)
+    sizes = Counter(one.verdict for one in compared)
     ratios = [one.gaps["in_loop"].ratio for one in compared]
-    others = len(compared) - slower - quicker
     return (
-        f"Of {len(compared)} trainings, projecting inside the loop was slower in {slower}, faster in {quicker}, and "
-        f"neither was shown in {others}; a step took {min(ratios):.2f} to {max(ratios):.2f} times as long."
+        f"Of {len(compared)} trainings, projecting inside the loop took longer in {directions[LONGER]}, shorter in "
+        f"{directions[SHORTER]}, and neither was shown in {directions[UNKNOWN]} (95% intervals); it was slower by more "
+        f"than the margin in {sizes[SLOWER]}, faster in {sizes[FASTER]}, equivalent in {sizes[EQUIVALENT]}. A step "
+        f"took {min(ratios):.2f} to {max(ratios):.2f} times as long."
     )
 
 
@@ -181,7 +184,7 @@ def times(compared: list[Compared], steps: int) -> str:
         place = [f"{one.seat['framework']} {one.seat['execution']} {one.seat['recurrence']}", one.seat["threads"]]
         whole = [seconds(steps * step_s[form]) for form in NOTEBOOK]
         firsts = [seconds(one.first_call_s[form]) for form in NOTEBOOK]
-        gaps = [_gap(one.gaps["in_loop"], one.verdict), _gap(one.gaps[TWIN])]
+        gaps = [_gap(one.gaps["in_loop"], one.verdict, one.gaps["in_loop"].direction), _gap(one.gaps[TWIN])]
         rows.append(
             [*place, *(seconds(step_s[form]) for form in NOTEBOOK), *gaps, " / ".join(whole), " / ".join(firsts)]
         )
@@ -189,8 +192,8 @@ def times(compared: list[Compared], steps: int) -> str:
     return table([*columns, f"{steps:,} steps, in_loop / batched", "first step, in_loop / batched"], rows)
 
 
-def _gap(gap: Gap, verdict: str = "") -> str:
-    row = {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "verdict": verdict}
+def _gap(gap: Gap, verdict: str = "", direction: str = UNKNOWN) -> str:
+    row = {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "verdict": verdict, "direction": direction}
     return ratio(row).strip()
 
 

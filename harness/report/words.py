@@ -17,7 +17,17 @@ from harness.report import appendix, causes, claims, memory, sections
 from harness.report.figures import CONTROLS, Drawn
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, duration, engine, one_line, table
-from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER, half_width, rate
+from harness.stats import (
+    EQUIVALENT,
+    FASTER,
+    INCONCLUSIVE,
+    LONGER,
+    SHORTER,
+    SLOWER,
+    UNKNOWN,
+    half_width,
+    rate,
+)
 
 BAD = ("wrong", "failed", "timeout", "refused")
 QUESTION = "Is projecting inside the loop slower than projecting once?"
@@ -25,6 +35,7 @@ COMPARED = "Projecting per step against projecting once"
 ITSELF = "The harness measured against itself"
 ALONE = "Times with nothing to compare them with"
 NOTHING = "Nothing was measured"
+DIRECTIONS = (LONGER, SHORTER, UNKNOWN)
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
@@ -40,12 +51,15 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "title": title(tables),
         "itself": title(tables) == ITSELF,
         "answer": answer(tables),
+        "counts": counts(tables),
         "per_execution": per_execution(tables),
         "correct": correct(tables),
         "control": control(tables),
         "more": more(tables),
         "problems": problems(tables),
         "sections": sections.everything(tables, drawn),
+        "prototypes": sections.prototypes(tables),
+        "prototype_reasons": prototype_reasons(tables),
         "controls": CONTROLS if ((tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()).any() else "",
         "claims": claims.table_of(tables),
         "advice": claims.advice(tables),
@@ -91,7 +105,7 @@ def measured(tables: Tables) -> tuple[str, str]:
 
 def title(tables: Tables) -> str:
     """What a run is: a comparison, the harness's own test, times that have no counterpart, or nothing."""
-    if (tables.gaps.contender != TWIN).any() or not tables.swept.empty:
+    if (tables.gaps.contender != TWIN).any() or not tables.swept.empty or not tables.prototypes.empty:
         return COMPARED
     if why_nothing(tables.blocks, budgets(tables.sittings)[-1]):
         return NOTHING
@@ -100,7 +114,7 @@ def title(tables: Tables) -> str:
 
 
 def answer(tables: Tables) -> str:
-    """The question's answer, from the verdicts, with its extremes."""
+    """The question's answer, with its extremes."""
     if why := no_answer(tables):
         return why
     every, gaps = _in_loop(tables)
@@ -117,6 +131,8 @@ def _in_loop(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
 def no_answer(tables: Tables) -> str:
     """Why a run does not answer the question; nothing when it does."""
     every = tables.gaps[tables.gaps.contender == "in_loop"]
+    if every.empty and not tables.prototypes.empty:
+        return "What this run compared is marked as a prototype, and answers nothing: it stands apart, below."
     if every.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
         return "This run measured nothing that projects inside a loop, so it does not answer the question."
     if every.empty and not tables.gaps.empty:
@@ -139,28 +155,50 @@ def sentence(tables: Tables) -> str:
     if why := no_answer(tables):
         return why
     _, gaps = _in_loop(tables)
-    if gaps.device.nunique() < 2:
-        return _said(gaps, "On this machine", tables.study.margin)
-    parts = gaps.groupby("device", sort=True)
-    return " ".join(_said(part, f"On this machine's {device.upper()}", tables.study.margin) for device, part in parts)
+    places = gaps.groupby("device", sort=True) if gaps.device.nunique() > 1 else [("", gaps)]
+    said = [f"{_where(device)} **{_lead(part, tables.study.margin)}**." for device, part in places]
+    return " ".join([*said, *filter(None, [claims.as_stated(tables)])])
 
 
-def _said(gaps: pd.DataFrame, where: str, margin: float) -> str:
-    count = Counter(gaps.verdict)
-    judged = len(gaps) - count[INCONCLUSIVE]
-    lead = "it depends"
-    if judged == 0:
-        lead = "this run can not tell"
-    elif count[SLOWER] == judged:
-        lead = "yes, wherever this run can tell"
-    elif count[SLOWER] == 0:
-        lead = "no, nowhere that this run can tell"
-    said = ", ".join(f"{verdict} in {count[verdict]}" for verdict in VERDICTS)
+def _where(device: str) -> str:
+    return f"On this machine's {device.upper()}" if device else "On this machine"
+
+
+def _lead(gaps: pd.DataFrame, margin: float) -> str:
+    """What holds of all comparisons, or that nothing does."""
+    found = set(gaps.verdict)
+    slower = f"slower by more than {margin:.0%}"
+    others = " or ".join(sorted(found & {FASTER, EQUIVALENT}))
+    if found == {INCONCLUSIVE}:
+        return "this run can not tell"
+    if others and SLOWER in found:
+        return f"it depends: {slower} in some comparisons, {others} in others"
+    lead = slower if SLOWER in found else others
+    if INCONCLUSIVE in found:
+        return f"{lead} in some comparisons, not known in the others"
+    return f"{'yes' if SLOWER in found else 'no'}, {lead} in every comparison"
+
+
+def counts(tables: Tables) -> str:
+    """How many comparisons have which direction and which size, and for how many equivalence could be shown."""
+    if no_answer(tables):
+        return ""
+    _, gaps = _in_loop(tables)
+    directions, sizes, margin = Counter(gaps.direction), Counter(gaps.verdict), tables.study.margin
+    possible = int(could_be_equivalent(gaps, margin).sum())
     return (
-        f"{where} **{lead}**: of {len(gaps)} "
-        f"comparisons (framework, execution, recurrence, threads, workload, pass), the in-loop form was {said}, "
-        f"against a margin of {margin:.0%}."
+        f"The {len(gaps)} comparisons (framework, execution, recurrence, threads, workload, pass) share machine, "
+        "processes and compilers: their counts describe this run, and decide nothing. *Direction*, by each 95% "
+        f"interval: in_loop takes longer in {directions[LONGER]}, shorter in {directions[SHORTER]}, unknown in "
+        f"{directions[UNKNOWN]} (the interval holds 1). *Size*, against a margin of {margin:.0%}: "
+        f"{', '.join(f'{verdict} in {sizes[verdict]}' for verdict in VERDICTS)}. Equivalence could have been shown in "
+        f"{possible}, whose interval's half-width is below the margin, and was in {sizes[EQUIVALENT]}."
     )
+
+
+def could_be_equivalent(gaps: pd.DataFrame, margin: float) -> pd.Series:
+    """Which gaps are known well enough to be shown equivalent, if they are: an interval that fits into the margin."""
+    return half_width(gaps.ci_low, gaps.ci_high) < margin
 
 
 def _left_out(count: int) -> str:
@@ -176,15 +214,18 @@ def _extreme(gaps: pd.DataFrame, verdict: str) -> str:
 
 
 def per_execution(tables: Tables) -> str:
-    """Verdicts of both contenders, counted for each framework and execution."""
+    """Directions and sizes of both contenders' gaps, counted for each framework and execution."""
     gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE) & tables.gaps.recurrence.isin(LOOPS)]
     rows = []
     for (*by, contender), part in gaps.groupby([*ENGINE, "contender"], sort=True):
         kept = part[usable(part)]
-        count, left_out = Counter(kept.verdict), len(part) - len(kept)
+        left_out, count = len(part) - len(kept), Counter([*kept.direction, *kept.verdict])
         seen = "–" if kept.empty else f"{kept.ratio.min():.2f} to {kept.ratio.max():.2f}"
-        rows.append([engine(*by), contender, *(count[v] for v in VERDICTS), left_out or "–", seen])
-    return table(["execution", "contender", *VERDICTS, "left out ⚠", "ratios seen"], rows)
+        possible = int(could_be_equivalent(kept, tables.study.margin).sum())
+        numbers = [count[name] for name in (*DIRECTIONS, *VERDICTS)]
+        rows.append([engine(*by), contender, *numbers, possible, left_out or "–", seen])
+    names = [*DIRECTIONS, *VERDICTS, "equivalence possible", "left out ⚠", "ratios seen"]
+    return table(["execution", "contender", *names], rows)
 
 
 def correct(tables: Tables) -> str:
@@ -247,6 +288,15 @@ def more(tables: Tables) -> str:
         for key, row in blocks.to_dict("index").items()
     )
     return f"{start}; {processes}, about {duration(total_s)} of measuring."
+
+
+def prototype_reasons(tables: Tables) -> list[str]:
+    """Why each measured prototype is called one, a line each."""
+    measured_in = set(tables.prototypes[[*ENGINE, "recurrence"]].itertuples(index=False, name=None))
+    return [
+        f"{engine(*by)} {recurrence}: {tables.prototype_reasons[by[0], by[1], recurrence]}"
+        for *by, recurrence in sorted(measured_in)
+    ]
 
 
 def problems(tables: Tables) -> list[str]:
