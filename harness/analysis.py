@@ -55,6 +55,7 @@ class Tables:
         self.study = Study.model_validate(self.heading["study"])
         done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*SEAT, "replicate", "pass")])
         self.checks = [record for record in done if record["kind"] == "check"]
+        self.first_tries = [record for record in records if record.get("first_try") and record not in done]
         wrong = _wrong_in_fp64(self.checks)
         self.blocks = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
         self.times = _times(self)

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from safetensors.numpy import load_file, save
@@ -42,7 +43,8 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
         known = {framework.name: framework for framework in frameworks}
         bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights", bound), {}, keep)
         with Report(sum(len(job.blocks) for job in todo)) as report:
-            records = list(course.together(bench, todo, lambda: math.inf, report))
+            done = list(course.together(bench, todo, lambda: math.inf, report))
+    records = _in_order(done, bench.basis, todo)
     return _say(records, planned, frameworks)
 
 
@@ -83,6 +85,13 @@ def _saver(places: dict[Cell, Path]) -> Callable[[Job, Todo, Path], None]:
                     path.write_bytes(save(mine))
 
     return keep
+
+
+def _in_order(done: list[Record], basis: dict[str, Any], made: list[Job]) -> list[Record]:
+    """Records in the order of their jobs' blocks, whichever was done first."""
+    keys = [jobs.block_key(basis, job, todo) for job in made for todo in job.blocks]
+    order = {key: number for number, key in enumerate(keys)}
+    return sorted(done, key=lambda record: order[record["key"]])
 
 
 def _say(records: list[Record], planned: plan.Plan, frameworks: list[Framework]) -> int:

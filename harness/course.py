@@ -3,8 +3,9 @@
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from queue import SimpleQueue
 from typing import Any
 
 from harness import environment, forecast, jobs, plan
@@ -91,8 +92,9 @@ class Course:
     def _work(self, job: Job, end: float) -> Iterator[Record]:
         yield from self._forecast(job)
         for record in jobs.work(self.bench, job, lambda: end - self.spent_s(), self.report.stage):
-            self.report.block(line(record))
-            self.found.append(record)
+            if not record.get("first_try"):  # which is kept, and not measured with
+                self.report.block(line(record))
+                self.found.append(record)
             yield record
             yield from self._forecast(job)
 
@@ -162,7 +164,8 @@ def _fair_end(now: float, end: float, jobs_left: int) -> float:
 
 
 def _complete(record: Record) -> bool:
-    return all(arm["status"] in ("ok", "unavailable") for arm in record["arms"].values())
+    settled = all(arm["status"] in ("ok", "unavailable") for arm in record["arms"].values())
+    return settled and not record.get("first_try")
 
 
 def _reached(record: Record) -> set[Any]:
@@ -188,22 +191,28 @@ def _only(job: Job, reached: set[Any]) -> Job:
 
 
 def together(bench: jobs.Bench, made: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
-    """Untimed jobs, as many at once as there are cores."""
-
-    def all_of(job: Job) -> list[Record]:
-        return list(jobs.work(bench, job, left, report.stage))
-
-    stopping = threading.Event()
+    """Untimed jobs, as many at once as there are cores; every block's record as soon as it is done."""
+    stopping, done = threading.Event(), SimpleQueue[Record | Future[None]]()
 
     def left() -> float:
         return 0.0 if stopping.is_set() else left_s()
 
+    def work(job: Job) -> None:
+        for record in jobs.work(bench, job, left, report.stage):
+            done.put(record)
+
     with ThreadPoolExecutor(environment.cores()) as pool:
         try:
-            for found in pool.map(all_of, made):
-                for record in found:
-                    report.block(line(record))
-                    yield record
+            running = len(made)
+            for job in made:
+                pool.submit(work, job).add_done_callback(done.put)
+            while running:
+                if isinstance(ended := done.get(), Future):
+                    ended.result()  # raises what ended the job
+                    running -= 1
+                else:
+                    report.block(line(ended))
+                    yield ended
         except BaseException:  # Ctrl-C too: the threads end when their workers do
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -87,7 +87,10 @@ class Place(Seat):
 
 
 class Block(Place):
-    """One workload and pass in one worker. `bounds`: form -> quantity -> bounds of the first two errors."""
+    """One workload and pass in one worker. `bounds`: form -> quantity -> bounds of the first two errors.
+
+    `first_try`: the GPU was throttled, and the block is done again; `redone`: this is the second try of such a block.
+    """
 
     key: str
     kind: Literal["block", "check"]
@@ -106,6 +109,8 @@ class Block(Place):
     rates: Rates | None = None
     gpu: dict[str, dict[str, Any]] | None = None
     throttled: list[str] = []
+    first_try: bool = False
+    redone: bool = False
     floors: Annotated[Floors, Field(default_factory=Floors)]
     bounds: dict[str, dict[str, tuple[float, float]]]
     arms: dict[str, Timed]

@@ -244,6 +244,12 @@ def more(tables: Tables) -> str:
     return f"{start}; {processes}, about {duration(total_s)} of measuring."
 
 
+def _throttled(block: Row, what: str) -> str:
+    by = (block["framework"], block["execution"], block["device"], block["precision"])
+    place = f"{engine(*by)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
+    return f"throttled: {place}: {', '.join(block['throttled'])}; {what}"
+
+
 def problems(tables: Tables) -> list[str]:
     """What went wrong in measured and verified cells, one line each, the reason with it."""
     bad = tables.times[tables.times.status.isin(BAD)]
@@ -252,11 +258,8 @@ def problems(tables: Tables) -> list[str]:
         f"{row['status']}: {seat_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: {row['reason']}"
         for row in rows
     ]
-    for block in tables.blocks:
-        if block.get("throttled"):
-            by = (block["framework"], block["execution"], block["device"], block["precision"])
-            place = f"{engine(*by)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
-            lines.append(f"throttled: {place}: {', '.join(block['throttled'])}; its times are kept")
+    lines += [_throttled(block, "its times are kept") for block in tables.blocks if block.get("throttled")]
+    lines += [_throttled(block, "it was done again, and the second try counts") for block in tables.first_tries]
     for check in tables.checks:
         by = (check["framework"], check["execution"], check["device"], check["precision"])
         place = f"{engine(*by)} at {check['steps']} steps"
