@@ -13,6 +13,7 @@ from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, counted, engine, seconds, table
 from harness.stats import half_width, rate
 
+COLD_BREAK_EVEN = "break-even, from one cold call"
 IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
 
 
@@ -35,7 +36,10 @@ def identity(tables: Tables) -> str:
 
 
 def first_calls(tables: Tables) -> str:
-    """What a loop's first call costs, and after how many calls it has paid against the same framework's eager."""
+    """What a loop's first call costs, and the calls after which that breaks even with the same framework's eager.
+
+    Both first calls are the first process's, whose caches were empty: one of each, so a break-even has no interval.
+    """
     own = [workload.name for workload in tables.study.workloads]
     frame = tables.times[tables.times.recurrence.isin(LOOPS) & tables.times.workload.isin(own)]
     keys = ["framework", "device", "precision", "threads", "workload", "pass", "projection"]
@@ -48,22 +52,23 @@ def first_calls(tables: Tables) -> str:
             continue
         eager = (*place, "eager", "unrolled")
         now, before = steady.get(key), steady.get(eager)
-        pays = _pays(cost, now, first.get(eager), before)
+        even = _break_even(cost, now, first.get(eager), before)
         framework, device, precision, threads, *what = place
         where = f"{engine(framework, execution, device, precision)} {recurrence}, {counted(threads, 'thread')}"
-        rows.append([where, *what, seconds(cost), seconds(now), seconds(before), pays])
-    columns = ["", "workload", "pass", "projection", "first call", "later call", "eager call", "has paid after"]
+        rows.append([where, *what, seconds(cost), seconds(now), seconds(before), even])
+    columns = ["", "workload", "pass", "projection", "first call", "later call", "eager call", COLD_BREAK_EVEN]
     return table(columns, rows)
 
 
-def _pays(cost: float, now: float | None, eager_cost: float | None, eager: float | None) -> str:
-    """Calls n with cost + (n-1) now <= eager_cost + (n-1) eager."""
+def _break_even(cost: float, now: float | None, eager_cost: float | None, eager: float | None) -> str:
+    """Calls n with cost + (n-1) now <= eager_cost + (n-1) eager, to two digits: more, one cold call does not tell."""
     if now is None or eager is None or eager_cost is None or any(map(math.isnan, (now, eager))):
         return "–"
     if now >= eager:
         return "never: eager is as fast"
     calls = max(1, math.ceil(1 + (cost - eager_cost) / (eager - now)))
-    return counted(calls, "call")
+    told = int(float(f"{calls:.1e}"))
+    return f"{'about ' if calls >= 100 else ''}{counted(told, 'call')}"
 
 
 def twins(tables: Tables) -> str:
