@@ -93,12 +93,8 @@ def test_a_computation_whose_heading_is_not_understood_is_missing_with_its_lines
 def test_lines_beside_the_computations_are_no_instructions():
     """As JAX 0.10 has them."""
     tables = 'FileNames\n1 "model.py"\n\nStackFrames\n1 {file_location_id=1 parent_frame_id=1}\n\n'
-    assert (
-        hlo.evidence(
-            HLO.replace("KNOWN", TRIPS).replace("%fused_computation (", f"{tables}%fused_computation (")
-        ).missing
-        == {}
-    )
+    text = HLO.replace("KNOWN", TRIPS).replace("%fused_computation (", f"{tables}%fused_computation (")
+    assert hlo.evidence(text).missing == {}
 
 
 def test_a_library_s_product_is_one():
