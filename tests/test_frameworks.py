@@ -259,6 +259,51 @@ def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_
     assert "fusion did not fire" in done.stdout
 
 
+RENAMED = """
+import collections, importlib, sys
+from impls.interface import Arm, Program, Settings
+name = sys.argv[1]
+module = importlib.import_module(f"impls.{name}.backend")
+
+def proven(broken=lambda backend: None):
+    backend = module.Backend()
+    backend.open(Settings("cpu", 1, "fp32"))
+    broken(backend)
+    if name == "torch":  # proven when it compiles first
+        backend.prepare(Program(Arm("given", "none"), "rnn_tanh", "forward", "inductor"), ())
+
+def refused(what, broken=lambda backend: None):
+    try:
+        proven(broken)
+    except RuntimeError as error:
+        print(error)
+    else:
+        print(f"with {what} renamed the proof holds")
+
+proven()
+if name == "torch":
+    refused("the counter", lambda backend: setattr(backend, "counters", collections.defaultdict(collections.Counter)))
+elif name == "jax":
+    module.COMPILE_EVENTS = "/renamed/"
+    refused("the events")
+else:
+    import tensorflow as tf
+    version, tf.Graph.version = tf.Graph.version, property(lambda graph: 0)
+    refused("the graph's version")
+    tf.Graph.version = version
+    type(tf.function(lambda: 0)).experimental_get_tracing_count = lambda function: 0
+    refused("the tracing count")
+"""
+
+
+def test_a_counter_that_counts_nothing_is_found_before_anything_is_proven_by_it(framework):
+    counters = {"torch": ["Dynamo's counter"], "jax": ["JAX's compile events"]}
+    counters["tf"] = ["a graph's version", "tf.function's tracing count"]
+    done = subprocess.run([sys.executable, "-c", RENAMED, framework], capture_output=True, text=True, check=False)
+    said = [line for line in done.stdout.splitlines() if "does not count what is compiled" in line or "renamed" in line]
+    assert [line.partition(" does not count")[0] for line in said] == counters[framework], done.stdout + done.stderr
+
+
 COUNTED = """
 import json, torch
 from impls.torch import evidence
