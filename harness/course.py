@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from queue import SimpleQueue
 from typing import Any
 
-from harness import environment, forecast, jobs, plan
+from harness import environment, forecast, gates, jobs, plan
 from harness.launch import end_all
-from harness.plan import Job, Need, Needs, Plan, Seat
+from harness.plan import Job, Need, Needs, Plan, Seat, Todo
 from harness.progress import Report
 from harness.records import Record, digest, latest
 from harness.study import CALIBRATING
@@ -31,13 +31,15 @@ class Course:
     done: list[Record]
     spent_s: Clock
     report: Report
+    verified: list[Record] = field(default_factory=list)  # of a verification beside the run
     reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
     told: set[Seat] = field(default_factory=set)  # seats that something was forecast for
 
     def __post_init__(self) -> None:
         self.study = self.bench.study
         self.budget = self.study.budget_s or math.inf
-        self.found = latest(self.done)
+        self.found = [*latest(self.done), *self.verified]
+        self.gates = gates.Gates(self.verified)
         self.complete = {r["key"].rpartition("-")[0] for r in self.found if _complete(r)}
         cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
         self.reached |= {cell for record in cold for cell in _reached(record)}
@@ -120,9 +122,16 @@ class Course:
         return [record for record in self.found if record["kind"] == "block" and _same(record, seat)]
 
     def _left(self, job: Job) -> Job:
-        """The job without the blocks that are complete."""
+        """The job without the blocks that are complete, or verified already at full size."""
         keys = {todo: jobs.block_key(self.bench.basis, job, todo) for todo in job.blocks}
-        return replace(job, blocks=tuple(todo for todo in job.blocks if keys[todo] not in self.complete))
+        left = (todo for todo in job.blocks if keys[todo] not in self.complete and not self._verified(job, todo))
+        return replace(job, blocks=tuple(left))
+
+    def _verified(self, job: Job, todo: Todo) -> bool:
+        """Whether a verification beside the run has, at full size, all that an untimed block would verify."""
+        what = asdict(job.seat) | {"workload": todo.workload.model_dump(), "pass": todo.pass_}
+        programs = ((*gates.program(what, arm.name), todo.workload.name) for arm in todo.arms)
+        return not todo.timed and all(program in self.gates.whole for program in programs)
 
     def _needs(self) -> Generator[Record, None, Needs]:
         """What the pilot asks for: recorded before any of it is measured, and read again by a resumed run."""

@@ -145,7 +145,7 @@ def test_arms_apart_stand_beside_arms_that_alternate():
 
 @pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl*")])
 def test_a_committed_report_is_what_its_records_give(folder, tmp_path):
-    kept = ("records.jsonl", "records.jsonl.gz", "idiomatic.csv", "kills.json", "apart.json")
+    kept = ("records.jsonl", "records.jsonl.gz", "idiomatic.csv", "kills.json", "apart.json", "repeat.json")
     (tmp_path / "again").mkdir()
     for name in kept:
         if (REPORTS / folder / name).exists():

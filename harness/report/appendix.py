@@ -28,11 +28,17 @@ def identity(tables: Tables) -> str:
         fp64 = part.fp64_rel_error.max()
         bad = int((part.status != "ok").sum())
         cells = ["not checked" if math.isnan(fp64) else f"{fp64:.1e}", "–" if math.isnan(over) else f"{over:.2f}"]
-        place = [engine(*by), recurrence, projection, pass_]
+        place = [engine(*by), recurrence, projection, pass_, _fp64_gates(part)]
         rows.append([*place, *cells, bitwise, ulp, "ok" if not bad else f"wrong in {bad}"])
-    columns = ["execution", "recurrence", "projection", "pass"]
+    columns = ["execution", "recurrence", "projection", "pass", "fp64 gate: cells"]
     errors = ["fp64 error", "error / bound", "bitwise equal to batched", "max ULP to batched", "gates"]
     return table([*columns, *errors], rows)
+
+
+def _fp64_gates(part: pd.DataFrame) -> str:
+    """How many of some cells were verified how in fp64."""
+    cells = part.drop_duplicates([*SEAT, "workload", "pass", *ARM])
+    return ", ".join(f"{gate}: {count}" for gate, count in cells.fp64_gate.value_counts(sort=False).items())
 
 
 def first_calls(tables: Tables) -> str:
@@ -242,6 +248,21 @@ def kills(found: Row) -> str:
         f"with by `--resume`, and came to {end} a run left alone. "
         f"Records lost: {found['lost']}; doubled: {found['doubled']}; processes left running: {found['left_running']}."
     )
+
+
+def repeated(found: Row) -> str:
+    """How often two runs of a study agree on its gaps, as scripts/repeat.py counted."""
+    (first, its), (second, others) = found["runs"].items()
+    unlike = f" They are not of the same {' and '.join(found['other'])}." if found["other"] else ""
+    start = f"{first} ({its['began']} to {its['ended']}) and {second} ({others['began']} to {others['ended']})"
+    rows = []
+    for name, group in found["groups"].items():
+        share, low, high = rate(group["beyond"], group["gaps"])
+        beyond = f"{group['beyond']}: {share:.1%} [{low:.1%}, {high:.1%}]"
+        overlap = f"{1 - group['apart'] / group['gaps']:.1%}"
+        rows.append([name, group["gaps"], beyond, overlap, group["same_verdict"], group["opposite"]])
+    columns = ["gaps", "in both runs", "|z| > 1.96 [95% interval]", "intervals overlap", "same verdict", "other sign"]
+    return f"{start}.{unlike}\n\n{table(columns, rows)}"
 
 
 def apart(found: list[Row]) -> str:
