@@ -2,7 +2,7 @@
 tables.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import attribution, faults, gaps
+from harness import attribution, faults, gaps, gates
 from harness.gaps import ARM, SEAT, arm_of, block_key
 from harness.measure import median_s
 from harness.parts import BATCHED, TWIN, at_home
@@ -27,7 +27,7 @@ ENGINE = gaps.ENGINE
 SIZES = ["cell", "B", "T", "I", "H", "O"]
 TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
 IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
-ERRORS = ["fp64_rel_error", "rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
+ERRORS = ["fp64_gate", "fp64_rel_error", "rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
 IDENTITY = [*IDENTITY_KEYS, *ERRORS]
 EVIDENCE = [
     *SEAT, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
@@ -49,14 +49,19 @@ Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted:
 class Tables:
     """The tables of one run; `heading` is its first record and `study` the study in it; `sittings` are that record and
     those of going on under other budgets. The gaps of what a framework marks as a prototype are in `prototypes` alone.
+
+    `verification`: the records of one beside the run; `uncounted` says why it is not counted, if it is not.
     """
 
-    def __init__(self, records: list[Record]) -> None:
+    def __init__(self, records: list[Record], verification: Sequence[Record] = ()) -> None:
         self.heading = records[0]
         self.sittings = [self.heading, *(record for record in records if record["kind"] == "resumed")]
         self.study = Study.model_validate(UNSAID | self.heading["study"])
         done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*SEAT, "replicate", "pass")])
-        self.checks = [record for record in done if record["kind"] == "check"]
+        verified, self.uncounted = gates.beside(self.heading, list(verification))
+        self.checks = [*(record for record in done if record["kind"] == "check"), *verified]
+        self.gates = gates.Gates(self.checks)
+        self.first_tries = [record for record in records if record.get("first_try") and record not in done]
         wrong = _wrong_in_fp64(self.checks)
         with_guests = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
         self.blocks = [at_home(record) for record in with_guests]
@@ -90,23 +95,18 @@ class Tables:
 def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
     """Framework, device, execution, pass and arm -> why its fp64 verification failed."""
     return {
-        (*_check_key(check), name): f"in fp64 {arm['reason']}"
+        gates.program(check, name): f"in fp64 {arm['reason']}"
         for check in checks
         for name, arm in check["arms"].items()
         if arm["status"] == "wrong"
     }
 
 
-def _check_key(record: Record) -> tuple[str, ...]:
-    """What a verification in fp64 speaks for, but for the arm."""
-    return record["framework"], record["device"], record["execution"], record["workload"]["cell"], record["pass"]
-
-
 def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
     """The block without the times of arms that failed the fp64 gate."""
     arms = {}
     for name, arm in record["arms"].items():
-        reason = wrong.get((*_check_key(record), name.replace(TWIN, BATCHED)))
+        reason = wrong.get(gates.program(record, name.replace(TWIN, BATCHED)))
         withheld: Record = {"status": "wrong", "reason": reason, "samples_ns": [], "first_call_ns": None}
         arms[name] = arm | withheld if reason else arm
     return record | {"arms": arms}
@@ -213,20 +213,29 @@ def _identity(tables: Tables) -> pd.DataFrame:
     """A row for each quantity of each arm: the worst over processes of its error against the oracle.
 
     `rel_error` and `bound` are of the row's precision; the fp64 error beside them is that of the same framework,
-    device, execution, arm and pass.
+    device, execution, arm and pass, of the row's workload where it was verified at full size (`fp64_gate`).
     """
-    in_fp64 = {(*_check_key(w.record), w.arm, w.quantity): w for w in _worst(tables.checks)}
+    in_fp64: dict[tuple[str, ...], list[Worst]] = {}
+    for w in _worst(tables.checks):
+        in_fp64.setdefault((*gates.program(w.record, w.arm), w.quantity), []).append(w)
     rows = []
     for w in _worst(tables.blocks):
-        other = in_fp64.get((*_check_key(w.record), w.arm, w.quantity))
-        in_its_own = w.found[1] if w.record["precision"] == "fp64" else None
-        error = {"rel_error": w.found[1], "bound": w.bound[1]}
-        error["fp64_rel_error"] = in_its_own if other is None else other.found[1]
-        status = {"status": "ok" if w.ok and (other is None or other.ok) else "wrong"}
+        others = in_fp64.get((*gates.program(w.record, w.arm), w.quantity), [])
+        error = {"rel_error": w.found[1], "bound": w.bound[1], "fp64_rel_error": _fp64_error(w, others)}
+        error["fp64_gate"] = tables.gates.of(w.record, w.arm)
+        status = {"status": "ok" if all(each.ok for each in (w, *others)) else "wrong"}
         apart = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
         rows.append(_place(w.record) | arm_of(w.arm) | {"quantity": w.quantity} | error | apart | status)
     frame = pd.DataFrame(rows, columns=IDENTITY).astype(dict.fromkeys(("fp64_rel_error", "rel_error", "bound"), float))
     return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
+
+
+def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
+    """The worst error in fp64 of a quantity: of the same workload at full size, or of what there is."""
+    name = w.record["workload"]["name"]
+    same = [one for one in others if one.record["workload"]["name"] == name and gates.is_whole(one.record)]
+    in_its_own = [w] if w.record["precision"] == "fp64" else []
+    return max((one.found[1] for one in same or others or in_its_own), default=None)
 
 
 @dataclass(frozen=True)
@@ -249,7 +258,7 @@ def _worst(records: list[Record]) -> list[Worst]:
     first: dict[tuple[Any, ...], Record] = {}
     every: dict[tuple[Any, ...], list[list[Any]]] = {}
     for record in records:
-        place = block_key(record)
+        place = (*block_key(record), record["steps"])
         for name, arm in record["arms"].items():
             if arm_of(name)["projection"] != TWIN:
                 for quantity, found in arm.get("quantities", {}).items():

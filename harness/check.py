@@ -1,9 +1,11 @@
 """`verify` and `list`: what can be said without timing anything."""
 
 import math
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Table
@@ -12,20 +14,23 @@ from safetensors.numpy import save
 from harness import course, environment, folders, jobs, plan, run, study, weights
 from harness.plan import Cell, Framework, Job, Todo
 from harness.progress import Report, console
-from harness.records import Record
+from harness.records import VERIFICATION, Record, Store, held
 from harness.refused import Refused
 from harness.study import Study
 from harness.verify import Judge, form_of, loaded
 from impls.interface import RECURRENCES
 
 
-def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> int:
+def verify(
+    made: Study, save_outputs: Path | None, bound: str | None = None, out: Path | None = None, command: str = ""
+) -> int:
     """Verify every arm of a study at full size; prints a table; returns the exit status.
 
-    `bound`: the precision whose bounds all are held to; None: their own.
+    `bound`: the precision whose bounds all are held to; None: their own. `out`: where the records are kept, beside
+    those of a run or before it. Raises Refused before any work.
     """
-    if save_outputs is not None:
-        folders.check(save_outputs)
+    for folder in filter(None, (save_outputs, out)):
+        folders.check(folder)
     threads = plan.thread_counts(made, environment.cores())
     frameworks = plan.selected(made, run.probe(made, threads))
     planned = plan.make(made, frameworks, threads)
@@ -35,15 +40,44 @@ def verify(made: Study, save_outputs: Path | None, bound: str | None = None) -> 
     files = run.prepare(made)
     for folder in {path.parent: None for path in places.values()}:
         folders.make(folder)
-    todo = plan.verifications(planned)
-    with folders.private() as place:
+    heading = run.heading_of(made, frameworks, planned, files, command)
+    with folders.private() as place, _kept(out, heading) as keep_record:
         weights.store(place / "weights", files)
         keep = None if save_outputs is None else _saver(places)
         known = {framework.name: framework for framework in frameworks}
-        bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights", bound), {}, keep)
-        with Report(sum(len(job.blocks) for job in todo)) as report:
-            records = list(course.together(bench, todo, lambda: math.inf, report))
+        judge = Judge(place / "weights", bound)
+        bench = jobs.Bench(made, known, place / "weights", place / "cache", judge, heading["basis"], keep)
+        records = _verified(bench, plan.verifications(planned), keep_record)
     return _say(records, planned, frameworks)
+
+
+def _verified(bench: jobs.Bench, made: list[Job], keep: Callable[[Record], object]) -> list[Record]:
+    """The records of jobs, in the order of their blocks; each is kept as soon as it is done."""
+    done = {}
+    with Report(sum(len(job.blocks) for job in made)) as report:
+        for record in course.together(bench, made, lambda: math.inf, report):
+            done[record["key"]] = record
+            keep(record)
+    keys = (jobs.block_key(bench.basis, job, todo) for job in made for todo in job.blocks)
+    return [done[key] for key in keys]
+
+
+@contextmanager
+def _kept(out: Path | None, heading: Record) -> Iterator[Callable[[Record], object]]:
+    """What keeps a record of a verification in a folder, whose heading is kept first; or keeps nothing.
+
+    Raises Refused where another's are there.
+    """
+    if out is None:
+        yield lambda record: None
+        return
+    folders.make(out)
+    with held(out):
+        store = Store(out, VERIFICATION)
+        if there := next((path for path in (store.path, store.packed) if os.path.lexists(path)), None):
+            raise Refused(f"{there} is there already and would be lost: give another --out, or remove it")
+        store.append(heading)
+        yield store.append
 
 
 def output_files(folder: Path, planned: plan.Plan) -> dict[Cell, Path]:

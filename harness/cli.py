@@ -124,6 +124,13 @@ def verify(
     bound: Annotated[
         str | None, typer.Option(help="Hold all outputs to this precision's bounds: does as_shipped pass as fp32?")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the verification's records in the folder of a run, made or yet to be made, which counts them.",
+        ),
+    ] = None,
 ) -> None:
     """Verify every arm at full size in fp32 and fp64, without timing.
 
@@ -143,7 +150,9 @@ def verify(
         made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
     if bound is not None and bound not in PRECISIONS:
         raise Refused(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
-    raise typer.Exit(check.verify(made, save_outputs, bound))
+    if bound is not None and out is not None:
+        raise Refused("--bound holds outputs to another's bounds: no gate of a run's, so it takes no --out beside it")
+    raise typer.Exit(check.verify(made, save_outputs, bound, out, _command()))
 
 
 @app.command()
@@ -294,7 +303,7 @@ class Files(NamedTuple):
 
 def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Path]:
     """What `measure`, given the command, returns, and the report's path; when it ends early, what is done is kept."""
-    command = f"python -m harness {streams.quoted(_again(sys.argv[1:]))}"
+    command = _command()
     try:
         records = measure(command)
     except KeyboardInterrupt:
@@ -306,6 +315,11 @@ def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple
         print(f"error: {streams.sentence(error)}; {_further(files, command)}", file=sys.stderr)
         raise typer.Exit(1) from None
     return records, _written(files)
+
+
+def _command() -> str:
+    """The command line as it was given, but for where results go."""
+    return f"python -m harness {streams.quoted(_again(sys.argv[1:]))}"
 
 
 def _further(files: Files, command: str) -> str:

@@ -3,13 +3,14 @@
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from queue import SimpleQueue
 from typing import Any
 
-from harness import environment, forecast, jobs, plan
+from harness import environment, forecast, gates, jobs, plan
 from harness.launch import end_all
-from harness.plan import Job, Need, Needs, Plan, Seat
+from harness.plan import Job, Need, Needs, Plan, Seat, Todo
 from harness.progress import Report
 from harness.records import Record, digest, latest
 from harness.study import CALIBRATING
@@ -31,13 +32,15 @@ class Course:
     done: list[Record]
     spent_s: Clock
     report: Report
+    verified: list[Record] = field(default_factory=list)  # of a verification beside the run
     reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
     told: set[Seat] = field(default_factory=set)  # seats that something was forecast for
 
     def __post_init__(self) -> None:
         self.study = self.bench.study
         self.budget = self.study.budget_s or math.inf
-        self.found = latest(self.done)
+        self.found = [*latest(self.done), *self.verified]
+        self.gates = gates.Gates(self.verified)
         self.complete = {r["key"].rpartition("-")[0] for r in self.found if _complete(r)}
         cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
         self.reached |= {cell for record in cold for cell in _reached(record)}
@@ -101,8 +104,9 @@ class Course:
     def _work(self, job: Job, end: float) -> Iterator[Record]:
         yield from self._forecast(job)
         for record in jobs.work(self.bench, job, lambda: end - self.spent_s(), self.report.stage):
-            self.report.block(line(record))
-            self.found.append(record)
+            if not record.get("first_try"):  # which is kept, and not measured with
+                self.report.block(line(record))
+                self.found.append(record)
             yield record
             yield from self._forecast(job)
 
@@ -140,9 +144,16 @@ class Course:
         return replace(job, blocks=tuple(blocks))
 
     def _left(self, job: Job) -> Job:
-        """The job without the blocks that are complete."""
+        """The job without the blocks that are complete, or verified already at full size."""
         keys = {todo: jobs.block_key(self.bench.basis, job, todo) for todo in job.blocks}
-        return replace(job, blocks=tuple(todo for todo in job.blocks if keys[todo] not in self.complete))
+        left = (todo for todo in job.blocks if keys[todo] not in self.complete and not self._verified(job, todo))
+        return replace(job, blocks=tuple(left))
+
+    def _verified(self, job: Job, todo: Todo) -> bool:
+        """Whether a verification beside the run has, at full size, all that an untimed block would verify."""
+        what = asdict(job.seat) | {"workload": todo.workload.model_dump(), "pass": todo.pass_}
+        programs = ((*gates.program(what, arm.name), todo.workload.name) for arm in todo.arms)
+        return not todo.timed and all(program in self.gates.whole for program in programs)
 
     def _needs(self) -> Generator[Record, None, Needs]:
         """What the pilot asks for: recorded before any of it is measured, and read again by a resumed run."""
@@ -186,7 +197,8 @@ def _fair_end(now: float, end: float, jobs_left: int) -> float:
 
 
 def _complete(record: Record) -> bool:
-    return all(arm["status"] in ("ok", "unavailable") for arm in record["arms"].values())
+    settled = all(arm["status"] in ("ok", "unavailable") for arm in record["arms"].values())
+    return settled and not record.get("first_try")
 
 
 def _reached(record: Record) -> set[Any]:
@@ -212,22 +224,28 @@ def _only(job: Job, reached: set[Any]) -> Job:
 
 
 def together(bench: jobs.Bench, made: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
-    """Untimed jobs, as many at once as there are cores."""
-
-    def all_of(job: Job) -> list[Record]:
-        return list(jobs.work(bench, job, left, report.stage))
-
-    stopping = threading.Event()
+    """Untimed jobs, as many at once as there are cores; every block's record as soon as it is done."""
+    stopping, done = threading.Event(), SimpleQueue[Record | Future[None]]()
 
     def left() -> float:
         return 0.0 if stopping.is_set() else left_s()
 
+    def work(job: Job) -> None:
+        for record in jobs.work(bench, job, left, report.stage):
+            done.put(record)
+
     with ThreadPoolExecutor(environment.cores()) as pool:
         try:
-            for found in pool.map(all_of, made):
-                for record in found:
-                    report.block(line(record))
-                    yield record
+            running = len(made)
+            for job in made:
+                pool.submit(work, job).add_done_callback(done.put)
+            while running:
+                if isinstance(ended := done.get(), Future):
+                    ended.result()  # raises what ended the job
+                    running -= 1
+                else:
+                    report.block(line(ended))
+                    yield ended
         except BaseException:  # Ctrl-C too: the threads end when their workers do
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -7,29 +7,15 @@ import platform
 import re
 import signal
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import impls
 from harness import gpu
 from harness.refused import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
-MEASURING = (
-    "study",
-    "weights",
-    "plan",
-    "launch",
-    "folders",
-    "worker",
-    "measure",
-    "tolerance",
-    "verify",
-    "jobs",
-    "course",
-    "gpu",
-    "training",
-    "train",
-)  # modules a number depends on
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct")
 LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
 
@@ -88,12 +74,18 @@ def load() -> float:
 
 
 def code() -> dict[str, str]:
-    """The commit, and a hash of every file that measuring depends on."""
-    files = sorted(Path(ROOT / "impls").rglob("*.py")) + [ROOT / "harness" / f"{name}.py" for name in MEASURING]
+    """The commit, and a hash of every Python file of harness/ and of impls/, wherever on the import path that lies."""
+    return {"commit": _commit(), "hash": hash_of([ROOT / "harness", *map(Path, impls.__path__)])}
+
+
+def hash_of(packages: Iterable[Path]) -> str:
+    """A short hash of the names and bytes of all Python files of some packages."""
     hashed = hashlib.sha256()
-    for file in files:
-        hashed.update(file.read_bytes())
-    return {"commit": _commit(), "hash": hashed.hexdigest()[:16]}
+    for package in packages:
+        for file in sorted(package.rglob("*.py")):
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            hashed.update(f"{file.relative_to(package).as_posix()} {content}\n".encode())
+    return hashed.hexdigest()[:16]
 
 
 def _commit() -> str:

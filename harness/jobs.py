@@ -78,7 +78,7 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
                     return
                 while pending and left_s() > 0:
                     block = partial(_block, bench, job, pending[0], worker, proof, left_s, stage)
-                    yield _unthrottled(block)
+                    yield from _tries(block)
                     pending.pop(0)
         except Lost as lost:
             if not opened:
@@ -87,15 +87,18 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
             yield from _after_loss(bench, job, pending, lost)
 
 
-def _unthrottled(block: Callable[[], Record]) -> Record:
-    """A block's record; where the GPU was throttled meanwhile, that of a second try, which may say so again.
+def _tries(block: Callable[[], Record]) -> Iterator[Record]:
+    """A block's record; where the GPU was throttled meanwhile, marked as a first try, and then that of a second.
 
-    The first process's first calls are results, and can not be had twice: it keeps its mark.
+    The second may have been throttled too, and says so. The first process's first calls are results, and can not be
+    had twice: it has one try.
     """
     record = block()
-    if record.get("throttled") and record["replicate"]:
-        record = block() | {"redone": True}
-    return record
+    if not record.get("throttled") or record["replicate"] == 0:
+        yield record
+        return
+    yield record | {"first_try": True}
+    yield block() | {"redone": True}
 
 
 def _after_loss(bench: Bench, job: Job, pending: list[Pending], lost: Lost) -> Iterator[Record]:

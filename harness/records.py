@@ -47,6 +47,7 @@ class Format:
 
 
 RUN = Format(FILE, KNOWN, "study", ("cells", "weights"))
+VERIFICATION = Format("verification.jsonl", KNOWN, "study", ("cells", "weights"))  # beside a run's records
 
 
 def digest(what: Any) -> str:
@@ -65,6 +66,12 @@ def read(folder: Path, format_: Format = RUN) -> list[Record]:
         raise Refused(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
     _check_workloads(path, records)
     return records
+
+
+def verification(folder: Path) -> list[Record]:
+    """The records of a verification beside a run's; none where there is none. Raises Refused as `read` does."""
+    file = folder / VERIFICATION.file
+    return read(folder, VERIFICATION) if file.exists() or file.with_suffix(".jsonl.gz").exists() else []
 
 
 def _is_whole(line: bytes) -> bool:

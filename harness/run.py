@@ -10,13 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import impls
-from harness import environment, folders, jobs, memory, plan, weights
+from harness import environment, folders, gates, jobs, memory, plan, weights
 from harness.course import Clock, Course
 from harness.launch import Lost, Worker
 from harness.measure import NONE_IN_TRAINING, cast
-from harness.plan import CACHE, Framework
+from harness.plan import CACHE, Framework, Plan
 from harness.progress import Report
-from harness.records import FILE, RUN, SCHEMA, Format, Record, Store, budgets, digest, held, read
+from harness.records import (
+    FILE,
+    RUN,
+    SCHEMA,
+    VERIFICATION,
+    Format,
+    Record,
+    Store,
+    budgets,
+    digest,
+    held,
+    read,
+    verification,
+)
 from harness.refused import Refused
 from harness.study import Study, Workload
 from harness.tolerance import METHOD, memory_bytes, overflow, program_data
@@ -24,6 +37,7 @@ from harness.verify import Judge, form_of
 from impls.interface import IMPOSSIBLE, Data
 
 END = 3  # lines that a worker printed before it ended, which say why
+VERIFIED = {VERIFICATION.file, f"{VERIFICATION.file}.gz"}  # what may lie in a folder before a run
 BEGUN = {"weights", ".lock"}  # what a run that ended before its first record leaves
 
 
@@ -75,7 +89,7 @@ def opened(folder: Path, resume: bool, file: str = FILE) -> Iterator[None]:
 def check(folder: Path, resume: bool, file: str = FILE) -> None:
     """See, before any work, whether a run's folder can be had; nothing is made. Raises Refused."""
     folders.check(folder)
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    there = {path.name for path in folder.iterdir()} - VERIFIED if folder.exists() else set()
     records = there & {file, f"{file}.gz"}
     if resume and not records and not (there and there <= BEGUN):
         raise Refused(f"{folder} holds no records to go on from")
@@ -97,18 +111,25 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     if not planned.cells:
         raise Refused(f"nothing of this study can be measured here: {planned.absent[0][2]}")
     files = prepare(study)
-    absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in planned.absent]
-    cells = [cell.row() for cell in planned.cells]
-    own = {"cells": cells, "absent": absent, "none_in_training": NONE_IN_TRAINING}
-    heading = begun("study", study, frameworks, files, command, own)
+    heading = heading_of(study, frameworks, planned, files, command)
+    verified, _ = gates.beside(heading, verification(folder))
     with folders.private() as private, filled(folder, resume, heading, files) as (store, done):
         bench = bench_of(study, frameworks, folder, private, heading["basis"])
         with Report(0) as report:
-            for number, record in enumerate(Course(bench, planned, done, lambda: clock() - began, report).records()):
+            course = Course(bench, planned, done, lambda: clock() - began, report, verified)
+            for number, record in enumerate(course.records()):
                 if number == 0 and done and budgets(done)[-1] != study.budget_s:
                     store.append(_resumed(study, command))
                 store.append(record)
     return store.recover()
+
+
+def heading_of(study: Study, frameworks: list[Framework], planned: Plan, files: weights.Files, command: str) -> Record:
+    """The first record of a run, or of a verification."""
+    absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in planned.absent]
+    cells = [cell.row() for cell in planned.cells]
+    own = {"cells": cells, "absent": absent, "none_in_training": NONE_IN_TRAINING}
+    return begun("study", study, frameworks, files, command, own)
 
 
 def _resumed(study: Study, command: str) -> Record:

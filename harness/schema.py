@@ -105,7 +105,8 @@ class Place(Seat):
 class Block(Place):
     """Arms of one workload and pass in one worker; `part` says which (harness.parts), nothing: all there were.
 
-    `bounds`: form -> quantity -> bounds of the first two errors.
+    `bounds`: form -> quantity -> bounds of the first two errors. `first_try`: the GPU was throttled, and the block is
+    done again; `redone`: this is the second try of such a block.
     """
 
     key: str
@@ -126,6 +127,8 @@ class Block(Place):
     rates: Rates | None = None
     gpu: dict[str, dict[str, Any]] | None = None
     throttled: list[str] = []
+    first_try: bool = False
+    redone: bool = False
     floors: Annotated[Floors, Field(default_factory=Floors)]
     bounds: dict[str, dict[str, tuple[float, float]]]
     arms: dict[str, Timed]

@@ -19,6 +19,7 @@ INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\
 SHAPE = re.compile(r"^\w+\[([\d,]*)\]")
 TRIPS = re.compile(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)')
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
+SHOWN = 100  # characters of a line that cannot be read
 GEMM = re.compile(r"matmul|gemm|dot", re.IGNORECASE)
 NO_PROGRAM = "the text holds no HLO program"
 UNKNOWN_BRANCH = "a conditional, whose branch is known only when it runs"
@@ -44,7 +45,7 @@ class Counts:
 
 def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Evidence:
     """Evidence of a program, without its memory. `trips`: what is known of loops by their op_name."""
-    computations, entry = parsed(text)
+    computations, entry, unread = parsed(text)
     if not entry:
         return Evidence(missing={"everything": NO_PROGRAM})
     counts = Counts(Counter(), Counter(), [])
@@ -53,21 +54,29 @@ def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Eviden
     found.fusions, found.loops = counts.kernels["fusion"], counts.loops
     if counts.unknown:
         found.missing = dict.fromkeys(("products", "kernels", "fusions"), counts.unknown)
+    if unread:
+        why = f"{len(unread)} of the program's lines cannot be read, the first of them: {unread[0][:SHOWN]}"
+        found.missing = dict.fromkeys(("products", "kernels", "fusions", "loops"), why)
     return found
 
 
-def parsed(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Computations by name, and the entry's name."""
+def parsed(text: str) -> tuple[dict[str, list[Instruction]], str, list[str]]:
+    """Computations by name, the entry's name, and the lines of the program that are no instruction as known here."""
     computations: dict[str, list[Instruction]] = {}
+    unread: list[str] = []
     entry, inside = "", ""
     for line in text.splitlines():
         if not line.startswith((" ", "}")) and (heading := HEADING.match(line)) and "->" in line:
             inside = heading.group(2)
             computations[inside] = []
             entry = inside if heading.group(1) else entry
+        elif line.startswith("}"):
+            inside = ""
         elif inside and (found := INSTRUCTION.match(line)):
             computations[inside].append(Instruction(*found.groups()))
-    return computations, entry
+        elif line.strip() and (inside or line.endswith("{")):  # a computation whose heading is another is not entered
+            unread.append(line.strip())
+    return computations, entry, unread
 
 
 def _walk(

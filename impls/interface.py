@@ -200,13 +200,27 @@ class Backend(Protocol):
         """
 
     def compilations(self) -> int:
-        """How many programs were traced or compiled so far; it must stand still while timing."""
+        """How many programs were traced or compiled so far; it must stand still while timing.
+
+        That it counts is proven in each process, see `prove_counting`: when it is opened, or before it compiles first.
+        """
 
     def product(self, size: int) -> Callable[[], None]:
         """A square float32 product [size, size] that returns when done: it proves the threads, and has a rate."""
 
     def scale(self, count: int) -> Callable[[], None]:
         """Twice a float32 array [count] into another (STREAM's scale), done on return: how fast memory is moved."""
+
+
+def prove_counting(compilations: Callable[[], int], compile_: Callable[[], object], what: str) -> None:
+    """See `compilations` move when something is compiled. Raises RuntimeError where it stands still.
+
+    What a framework counts is mostly private to it: under another name it would read 0, and prove whatever is asked.
+    """
+    before = compilations()
+    compile_()
+    if compilations() == before:
+        raise RuntimeError(f"{what} does not count what is compiled: that nothing was compiled could not be told")
 
 
 FORWARD = ("y",)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import analysis, plan, run, stats
+from harness import gates, plan, run, stats
 from harness.gaps import GAPS, OWN, _also_trusted, _question, _trusted, priors, tables_of
 from harness.plan import Framework
 from harness.study import Study, Workload
@@ -129,7 +129,7 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
     assert len(job.blocks[0].arms) == 4 + 4 + 3 + 6  # the usual ones; a layer projects nothing inside its loop
     assert [arm.name for arm in job.blocks[1].arms] == ["layer_none", "scan_none", "unrolled_none"]
     check = {"framework": "numpy", "device": "cpu", "execution": "eager", "pass": "forward"}
-    keys = {analysis._check_key(check | {"workload": {"cell": cell}}) for cell in ("gru", "lstm")}
+    keys = {gates.program(check | {"workload": {"cell": cell}}, "scan_none") for cell in ("gru", "lstm")}
     assert len(keys) == 2
 
 

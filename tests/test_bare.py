@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from harness import gpu, report, run
 from harness.records import FILE, read
 from harness.study import load
@@ -84,10 +86,14 @@ def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path)
     records = on_a_made_up_gpu(monkeypatch, tmp_path, driver)
     blocks = [record for record in records if record["kind"] == "block"]
     assert all(block["throttled"] == ["heat (hardware)"] for block in blocks)
-    assert [(block["replicate"], block.get("redone", False)) for block in blocks] == [(0, False)] * 2 + [(1, True)] * 2
+    marks = [(block["replicate"], *(block.get(mark, False) for mark in ("first_try", "redone"))) for block in blocks]
+    assert marks == [(0, False, False)] * 2 + [(1, True, False), (1, False, True)] * 2
     text = report.write(tmp_path / "run").read_text()
-    assert "throttled: numpy eager on gpu, B2-T3-I2-H4-O3-rnn_tanh train, process 1: heat (hardware)" in text
+    place = "throttled: numpy eager on gpu, B2-T3-I2-H4-O3-rnn_tanh train, process 1: heat (hardware)"
+    assert f"{place}; its times are kept\n" in text
+    assert f"{place}; it was done again, and the second try counts\n" in text
     assert "4 of 4: heat (hardware)" in text
+    assert set(pd.read_csv(tmp_path / "run" / "times.csv").process.dropna()) == {0, 1}
 
 
 def test_settings_that_a_worker_reads_back_are_shown(tmp_path):

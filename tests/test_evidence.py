@@ -66,6 +66,37 @@ def test_which_branch_runs_is_not_known():
     assert found.missing["products"] == hlo.UNKNOWN_BRANCH
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  %d = f32[3,7]{1,0} $ dot(%h, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+        "  %d: f32[3,7]{1,0} = dot(%h, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+        "  dot(%h, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+        "%d = f32[3,7]{1,0} dot(%h, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+    ],
+)
+def test_an_instruction_that_is_not_understood_is_said_to_be_missing(line):
+    found = hlo.evidence(HLO.replace("KNOWN", TRIPS).replace("  ROOT %out", f"{line}\n  ROOT %out"))
+    assert found.missing.keys() == {"products", "kernels", "fusions", "loops"}
+    assert found.missing["products"].startswith(
+        f"1 of the program's lines cannot be read, the first of them: {line[:9].strip()}"
+    )
+
+
+def test_a_computation_whose_heading_is_not_understood_is_missing_with_its_lines():
+    computation = "computation <body.2> returns f32[3,7] {\n  %d = f32[3,7] dot(%h, %w)\n}\n\nENTRY"
+    found = hlo.evidence(HLO.replace("KNOWN", TRIPS).replace("ENTRY", computation))
+    assert found.products == [Product(20, 1, 3, 7, 4), Product(20, 1, 3, 7, 7), Product(1, 5, 3, 7, 4)]
+    assert "the first of them: computation <body.2>" in found.missing["products"]
+
+
+def test_lines_beside_the_computations_are_no_instructions():
+    """As JAX 0.10 has them."""
+    tables = 'FileNames\n1 "model.py"\n\nStackFrames\n1 {file_location_id=1 parent_frame_id=1}\n\n'
+    text = HLO.replace("KNOWN", TRIPS).replace("%fused_computation (", f"{tables}%fused_computation (")
+    assert hlo.evidence(text).missing == {}
+
+
 def test_a_library_s_product_is_one():
     line = 'f32[5,3,4]{2,1,0} custom-call(%p1, %p2), custom_call_target="__onednn$matmul"'
     text = HLO[: HLO.index("f32[5,3,4]{2,1,0} dot(f32")] + line + "\n}\n"

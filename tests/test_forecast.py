@@ -154,6 +154,17 @@ def test_errors_are_those_of_the_logarithm_and_what_is_untrusted_is_not_scored()
     assert found["b"] == pytest.approx(math.log(1.2 / 1.5))
 
 
+@pytest.mark.parametrize(("forecasts", "said"), [((1.44, 0.9), "1.00"), ((1, 1), "0.00"), ((1 / 1.44, 0.9), "-2.69")])
+def test_how_much_better_than_no_gap_a_forecast_is_is_called_a_skill_score(forecasts, said):
+    """Of gaps 1.44 and 0.9, whose mean is not 1: no share of a variance."""
+    frame = pd.DataFrame({"forecast": forecasts, "ratio": (1.44, 0.9), "verdict": "slower"})
+    frame = frame.assign(error=np.log(frame.forecast / frame.ratio), ci_low=frame.ratio, ci_high=frame.ratio)
+    score = prediction.score(SimpleNamespace(scores=frame))
+    assert "a ratio of 1 everywhere, has a median error of 23.5% (90% within 33.9%)" in score
+    assert f"the forecast's skill score against it is {said} (" in score
+    assert "explains" not in score
+
+
 def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(numpy_backend, tmp_path):
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"])
     records = run.run(wanted, tmp_path / "run", False, "")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import math
 import os
 import subprocess
@@ -263,6 +264,88 @@ def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_
     done = harness("verify", *arguments, *one)
     assert done.returncode == 0
     assert "fusion did not fire" in done.stdout
+
+
+RENAMED = """
+import collections, importlib, sys
+from impls.interface import Arm, Program, Settings
+name = sys.argv[1]
+module = importlib.import_module(f"impls.{name}.backend")
+
+def proven(broken=lambda backend: None):
+    backend = module.Backend()
+    backend.open(Settings("cpu", 1, "fp32"))
+    broken(backend)
+    if name == "torch":  # proven when it compiles first
+        backend.prepare(Program(Arm("given", "none"), "rnn_tanh", "forward", "inductor"), ())
+
+def refused(what, broken=lambda backend: None):
+    try:
+        proven(broken)
+    except RuntimeError as error:
+        print(error)
+    else:
+        print(f"with {what} renamed the proof holds")
+
+proven()
+if name == "torch":
+    refused("the counter", lambda backend: setattr(backend, "counters", collections.defaultdict(collections.Counter)))
+elif name == "jax":
+    module.COMPILE_EVENTS = "/renamed/"
+    refused("the events")
+else:
+    import tensorflow as tf
+    version, tf.Graph.version = tf.Graph.version, property(lambda graph: 0)
+    refused("the graph's version")
+    tf.Graph.version = version
+    type(tf.function(lambda: 0)).experimental_get_tracing_count = lambda function: 0
+    refused("the tracing count")
+"""
+
+
+def test_a_counter_that_counts_nothing_is_found_before_anything_is_proven_by_it(framework):
+    counters = {"torch": ["Dynamo's counter"], "jax": ["JAX's compile events"]}
+    counters["tf"] = ["a graph's version", "tf.function's tracing count"]
+    done = subprocess.run([sys.executable, "-c", RENAMED, framework], capture_output=True, text=True, check=False)
+    said = [line for line in done.stdout.splitlines() if "does not count what is compiled" in line or "renamed" in line]
+    assert [line.partition(" does not count")[0] for line in said] == counters[framework], done.stdout + done.stderr
+
+
+COUNTED = """
+import json, torch
+from impls.torch import evidence
+v, a, b = torch.ones(4), torch.ones(3, 4), torch.ones(4, 5)
+signal, filters, bytes_ = torch.ones(2, 3, 8), torch.ones(4, 3, 2), torch.ones(32, 32, dtype=torch.int8)
+calls = {
+    "dot": lambda: v @ v, "addr": lambda: torch.addr(torch.ones(4, 4), v, v),
+    "int": lambda: torch._int_mm(bytes_, bytes_),
+    "addbmm": lambda: torch.addbmm(torch.ones(3, 5), a[None], b[None]),
+    "conv": lambda: torch.nn.functional.conv1d(signal, filters),
+    "attention": lambda: torch.nn.functional.scaled_dot_product_attention(*[signal[None]] * 3),
+    "mv": lambda: a @ v, "einsum": lambda: torch.einsum("ij,jk->ik", a, b), "tanh": lambda: torch.tanh(a),
+    "linear": lambda: torch.nn.functional.linear(signal, torch.ones(5, 8), torch.ones(5)),
+}
+for name, call in calls.items():
+    found, _ = evidence.of_call(lambda: (call(),), False)
+    print(json.dumps([name, found.products, found.missing, evidence.products(call)]))
+"""
+
+
+@pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
+def test_a_product_that_is_not_known_is_said_to_be_missing():
+    done = subprocess.run([sys.executable, "-c", COUNTED], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    missing = {name: found["products"] for name, products, found, listed in lines if found}
+    assert missing.keys() == {"dot", "addr", "int", "addbmm", "conv", "attention"}
+    assert missing["dot"].endswith(" known here: aten::dot")
+    known = {name: listed for name, _, found, listed in lines if not found}
+    assert known == {
+        "mv": [[1, 1, 3, 4, 1]],
+        "einsum": [[1, 1, 3, 4, 5]],
+        "tanh": [],
+        "linear": [[1, 1, 6, 8, 5]],
+    }
+    assert all(products == listed == [] for _, products, found, listed in lines if found)
 
 
 @pytest.mark.timeout(300)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import gpu, jobs
+from harness import course, gpu, jobs
 
 CALM = {"reasons": [], "limited_ns": {"heat": 5, "power limit": 0}, "processes": [7]}
 
@@ -65,16 +65,25 @@ def test_other_processes_are_counted_without_the_worker():
 
 
 @pytest.mark.parametrize(
-    ("replicate", "states", "throttled", "tries"),
-    [(1, "h.", [], 2), (1, "hh", ["heat"], 2), (0, "h.", ["heat"], 1), (1, ".", [], 1)],
+    ("replicate", "states", "kept"),
+    [
+        (1, "h.", [("first_try", ["heat"]), ("redone", [])]),
+        (1, "hh", [("first_try", ["heat"]), ("redone", ["heat"])]),
+        (0, "h.", [("", ["heat"])]),
+        (1, ".", [("", [])]),
+    ],
 )
-def test_a_throttled_block_is_redone_once_and_else_marked(replicate, states, throttled, tries):
+def test_a_throttled_block_is_done_once_more_and_both_tries_are_kept_and_marked(replicate, states, kept):
     given = iter(states)
-    made = []
 
     def block():
-        made.append({"replicate": replicate, "throttled": ["heat"] if next(given) == "h" else []})
-        return made[-1]
+        return {"replicate": replicate, "throttled": ["heat"] if next(given) == "h" else []}
 
-    assert jobs._unthrottled(block)["throttled"] == throttled
-    assert len(made) == tries
+    marks = ("first_try", "redone")
+    tries = list(jobs._tries(block))
+    assert [("".join(m for m in marks if record.get(m)), record["throttled"]) for record in tries] == kept
+
+
+def test_a_block_left_at_its_first_try_is_not_complete():
+    arms = {"scan_batched": {"status": "ok"}}
+    assert [course._complete({"arms": arms} | more) for more in ({}, {"first_try": True})] == [True, False]

@@ -1,5 +1,6 @@
 """What the report says, from tables made up here; and that committed reports are what their records give."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -106,6 +107,42 @@ def test_the_idiomatic_comparison_is_shown_and_what_costs_more_is_bold():
     assert "**" not in appendix.idiomatic([row | {"ratio": "1.04"}])
 
 
+def first_calls(cost_s, later_s, eager_s):
+    """What is said of one compiled arm and of the eager one beside it, whose first call takes 1 s."""
+    rows = [("inductor", replicate, later_s, cost_s if replicate == 0 else math.nan) for replicate in range(2)]
+    rows += [("eager", replicate, eager_s, 1.0 if replicate == 0 else math.nan) for replicate in range(2)]
+    place = {"framework": "torch", "device": "cpu", "precision": "fp32", "threads": 1, "workload": "book"}
+    place |= {"pass": "forward", "projection": "batched", "recurrence": "unrolled"}
+    names = ("execution", "process", "median_s", "first_call_s")
+    times = pd.DataFrame([place | dict(zip(names, row, strict=True)) for row in rows])
+    study = SimpleNamespace(workloads=[SimpleNamespace(name="book")])
+    heading, _, row = appendix.first_calls(SimpleNamespace(times=times, study=study)).splitlines()
+    return heading, row
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "later_s", "said"),
+    [
+        (1.0, 1e-3, "| 1 call |"),
+        (1.0495, 1e-3, "| 51 calls |"),
+        (13.345, 1e-3, "| about 12,000 calls |"),
+        (2.0, 2e-3, "| never: eager is as fast |"),
+    ],
+)
+def test_a_break_even_is_marked_as_from_one_cold_call_and_has_no_more_digits_than_that_tells(cost_s, later_s, said):
+    heading, row = first_calls(cost_s, later_s, 2e-3)
+    assert heading.endswith("| break-even, from one cold call |")
+    assert row.endswith(said)
+
+
+@pytest.mark.parametrize("file", sorted(REPORTS.glob("*-cores/report.md")), ids=lambda file: file.parent.name)
+def test_no_proof_is_claimed_for_intervals_whose_variance_is_estimated_anew(file):
+    """Of committed reports, which are what their records give."""
+    said = " ".join(file.read_text().partition("## Method")[2].split())
+    assert "Stein" not in said
+    assert "how often its intervals then hold is no theorem, but what `selftest` counts" in said
+
+
 KILLED = {
     "kills": {"parent": 60, "worker": 40},
     "lost": 0,
@@ -137,7 +174,7 @@ def test_arms_apart_stand_beside_arms_that_alternate():
 
 @pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl*")])
 def test_a_committed_report_is_what_its_records_give(folder, tmp_path):
-    kept = ("records.jsonl", "records.jsonl.gz", "idiomatic.csv", "kills.json", "apart.json")
+    kept = ("records.jsonl", "records.jsonl.gz", "idiomatic.csv", "kills.json", "apart.json", "repeat.json")
     (tmp_path / "again").mkdir()
     for name in kept:
         if (REPORTS / folder / name).exists():

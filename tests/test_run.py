@@ -6,18 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
-from harness import analysis, course, jobs, plan, report, run
+from harness import analysis, course, environment, jobs, plan, report, run
 from harness.gaps import GAPS
 from harness.launch import Lost
 from harness.measure import NONE_IN_TRAINING
 from harness.plan import Job, Seat
+from harness.progress import Report
 from harness.records import FILE, PACKED, budgets, read
 from harness.refused import Refused
 from harness.report import words
@@ -309,6 +312,63 @@ def test_the_replicate_that_compiles_begins_with_the_cheapest():
     ]
     ordered = course._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
     assert [job.seat.framework for job in ordered] == ["cheap", "dear", "cut"]
+
+
+class Unhurried:
+    """Made-up jobs: "slow" is not done before "fast" has been seen, or gives up and says so."""
+
+    def __init__(self):
+        self.fast_seen, self.stopped = threading.Event(), []
+
+    def work(self, bench, job, left_s, stage):
+        if job.seat.framework == "slow":
+            said = "ok" if self.fast_seen.wait(5) else "waited in vain"
+            self.stopped.append(left_s() == 0)
+            yield record_of(job, said)
+        else:
+            yield from (record_of(job, "ok") for _ in range(2))
+
+
+def record_of(job, status):
+    return asdict(job.seat) | {"replicate": 0, "workload": {"name": "w"}, "pass": "forward", "status": status}
+
+
+@pytest.fixture
+def unhurried(monkeypatch):
+    made = Unhurried()
+    monkeypatch.setattr(jobs, "work", made.work)
+    monkeypatch.setattr(course, "end_all", made.fast_seen.set)  # its worker is killed, and the job ends
+    monkeypatch.setattr(environment, "cores", lambda: 2)
+    seats = [Seat(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
+    with Report(3) as progress:
+        yield made, course.together(None, [Job(seat, 0, ()) for seat in seats], lambda: 1.0, progress)
+
+
+def test_what_is_verified_is_a_record_as_soon_as_it_is_done(unhurried):
+    made, records = unhurried
+    seen = [next(records) for _ in range(2)]
+    made.fast_seen.set()
+    seen += records
+    assert [(record["framework"], record["status"]) for record in seen] == [("fast", "ok")] * 2 + [("slow", "ok")]
+
+
+def test_ctrl_c_loses_no_verification_that_is_done(unhurried):
+    made, records = unhurried
+    kept = [next(records) for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        records.throw(KeyboardInterrupt())
+    assert [record["framework"] for record in kept] == ["fast", "fast"]
+    assert made.stopped == [True]
+
+
+def test_what_ends_a_verification_is_raised_where_it_is_asked_for(monkeypatch, unhurried):
+    def full(bench, job, left_s, stage):
+        raise OSError("a full disk")
+        yield
+
+    monkeypatch.setattr(jobs, "work", full)
+    with pytest.raises(OSError, match="a full disk"):
+        list(unhurried[1])
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):

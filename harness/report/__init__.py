@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness import folders
 from harness.analysis import Tables
-from harness.records import FILE, PACKED, read
+from harness.records import FILE, PACKED, read, verification
 from harness.refused import Refused
 from harness.report import comparison, figures, prediction, sweeps, words
 from harness.report.markdown import Row
@@ -50,7 +50,7 @@ def tables(folder: Path) -> Tables:
     records = read(folder)
     if not records:
         raise Refused(f"{folder / FILE} is empty")
-    return Tables(records)
+    return Tables(records, verification(folder))
 
 
 def make(wanted: list[Path]) -> None:
@@ -81,7 +81,7 @@ def body(found: Tables, folder: Path, out: Path) -> str:
 
 def said(found: Tables, folder: Path, drawn: figures.Drawn, swept: list[str], sides: comparison.Compared | None) -> str:
     """The words and tables of a report, with the names of its figures."""
-    beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart")}
+    beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart", "repeat")}
     everything = words.everything(found, drawn, _idiomatic(folder), beside)
     everything["comparison"] = comparison.everything(sides) if sides is not None else None
     everything["prediction"] = prediction.everything(found, swept)

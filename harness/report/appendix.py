@@ -13,6 +13,7 @@ from harness.measure import BATCHED, TWIN
 from harness.report.markdown import Row, counted, engine, seconds, table
 from harness.stats import half_width, rate
 
+COLD_BREAK_EVEN = "break-even, from one cold call"
 IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
 
 
@@ -27,15 +28,24 @@ def identity(tables: Tables) -> str:
         fp64 = part.fp64_rel_error.max()
         bad = int((part.status != "ok").sum())
         cells = ["not checked" if math.isnan(fp64) else f"{fp64:.1e}", "–" if math.isnan(over) else f"{over:.2f}"]
-        place = [engine(*by), recurrence, projection, pass_]
+        place = [engine(*by), recurrence, projection, pass_, _fp64_gates(part)]
         rows.append([*place, *cells, bitwise, ulp, "ok" if not bad else f"wrong in {bad}"])
-    columns = ["execution", "recurrence", "projection", "pass"]
+    columns = ["execution", "recurrence", "projection", "pass", "fp64 gate: cells"]
     errors = ["fp64 error", "error / bound", "bitwise equal to batched", "max ULP to batched", "gates"]
     return table([*columns, *errors], rows)
 
 
+def _fp64_gates(part: pd.DataFrame) -> str:
+    """How many of some cells were verified how in fp64."""
+    cells = part.drop_duplicates([*SEAT, "workload", "pass", *ARM])
+    return ", ".join(f"{gate}: {count}" for gate, count in cells.fp64_gate.value_counts(sort=False).items())
+
+
 def first_calls(tables: Tables) -> str:
-    """What a loop's first call costs, and after how many calls it has paid against the same framework's eager."""
+    """What a loop's first call costs, and the calls after which that breaks even with the same framework's eager.
+
+    Both first calls are the first process's, whose caches were empty: one of each, so a break-even has no interval.
+    """
     own = [workload.name for workload in tables.study.workloads]
     frame = tables.times[tables.times.recurrence.isin(LOOPS) & tables.times.workload.isin(own)]
     keys = ["framework", "device", "precision", "threads", "workload", "pass", "projection"]
@@ -48,22 +58,23 @@ def first_calls(tables: Tables) -> str:
             continue
         eager = (*place, "eager", "unrolled")
         now, before = steady.get(key), steady.get(eager)
-        pays = _pays(cost, now, first.get(eager), before)
+        even = _break_even(cost, now, first.get(eager), before)
         framework, device, precision, threads, *what = place
         where = f"{engine(framework, execution, device, precision)} {recurrence}, {counted(threads, 'thread')}"
-        rows.append([where, *what, seconds(cost), seconds(now), seconds(before), pays])
-    columns = ["", "workload", "pass", "projection", "first call", "later call", "eager call", "has paid after"]
+        rows.append([where, *what, seconds(cost), seconds(now), seconds(before), even])
+    columns = ["", "workload", "pass", "projection", "first call", "later call", "eager call", COLD_BREAK_EVEN]
     return table(columns, rows)
 
 
-def _pays(cost: float, now: float | None, eager_cost: float | None, eager: float | None) -> str:
-    """Calls n with cost + (n-1) now <= eager_cost + (n-1) eager."""
+def _break_even(cost: float, now: float | None, eager_cost: float | None, eager: float | None) -> str:
+    """Calls n with cost + (n-1) now <= eager_cost + (n-1) eager, to two digits: more, one cold call does not tell."""
     if now is None or eager is None or eager_cost is None or any(map(math.isnan, (now, eager))):
         return "–"
     if now >= eager:
         return "never: eager is as fast"
     calls = max(1, math.ceil(1 + (cost - eager_cost) / (eager - now)))
-    return counted(calls, "call")
+    told = int(float(f"{calls:.1e}"))
+    return f"{'about ' if calls >= 100 else ''}{counted(told, 'call')}"
 
 
 def twins(tables: Tables) -> str:
@@ -237,6 +248,21 @@ def kills(found: Row) -> str:
         f"with by `--resume`, and came to {end} a run left alone. "
         f"Records lost: {found['lost']}; doubled: {found['doubled']}; processes left running: {found['left_running']}."
     )
+
+
+def repeated(found: Row) -> str:
+    """How often two runs of a study agree on its gaps, as scripts/repeat.py counted."""
+    (first, its), (second, others) = found["runs"].items()
+    unlike = f" They are not of the same {' and '.join(found['other'])}." if found["other"] else ""
+    start = f"{first} ({its['began']} to {its['ended']}) and {second} ({others['began']} to {others['ended']})"
+    rows = []
+    for name, group in found["groups"].items():
+        share, low, high = rate(group["beyond"], group["gaps"])
+        beyond = f"{group['beyond']}: {share:.1%} [{low:.1%}, {high:.1%}]"
+        overlap = f"{1 - group['apart'] / group['gaps']:.1%}"
+        rows.append([name, group["gaps"], beyond, overlap, group["same_verdict"], group["opposite"]])
+    columns = ["gaps", "in both runs", "|z| > 1.96 [95% interval]", "intervals overlap", "same verdict", "other sign"]
+    return f"{start}.{unlike}\n\n{table(columns, rows)}"
 
 
 def apart(found: list[Row]) -> str:

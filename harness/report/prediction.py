@@ -118,7 +118,7 @@ def score(tables: Tables) -> str:
     if frame.empty:
         return ""
     errors, gaps = frame.error.abs(), np.log(frame.ratio)
-    explained = 1 - float((frame.error**2).sum() / (gaps**2).sum())
+    skill = 1 - float((frame.error**2).sum() / (gaps**2).sum())
     judged = frame[frame.verdict.isin([SLOWER, FASTER])]
     right = int(((judged.forecast > 1) == (judged.verdict == SLOWER)).sum())
     aim = "within" if errors.median() <= AIM else "**not within**"
@@ -127,10 +127,12 @@ def score(tables: Tables) -> str:
     return (
         f"{len(frame)} gaps were forecast and then measured. The forecast's median absolute error is "
         f"**{errors.median():.1%}** of the ratio (as a logarithm), {aim} the {AIM:.0%} aimed at; 90% are within "
-        f"{errors.quantile(0.9):.1%}. Who expects no gap anywhere errs by {gaps.abs().median():.1%} (90% within "
-        f"{gaps.abs().quantile(0.9):.1%}): of the square of all log gaps the forecast explains {explained:.0%}. Of "
-        f"{len(judged)} gaps judged slower or faster, {right} were forecast on that side of 1. The measured 95% "
-        f"interval holds the forecast in {int(held.sum())} of {len(within)}."
+        f"{errors.quantile(0.9):.1%}. A baseline that predicts no gap, a ratio of 1 everywhere, has a median error of "
+        f"{gaps.abs().median():.1%} (90% within {gaps.abs().quantile(0.9):.1%}); the forecast's skill score against "
+        f"it is {skill:z.2f} (1 less the ratio of their sums of squared errors: 1 is perfect, 0 no better than it; no "
+        f"share of a variance, for it is taken about 1 and not about the mean gap). Of {len(judged)} gaps judged "
+        f"slower or faster, {right} were forecast on that side of 1. The measured 95% interval holds the forecast in "
+        f"{int(held.sum())} of {len(within)}."
     )
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from harness import pilot
 from harness.analysis import ENGINE, Tables
 from harness.gaps import ARM, LOOPS, SEAT, arm_of, usable
+from harness.gates import FULL, NONE
 from harness.outcome import why_nothing
 from harness.parts import BATCHED, TWIN, part_of
 from harness.pilot import HEADLINE
@@ -68,6 +69,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "parted": any(block.get("part") for block in tables.blocks),
         "original": not tables.variables.empty,
         "identity": appendix.identity(tables),
+        "uncounted": tables.uncounted,
         "checked": sorted({f"{c['workload']['name']} at {c['steps']} steps" for c in tables.checks}),
         "first_calls": appendix.first_calls(tables),
         "twins": appendix.twins(tables),
@@ -75,6 +77,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "absent": appendix.absent(tables),
         "idiomatic": appendix.idiomatic(compared),
         "kills": appendix.kills(beside["kills"]) if beside["kills"] else "",
+        "repeat": appendix.repeated(beside["repeat"]) if beside["repeat"] else "",
         "apart": appendix.apart(beside["apart"]) if beside["apart"] else "",
         "environments": appendix.environments(
             tables.heading["environments"], {"cpu", *(block["device"] for block in tables.blocks)}
@@ -229,21 +232,38 @@ def per_execution(tables: Tables) -> str:
 
 
 def correct(tables: Tables) -> str:
-    """Whether all compute the same, in a sentence."""
+    """Whether all compute the same, and by which gates, in a sentence."""
     frame = tables.identity
     if frame.empty:
         return "No output was verified."
-    good = frame[frame.status == "ok"]
     cells = [*SEAT, "workload", "pass", *ARM]
+    good = frame[frame.status == "ok"]
     every, wrong = len(frame[cells].drop_duplicates()), len(frame[frame.status != "ok"][cells].drop_duplicates())
     over = (good.rel_error / good.bound)[good.precision != "fp64"].max()
     fp64 = good.fp64_rel_error.max()
-    precisions = " and ".join(p for p in good.precision.drop_duplicates() if p != "fp64")
     start = "All compute the same" if wrong == 0 else f"**{wrong} of {every} cells are wrong** and their times withheld"
-    return (
-        f"{start}: {every - wrong} cells passed both gates, with outputs and gradients at most {fp64:.1e} from the "
-        f"float64 oracle in fp64, and at most {over:.0%} of the rounding bound away in {precisions}."
-    )
+    errors = [] if math.isnan(fp64) else [f"at most {fp64:.1e} from the float64 oracle in fp64"]
+    if not math.isnan(over):
+        errors.append(f"at most {over:.0%} of the rounding bound away in {_precisions(good)}")
+    passed = "; ".join(_passed(good.drop_duplicates(cells)))
+    return f"{start}: of {every - wrong:,} cells {passed}. Outputs and gradients are {', and '.join(errors)}."
+
+
+def _precisions(frame: pd.DataFrame) -> str:
+    return " and ".join(precision for precision in frame.precision.drop_duplicates() if precision != "fp64")
+
+
+def _passed(cells: pd.DataFrame) -> list[str]:
+    """How many cells passed which gates: their own precision's always at full size, that of fp64 as far as it was."""
+    own, others = cells[cells.precision == "fp64"], cells[cells.precision != "fp64"]
+    gate = f"the {_precisions(cells)} gate at full size"
+    count = others.fp64_gate.value_counts().to_dict()
+    whole, alone = count.pop(FULL, 0), count.pop(NONE, 0)
+    said = [f"{whole:,} passed both gates at full size"] if whole else []
+    said += ["none had both gates at full size"] if len(others) and not whole else []
+    said += [f"{number:,} passed {gate} and the fp64 gate at {steps} alone" for steps, number in count.items()]
+    said += [f"{alone:,} passed {gate} and were not verified in fp64"] if alone else []
+    return said + ([f"{len(own):,} are in fp64 and passed its gate at full size"] if len(own) else [])
 
 
 def control(tables: Tables) -> str:
@@ -299,6 +319,12 @@ def prototype_reasons(tables: Tables) -> list[str]:
     ]
 
 
+def _throttled(block: Row, what: str) -> str:
+    by = (block["framework"], block["execution"], block["device"], block["precision"])
+    place = f"{engine(*by)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
+    return f"throttled: {place}: {', '.join(block['throttled'])}; {what}"
+
+
 def problems(tables: Tables) -> list[str]:
     """What went wrong in measured and verified cells, one line each, the reason with it."""
     bad = tables.times[tables.times.status.isin(BAD)]
@@ -307,11 +333,8 @@ def problems(tables: Tables) -> list[str]:
         f"{row['status']}: {seat_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: {row['reason']}"
         for row in rows
     ]
-    for block in tables.blocks:
-        if block.get("throttled"):
-            by = (block["framework"], block["execution"], block["device"], block["precision"])
-            place = f"{engine(*by)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
-            lines.append(f"throttled: {place}: {', '.join(block['throttled'])}; its times are kept")
+    lines += [_throttled(block, "its times are kept") for block in tables.blocks if block.get("throttled")]
+    lines += [_throttled(block, "it was done again, and the second try counts") for block in tables.first_tries]
     lines += memory.problems(tables)
     for check in tables.checks:
         by = (check["framework"], check["execution"], check["device"], check["precision"])

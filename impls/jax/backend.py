@@ -11,7 +11,19 @@ import numpy as np
 
 from impls import hlo, trace
 from impls.evidence import Evidence
-from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Trained, Weights, named
+from impls.interface import (
+    Data,
+    Execution,
+    Facts,
+    Outputs,
+    Program,
+    Run,
+    Settings,
+    Trained,
+    Weights,
+    named,
+    prove_counting,
+)
 
 MATMUL = "jax_default_matmul_precision"
 MATMULS = {"tf32": "tensorfloat32", "bf16": "default", "fp32": "highest", "fp64": "highest"}
@@ -67,6 +79,7 @@ class Backend:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         jax.monitoring.register_event_duration_secs_listener(self._count)
+        prove_counting(self.compilations, lambda: self.wait(jax.jit(lambda: jnp.zeros(()))()), "JAX's compile events")
         return {"default_matmul_precision": str(getattr(jax.config, MATMUL))}
 
     def prepare(self, program: Program, w: Weights) -> Run:

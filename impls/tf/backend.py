@@ -23,6 +23,7 @@ from impls.interface import (
     Unavailable,
     Weights,
     named,
+    prove_counting,
 )
 
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
@@ -50,7 +51,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.functions: list[Any] = []
-        self.sessions: list[Any] = []
+        self.graphs: list[Any] = []  # of sessions
         self.programs: dict[Any, Any] = {}  # what is called -> what runs
 
     def environment(self, settings: Settings) -> dict[str, str]:
@@ -95,6 +96,8 @@ class Backend:
         self.dtype = tf.bfloat16 if settings.precision == "bf16" else None
         if settings.precision != "as_shipped":
             tf.config.experimental.enable_tensor_float_32_execution(settings.precision == "tf32")
+        prove_counting(self.compilations, self._trace, "tf.function's tracing count")
+        prove_counting(self.compilations, self._grow, "a graph's version")
         return {"tensor_float_32_execution": str(tf.config.experimental.tensor_float_32_execution_enabled())}
 
     def prepare(self, program: Program, w: Weights) -> Run:
@@ -140,7 +143,7 @@ class Backend:
         if program.cell not in original.ACTIVATIONS:
             raise Unavailable(NO_GATES)
         made = session.Session(program, w, self.threads)
-        self.sessions.append(made)
+        self.graphs.append(made.graph)
         call: Any = made.run if program.pass_ == "train" else lambda x, target: made.run(x)
         self.programs[call] = made
         return call
@@ -248,7 +251,18 @@ class Backend:
     def compilations(self) -> int:
         """Traces of functions, and operations of graphs: those of a session's graph are made at its first run."""
         traces = sum(function.experimental_get_tracing_count() for function in self.functions)
-        return traces + sum(one.graph.version for one in self.sessions)
+        return traces + sum(graph.version for graph in self.graphs)
+
+    def _trace(self) -> None:
+        """Trace a function."""
+        self.functions.append(self.tf.function(lambda: self.tf.zeros(()), autograph=False))
+        self.functions[-1]()
+
+    def _grow(self) -> None:
+        """Make an operation of a graph."""
+        self.graphs.append(self.tf.Graph())
+        with self.graphs[-1].as_default():
+            self.tf.zeros(())
 
     def product(self, size: int) -> Callable[[], None]:
         a = self.tf.ones((size, size))

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from impls.evidence import Evidence
-from impls.interface import Data, Execution, Facts, Outputs, Program, Run, Settings, Unavailable, Weights, named
+from impls.interface import (
+    Data,
+    Execution,
+    Facts,
+    Outputs,
+    Program,
+    Run,
+    Settings,
+    Unavailable,
+    Weights,
+    named,
+    prove_counting,
+)
 
 NO_EAGER_SCAN = "torch's scan operator runs through the compiler even when called eagerly: it has no eager form"
 PROTOTYPE = (
@@ -42,6 +54,7 @@ class Backend:
     def __init__(self) -> None:
         self.codes: dict[Program, list[str]] = {}  # what Inductor generated for each program
         self.uncompiled: dict[Program, Uncompiled] = {}
+        self.counting = False  # whether Dynamo's counter is proven
 
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = str(settings.threads)
@@ -218,6 +231,7 @@ class Backend:
     def _compiled(self, function: Any, program: Program) -> Any:
         from torch._inductor.graph import GraphLowering
 
+        self._prove_counting()
         self.codes[program] = []
         GraphLowering.save_output_code = staticmethod(self.codes[program].append)  # told at the first call
         options: dict[str, Any] = {}
@@ -229,6 +243,13 @@ class Backend:
         if program.execution == "inductor-batched":
             options["post_grad_fusion_options"] = {FUSION: {"min_fuse_set_size": 2}}
         return self.torch.compile(_own_code(function), fullgraph=True, dynamic=False, options=options)
+
+    def _prove_counting(self) -> None:
+        """See Dynamo's counter move, once, before anything is compiled: a process of eager programs is spared it."""
+        if not self.counting:
+            tiny = self.torch.compile(_own_code(lambda a: a + 1), fullgraph=True, dynamic=False, backend="eager")
+            prove_counting(self.compilations, lambda: tiny(self.torch.zeros(())), "Dynamo's counter")
+            self.counting = True
 
     def _proven(self, run: Run, program: Program) -> Run:
         """The run, whose first call raises Unavailable where Inductor does not do what the program is called.

@@ -17,6 +17,7 @@ from impls.evidence import Evidence, Product, counted, listed
 NO_LOOPS = "Inductor turns a loop into Python, which holds no trip count; kernels and products are those of all trips"
 REPLAYED = "a CUDA graph replays kernels, which do not say what shapes they multiply"
 ONE_CALL = "the layer is one call of a library, whose products the profiler does not see"
+UNKNOWN = "products of a kind whose operands are not known here"
 OPERANDS = {"aten::mm": 0, "aten::bmm": 0, "aten::mv": 0, "aten::addmm": 1, "aten::baddbmm": 1, "aten::addmv": 1}
 VIEWS = re.compile(  # operations that compute nothing: they describe memory anew, or take it
     r"aten::(t|transpose|permute|expand|expand_as|as_strided|as_strided_|view|_unsafe_view|view_as|reshape|_reshape_alias|"
@@ -25,6 +26,10 @@ VIEWS = re.compile(  # operations that compute nothing: they describe memory ane
     r"numpy_T|cudnn_is_acceptable|_local_scalar_dense|resolve_conj|resolve_neg|_has_compatible_shallow_copy_type|lift_fresh|set_|size|stride)"
 )
 LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell", "aten::_thnn_fused_gru_cell")
+MULTIPLIES = re.compile(  # what is called as a product, a convolution or a recurrent layer is; not the points of a cell
+    r"\w+::_*(?:\w+_)?(?:b?(?:add)?b?mm|(?:add)?mv|matmul|v?dot|tensordot|addr|ger|(?:bi)?linear|gem[mv]|einsum|"
+    r"conv(?:olution|\d?d)?|attention|cdist|(?:rnn|lstm|gru)(?!_cell|_flatten))(?:_\w*)?"
+)
 FUSED = re.compile(r"cpp_fused\w*")
 GENERATED = "triton_"  # how Inductor names the kernels that it makes for a GPU
 
@@ -39,11 +44,16 @@ def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence,
         outputs = call()
     events = seen.events()
     kernels, products = Counter(fused), Counter[tuple[int, int, int, int]]()
+    unknown: dict[str, None] = {}
     for event in _kernels(events):
         kernels[event.name.removeprefix("aten::")] += 1
         if event.name in OPERANDS:
             products[_product(event)] += 1
+        elif _unknown(event):
+            unknown[event.name] = None
     found = counted(products, kernels)
+    if unknown:
+        found.missing["products"] = f"{UNKNOWN}: {', '.join(sorted(unknown))}"
     where = DeviceType.CUDA if cuda else DeviceType.CPU
     found.fusions, found.temp_bytes = sum(fused.values()), _peak_bytes(seen, where, outputs)
     if any(name.removeprefix("aten::") in kernels for name in LAYERS):
@@ -62,7 +72,7 @@ def products(call: Callable[[], object]) -> list[Product]:
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         call()
     events = list(_kernels(seen.events()))
-    if any(event.name in LAYERS for event in events):
+    if any(event.name in LAYERS or _unknown(event) for event in events):
         return []
     return listed(Counter(_product(event) for event in events if event.name in OPERANDS))
 
@@ -111,7 +121,18 @@ def _kernels(events: Any) -> Iterator[Any]:
 
 
 def _whole(event: Any) -> bool:
+    return _known(event) or _unknown(event)
+
+
+def _known(event: Any) -> bool:
     return event.name in OPERANDS or event.name in LAYERS
+
+
+def _unknown(event: Any) -> bool:
+    """Whether something multiplies that is neither known here nor part of what is, nor made of what multiplies."""
+    if _known(event) or not MULTIPLIES.fullmatch(event.name) or any(map(_known, _above(event))):
+        return False
+    return not any(_known(inner) or MULTIPLIES.fullmatch(inner.name) for inner in _below(event))
 
 
 def _computes(event: Any) -> bool:

@@ -1,0 +1,120 @@
+"""Does another run of a study say the same? How often two runs of it agree, gap by gap.
+
+SECOND is another run's folder; where there is none yet, the study of FIRST is measured into it, with the budget that
+that one had. Every gap that both runs have and count (no A/A control of its block missed 1) is compared with itself:
+
+    beyond: its ratios are more than 1.96 joint standard errors apart, a standard error being that of the 95% interval,
+        half its width over 1.96 on the scale of logarithms; one in twenty where intervals of normal errors hold
+    apart: its intervals do not overlap
+    opposite: one run calls it slower, the other faster
+
+The result goes to stdout as JSON, and into the report when put into a run's folder as repeat.json:
+
+    python scripts/repeat.py runs/mine runs/again > runs/again/repeat.json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import report, run, streams
+from harness.analysis import Tables
+from harness.gaps import GAP_KEYS, usable
+from harness.measure import TWIN
+from harness.pilot import HEADLINE
+from harness.records import FILE, PACKED
+from harness.refused import Refused
+from harness.report import appendix, words
+from harness.stats import FASTER, SLOWER
+from harness.study import Study
+
+NORMAL = 1.96  # standard errors in half of a 95% interval
+GROUPS = ("in_loop, per_step", "other projections", "A/A controls")
+
+
+def compared(first: Tables, second: Tables) -> pd.DataFrame:
+    """A row for each gap that both runs have an interval of and count, and how its two measurements stand.
+
+    Raises Refused where a workload has other sizes in the two.
+    """
+    known = {workload.name: workload for workload in [*first.study.workloads, *first.study.swept]}
+    for workload in [*second.study.workloads, *second.study.swept]:
+        if known.get(workload.name, workload) != workload:
+            raise Refused(f"workload {workload.name} has other sizes in the two runs")
+    both = _intervals(first).merge(_intervals(second), on=[*GAP_KEYS, "baseline"], suffixes=("", "_again"))
+    halves = [np.log(both[f"ci_high{run}"] / both[f"ci_low{run}"]) / 2 for run in ("", "_again")]
+    apart = np.log(both.ratio_again / both.ratio).abs()
+    group = both.contender.map(lambda name: GROUPS[0 if name in HEADLINE else 2 if name == TWIN else 1])
+    verdicts = [frozenset(pair) for pair in zip(both.verdict, both.verdict_again, strict=True)]
+    return both.assign(
+        group=group,
+        beyond=apart > NORMAL * np.hypot(*(half / NORMAL for half in halves)),
+        apart=(both.ci_low > both.ci_high_again) | (both.ci_low_again > both.ci_high),
+        opposite=[pair == {SLOWER, FASTER} for pair in verdicts],
+        same_verdict=[len(pair) == 1 for pair in verdicts],
+    )
+
+
+def _intervals(tables: Tables) -> pd.DataFrame:
+    gaps = pd.concat([part for part in (tables.gaps, tables.swept) if not part.empty] or [tables.gaps])
+    return gaps[gaps.ci_low.notna() & (usable(gaps) | (gaps.contender == TWIN))]
+
+
+def agreement(runs: dict[str, Tables]) -> dict[str, Any]:
+    """How often two runs, by their labels, agree: counts for each group of gaps; and in what they are not alike."""
+    first, second = runs.values()
+    frame = compared(first, second)
+    counts = ("beyond", "apart", "opposite", "same_verdict")
+    groups = {
+        name: {"gaps": len(part)} | {count: int(part[count].sum()) for count in counts}
+        for name in GROUPS
+        if len(part := frame[frame.group == name])
+    }
+    return {"runs": {label: _facts(tables) for label, tables in runs.items()}, "groups": groups} | {
+        "other": [name for name in ("code", "machine", "versions", "weights") if _differ(first, second, name)]
+    }
+
+
+def _facts(tables: Tables) -> dict[str, str]:
+    began, ended = words.measured(tables)
+    return {"code": tables.heading["basis"]["code"]["hash"], "began": began, "ended": ended}
+
+
+def _differ(first: Tables, second: Tables, name: str) -> bool:
+    """Whether two runs are of other code, machines, versions, or weights (of the files that both have)."""
+    mine, its = (
+        tables.heading[name] if name == "weights" else tables.heading["basis"][name] for tables in (first, second)
+    )
+    if name == "code":
+        return bool(mine["hash"] != its["hash"])
+    return any(mine[key] != its[key] for key in mine.keys() & its.keys())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, metavar="FIRST", help="a run's folder")
+    parser.add_argument("second", type=Path, metavar="SECOND", help="another's, or where the study is measured again")
+    parser.add_argument("--resume", action="store_true", help="go on with measuring it again")
+    given = parser.parse_args()
+    first = report.tables(given.first)
+    if given.first.resolve() == given.second.resolve():
+        raise Refused(f"{given.second} is the same run")
+    if given.resume or not any((given.second / name).exists() for name in (FILE, PACKED)):
+        study = Study.model_validate(first.heading["study"])
+        run.run(study, given.second, given.resume, f"python scripts/repeat.py {given.first.name} {given.second.name}")
+    runs = {given.first.resolve().name: first, given.second.resolve().name: report.tables(given.second)}
+    if len(runs) < 2:
+        raise Refused("the folders have one name: what is said of two runs needs two")
+    found = agreement(runs)
+    print(appendix.repeated(found), file=sys.stderr)
+    json.dump(found, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    streams.leave(main)

@@ -1,0 +1,65 @@
+"""What a number depends on besides the study: the code, of which no file may be forgotten."""
+
+import shutil
+
+import pytest
+
+import impls
+from harness import environment
+
+PACKAGES = ("harness", "impls")
+FILES = sorted(file for package in PACKAGES for file in (environment.ROOT / package).rglob("*.py"))
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the code, which `environment.code` then hashes."""
+    for package in PACKAGES:
+        shutil.copytree(environment.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(impls, "__path__", [str(tmp_path / "impls")])
+    monkeypatch.setattr(environment, "_commit", lambda: "")
+    return tmp_path
+
+
+def hashed() -> str:
+    return environment.code()["hash"]
+
+
+def test_a_change_of_any_one_file_changes_the_hash(copy):
+    before, unchanged = hashed(), []
+    files = sorted(copy.rglob("*.py"))
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        unchanged += [file.relative_to(copy).as_posix()] if hashed() == before else []
+        file.write_bytes(content)
+    assert unchanged == []
+    assert len(files) == len(FILES)
+    assert hashed() == before
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "moved to the next file"])
+def test_a_change_of_the_tree_changes_the_hash(change, copy):
+    before, file = hashed(), copy / "harness" / "roof.py"
+    if change == "added":
+        (copy / "impls" / "new.py").touch()
+    elif change == "removed":
+        file.unlink()
+    elif change == "renamed":
+        file.rename(file.with_name("ceiling.py"))
+    else:
+        content, after = file.read_bytes(), file.with_name("run.py")
+        file.write_bytes(content[:-10])
+        after.write_bytes(content[-10:] + after.read_bytes())
+    assert hashed() != before
+
+
+def test_a_framework_that_lies_elsewhere_is_hashed_too(copy, tmp_path, monkeypatch):
+    before, backend = hashed(), tmp_path / "elsewhere" / "impls" / "mine" / "backend.py"
+    backend.parent.mkdir(parents=True)
+    backend.touch()
+    monkeypatch.setattr(impls, "__path__", [*impls.__path__, str(backend.parents[1])])
+    added = hashed()
+    backend.write_text("Backend = None\n")
+    assert len({before, added, hashed()}) == 3
