@@ -13,6 +13,8 @@ from tests.test_frameworks import SMALL, counted
 
 SCRIPT = """
 import itertools
+from collections import Counter
+import keras
 import numpy as np
 import tensorflow as tf
 from harness import weights
@@ -37,14 +39,33 @@ for arm, execution, pass_ in itertools.product(
     graph = backend.programs[run].get_concrete_function(*inputs).graph
     fixed = {name for name, a in arrays._asdict().items() for c in constants(graph) if np.array_equal(c, a)}
     print(arm.name, execution, pass_, "constant:", *sorted(fixed), "variables:", len(graph.variables))
+
+counts = Counter()
+
+def count(kind, method):
+    original = getattr(kind, method)
+    def counting(self, *arguments, **named):
+        counts[kind.__name__, method] += 1
+        return original(self, *arguments, **named)
+    setattr(kind, method, counting)
+
+for kind, method in itertools.product((keras.layers.SimpleRNN, keras.layers.Dense), ("build", "__call__")):
+    count(kind, method)
+run = backend.prepare(Program(Arm("layer", "library"), book.cell, "forward", "eager"), data.weights)
+print("prepared", *sorted(counts.items()))
+counts.clear()
+for _ in range(3):
+    run(*data[1:])
+print("called", *sorted(counts.items()))
 """
 PROGRAMS = 3 * 2 * 2
 
 
-@pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
-@pytest.mark.timeout(300)
-def test_no_weight_of_book_is_a_constant_of_a_graph():
-    """A captured EagerTensor of at most 128 elements would be one: at book all but w_rec."""
+@pytest.fixture(scope="module")
+def told():
+    """What the script prints of TensorFlow's programs, line by line."""
+    if "tf" not in HERE:
+        pytest.skip("it is about TensorFlow")
     from impls.tf.backend import Backend
 
     variables = Backend().environment(Settings("cpu", 1, "fp32"))
@@ -56,9 +77,21 @@ def test_no_weight_of_book_is_a_constant_of_a_graph():
         env={**os.environ, **variables},
         cwd=Path(__file__).parent.parent,
     )
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+@pytest.mark.timeout(300)
+def test_no_weight_of_book_is_a_constant_of_a_graph(told):
+    """A captured EagerTensor of at most 128 elements would be one: at book all but w_rec."""
+    lines = [line for line in told if "constant: " in line]
     assert len(lines) == PROGRAMS
-    assert {line.partition("constant: ")[2] for line in lines} == {"variables: 5"}, done.stdout
+    assert {line.partition("constant: ")[2] for line in lines} == {"variables: 5"}, told
+
+
+@pytest.mark.timeout(300)
+def test_keras_layers_are_built_once_and_called_as_layers(told):
+    assert told[-2] == "prepared (('Dense', 'build'), 1) (('SimpleRNN', 'build'), 1)"
+    assert told[-1] == "called (('Dense', '__call__'), 3) (('SimpleRNN', '__call__'), 3)"
 
 
 @pytest.mark.parametrize("framework", [name for name in ("tf", "jax") if name in HERE])
