@@ -30,7 +30,7 @@ STUDY = Study()
 MARGIN = STUDY.margin
 COSTS = pilot.Costs(process_s=2.0, round_s=0.02)
 PROCESSES, ROUNDS = 10, 40
-FEW, GAPS, FEW_ROUNDS = 3, 20, 5  # of a study whose variances are moderated over its gaps
+FEW, GAPS, FEW_ROUNDS = 3, 20, 5  # of a study of many gaps in few processes
 TRUTHS = (0.8, 0.95, 1.0, 1.02, 1.1, 1.5)
 NEAR = (0.97, 0.98, 0.99, 1.01, 1.02, 1.03)
 REAL: dict[str, Any] = {  # 432 blocks, each with the batched arm and its twin

@@ -104,6 +104,12 @@ def test_what_was_said_of_tf1_is_judged_by_its_own_programs_on_the_book(claim, g
     assert judged(claim, tables(gaps)).verdict == verdict
 
 
+def test_a_stated_gap_that_is_left_out_is_told():
+    made = tables([stated(1.5, LONG), stated(0.9, SHORT, "train", trusted=False)])
+    assert judged("C1", made).numbers.endswith("(forward, 1 thread), and 1 left out ⚠")
+    assert claims.as_stated(made).endswith("(forward, 1 thread), and 1 left out ⚠.")
+
+
 def test_where_else_a_claim_holds_stands_beside_it_and_is_counted_nowhere():
     others = [gap(1.5, LONG), gap(1.2, LONG, "unrolled"), gap(1.1, "inconclusive", framework="jax")]
     others += [gap(1.5, LONG, framework="torch"), gap(0.9, SHORT, framework="torch")]

@@ -52,6 +52,7 @@ UNTRUSTED = ("in_loop", 1.9, 1.8, 2.0, "slower", False)
         ([FASTER, SAME], "**no, equivalent or faster in every comparison**"),
         ([SLOWER, FASTER], "**it depends: slower by more than 2% in some comparisons, faster in others**"),
         ([UNSURE], "**this run can not tell**"),
+        ([UNTRUSTED], "**this run can not tell**"),
         ([SLOWER, UNTRUSTED], "Left out: 1 in blocks whose A/A control missed 1"),
         ([], "has no answer"),
     ],

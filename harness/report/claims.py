@@ -54,8 +54,7 @@ def table_of(tables: Tables) -> str:
 
 def _speed(tables: Tables, framework: str | None = None) -> Judged:
     """Is the in-loop form slower than projecting once? As stated, of the original; beside it, where else."""
-    gaps = _loops(tables, "in_loop")
-    stated = _of_the_original(gaps)
+    gaps, stated = _loops(tables, "in_loop"), _stated(tables)
     others = gaps.drop(stated.index)
     if framework:
         others = others[others.framework == framework]
@@ -63,7 +62,7 @@ def _speed(tables: Tables, framework: str | None = None) -> Judged:
     cells = f"{len(others)} gaps elsewhere: in_loop/{BATCHED}, every loop"
     if stated.empty:
         return Judged(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), cells)
-    numbers = [f"as stated ({TF1}, {BOOK}): {_each(stated)}", beside]
+    numbers = [f"as stated ({TF1}, {BOOK}): {_each(stated)}{_left_out(tables, stated)}", beside]
     verdict = _named(stated)
     return Judged(verdict, "; ".join(filter(None, numbers)), f"{len(stated)} gaps as stated; {cells}")
 
@@ -81,10 +80,21 @@ def _of_the_original(frame: pd.DataFrame) -> pd.DataFrame:
 
 def as_stated(tables: Tables) -> str:
     """What the book's own programs took, in a sentence; nothing where they were not measured."""
-    stated = _of_the_original(_loops(tables, "in_loop"))
+    stated = _stated(tables)
     if stated.empty:
         return ""
-    return f"As the book has it ({TF1}, {BOOK}), in_loop/{BATCHED} is {_each(stated)}."
+    return f"As the book has it ({TF1}, {BOOK}), in_loop/{BATCHED} is {_each(stated)}{_left_out(tables, stated)}."
+
+
+def _stated(tables: Tables) -> pd.DataFrame:
+    """The gaps that C1 and C7 are about."""
+    return _of_the_original(_loops(tables, "in_loop"))
+
+
+def _left_out(tables: Tables, stated: pd.DataFrame) -> str:
+    """How many more of them there are, in blocks whose A/A control missed 1."""
+    gaps = _of_the_original(tables.gaps[(tables.gaps.contender == "in_loop") & tables.gaps.recurrence.isin(LOOPS)])
+    return f", and {len(gaps) - len(stated)} left out ⚠" if len(gaps) > len(stated) else ""
 
 
 def _each(gaps: pd.DataFrame) -> str:

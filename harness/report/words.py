@@ -172,7 +172,7 @@ def _lead(gaps: pd.DataFrame, margin: float) -> str:
     found = set(gaps.verdict)
     slower = f"slower by more than {margin:.0%}"
     others = " or ".join(sorted(found & {FASTER, EQUIVALENT}))
-    if found == {INCONCLUSIVE}:
+    if found <= {INCONCLUSIVE}:
         return "this run can not tell"
     if others and SLOWER in found:
         return f"it depends: {slower} in some comparisons, {others} in others"
