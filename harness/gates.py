@@ -46,23 +46,25 @@ def beside(heading: Record, verification: list[Record]) -> tuple[list[Record], s
     """What a verification beside a run's records verified in fp64, and why that is not counted, if it is not."""
     if not verification:
         return [], ""
-    if why := _of_another(heading, verification[0]):
-        return [], why
+    if names := unlike(heading, verification[0]):
+        return [], f"it is not of the same {' and '.join(names)}"
     return [record for record in latest(verification, ("check",)) if record["precision"] == "fp64"], ""
 
 
-def _of_another(heading: Record, verification: Record) -> str:
-    """In what a verification is not of what a run measured; nothing where it is."""
-    mine, its = heading["basis"], verification["basis"]
-    if mine["code"]["hash"] != its["code"]["hash"]:
-        return "it is of other code"
-    if mine["machine"] != its["machine"]:
-        return "it is of another machine"
-    if _differ(mine["versions"], its["versions"]):
-        return "it is of other versions"
-    return "it is of other weights or inputs" if _differ(heading["weights"], verification["weights"]) else ""
+def unlike(heading: Record, other: Record) -> list[str]:
+    """In what the measurements of two first records are not of the same: code, machine, and of what both have versions
+    and weights.
+    """
+    basis, its = heading["basis"], other["basis"]
+    differ = {
+        "code": basis["code"]["hash"] != its["code"]["hash"],
+        "machine": basis["machine"] != its["machine"],
+        "versions": _differ(basis["versions"], its["versions"]),
+        "weights": _differ(heading["weights"], other["weights"]),
+    }
+    return [name for name, differs in differ.items() if differs]
 
 
-def _differ(mine: dict[str, Any], its: dict[str, Any]) -> bool:
+def _differ(values: dict[str, Any], others: dict[str, Any]) -> bool:
     """Whether two differ in what both have."""
-    return any(mine[name] != its[name] for name in mine.keys() & its.keys())
+    return any(values[name] != others[name] for name in values.keys() & others.keys())

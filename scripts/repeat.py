@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import report, run, streams
+from harness import gates, report, run, streams
 from harness.analysis import Tables
 from harness.gaps import GAP_KEYS, usable
 from harness.measure import TWIN
@@ -75,24 +75,13 @@ def agreement(runs: dict[str, Tables]) -> dict[str, Any]:
         for name in GROUPS
         if len(part := frame[frame.group == name])
     }
-    return {"runs": {label: _facts(tables) for label, tables in runs.items()}, "groups": groups} | {
-        "other": [name for name in ("code", "machine", "versions", "weights") if _differ(first, second, name)]
-    }
+    facts = {label: _facts(tables) for label, tables in runs.items()}
+    return {"runs": facts, "groups": groups, "other": gates.unlike(first.heading, second.heading)}
 
 
 def _facts(tables: Tables) -> dict[str, str]:
     began, ended = words.measured(tables)
     return {"code": tables.heading["basis"]["code"]["hash"], "began": began, "ended": ended}
-
-
-def _differ(first: Tables, second: Tables, name: str) -> bool:
-    """Whether two runs are of other code, machines, versions, or weights (of the files that both have)."""
-    mine, its = (
-        tables.heading[name] if name == "weights" else tables.heading["basis"][name] for tables in (first, second)
-    )
-    if name == "code":
-        return bool(mine["hash"] != its["hash"])
-    return any(mine[key] != its[key] for key in mine.keys() & its.keys())
 
 
 def main() -> None:

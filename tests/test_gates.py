@@ -104,9 +104,9 @@ def test_fp64_itself_has_its_gate_at_full_size():
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"code": {"commit": "c", "hash": "other"}}, "it is of other code"),
-        ({"machine": {"cpu": "other"}}, "it is of another machine"),
-        ({"versions": {"tf": {"tensorflow": "3"}}}, "it is of other versions"),
+        ({"code": {"commit": "c", "hash": "other"}}, "it is not of the same code"),
+        ({"machine": {"cpu": "other"}}, "it is not of the same machine"),
+        ({"versions": {"tf": {"tensorflow": "3"}}}, "it is not of the same versions"),
         ({"code": {"commit": "only a page was changed", "hash": "h"}}, ""),
         ({"versions": {}}, ""),
     ],
@@ -120,7 +120,7 @@ def test_a_verification_of_something_else_is_not_counted_and_said_to_be_none(cha
 def test_a_verification_of_other_weights_is_not_counted():
     other = heading() | {"weights": {"book.weights.safetensors": "other"}}
     tables = Tables([heading(), SHORT, *BLOCKS], [other, record("check", BOOK, precision="fp64")])
-    assert tables.uncounted == "it is of other weights or inputs"
+    assert tables.uncounted == "it is not of the same weights"
 
 
 @pytest.fixture
@@ -156,5 +156,5 @@ def test_a_run_beside_a_verification_of_other_code_verifies_by_itself(verified, 
     monkeypatch.setattr(environment, "code", lambda: {"commit": "other", "hash": "other"})
     records = run.run(study(processes=1), verified, False, "run")
     assert "check" in {record["kind"] for record in records}
-    said = "A verification lies beside the records and is not counted: it is of other code."
+    said = "A verification lies beside the records and is not counted: it is not of the same code."
     assert said in written(verified)
