@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import check, environment, report, run
+from harness import check, cli, environment, report, run
 from harness.analysis import Tables
 from harness.records import VERIFICATION, latest, read
 from harness.refused import Refused
@@ -121,6 +121,15 @@ def test_a_verification_of_other_weights_is_not_counted():
     other = heading() | {"weights": {"book.weights.safetensors": "other"}}
     tables = Tables([heading(), SHORT, *BLOCKS], [other, record("check", BOOK, precision="fp64")])
     assert tables.uncounted == "it is not of the same weights"
+
+
+def test_outputs_held_to_the_bounds_of_another_precision_are_kept_as_no_gate(tmp_path, monkeypatch, capsys):
+    flags = ["--precision", "fp64", "--bound", "fp32", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", ["harness", "verify", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "takes no --out beside it" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
