@@ -18,7 +18,6 @@ from harness.study import CALIBRATING
 SEAT = tuple(entry.name for entry in fields(Seat))
 COLD_SHARE = 0.6  # of the budget, at most, for the first replicate, which compiles
 SWEEP_SHARE = 0.3  # of what is left of that, at most, for the sweep
-BREADTH = 2  # processes of what is not the question
 CHECK_SHARE = 0.15  # of the budget, at most, for the fp64 verification before it
 Clock = Callable[[], float]
 
@@ -69,13 +68,8 @@ class Course:
                 yield from self._warm(made)
 
     def _replicate(self, replicate: int) -> list[Job]:
-        """A later replicate's jobs: of each seat everything there is, the sweep too, in one process; from the
-        BREADTH-th on the question alone, where no number of processes was asked for.
-        """
-        made = plan.jobs(self.planned, self.study, replicate)
-        if self.study.processes is None and replicate >= BREADTH:
-            return plan.central(made) or made
-        return plan.joined(made, plan.sweeps(self.planned, self.study, replicate))
+        """A later replicate's jobs: of each seat everything there is, the sweep too, in one process."""
+        return plan.joined(*(make(self.planned, self.study, replicate) for make in (plan.jobs, plan.sweeps)))
 
     def _expect(self, made: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for each in made for job in each))

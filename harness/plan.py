@@ -290,12 +290,6 @@ def sweeps(plan: Plan, study: Study, replicate: int) -> list[Job]:
     ]
 
 
-def central(made: list[Job]) -> list[Job]:
-    """The jobs with their blocks of the question alone; without those that have none."""
-    left = (replace(job, blocks=tuple(todo for todo in job.blocks if is_question(todo.part))) for job in made)
-    return [job for job in left if job.blocks]
-
-
 def joined(made: list[Job], further: list[Job]) -> list[Job]:
     """The jobs, with what is further to be done in the same seats: a process is started once for both."""
     more = {job.seat: job for job in further}

@@ -186,8 +186,8 @@ class Study(BaseModel):
     `budget_s`: after this long no further block is started (None: no limit).
     `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
     `memory`: how workers take it from the kernel (harness.memory).
-    `processes`: worker processes of a cell. None: two of everything; of the question's arms a pilot of `pilot`, and
-    then as many as bring the 95% interval of each of their gaps to ±`target`, at most `processes_max`.
+    `processes`: worker processes of a cell. None: a pilot of `pilot` of them, and then of the question's arms as many
+    as bring the 95% interval of each of their gaps to ±`target`, at most `processes_max`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -133,20 +133,10 @@ def course_of(study, cells, folder):
     return course.Course(bench, plan.Plan(cells, []), [], lambda: 0.0, SimpleNamespace())
 
 
-def test_breadth_comes_twice_and_then_depth_where_the_question_is(tmp_path):
+def test_a_later_process_does_the_sweep_too(tmp_path):
     study = Study(workloads=[SMALL], sweep=SMALL)
-    arms = [("w", SMALL, arm) for arm in EVERY] + [("s", point, Arm("scan", "batched")) for point in study.swept]
-    run = course_of(study, [Cell(SEAT, workload, "forward", arm) for _, workload, arm in arms], tmp_path)
-    (once,), (deep,) = run._replicate(1), run._replicate(2)
-    assert {todo.part for todo in once.blocks if not todo.swept} == set(parts(EVERY))
-    assert {todo.workload for todo in once.blocks if todo.swept} == set(study.swept)
-    assert [todo.part for todo in deep.blocks] == ["unrolled", "scan"]
-
-
-def test_who_asks_for_processes_gets_as_many_of_everything(tmp_path):
-    cells = [Cell(SEAT, SMALL, "forward", arm) for arm in EVERY]
-    (job,) = course_of(Study(workloads=[SMALL], processes=4), cells, tmp_path)._replicate(3)
-    assert {todo.part for todo in job.blocks} == set(parts(EVERY))
-    given = [cell for cell in cells if cell.arm.recurrence == "given"]
-    (job,) = course_of(Study(workloads=[SMALL]), given, tmp_path)._replicate(2)
-    assert [todo.part for todo in job.blocks] == ["given"]
+    arms = [(SMALL, arm) for arm in EVERY] + [(point, Arm("scan", "batched")) for point in study.swept]
+    run = course_of(study, [Cell(SEAT, workload, "forward", arm) for workload, arm in arms], tmp_path)
+    (job,) = run._replicate(1)
+    assert {todo.part for todo in job.blocks if not todo.swept} == set(parts(EVERY))
+    assert {todo.workload for todo in job.blocks if todo.swept} == set(study.swept)
