@@ -14,6 +14,7 @@ from harness import report, stats
 from harness.gaps import GAPS
 from harness.report import appendix, sections, training, words
 from harness.report.markdown import ratio
+from harness.study import Study
 
 REPORTS = Path(__file__).parent.parent / "reports"
 SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
@@ -214,3 +215,18 @@ def test_a_committed_training_is_what_its_records_give(folder, tmp_path):
     shutil.copytree(REPORTS / folder, tmp_path / "again", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.md"))
     training.write(tmp_path / "again")
     assert (tmp_path / "again" / "train.md").read_bytes() == (REPORTS / folder / "train.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("misses", "said"),
+    [
+        (0, "fewer than that, so that the contenders' intervals too are wider than they need be"),
+        (10, "as many as that, as far as so many blocks can tell"),
+        (30, "**more than that, so that the contenders' intervals too are narrower than they should be**"),
+    ],
+)
+def test_what_the_control_s_rate_means_is_said_in_both_directions(misses, said):
+    gaps = pd.DataFrame({"contender": "twin", "ci_low": 0.99, "ci_high": 1.01, "trusted": np.arange(200) >= misses})
+    text = words.control(SimpleNamespace(gaps=gaps, study=Study()))
+    assert f"misses 1 in {misses} of 200 blocks" in text
+    assert f"where 5% is what 95% intervals promise): {said}." in text

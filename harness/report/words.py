@@ -22,6 +22,7 @@ from harness.stats import (
     EQUIVALENT,
     FASTER,
     INCONCLUSIVE,
+    LEVEL,
     LONGER,
     SHORTER,
     SLOWER,
@@ -276,10 +277,19 @@ def control(tables: Tables) -> str:
     found, low, high = rate(missed, len(twins))
     return (
         f"The 95% interval of the control, batched against itself, misses 1 in {missed} of {len(twins)} blocks "
-        f"({found:.1%} [{low:.1%}, {high:.1%}], where 5% is what 95% intervals promise); the interval is typically "
-        f"±{half.median():.1%}, at widest ±{half.max():.1%}, and in {coarse} blocks wider than the margin of "
-        f"±{tables.study.margin:.0%}."
+        f"({found:.1%} [{low:.1%}, {high:.1%}], where 5% is what 95% intervals promise): {_kept(low, high)}. The "
+        f"interval is typically ±{half.median():.1%}, at widest ±{half.max():.1%}, and in {coarse} blocks wider than "
+        f"the margin of ±{tables.study.margin:.0%}."
     )
+
+
+def _kept(low: float, high: float) -> str:
+    """What the interval of the control's rate says of all intervals of the run."""
+    if low > LEVEL:
+        return "**more than that, so that the contenders' intervals too are narrower than they should be**"
+    if high < LEVEL:
+        return "fewer than that, so that the contenders' intervals too are wider than they need be"
+    return "as many as that, as far as so many blocks can tell"
 
 
 def more(tables: Tables) -> str:
