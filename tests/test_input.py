@@ -301,7 +301,7 @@ FLAGS = {
     "run": "framework device threads execution recurrence projection pass precision workload processes rounds budget "
     "sweep memory seed timeout unroll-limit weights inputs out",
     "verify": "framework device threads execution recurrence projection pass precision workload seed timeout "
-    "unroll-limit weights inputs save-outputs bound",
+    "unroll-limit weights inputs save-outputs bound out",
     "train": "framework execution threads steps processes seed timeout out",
     "explain": "out",
     "report": "out",

@@ -27,7 +27,21 @@ def made(*gaps, **basis):
     """Tables of a run. `gaps`: workload's place, contender, log ratio, half of its interval, verdict, trusted."""
     place = ("tf", "cpu", 1, "graph", "fp32")
     rows = [
-        (*place, workload, "forward", "scan", contender, "batched", *intervals(at, half), 5, 30, verdict, trusted, 0.0)
+        (
+            *place,
+            workload,
+            "forward",
+            "scan",
+            contender,
+            "batched",
+            *intervals(at, half),
+            5,
+            30,
+            verdict,
+            trusted,
+            0.0,
+            "",
+        )
         for workload, contender, at, half, verdict, trusted in gaps
     ]
     study = Study(workloads=[NAMED["book"], NAMED["vocab"]])
