@@ -23,7 +23,6 @@ from impls import trace
 from impls.evidence import ITEM_BYTES, Evidence, Product
 from impls.interface import Arm
 
-ENGINE = gaps.ENGINE
 SIZES = ["cell", "B", "T", "I", "H", "O"]
 TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
 IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
@@ -67,12 +66,12 @@ class Tables:
         self.blocks = [at_home(record) for record in with_guests]
         self.times = _times(self)
         self.faults = faults.faults(self.blocks)
-        marked = self.heading.get("prototypes", ())  # older records mark none
-        self.prototype_reasons = {(p["framework"], p["execution"], p["recurrence"]): p["reason"] for p in marked}
-        ordinary = gaps.without_prototypes(with_guests, self.prototype_reasons)
-        compared, contrasts = gaps.tables_of(ordinary, self.study)
-        apart = gaps.of_prototypes_alone(with_guests, self.prototype_reasons)
-        self.prototypes, _ = gaps.tables_of(apart, self.study)
+        prototypes = self.heading.get("prototypes", ())  # older records mark none
+        self.prototype_reasons = {(p["framework"], p["execution"], p["recurrence"]): p["reason"] for p in prototypes}
+        blocks = gaps.without_prototypes(with_guests, self.prototype_reasons)
+        compared, contrasts = gaps.tables_of(blocks, self.study)
+        blocks = gaps.of_prototypes_alone(with_guests, self.prototype_reasons)
+        self.prototypes, _ = gaps.tables_of(blocks, self.study)
         swept = compared.workload.isin({point.name for point in self.study.swept})
         self.gaps, self.swept = (compared[part].reset_index(drop=True) for part in (~swept, swept))
         alone = contrasts.baseline == "none"
@@ -233,9 +232,9 @@ def _identity(tables: Tables) -> pd.DataFrame:
 def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
     """The worst error in fp64 of a quantity: of the same workload at full size, or of what there is."""
     name = w.record["workload"]["name"]
-    same = [one for one in others if one.record["workload"]["name"] == name and gates.is_whole(one.record)]
-    in_its_own = [w] if w.record["precision"] == "fp64" else []
-    return max((one.found[1] for one in same or others or in_its_own), default=None)
+    same_size = [check for check in others if check.record["workload"]["name"] == name and gates.is_whole(check.record)]
+    itself = [w] if w.record["precision"] == "fp64" else []
+    return max((check.found[1] for check in same_size or others or itself), default=None)
 
 
 @dataclass(frozen=True)

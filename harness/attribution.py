@@ -36,18 +36,19 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.
     """
     calls, floors = times.groupby([*SEAT, "workload", "pass", *ARM]).median_s.median().to_dict(), _floors(blocks)
     intervals = _intervals(blocks)
-    known = {block["workload"]["name"]: block["workload"] for block in blocks}
-    workloads = {name: Workload(**workload) for name, workload in known.items()}
+    sizes = {block["workload"]["name"]: block["workload"] for block in blocks}
+    workloads = {name: Workload(**workload) for name, workload in sizes.items()}
     rows = []
     for row in added.to_dict("records"):
         place = tuple(row[key] for key in (*SEAT, "workload", "pass", "recurrence"))
         cost, low, high = intervals[(*place, row["contender"], "none")]
         workload = workloads[row["workload"]]
-        each = cost / workload.T if row["contender"] in ISSUES_EACH else math.nan
+        product = cost / workload.T if row["contender"] in ISSUES_EACH else math.nan
         floor = floors.get(place[: len(SEAT)])
         least_s = floor(workload, row["pass"], row["contender"]) if floor else math.nan
-        found = {"none_s": calls[(*place, "none")], "cost_s": cost, "low_s": low, "high_s": high, "product_s": each}
-        rows.append({**row, **found, "call_s": calls[(*place, row["contender"])], "floor_s": least_s})
+        none = calls[(*place, "none")]
+        interval = {"none_s": none, "cost_s": cost, "low_s": low, "high_s": high, "product_s": product}
+        rows.append({**row, **interval, "call_s": calls[(*place, row["contender"])], "floor_s": least_s})
     return pd.DataFrame(rows, columns=COSTS)
 
 
@@ -91,10 +92,11 @@ def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
     points, roofs = _points(blocks, study)
     rows = []
     for key, processes in points.items():
-        medians = [seen for process in processes.values() for seen in process]
-        once, sizes = statistics.median(seen.batched for seen in medians), {seen.workload.T for seen in medians}
-        interval = stats.interval([_slope(process) for process in processes.values()])
-        rows.append([*key, *interval, roofs.get(key, math.nan), once, len(sizes), len(processes)])
+        all_points = [point for line in processes.values() for point in line]
+        once = statistics.median(point.batched for point in all_points)
+        steps = {point.workload.T for point in all_points}
+        interval = stats.interval([_slope(line) for line in processes.values()])
+        rows.append([*key, *interval, roofs.get(key, math.nan), once, len(steps), len(processes)])
     return pd.DataFrame(rows, columns=SLOPES).sort_values(SLOPES[:7], kind="stable", ignore_index=True)
 
 
@@ -103,19 +105,19 @@ def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float
     centre, points, roofs = study.sweep, Points(), dict[Key, float]()
     if centre is None:
         return points, roofs
-    other = {name: value for name, value in centre.model_dump().items() if name not in ("name", "T")}
-    names = {w.name for w in study.swept if other.items() <= w.model_dump().items()}
+    fixed_sizes = {name: value for name, value in centre.model_dump().items() if name not in ("name", "T")}
+    names = {w.name for w in study.swept if fixed_sizes.items() <= w.model_dump().items()}
     for block in blocks:
         if block["workload"]["name"] in names and not forecast.missing(block):
             key = (*(block[name] for name in (*SEAT, "pass")), forecast.recurrence_of(block))
             points.setdefault(key, {}).setdefault(block["replicate"], []).append(forecast.seen(block))
             if block.get("rates") and block["precision"] in MEASURED_IN:
                 roofs.setdefault(key, least(roof(block["rates"]), centre, block["pass"]).one)
-    several = {
-        key: {number: line for number, line in processes.items() if len({seen.workload.T for seen in line}) > 1}
+    lines = {
+        key: {number: line for number, line in processes.items() if len({point.workload.T for point in line}) > 1}
         for key, processes in points.items()
     }
-    return {key: processes for key, processes in several.items() if processes}, roofs
+    return {key: processes for key, processes in lines.items() if processes}, roofs
 
 
 def _slope(points: list[Seen]) -> float:
@@ -126,8 +128,8 @@ def _slope(points: list[Seen]) -> float:
     weights = [1 / point.none**2 for point in points]
     mean_step = _mean(steps, weights)
     spread = math.fsum(w * (x - mean_step) ** 2 for w, x in zip(weights, steps, strict=True))
-    seen = zip(weights, steps, cost, strict=True)
-    return math.fsum(w * (x - mean_step) * y for w, x, y in seen) / spread
+    points_weighted = zip(weights, steps, cost, strict=True)
+    return math.fsum(w * (x - mean_step) * y for w, x, y in points_weighted) / spread
 
 
 def _mean(values: Sequence[float], weights: list[float]) -> float:

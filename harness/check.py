@@ -175,7 +175,7 @@ def listing() -> None:
                 place = (framework.name, next(iter(framework.versions.values())), device, name)
                 whole = no_device or execution["missing"] or execution["without"].get(device)
                 why = [whole or execution["without"].get(recurrence) for recurrence in RECURRENCES]
-                on_request = {} if whole else execution.get("on_request", {})
+                on_request = {} if whole else execution["on_request"]
                 words = ("on request" if recurrence in on_request else "yes" for recurrence in RECURRENCES)
                 table.add_row(*place, *("no" if reason else word for reason, word in zip(why, words, strict=True)))
                 told = [f"{name}: {whole}"] if whole else []

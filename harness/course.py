@@ -50,7 +50,7 @@ class Course:
         """Records of everything planned and not yet done, as it is done."""
         count = self.study.processes or self.study.pilot
         checks = [self._left(job) for job in plan.checks(self.planned, self.study)]
-        sweep, first = (make(self.planned, self.study, 0) for make in (plan.sweeps, plan.jobs))
+        sweep, first = plan.sweeps(self.planned, self.study, 0), plan.jobs(self.planned, self.study, 0)
         replicates = [self._replicate(replicate) for replicate in range(1, count)]
         self._expect([checks, sweep, first, *replicates])
         yield from self._checks(checks)
@@ -69,7 +69,8 @@ class Course:
 
     def _replicate(self, replicate: int) -> list[Job]:
         """A later replicate's jobs: of each seat everything there is, the sweep too, in one process."""
-        return plan.joined(*(make(self.planned, self.study, replicate) for make in (plan.jobs, plan.sweeps)))
+        made, swept = plan.jobs(self.planned, self.study, replicate), plan.sweeps(self.planned, self.study, replicate)
+        return plan.joined(made, swept)
 
     def _expect(self, made: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for each in made for job in each))

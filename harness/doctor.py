@@ -17,7 +17,7 @@ from rich.table import Table
 
 from harness import environment, gpu, run
 from harness.analysis import Tables
-from harness.measure import TWIN
+from harness.parts import TWIN
 from harness.progress import console
 from harness.stats import half_width
 from harness.study import Study, load

@@ -22,8 +22,9 @@ def faults(blocks: list[Record]) -> pd.DataFrame:
     `faults`: minor faults of a call, the median over samples; `share`: of the median call's time, what so many take at
     what one of the smallest pages was measured to, missing where that was not.
     """
-    known = [block["rates"]["fault_ns"] for block in blocks if (block.get("rates") or {}).get("fault_ns") is not None]
-    fault_s = statistics.median(known) / 1e9 if known else np.nan
+    rates = [block["rates"] for block in blocks if block.get("rates")]
+    costs_ns = [rate["fault_ns"] for rate in rates if rate.get("fault_ns") is not None]
+    fault_s = statistics.median(costs_ns) / 1e9 if costs_ns else np.nan
     rows = []
     for block in blocks:
         for name, arm in block["arms"].items():
@@ -38,5 +39,5 @@ def uneven(table: pd.DataFrame, margin: float) -> pd.DataFrame:
     """The arms whose page faults take more of the time in one process than in another by more than `margin`, with the
     least and the most: there the allocator, and not the program, is part of what is measured.
     """
-    found = table.groupby(PLACE, sort=False).share.agg(["min", "max", "size"]).reset_index()
-    return found[found["max"] - found["min"] > margin].reset_index(drop=True)
+    shares = table.groupby(PLACE, sort=False).share.agg(["min", "max", "size"]).reset_index()
+    return shares[shares["max"] - shares["min"] > margin].reset_index(drop=True)

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from harness.data import data_for, probe
 from harness.parts import BATCHED, TWIN
 from impls.evidence import Evidence
-from impls.interface import NULL_ARM, PRECISIONS, Arm, Backend, Data, Outputs, Program, Run, Unavailable, Weights
+from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable
 
-DTYPES = {precision: "float64" if precision == "fp64" else "float32" for precision in PRECISIONS}
-NONE_IN_TRAINING = "the backward pass from a given gradient of h"  # older records have none: theirs had a loss of h
 NULL = Arm(*NULL_ARM)
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
@@ -110,32 +109,6 @@ def timed(
         outputs = run(*inputs)
         wait(outputs)
     return clock() - start, outputs
-
-
-def probe(data: Data) -> Data:
-    """Other inputs of the same shapes. An output that does not follow its inputs is found by them."""
-    return Data(data.weights, np.ascontiguousarray(0.75 * data.x[::-1] - 0.125).astype(data.x.dtype), data.target)
-
-
-def data_for(arm: Arm, data: Data) -> Data:
-    """The data an arm is called with.
-
-    For projection none the target is the gradient of h that its backward pass starts from: [T, B, H] of cosines, no
-    two of its steps alike, so that steps in a wrong order change what follows from it. For recurrence given x is
-    [T, B, H], uniform on [-1, 1].
-    """
-    steps, batch, _ = data.x.shape
-    shape = (steps, batch, data.weights.w_rec.shape[0])
-    if arm.recurrence == "given":
-        data = data._replace(x=_held(np.random.default_rng(shape).uniform(-1, 1, shape), data.x.dtype))
-    if arm.projection == "none":
-        data = data._replace(target=_held(np.cos(np.arange(math.prod(shape))).reshape(shape), data.x.dtype))
-    return data
-
-
-def _held(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """As a file of float32 numbers would hold it."""
-    return array.astype("float32").astype(dtype)
 
 
 def block(
@@ -343,11 +316,6 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith("backend=")]
     return (telling or lines or ["no message"])[0][:300]
-
-
-def cast(data: Data, dtype: str) -> Data:
-    """The data in another precision."""
-    return Data(Weights(*(a.astype(dtype) for a in data.weights)), data.x.astype(dtype), data.target.astype(dtype))
 
 
 def calls_ns(arm: dict[str, Any]) -> np.ndarray:

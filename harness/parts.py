@@ -31,20 +31,20 @@ def is_question(part: str) -> bool:
 
 def parts(arms: Iterable[Arm]) -> dict[str, tuple[Arm, ...]]:
     """Each part's arms, guests last: the parts of the question first, the arms in the order given."""
-    given = list(arms)
-    made: dict[str, list[Arm]] = {}
-    for arm in given:
-        made.setdefault(part_of(arm.recurrence, arm.projection), []).append(arm)
-    for part, mine in made.items():
-        mine += [arm for arm in given if arm not in mine and _visits(arm, part, mine)]
-    return {part: tuple(made[part]) for part in sorted(made, key=lambda part: not is_question(part))}
+    ordered = list(arms)
+    by_part: dict[str, list[Arm]] = {}
+    for arm in ordered:
+        by_part.setdefault(part_of(arm.recurrence, arm.projection), []).append(arm)
+    for part, members in by_part.items():
+        members += [arm for arm in ordered if arm not in members and _visits(arm, part, members)]
+    return {part: tuple(by_part[part]) for part in sorted(by_part, key=lambda part: not is_question(part))}
 
 
-def _visits(arm: Arm, part: str, there: list[Arm]) -> bool:
-    """Whether a part compares what is there with an arm of another: with the loop's batched; with in_loop, a layer."""
+def _visits(arm: Arm, part: str, members: list[Arm]) -> bool:
+    """Whether a part compares its members with an arm of another: with the loop's batched; with in_loop, a layer."""
     if part.endswith("-others"):
         return arm.projection == BATCHED and part.startswith(arm.recurrence)
-    return arm.projection == "in_loop" and any(one.name == OWN for one in there)
+    return arm.projection == "in_loop" and any(member.name == OWN for member in members)
 
 
 def at_home(record: dict[str, Any]) -> dict[str, Any]:
@@ -52,5 +52,5 @@ def at_home(record: dict[str, Any]) -> dict[str, Any]:
     part = record.get("part")
     if not part:
         return record
-    own = {name: arm for name, arm in record["arms"].items() if part_of(*name.split("_", 1)) == part}
-    return record | {"arms": own}
+    residents = {name: arm for name, arm in record["arms"].items() if part_of(*name.split("_", 1)) == part}
+    return record | {"arms": residents}

@@ -245,7 +245,7 @@ def without(execution: dict[str, Any], cell: Cell) -> str | None:
 def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | None:
     """Why a recurrence that the study does not name is not measured, or None."""
     recurrence = cell.arm.recurrence
-    reason = execution.get("on_request", {}).get(recurrence)
+    reason = execution["on_request"].get(recurrence)
     asked = recurrence in (study.recurrences or ())
     return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not asked else None
 
@@ -290,11 +290,11 @@ def sweeps(plan: Plan, study: Study, replicate: int) -> list[Job]:
     ]
 
 
-def joined(made: list[Job], further: list[Job]) -> list[Job]:
-    """The jobs, with what is further to be done in the same seats: a process is started once for both."""
-    more = {job.seat: job for job in further}
-    both = [replace(job, blocks=job.blocks + (more.pop(job.seat).blocks if job.seat in more else ())) for job in made]
-    return [*both, *more.values()]
+def joined(first: list[Job], second: list[Job]) -> list[Job]:
+    """The jobs of both lists, those of one seat as one: its process is started once."""
+    blocks = {job.seat: job.blocks for job in second}
+    jobs_of_first = [replace(job, blocks=(*job.blocks, *blocks.get(job.seat, ()))) for job in first]
+    return jobs_of_first + [job for job in second if job.seat not in {job.seat for job in first}]
 
 
 def _shuffled(seats: Iterable[Seat], study: Study, replicate: int) -> list[Seat]:

@@ -12,8 +12,8 @@ from typing import Any
 import impls
 from harness import environment, folders, gates, jobs, memory, plan, weights
 from harness.course import Clock, Course
+from harness.data import NONE_IN_TRAINING, cast
 from harness.launch import Lost, Worker
-from harness.measure import NONE_IN_TRAINING, cast
 from harness.plan import CACHE, Framework, Plan
 from harness.progress import Report
 from harness.records import (
@@ -231,6 +231,8 @@ def _foreign(found: Record, mine: Record, names: tuple[str, ...]) -> str | None:
     for name, what in (("machine", "another machine"), ("versions", "other versions"), ("code", "other code")):
         if found["basis"][name] != mine["basis"][name]:
             return f"its records come from {what}"
+    if (then := found["study"].get("memory")) != (now := mine["study"]["memory"]):
+        return f"its workers took memory otherwise: {then}, and now {now}"
     for name in names:
         if found[name] != mine[name]:
             return "its records belong to another study"

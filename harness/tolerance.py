@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.measure import DTYPES, cast, data_for, probe
+from harness.data import DTYPES, cast, data_for, probe
 from harness.study import Workload
 from impls import reference
 from impls.interface import Arm, Data, Outputs, Weights
@@ -95,14 +95,14 @@ def reference_with_deviations(
                 axis = 1 if name == "y" else 0
                 error = (array - np.expand_dims(true[name], axis)) / scales[name]  # so that no square overflows
                 squares[name] += np.square(error).sum(axis) / runs
-    return true, {n: scales[n] * np.sqrt(np.maximum(each, _separable(each))) for n, each in squares.items()}
+    return true, {n: scales[n] * np.sqrt(np.maximum(array, _separable(array))) for n, array in squares.items()}
 
 
 def memory_bytes(workload: Workload, pass_: str) -> float:
     """What the oracle and its bounds take, by what was measured of a few sizes: of T*B*G*H and of T*B*O numbers."""
-    each_state, each_output = BYTES[pass_]
+    bytes_a_state, bytes_an_output = BYTES[pass_]
     rows, wide = workload.T * workload.B, workload.shapes["w_rec"][1]
-    return float(rows * (wide * each_state + workload.O * each_output))
+    return float(rows * (wide * bytes_a_state + workload.O * bytes_an_output))
 
 
 def _separable(squares: Array) -> Array:
@@ -114,8 +114,8 @@ def _separable(squares: Array) -> Array:
         return np.where(squares > 0, mean, 0.0)
     product = np.full((1,) * squares.ndim, mean)
     for axis in range(squares.ndim):
-        others = tuple(other for other in range(squares.ndim) if other != axis)
-        product = product * (squares.mean(axis=others, keepdims=True) / mean)
+        rest = tuple(number for number in range(squares.ndim) if number != axis)
+        product = product * (squares.mean(axis=rest, keepdims=True) / mean)
     return product
 
 
@@ -173,8 +173,8 @@ def _partial_sums(name: str, array: Array, data: Data, form: str) -> float:
     w = data.weights
     projected = [] if form == "none" else [w.w_out]
     recurrent = [] if form == "given" else [w.w_rec]
-    multiplied = {"x": [w.w_in.T], "h": [each.T for each in recurrent + projected], "d_y": projected, "d_u": recurrent}
-    if name not in multiplied:
+    factors = {"x": [w.w_in.T], "h": [array.T for array in recurrent + projected], "d_y": projected, "d_u": recurrent}
+    if name not in factors:
         return 0.0
     rows = float(np.linalg.norm(array, axis=-1).max())
-    return max((rows * float(np.linalg.norm(each, axis=-1).max()) for each in multiplied[name]), default=0.0)
+    return max((rows * float(np.linalg.norm(factor, axis=-1).max()) for factor in factors[name]), default=0.0)

@@ -15,7 +15,7 @@ from typing import Any
 from harness import environment, folders, jobs, plan, run, weights
 from harness.jobs import PROOFS, Bench
 from harness.launch import Answer, Lost
-from harness.measure import BATCHED
+from harness.parts import BATCHED
 from harness.plan import Cell, Framework, Job, Seat, Todo
 from harness.progress import Report
 from harness.records import Record, digest, latest

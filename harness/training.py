@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.measure import BATCHED, TWIN, cast, first_line, timed, turns
+from harness.data import cast
+from harness.measure import first_line, timed, turns
+from harness.parts import BATCHED, TWIN
 from harness.tolerance import ELEMENT, RUNS
 from impls import reference
 from impls.interface import Arm, Backend, Data, Program, Run, Unavailable

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter
 
 from harness import schema, stats
-from harness.measure import BATCHED, TWIN
+from harness.parts import BATCHED, TWIN
 from harness.records import Format, Record, latest
 from harness.schema import Begun, Nanoseconds, Samples
 from harness.stats import Gap

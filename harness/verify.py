@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from harness import weights
-from harness.measure import cast
+from harness.data import cast
 from harness.study import Workload
 from harness.tolerance import (
     FP64_BOUND,

@@ -18,7 +18,8 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from harness import measure, rates, training, weights
+from harness.data import DTYPES, cast
 from harness.launch import end_with_parent
 from harness.study import Workload
 from impls.interface import Arm, Backend, Outputs, Settings
@@ -112,7 +114,7 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         pass_=request["pass"],
         execution=request["execution"],
         arms=[Arm(*arm) for arm in request["arms"]],
-        data=measure.cast(data, measure.DTYPES[settings.precision]),
+        data=cast(data, DTYPES[settings.precision]),
         rounds=measure.Rounds(**rounds) if rounds else None,
         seed=request["seed"],
         seconds=request["seconds"],
@@ -125,17 +127,31 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
 
     def keep(name: str, moment: str, arrays: Outputs) -> None:
         named = {f"{name}/{moment}/{quantity}": array for quantity, array in arrays.items()}
-        save_file(named, outputs / f"{name}.{moment}.safetensors")
+        with _writing():
+            save_file(named, outputs / f"{name}.{moment}.safetensors")
 
     try:
         result = measure.block(backend, todo, METERS, keep, _stage(send))
         if request["texts"]:
-            _write(Path(request["texts"]), result.texts)
-    except (OSError, SafetensorError) as error:
+            with _writing():
+                _write(Path(request["texts"]), result.texts)
+    except Unwritten as error:
         return {"is": "unwritten", "reason": f"a program's outputs or text cannot be written: {error}"}
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
     floors = _floors(backend, todo) if todo.rounds else {}
     return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
+
+
+class Unwritten(Exception):  # noqa: N818  a full disk, mostly; an OSError of a framework's is another thing
+    """A file of ours could not be written; the message is the system's."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise Unwritten(str(error)) from error
 
 
 def minor_faults() -> int:

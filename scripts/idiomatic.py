@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from harness import folders, streams
+from harness.data import probe
 from harness.launch import COMMON, INHERITED
-from harness.measure import probe, timed
+from harness.measure import timed
 from harness.study import NAMED
 from harness.weights import make_inputs, make_weights
 from impls.interface import Arm, Backend, Data, Program, Settings, Weights

@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import environment, folders, jobs, plan, run, verify, weights
-from harness.measure import cast
+from harness.data import cast
 from harness.plan import Job, Seat, Todo
 from harness.report.markdown import table
 from harness.study import Study, Workload

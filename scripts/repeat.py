@@ -25,13 +25,12 @@ import pandas as pd
 from harness import gates, report, run, streams
 from harness.analysis import Tables
 from harness.gaps import GAP_KEYS, usable
-from harness.measure import TWIN
+from harness.parts import TWIN
 from harness.pilot import HEADLINE
 from harness.records import FILE, PACKED
 from harness.refused import Refused
 from harness.report import appendix, words
 from harness.stats import FASTER, SLOWER
-from harness.study import Study
 
 NORMAL = 1.96  # standard errors in half of a 95% interval
 GROUPS = ("in_loop, per_step", "other projections", "A/A controls")
@@ -76,7 +75,12 @@ def agreement(runs: dict[str, Tables]) -> dict[str, Any]:
         if len(part := frame[frame.group == name])
     }
     facts = {label: _facts(tables) for label, tables in runs.items()}
-    return {"runs": facts, "groups": groups, "other": gates.unlike(first.heading, second.heading)}
+    return {"runs": facts, "groups": groups, "other": unlike(first, second)}
+
+
+def unlike(first: Tables, second: Tables) -> list[str]:
+    """In what two runs are not alike, besides chance: what gates.unlike names, and how their workers took memory."""
+    return gates.unlike(first.heading, second.heading) + ["memory"] * (first.study.memory != second.study.memory)
 
 
 def _facts(tables: Tables) -> dict[str, str]:
@@ -94,8 +98,9 @@ def main() -> None:
     if given.first.resolve() == given.second.resolve():
         raise Refused(f"{given.second} is the same run")
     if given.resume or not any((given.second / name).exists() for name in (FILE, PACKED)):
-        study = Study.model_validate(first.heading["study"])
-        run.run(study, given.second, given.resume, f"python scripts/repeat.py {given.first.name} {given.second.name}")
+        run.run(
+            first.study, given.second, given.resume, f"python scripts/repeat.py {given.first.name} {given.second.name}"
+        )
     runs = {given.first.resolve().name: first, given.second.resolve().name: report.tables(given.second)}
     if len(runs) < 2:
         raise Refused("the folders have one name: what is said of two runs needs two")

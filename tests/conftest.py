@@ -9,7 +9,7 @@ import pytest
 
 import impls
 from harness import weights
-from harness.measure import cast
+from harness.data import cast
 from harness.study import Workload
 from impls.interface import Data, Weights
 

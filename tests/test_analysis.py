@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from harness import gates, plan, run, stats
-from harness.gaps import GAPS, OWN, _also_trusted, _question, _trusted, priors, tables_of
+from harness.gaps import GAPS, _also_trusted, _question, _trusted, priors, tables_of
+from harness.parts import OWN
 from harness.plan import Framework
 from harness.study import Study, Workload
 from impls.interface import Arm
@@ -122,7 +123,11 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
     ]
     study = Study(workloads=workloads, threads=[1], passes=["forward"])
     numpy = Framework(
-        "numpy", None, {}, {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": []}}, {"cpu": None}
+        "numpy",
+        None,
+        {},
+        {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {}}},
+        {"cpu": None},
     )
     (job,) = plan.checks(plan.make(study, [numpy], [1]), study)
     assert [(todo.workload.name, todo.steps) for todo in job.blocks] == [("a", 3), ("b", 3)]

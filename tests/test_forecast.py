@@ -12,8 +12,8 @@ from scipy import special
 
 from harness import attribution, course, forecast, plan, roof, run, study
 from harness.analysis import Tables
+from harness.data import NONE_IN_TRAINING
 from harness.forecast import Seen
-from harness.measure import NONE_IN_TRAINING
 from harness.plan import Cell, Framework, Seat
 from harness.records import FILE
 from harness.refused import Refused
@@ -238,7 +238,14 @@ def test_a_report_has_the_sweep(numpy_backend, tmp_path):
 
 
 def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
-    loop = {"traced": True, "missing": None, "without": {}, "unrolls": ("unrolled",), "loop": "unrolled"}
+    loop = {
+        "traced": True,
+        "missing": None,
+        "without": {},
+        "unrolls": ("unrolled",),
+        "on_request": {},
+        "loop": "unrolled",
+    }
     torch = Framework("torch", executions={"inductor": loop}, devices={"cpu": None})
     made = {limit: plan.make(study.Study(sweep="book", unroll_limit=limit), [torch], [1]) for limit in (32, None)}
     reasons = {why for cell, _, why in made[32].absent if cell.workload.name == "book-T5"}
@@ -250,9 +257,8 @@ def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
 def test_a_sweep_leaves_most_of_the_first_replicate_s_time_to_the_study(monkeypatch):
     """However long its jobs would go on: each ends when its time does, and what is left is the others'."""
     wanted = study.Study(sweep="book", budget_s=1000.0, processes=2)
-    jax = Framework(
-        "jax", executions={"xla": {"traced": True, "missing": None, "without": {}, "unrolls": (), "loop": "scan"}}
-    )
+    xla = {"traced": True, "missing": None, "without": {}, "unrolls": (), "on_request": {}, "loop": "scan"}
+    jax = Framework("jax", executions={"xla": xla})
     made = plan.make(wanted, [replace(jax, devices={"cpu": None})], [1, 2])
     now, ends = [0.0], []
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness import measure
+from harness.data import probe
 from impls.interface import Arm, Data, Weights
 
 ARMS = [Arm("unrolled", p) for p in ("none", "in_loop", "per_step", "batched")]
@@ -233,7 +234,7 @@ def test_outputs_that_are_only_lent_are_fetched_before_the_next_call():
         for overwrites in (True, False):
             clock = Clock()
             outputs = run(Lent(clock), clock, overwrites=overwrites, **more).outputs
-            given = {"before": measure.probe(todo().data).x, "after": todo().data.x}
+            given = {"before": probe(todo().data).x, "after": todo().data.x}
             right = [
                 np.array_equal(outputs[name, moment]["y"], 2 * x + len(name))
                 for name in ("unrolled_in_loop", "unrolled_batched")
@@ -267,7 +268,7 @@ def test_no_first_call_is_begun_after_the_time_is_up():
 def test_the_probe_differs_in_every_element_at_every_size():
     for shape in ((1, 1, 1), (4, 2, 3)):
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        other = measure.probe(Data(None, x, None)).x
+        other = probe(Data(None, x, None)).x
         assert other.dtype == x.dtype
         assert (other != x).all()
 

@@ -4,15 +4,16 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from harness import jobs, memory
+from harness import jobs, memory, worker
 from harness.launch import Worker
 from harness.plan import Framework, Job, Seat, Todo
 from harness.refused import Refused
 from harness.study import Study
 from harness.worker import minor_faults
-from impls.interface import Arm
+from impls.interface import Arm, Settings
 from tests.conftest import SMALL
 
 CALLS = """
@@ -78,3 +79,24 @@ def test_every_worker_of_a_study_takes_memory_as_it_says(tmp_path, monkeypatch, 
     todo = Todo(SMALL, "forward", (Arm("unrolled", "none"),), 1, timed=True)
     jobs.worker_of(bench, Job(Seat("x", "cpu", 1, "eager", "fp32"), 0, (todo,)))
     assert started == [{"A": "1"} | (memory.HELD if there else {})]
+
+
+def test_a_framework_s_oserror_is_no_full_disk(tmp_path, stored, monkeypatch):
+    """Only a file of ours that cannot be written ends a run."""
+    request = {"workload": SMALL.model_dump(), "weights": str(stored), "steps": None, "pass": "forward"}
+    request |= {"execution": "eager", "arms": [], "rounds": None, "seed": 1, "seconds": 1.0, "counted": []}
+    request |= {"control": True, "calls": None, "overwrites": False, "texts": ""}
+
+    def fails(backend, todo, meters, keep, stage):
+        raise OSError("no such device")
+
+    monkeypatch.setattr(worker.measure, "block", fails)
+    with pytest.raises(OSError, match="no such device"):
+        worker.block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path)}, print)
+
+    def keeps(backend, todo, meters, keep, stage):
+        keep("unrolled_none", "after", {"y": np.zeros(1, np.float32)})
+
+    monkeypatch.setattr(worker.measure, "block", keeps)
+    answer = worker.block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path / "nowhere")}, print)
+    assert answer["is"] == "unwritten"

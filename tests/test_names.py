@@ -140,7 +140,7 @@ def test_all_cores_are_not_measured_twice_where_their_number_is_given_too():
     """The usual threads, 1 and all, are one on a machine of one core."""
     assert plan.thread_counts(Study(threads=[2, "all"]), 2) == [2]
     assert plan.thread_counts(Study(threads=["all", 1, 2]), 2) == [2, 1]
-    execution = {"missing": None, "without": {}, "unrolls": [], "traced": False, "loop": "unrolled"}
+    execution = {"missing": None, "without": {}, "unrolls": [], "on_request": {}, "traced": False, "loop": "unrolled"}
     framework = Framework("numpy", executions={"eager": execution}, devices={"cpu": None})
     study = Study(threads=[2, "all"], workloads=[NAMED["book"]])
     cells = plan.make(study, [framework], plan.thread_counts(study, 2)).cells

@@ -17,7 +17,7 @@ OTHER = SMALL.model_copy(update={"name": "other", "H": 9})
 
 def planned(**changed):
     """A plan of three arms in two frameworks of two executions each, on two devices."""
-    execution = {"missing": None, "without": {}, "unrolls": [], "traced": False, "loop": "scan"}
+    execution = {"missing": None, "without": {}, "unrolls": [], "on_request": {}, "traced": False, "loop": "scan"}
     executions = {"inductor": execution, "inductor-batched": execution}
     study = Study(
         **{

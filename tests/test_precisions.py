@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from harness import check, plan, verify, weights
-from harness.measure import cast, probe
+from harness.data import cast, probe
 from harness.plan import Framework
 from harness.study import Study, Workload
 from impls import reference, rounding
@@ -98,7 +98,14 @@ def next_bfloat16(a):
 
 def test_cells_that_a_precision_or_device_can_not_have_say_why():
     def execution(**without):
-        return {"traced": False, "missing": None, "without": without, "unrolls": [], "overwrites": False}
+        return {
+            "traced": False,
+            "missing": None,
+            "without": without,
+            "unrolls": [],
+            "on_request": {},
+            "overwrites": False,
+        }
 
     executions = {"eager": execution(), "graphs": execution(cpu="graphs are a GPU's"), "old": execution(bf16="too old")}
     made = Framework("made", executions=executions, devices={"cpu": None, "gpu": None})
@@ -130,7 +137,7 @@ def test_every_framework_computes_in_bfloat16_and_as_shipped(framework):
 
 def test_the_listing_names_what_no_gpu_and_no_graph_can_have(monkeypatch, capsys):
     """Made up, but for how it is said."""
-    graph = {"traced": True, "missing": None, "without": {"cpu": "graphs are a GPU's"}, "unrolls": []}
+    graph = {"traced": True, "missing": None, "without": {"cpu": "graphs are a GPU's"}, "unrolls": [], "on_request": {}}
     executions = {"eager": graph | {"without": {"scan": "no loop"}}, "graphs": graph}
     devices = {"cpu": None, "gpu": "made sees no GPU"}
     made = Framework("made", versions={"made": "1"}, executions=executions, devices=devices)

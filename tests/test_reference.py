@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.measure import data_for
+from harness.data import data_for
 from harness.study import Workload
 from impls import reference, rounding
 from impls.interface import CELLS, TRAIN, TRAIN_NONE, Arm, Weights

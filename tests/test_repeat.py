@@ -115,6 +115,12 @@ def test_runs_that_are_not_of_the_same_are_said_not_to_be(changed, other):
     assert (said in appendix.repeated(found)) == bool(other)
 
 
+def test_runs_whose_workers_took_memory_otherwise_are_not_alike():
+    second = made(gap(0.0))
+    second.study = second.study.model_copy(update={"memory": "default"})
+    assert repeat.agreement({"a": made(gap(0.0)), "b": second})["other"] == ["memory"]
+
+
 def test_a_workload_of_other_sizes_is_refused():
     second = made(gap(0.0))
     second.study = Study(workloads=[NAMED["book"].model_copy(update={"T": 3})])

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from harness import analysis, course, environment, jobs, plan, report, run
+from harness.data import NONE_IN_TRAINING
 from harness.gaps import GAPS
 from harness.launch import Lost
-from harness.measure import NONE_IN_TRAINING
 from harness.plan import Job, Seat
 from harness.progress import Report
 from harness.records import FILE, PACKED, budgets, read
@@ -185,6 +185,8 @@ def test_resume_refuses_another_study_and_no_records(tmp_path):
     run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     with pytest.raises(Refused, match="another study"):
         run.run(study(processes=1, passes=["train"]), tmp_path / "run", True, "")
+    with pytest.raises(Refused, match="its workers took memory otherwise: held, and now default"):
+        run.run(study(processes=1, passes=["forward"], memory="default"), tmp_path / "run", True, "")
     with pytest.raises(Refused, match="no records"):
         run.run(study(), tmp_path / "none", True, "")
     with pytest.raises(Refused, match="not empty"):

@@ -226,7 +226,9 @@ def tables(*rows, workload=NAMED["book"], **changed):
     basis = {"machine": {"cpu": "AMD EPYC", "cores": 2}, "code": {"commit": "c", "hash": changed.get("code", "h")}}
     return SimpleNamespace(
         gaps=pd.DataFrame(rows, columns=GAPS),
-        study=SimpleNamespace(workloads=[workload], margin=changed.get("margin", 0.02)),
+        study=SimpleNamespace(
+            workloads=[workload], margin=changed.get("margin", 0.02), memory=changed.get("memory", "held")
+        ),
         heading={"basis": basis, "weights": {"book.weights.safetensors": changed.get("weights", "0" * 64)}},
         blocks=[{"began": changed.get("began", "2026-11-24T10:00:00+00:00")}],
     )
@@ -306,6 +308,7 @@ def measured(made):
         ({}, []),
         ({"code": "other"}, ["the code that measured (its hash): h in a; other in b"]),
         ({"margin": 0.03}, ["the margin: 2.00% in a; 3.00% in b"]),
+        ({"memory": "default"}, ["how workers take memory: default in b; held in a"]),
         ({"weights": "f" * 64}, [f"`book.weights.safetensors` (its SHA-256): {'0' * 12} in a; {'f' * 12} in b"]),
     ],
 )

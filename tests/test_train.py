@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from harness import cli, jobs, stats, train, training, trajectories
 from harness.launch import Lost
-from harness.measure import BATCHED, TWIN
+from harness.parts import BATCHED, TWIN
 from harness.refused import Refused
 from harness.report import training as report
 from harness.study import Study, Workload

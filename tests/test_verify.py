@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from harness import tolerance, verify, weights
-from harness.measure import cast, probe
+from harness.data import cast, probe
 from harness.study import Workload
 from impls import reference
 from impls.interface import CELLS, Data, Weights

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from harness.measure import data_for
+from harness.data import data_for
 from harness.study import Workload
 from harness.verify import form_of
 from harness.work import LEFT_OUT, NOT_MOVED, Work, least_operations, work

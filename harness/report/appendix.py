@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from harness import gpu, quality
-from harness.analysis import ENGINE, Tables
-from harness.gaps import ARM, LOOPS, SEAT
-from harness.measure import BATCHED, TWIN
+from harness.analysis import Tables
+from harness.gaps import ARM, ENGINE, SEAT
+from harness.parts import BATCHED, LOOPS, TWIN
 from harness.report.markdown import Row, counted, engine, seconds, table
 from harness.stats import half_width, rate
 
@@ -73,8 +73,8 @@ def _break_even(cost: float, now: float | None, eager_cost: float | None, eager:
     if now >= eager:
         return "never: eager is as fast"
     calls = max(1, math.ceil(1 + (cost - eager_cost) / (eager - now)))
-    told = int(float(f"{calls:.1e}"))
-    return f"{'about ' if calls >= 100 else ''}{counted(told, 'call')}"
+    rounded = int(float(f"{calls:.1e}"))
+    return f"{'about ' if calls >= 100 else ''}{counted(rounded, 'call')}"
 
 
 def twins(tables: Tables) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import ENGINE, Tables
-from harness.gaps import LOOPS, SEAT
-from harness.measure import BATCHED
+from harness.analysis import Tables
+from harness.gaps import ENGINE, SEAT
+from harness.parts import BATCHED, LOOPS
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, amount, engine, seconds, table
 

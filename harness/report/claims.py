@@ -12,9 +12,9 @@ from functools import partial
 
 import pandas as pd
 
-from harness.analysis import ENGINE, Tables
-from harness.gaps import LOOPS, OWN, of_prototypes, usable
-from harness.measure import BATCHED
+from harness.analysis import Tables
+from harness.gaps import ENGINE, of_prototypes, usable
+from harness.parts import BATCHED, LOOPS, OWN
 from harness.report import causes
 from harness.report.markdown import Row, amount, counted, engine, ratio, table
 from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHORTER, SLOWER

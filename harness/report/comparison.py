@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.analysis import Tables
-from harness.gaps import LOOPS, usable
+from harness.gaps import usable
+from harness.parts import LOOPS
 from harness.pilot import HEADLINE
 from harness.report import figures
 from harness.report.figures import Figures, program

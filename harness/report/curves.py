@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure import BATCHED
+from harness.parts import BATCHED
 from harness.report.figures import COLOURS, save
 from harness.trajectories import EVERY, NOTEBOOK, Line, distance
 

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis import Tables
-from harness.gaps import LOOPS, usable
+from harness.gaps import usable
 from harness.launch import end_with_parent
-from harness.measure import TWIN
+from harness.parts import LOOPS, TWIN
 from harness.report.style import draw_styled
 
 COLOURS = {

@@ -24,15 +24,16 @@ def everything(tables: Tables) -> str:
         return ""
     shares = tables.faults.groupby(PLACE).share.median().to_dict()
     calls = tables.faults.groupby(PLACE).faults.median().to_dict()
-    apart = {tuple(row) for row in uneven(tables.faults, tables.study.margin)[PLACE].itertuples(index=False, name=None)}
+    uneven_rows = uneven(tables.faults, tables.study.margin)[PLACE]
+    uneven_arms = set(uneven_rows.itertuples(index=False, name=None))
     gaps = tables.gaps[tables.gaps.contender != TWIN].to_dict("records")
     rows = []
     for gap in gaps:
-        both = _arms(gap)
-        if max(shares.get(arm, 0.0) for arm in both) > WORTH or apart & set(both):
+        pair = _arms(gap)
+        if max(shares.get(arm, 0.0) for arm in pair) > WORTH or uneven_arms & set(pair):
             where = [seat_name(gap), f"{gap['workload']} {gap['pass']}", gap["contender"], ratio(gap)]
-            cells = [f"{calls.get(arm, 0):,.0f} ({shares.get(arm, 0):.1%})" for arm in both]
-            rows.append([*where, *cells, "in some processes alone" if apart & set(both) else ""])
+            cells = [f"{calls.get(arm, 0):,.0f} ({shares.get(arm, 0):.1%})" for arm in pair]
+            rows.append([*where, *cells, "in some processes alone" if uneven_arms & set(pair) else ""])
     start = f"{SAID[tables.study.memory]}. Page faults take more than {WORTH:.0%} of an arm's time"
     start += f", or by {tables.study.margin:.0%} more of it in one process than in another,"
     if not rows:

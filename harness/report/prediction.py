@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis import ENGINE, Tables
-from harness.gaps import SEAT, usable
-from harness.measure import BATCHED
+from harness.analysis import Tables
+from harness.gaps import ENGINE, SEAT, usable
+from harness.parts import BATCHED
 from harness.report import sweeps
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, counted, engine, seconds, table

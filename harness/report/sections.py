@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.analysis import Tables
 from harness.gaps import CONTENDERS, SEAT
-from harness.measure import BATCHED, TWIN
+from harness.parts import BATCHED, TWIN
 from harness.pilot import HEADLINE
 from harness.report import causes
 from harness.report.figures import ALONE, LOOP, Drawn, group_of

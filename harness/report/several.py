@@ -144,6 +144,7 @@ def differences(runs: Runs) -> list[str]:
     weights = _each(runs, lambda t: {file: hash_[:SHOWN] for file, hash_ in t.heading["weights"].items()})
     every = [
         _differ("the code that measured (its hash)", _each(runs, lambda t: t.heading["basis"]["code"]["hash"])),
+        _differ("how workers take memory", _each(runs, lambda t: t.study.memory)),
         _differ("the margin", _each(runs, lambda t: f"{t.study.margin:.2%}")),
         *_differ_in("workload {}", of),
         *_differ_in("`{}` (its SHA-256)", weights),

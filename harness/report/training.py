@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import folders, trajectories
-from harness.measure import BATCHED, TWIN
+from harness.parts import BATCHED, TWIN
 from harness.records import Record, read
 from harness.refused import Refused
 from harness.report import appendix, curves, rendered, written
@@ -121,8 +121,8 @@ def faster(compared: list[Compared]) -> str:
     """What the times say, in a sentence."""
     if not compared:
         return "No times are to be had."
-    directions = Counter(one.gaps["in_loop"].direction for one in compared)
-    sizes = Counter(one.verdict for one in compared)
+    directions = Counter(training.gaps["in_loop"].direction for training in compared)
+    sizes = Counter(training.verdict for training in compared)
     ratios = [one.gaps["in_loop"].ratio for one in compared]
     return (
         f"Of {len(compared)} trainings, projecting inside the loop took longer in {directions[LONGER]}, shorter in "

@@ -6,11 +6,11 @@ from collections import Counter
 import pandas as pd
 
 from harness import pilot
-from harness.analysis import ENGINE, Tables
-from harness.gaps import ARM, LOOPS, SEAT, arm_of, usable
+from harness.analysis import Tables
+from harness.gaps import ARM, ENGINE, SEAT, arm_of, usable
 from harness.gates import FULL, NONE
 from harness.outcome import why_nothing
-from harness.parts import BATCHED, TWIN, part_of
+from harness.parts import BATCHED, LOOPS, TWIN, part_of
 from harness.pilot import HEADLINE
 from harness.quality import FEWEST
 from harness.records import budgets
