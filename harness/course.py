@@ -10,15 +10,16 @@ from typing import Any
 
 from harness import environment, forecast, gates, jobs, plan
 from harness.launch import end_all
-from harness.plan import Job, Need, Needs, Plan, Seat, Todo
+from harness.plan import Job, Need, Needs, Plan, Rank, Seat, Todo
 from harness.progress import Report
 from harness.records import Record, digest, latest
 from harness.study import CALIBRATING
 
 SEAT = tuple(entry.name for entry in fields(Seat))
-COLD_SHARE = 0.6  # of the budget, at most, for the first replicate, which compiles
-SWEEP_SHARE = 0.3  # of what is left of that, at most, for the sweep
-CHECK_SHARE = 0.15  # of the budget, at most, for the fp64 verification before it
+CHECK_SHARE = 0.1  # of the budget, at most, for the fp64 verification
+COLD_SHARE = 0.5  # of what is left, at most, for a first replicate, which compiles
+LEAST_S = 20.0  # of a first replicate's time for each job, for less of which it would hardly start
+HEADLINE_PROCESSES = 5  # of the question, in the loop that one would write, before what else there is
 Clock = Callable[[], float]
 
 
@@ -47,30 +48,38 @@ class Course:
         self.told |= {Seat(*(record[name] for name in SEAT)) for record in told}
 
     def records(self) -> Iterator[Record]:
-        """Records of everything planned and not yet done, as it is done."""
-        count = self.study.processes or self.study.pilot
+        """Records of everything planned and not yet done, as it is done.
+
+        With a number of processes, everything has as many. Without one the question comes first: once everywhere, then
+        in more processes, which are at least HEADLINE_PROCESSES in the loop that one would write with the first of the
+        thread counts. Then the rest, first once and then as often as a pilot is; and then what the pilot asks for.
+        """
         checks = [self._left(job) for job in plan.checks(self.planned, self.study)]
-        sweep, first = plan.sweeps(self.planned, self.study, 0), plan.jobs(self.planned, self.study, 0)
-        replicates = [self._replicate(replicate) for replicate in range(1, count)]
-        self._expect([checks, sweep, first, *replicates])
+        stages = self._stages()
+        self._expect([checks, *(made for _, made in stages)])
         yield from self._checks(checks)
         checked = [r for r in self.found if r["kind"] == "check"]
-        yield from self._cold(_cheapest_first(sweep, checked), SWEEP_SHARE)
-        yield from self._cold(_cheapest_first(first, checked))
-        for made in replicates:
-            yield from self._warm(made)
+        for replicate, made in stages:
+            yield from self._warm(made) if replicate else self._cold(_cheapest_first(made, checked))
         if self.study.processes is None and self.spent_s() < self.budget:
             needs = yield from self._needs()
             most = max((need.processes for need in needs.values()), default=0)
-            further = [plan.jobs(self.planned, self.study, replicate, needs) for replicate in range(count, most)]
-            self._expect([checks, sweep, first, *replicates, *further])
+            replicates = range(self.study.pilot, most)
+            further = [plan.jobs(self.planned, self.study, replicate, needs=needs) for replicate in replicates]
+            self._expect([checks, *(made for _, made in stages), *further])
             for made in further:
                 yield from self._warm(made)
 
-    def _replicate(self, replicate: int) -> list[Job]:
-        """A later replicate's jobs: of each seat everything there is, the sweep too, in one process."""
-        made, swept = plan.jobs(self.planned, self.study, replicate), plan.sweeps(self.planned, self.study, replicate)
-        return plan.joined(made, swept)
+    def _stages(self) -> list[tuple[int, list[Job]]]:
+        """What is done one after another before a pilot has said anything: replicates, and their jobs."""
+        if self.study.processes:
+            return [(number, plan.jobs(self.planned, self.study, number)) for number in range(self.study.processes)]
+        pilot, (question, others, rest) = self.study.pilot, Rank
+        wanted = [(0, [question, others])]
+        wanted += [(number, [question]) for number in range(1, max(pilot, HEADLINE_PROCESSES))]
+        wanted += [(number, [others]) for number in range(1, pilot)]
+        wanted += [(number, [rest]) for number in range(pilot)]
+        return [(number, plan.jobs(self.planned, self.study, number, ranks)) for number, ranks in wanted]
 
     def _expect(self, made: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for each in made for job in each))
@@ -81,10 +90,10 @@ class Course:
             self.found.append(record)
             yield record
 
-    def _cold(self, made: list[Job], part: float = 1.0) -> Iterator[Record]:
-        """The first replicate: each job has a fair share of what there is for compiling, or of a part of it."""
+    def _cold(self, made: list[Job]) -> Iterator[Record]:
+        """A first replicate: each job has a fair share of what there is for compiling."""
         share, now = COLD_SHARE if self.study.processes != 1 else 1.0, self.spent_s()
-        until = now + part * max(0.0, share * self.budget - now)
+        until = now + share * max(0.0, self.budget - now)
         for position, job in enumerate(made):
             end = _fair_end(self.spent_s(), until, len(made) - position)
             for record in self._work(self._left(job), end):
@@ -156,7 +165,10 @@ class Course:
         if not plans:
             from harness import pilot
 
+            marked = plan.prototypes(self.study, list(self.bench.frameworks.values()))
+            apart = {(each["framework"], each["execution"], each["recurrence"]) for each in marked}
             rows = pilot.needs([record for record in self.found if record["kind"] == "block"], self.study)
+            rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in apart]
             what: Record = {"kind": "plan", "status": "ok", "reason": "", "target": self.study.target, "needs": rows}
             plans = [{"key": digest(what), **what}]
             yield plans[0]
@@ -187,8 +199,9 @@ def _cheapest_first(made: list[Job], checked: list[Record]) -> list[Job]:
 
 
 def _fair_end(now: float, end: float, jobs_left: int) -> float:
-    """When a job must end so that the ones after it get as much of the time left."""
-    return now + max(0.0, end - now) / jobs_left
+    """When a job must end so that the ones after it get as much of the time left, where that is enough to start."""
+    left = max(0.0, end - now)
+    return now + max(left / jobs_left, min(left, LEAST_S))
 
 
 def _complete(record: Record) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from enum import IntEnum
 from typing import Any
 
 from harness.parts import BATCHED, is_question, part_of, parts
@@ -74,12 +75,31 @@ class Cell:
         }
 
 
+class Rank(IntEnum):
+    """What comes first where a budget does not do for everything."""
+
+    HEADLINE = 0  # the question in the loop that one would write, with the first of the thread counts
+    OTHER_THREADS = 1  # the same with the other thread counts
+    REST = 2  # other loops, other projections, the framework's own layer, and the sweep
+
+
 @dataclass
 class Plan:
-    """Cells to measure, and those that can not be, with status and reason."""
+    """Cells to measure, and those that can not be, with status and reason.
+
+    `loops`: the loop that one would write in each seat. `threads`: the first of the thread counts.
+    """
 
     cells: list[Cell]
     absent: list[tuple[Cell, str, str]]
+    loops: dict[Seat, str] = field(default_factory=dict)
+    threads: int = 1
+
+    def rank(self, seat: Seat, todo: "Todo") -> Rank:
+        """The rank of a seat's block."""
+        if todo.swept or todo.part != self.loops.get(seat):
+            return Rank.REST
+        return Rank.OTHER_THREADS if seat.device == "cpu" and seat.threads != self.threads else Rank.HEADLINE
 
 
 @dataclass(frozen=True)
@@ -179,10 +199,11 @@ def _check_executions(study: Study, chosen: list[Framework]) -> None:
 
 def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
     """Every cell of the study, planned or absent with its reason."""
-    plan = Plan([], [])
+    plan = Plan([], [], threads=threads[0])
     points = {workload.name for workload in study.swept}
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
+            plan.loops[cell.seat] = framework.executions[cell.seat.execution]["loop"]
             if why := why_not(study, framework, cell, cell.workload.name in points):
                 plan.absent.append((cell, *why))
             else:
@@ -250,51 +271,44 @@ def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | Non
     return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not asked else None
 
 
-def jobs(plan: Plan, study: Study, replicate: int, needs: Needs | None = None) -> list[Job]:
-    """A replicate's timed jobs, seats in random order; with `needs`, only what needs so many processes.
+def jobs(
+    plan: Plan, study: Study, replicate: int, ranks: Iterable[Rank] = Rank, needs: Needs | None = None
+) -> list[Job]:
+    """A replicate's timed jobs of some ranks, seats in random order; with `needs`, only what needs so many processes.
 
-    Blocks keep the study's order in every replicate, those of the question first: a budget that ends early has then
-    cut the least central cells. The sweep's jobs are others, see `sweeps`.
+    Blocks keep the study's order in every replicate: a budget that ends early has then cut the least central cells.
+    In the first, what forecasts are made from comes with what they are about, and before it.
     """
-    points = {workload.name for workload in study.swept}
-    grouped = group([cell for cell in plan.cells if cell.workload.name not in points])
+    grouped = group(plan.cells)
     made = []
     for seat in _shuffled(grouped, study, replicate):
         blocks = []
-        for todo in blocks_of(grouped[seat]):
+        for todo in blocks_of(grouped[seat], study):
             need = needs.get((seat, todo.workload.name, todo.pass_, todo.part)) if needs is not None else None
-            if needs is None or (need and need.processes > replicate):
+            rank = plan.rank(seat, todo)
+            if replicate == 0 and _calibrates(todo, study):
+                rank = Rank.HEADLINE
+            if rank in ranks and (needs is None or (need and need.processes > replicate)):
                 blocks.append(replace(todo, rounds=need.rounds if need else None))
         if blocks:
             made.append(Job(seat, replicate, tuple(blocks)))
     return made
 
 
-def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]]) -> list[Todo]:
-    """A seat's timed blocks, those of the question first."""
+def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[Todo]:
+    """A seat's timed blocks: those that forecasts are made from, the question's, the others', the rest of the sweep."""
+    points = {workload.name for workload in study.swept}
     made = [
-        Todo(workload, pass_, arms, workload.T, True, part)
+        Todo(workload, pass_, arms, workload.T, True, part, swept=workload.name in points)
         for (workload, pass_), every in grouped.items()
         for part, arms in parts(every).items()
     ]
-    return sorted(made, key=lambda todo: not is_question(todo.part))
+    return sorted(made, key=lambda todo: (not _calibrates(todo, study), todo.swept, not is_question(todo.part)))
 
 
-def sweeps(plan: Plan, study: Study, replicate: int) -> list[Job]:
-    """A replicate's jobs of the sweep, seats in random order; the points that forecasts are made from come first."""
-    points = {workload.name for workload in study.swept}
-    grouped = group([cell for cell in plan.cells if cell.workload.name in points])
-    return [
-        Job(seat, replicate, tuple(replace(todo, swept=True) for todo in blocks_of(grouped[seat])))
-        for seat in _shuffled(grouped, study, replicate)
-    ]
-
-
-def joined(first: list[Job], second: list[Job]) -> list[Job]:
-    """The jobs of both lists, those of one seat as one: its process is started once."""
-    blocks = {job.seat: job.blocks for job in second}
-    jobs_of_first = [replace(job, blocks=(*job.blocks, *blocks.get(job.seat, ()))) for job in first]
-    return jobs_of_first + [job for job in second if job.seat not in {job.seat for job in first}]
+def _calibrates(todo: Todo, study: Study) -> bool:
+    """Whether a block is one that forecasts are made from."""
+    return todo.workload in study.swept[:CALIBRATING]
 
 
 def _shuffled(seats: Iterable[Seat], study: Study, replicate: int) -> list[Seat]:

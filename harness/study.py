@@ -186,8 +186,9 @@ class Study(BaseModel):
     `budget_s`: after this long no further block is started (None: no limit).
     `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
     `memory`: how workers take it from the kernel (harness.memory).
-    `processes`: worker processes of a cell. None: a pilot of `pilot` of them, and then of the question's arms as many
-    as bring the 95% interval of each of their gaps to ±`target`, at most `processes_max`.
+    `processes`: worker processes of a cell. None: a pilot of `pilot` of them, or a few more where the question is
+    (harness.course), and then of the question's arms as many as bring the 95% interval of each of their gaps to
+    ±`target`, at most `processes_max`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -210,10 +211,10 @@ class Study(BaseModel):
     target: Annotated[float, Field(gt=0, lt=1)] = 0.01
     rounds: Annotated[int, Field(ge=1, le=10000)] = 100
     rounds_min: Annotated[int, Field(ge=1, le=10000)] = 5
-    block_s: Annotated[float, Field(gt=0, le=3600)] = 1.2
+    block_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
-    budget_s: Annotated[float, Field(gt=0)] | None = 1290.0  # seconds; inf is None
+    budget_s: Annotated[float, Field(gt=0)] | None = 1320.0  # seconds; inf is None
     unroll_limit: Annotated[int, Field(ge=0)] | None = 32
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     weights: str | None = None

@@ -1,6 +1,7 @@
 """Which arms are timed side by side: the question's have blocks of their own, and nothing is counted twice."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +9,14 @@ import pytest
 from harness import course, jobs, pilot, plan
 from harness.gaps import _both, samples
 from harness.parts import at_home, is_question, part_of, parts
-from harness.plan import Cell, Job, Seat
+from harness.plan import Cell, Job, Rank, Seat
 from harness.study import Study
 from impls.interface import IMPOSSIBLE, PROJECTIONS, RECURRENCES, Arm
 from tests.conftest import SMALL
 
 EVERY = [arm for r in RECURRENCES for p in PROJECTIONS if (arm := Arm(r, p)).name not in IMPOSSIBLE]
 SEAT = Seat("numpy", "cpu", 1, "eager", "fp32")
+STUDY = Study(workloads=[SMALL])
 
 
 def names(part):
@@ -38,7 +40,7 @@ def test_every_arm_is_at_home_in_one_part_and_each_part_has_what_it_compares_wit
 
 
 def test_a_guest_has_no_control():
-    made = {todo.part: todo for todo in plan.blocks_of({(SMALL, "forward"): EVERY})}
+    made = {todo.part: todo for todo in plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)}
     assert [part for part, todo in made.items() if todo.control] == ["unrolled", "scan", "layer", "given"]
     assert [is_question(part) for part in made] == sorted((is_question(part) for part in made), reverse=True)
     assert Arm("scan", "batched") not in made["scan-others"].home
@@ -48,7 +50,7 @@ def records(replicates=2):
     """What the parts of every arm come to in some processes; twins too, each sample its own number."""
     made, number = [], 0
     for replicate in range(replicates):
-        for todo in plan.blocks_of({(SMALL, "forward"): EVERY}):
+        for todo in plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY):
             twins = [f"{arm.recurrence}_twin" for arm in todo.home if arm.projection == "batched"]
             arms = {}
             for name in [*(arm.name for arm in todo.arms), *twins]:
@@ -82,7 +84,7 @@ def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
     assert [row["part"] for row in rows] == ["scan", "unrolled"]
     needs = {(SEAT, row["workload"], row["pass"], row["part"]): plan.Need(9, 7) for row in rows}
     made = plan.Plan([Cell(SEAT, SMALL, "forward", arm) for arm in EVERY], [])
-    (further,) = plan.jobs(made, study, 3, needs)
+    (further,) = plan.jobs(made, study, 3, needs=needs)
     assert {(todo.part, todo.rounds) for todo in further.blocks} == {("scan", 7), ("unrolled", 7)}
 
 
@@ -102,7 +104,7 @@ def test_later_processes_sample_as_the_first_did(tmp_path, first):
             for arm in record["arms"].values():
                 arm["calls"] = calls
             run.found.append(record | {"kind": "block", "replicate": replicate})
-    job = Job(SEAT, 2, tuple(plan.blocks_of({(SMALL, "forward"): EVERY})))
+    job = Job(SEAT, 2, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     assert {todo.calls for todo in run._alike(job).blocks} == {first}
     assert {jobs._request(bench_with(bench), job, todo)["calls"] for todo in run._alike(job).blocks} == {first}
 
@@ -114,7 +116,7 @@ def bench_with(bench):
 
 
 def test_a_block_of_guests_alone_is_left_out():
-    job = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): EVERY})))
+    job = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     seat = ("numpy", "cpu", 1, "eager", "fp32")
     reached = {(seat, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
     assert [todo.part for todo in course._only(job, reached).blocks] == ["scan"]
@@ -122,21 +124,72 @@ def test_a_block_of_guests_alone_is_left_out():
 
 def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
     bench = bench_with(jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
-    job = Job(SEAT, 0, tuple(plan.blocks_of({(SMALL, "forward"): EVERY})))
+    job = Job(SEAT, 0, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     times = {todo.part: jobs._request(bench, job, todo)["rounds"]["block_s"] for todo in job.blocks}
     assert math.isclose(times["scan"], 3 * times["layer"])
     assert times["scan"] == bench.study.block_s
 
 
-def course_of(study, cells, folder):
-    bench = jobs.Bench(study, {}, folder, folder, None, {})
-    return course.Course(bench, plan.Plan(cells, []), [], lambda: 0.0, SimpleNamespace())
-
-
-def test_a_later_process_does_the_sweep_too(tmp_path):
-    study = Study(workloads=[SMALL], sweep=SMALL)
+def planned(sweep=None):
+    """A study in one and two threads, of which one would write the scan, and its plan."""
+    study = Study(workloads=[SMALL], sweep=sweep)
     arms = [(SMALL, arm) for arm in EVERY] + [(point, Arm("scan", "batched")) for point in study.swept]
-    run = course_of(study, [Cell(SEAT, workload, "forward", arm) for workload, arm in arms], tmp_path)
-    (job,) = run._replicate(1)
-    assert {todo.part for todo in job.blocks if not todo.swept} == set(parts(EVERY))
-    assert {todo.workload for todo in job.blocks if todo.swept} == set(study.swept)
+    seats = [SEAT, replace(SEAT, threads=2)]
+    cells = [Cell(seat, workload, "forward", arm) for seat in seats for workload, arm in arms]
+    return study, plan.Plan(cells, [], dict.fromkeys(seats, "scan"), 1)
+
+
+def staged(study, made, folder):
+    """What each stage does: its replicate, and each thread count's parts, that of the sweep by its name."""
+    bench = jobs.Bench(study, {}, folder, folder, None, {})
+    run = course.Course(bench, made, [], lambda: 0.0, SimpleNamespace())
+    return [
+        (number, {job.seat.threads: {"sweep" if b.swept else b.part for b in job.blocks} for job in some})
+        for number, some in run._stages()
+    ]
+
+
+def test_the_question_comes_first_and_then_the_rest_as_often_as_a_pilot(tmp_path):
+    rest = set(parts(EVERY)) - {"scan"}
+    stages = staged(*planned(), tmp_path)
+    assert stages[0] == (0, {1: {"scan"}, 2: {"scan"}})
+    assert stages[1:5] == [(number, {1: {"scan"}}) for number in (1, 2, 3, 4)]
+    assert stages[5:7] == [(number, {2: {"scan"}}) for number in (1, 2)]
+    assert stages[7:] == [(number, {1: rest, 2: rest}) for number in (0, 1, 2)]
+
+
+def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_with_the_rest(tmp_path):
+    study, made = planned(SMALL)
+    stages = staged(study, made, tmp_path)
+    assert stages[0] == (0, {1: {"sweep", "scan"}, 2: {"sweep", "scan"}})
+    assert [("sweep" in parts_[1]) for _, parts_ in stages if 1 in parts_] == [True, *[False] * 4, *[True] * 3]
+    first = plan.jobs(made, study, 0)[0].blocks
+    assert [todo.workload for todo in first[:2]] == study.swept[:2]
+    done = [plan.jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])]
+    together = [todo for some in done for todo in next(job for job in some if job.seat == SEAT).blocks]
+    assert len(together) == len(set(together))
+    assert set(together) == set(next(job for job in plan.jobs(made, study, 0) if job.seat == SEAT).blocks)
+
+
+def test_a_number_of_processes_is_everything_s(tmp_path):
+    study, made = planned(SMALL)
+    every = {*parts(EVERY), "sweep"}
+    stages = staged(study.model_copy(update={"processes": 2}), made, tmp_path)
+    assert stages == [(number, {1: every, 2: every}) for number in (0, 1)]
+
+
+def test_a_prototype_gets_no_further_processes(tmp_path):
+    study = Study(workloads=[SMALL], processes=None, target=1e-9)
+    execution = {"prototypes": {"scan": "marked so upstream"}}
+    bench = jobs.Bench(
+        study, {"numpy": plan.Framework("numpy", executions={"eager": execution})}, tmp_path, tmp_path, None, {}
+    )
+    run = course.Course(bench, plan.Plan([], []), [], lambda: 0.0, SimpleNamespace())
+    run.found = [record | {"kind": "block"} for record in records(3)]
+    (asked,) = run._needs()
+    assert [row["part"] for row in asked["needs"]] == ["unrolled"]
+
+
+@pytest.mark.parametrize(("left", "jobs_left", "end"), [(100.0, 2, 150.0), (100.0, 20, 120.0), (7.0, 20, 107.0)])
+def test_a_first_process_has_a_fair_share_of_the_time_or_enough_to_start(left, jobs_left, end):
+    assert course._fair_end(100.0, 100.0 + left, jobs_left) == end
