@@ -75,8 +75,9 @@ class Course:
         if self.study.processes:
             return [(number, plan.jobs(self.planned, self.study, number)) for number in range(self.study.processes)]
         pilot, (question, others, rest) = self.study.pilot, Rank
+        most = max(pilot, min(HEADLINE_PROCESSES, self.study.processes_max))
         wanted = [(0, [question, others])]
-        wanted += [(number, [question]) for number in range(1, max(pilot, HEADLINE_PROCESSES))]
+        wanted += [(number, [question]) for number in range(1, most)]
         wanted += [(number, [others]) for number in range(1, pilot)]
         wanted += [(number, [rest]) for number in range(pilot)]
         return [(number, plan.jobs(self.planned, self.study, number, ranks)) for number, ranks in wanted]
@@ -111,6 +112,8 @@ class Course:
             if not record.get("first_try"):  # which is kept, and not measured with
                 self.report.block(line(record))
                 self.found.append(record)
+                if _complete(record):
+                    self.complete.add(record["key"])
             yield record
             yield from self._forecast(job)
 

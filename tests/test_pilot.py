@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from harness import pilot, run, selftest, stats
+from harness import course, pilot, run, selftest, stats
 from harness.pilot import Costs
 from harness.plan import Need
 from harness.records import FILE
@@ -78,20 +78,20 @@ def blocks(folder):
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
     given = {"target": 1e-6, "rounds": 8, "rounds_min": 2, "passes": ["forward"], "recurrences": ["unrolled"]}
-    given = study(processes=None, pilot=2, processes_max=4, **given)
+    given = study(processes=None, pilot=2, processes_max=7, **given)
     folder = tmp_path / "run"
     run.run(given, folder, False, "")
     (plan,) = plans(folder)
     (need,) = plan["needs"]
-    assert need["processes"] == 4  # a millionth can not be had: as many as are allowed
+    assert need["processes"] == 7  # a millionth can not be had: as many as are allowed
     done = blocks(folder)
-    assert [record["replicate"] for record in done] == [0, 1, 2, 3]
-    assert {len(arm["samples_ns"]) for record in done[2:] for arm in record["arms"].values()} == {need["rounds"]}
+    assert [record["replicate"] for record in done] == [0, 1, 2, 3, 4, 5, 6]
+    assert {len(arm["samples_ns"]) for record in done[5:] for arm in record["arms"].values()} == {need["rounds"]}
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     (folder / FILE).write_text("".join(lines[:-1]))  # the last block is lost
     run.run(given, folder, True, "")
     assert plans(folder) == [plan]
-    assert [record["replicate"] for record in blocks(folder)] == [0, 1, 2, 3]
+    assert [record["replicate"] for record in blocks(folder)] == [0, 1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.usefixtures("numpy_backend")
@@ -100,7 +100,14 @@ def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
     given = study(processes=None, pilot=2, processes_max=9, passes=["forward"], recurrences=["unrolled"])
     run.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
-    assert len(blocks(tmp_path / "run")) == 2
+    assert len(blocks(tmp_path / "run")) == course.HEADLINE_PROCESSES
+
+
+@pytest.mark.usefixtures("numpy_backend")
+def test_no_more_processes_than_are_allowed(tmp_path):
+    given = study(processes=None, pilot=2, processes_max=3, passes=["forward"], recurrences=["unrolled"])
+    run.run(given, tmp_path / "run", False, "")
+    assert [record["replicate"] for record in blocks(tmp_path / "run")] == [0, 1, 2]
 
 
 def records_of(*projections):
