@@ -10,16 +10,17 @@ from typing import Any
 
 from harness import environment, forecast, gates, jobs, plan
 from harness.launch import end_all
+from harness.parts import BATCHED
 from harness.plan import Job, Need, Needs, Plan, Rank, Seat, Todo
 from harness.progress import Report
 from harness.records import Record, digest, latest
-from harness.study import CALIBRATING
+from harness.study import CALIBRATING, HEADLINE_PROCESSES
+from impls.interface import Arm
 
 SEAT = tuple(entry.name for entry in fields(Seat))
 CHECK_SHARE = 0.1  # of the budget, at most, for the fp64 verification
 COLD_SHARE = 0.5  # of what is left, at most, for a first replicate, which compiles
 LEAST_S = 20.0  # of a first replicate's time for each job, for less of which it would hardly start
-HEADLINE_PROCESSES = 5  # of the question, in the loop that one would write, before what else there is
 Clock = Callable[[], float]
 
 
@@ -224,14 +225,21 @@ def _same(record: Record, seat: Seat) -> bool:
 
 
 def _only(job: Job, reached: set[Any]) -> Job:
-    """The job with the arms that the first replicate measured: the others are named already."""
+    """The job with the arms that the first replicate measured: the others are named already. A block that has lost
+    what it compares with is left out.
+    """
     seat = tuple(asdict(job.seat).values())
     blocks = []
     for todo in job.blocks:
         arms = tuple(arm for arm in todo.arms if (seat, todo.workload.name, todo.pass_, arm.name) in reached)
-        if (left := replace(todo, arms=arms)).home:
+        left = replace(todo, arms=arms)
+        if left.home and _has_baseline(arms) == _has_baseline(todo.arms):
             blocks.append(left)
     return replace(job, blocks=tuple(blocks))
+
+
+def _has_baseline(arms: tuple[Arm, ...]) -> bool:
+    return any(arm.projection == BATCHED for arm in arms)
 
 
 def together(bench: jobs.Bench, made: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:

@@ -214,6 +214,7 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
         "counted": [[arm.recurrence, arm.projection] for arm in _counted(bench, job, todo)],
         "control": todo.control,
         "calls": todo.calls,
+        "hurried": job.replicate == 0,
         "overwrites": bench.frameworks[job.seat.framework].executions[job.seat.execution]["overwrites"],
         "texts": str(bench.texts or ""),
     }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.data import data_for, probe
-from harness.parts import BATCHED, TWIN
+from harness.parts import BATCHED, PAIR, TWIN
 from impls.evidence import Evidence
 from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable
 
@@ -38,7 +38,8 @@ class Block:
     """Arms of one workload and pass; `rounds` is None when outputs are wanted and no times.
 
     `counted` are the arms of which is counted what they do in a call; `control`: whether batched has a twin.
-    `calls` of a sample, the same for every arm; None: as many as the shortest arm needs.
+    `calls` of a sample, the same for every arm; None: as many as the shortest arm needs. `hurried`: its time may end
+    before all are called, so that those without which the others say nothing come first.
     """
 
     cell: str
@@ -52,6 +53,7 @@ class Block:
     counted: tuple[Arm, ...] = ()
     control: bool = True
     calls: int | None = None
+    hurried: bool = False
     overwrites: bool = False  # whether a call's outputs are lent until the next one
 
 
@@ -144,12 +146,15 @@ class _Running:
 
     def first_calls(self) -> None:
         """Prepare and call every arm, and the twins, in an order of this process's own: so their arrays lie elsewhere
-        in every process.
+        in every process. In a hurried block the pair of the question comes first.
         """
         began, names = self.meters.clock(), self._names()
         self.arms = {name: Timed() for name in names if not name.endswith(TWIN)}
         chance = random.Random(self.todo.seed)
-        for name in chance.sample(list(names), len(names)):
+        order = chance.sample(list(names), len(names))
+        if self.todo.hurried:
+            order.sort(key=lambda name: (names[name].projection not in PAIR, name.endswith(TWIN)))
+        for name in order:
             if (self.meters.clock() - began) / 1e9 > self.todo.seconds:
                 self.arms[name] = Timed("not_reached", "the time for this process ended before its first call")
                 continue

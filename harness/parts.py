@@ -17,6 +17,7 @@ BATCHED = "batched"
 TWIN = "twin"  # the batched arm a second time: the A/A control
 OWN = "layer_batched"  # the framework's own layer, projected once
 QUESTION = (*AROUND_THE_LOOP, TWIN)
+PAIR = ("in_loop", BATCHED)  # without which a block answers nothing
 
 
 def part_of(recurrence: str, projection: str) -> str:

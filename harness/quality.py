@@ -15,13 +15,14 @@ SHARE = 0.15  # of the samples, in either mode, at least
 ERRORS = 3.0  # standard errors that the halves' medians must differ by
 AT_ONCE = 4096  # arms; what bounds the memory taken
 KEYS = ["framework", "execution", "device", "precision", "pass"]
-FLAGS = ["samples", "median_ns", "outliers", "drift", "drifts", "autocorrelation", "bimodal"]
+FLAGS = ["samples", "median_ns", "above", "outliers", "drift", "drifts", "autocorrelation", "bimodal"]
 
 
 def qualities(every: list[list[int]], margin: float) -> pd.DataFrame:
     """The flags of many arms' samples, each arm's in nanoseconds and in the order they were taken: a row of FLAGS each.
 
-    `median_ns` is of a sample, the geometric mean of the middle two where their number is even; `drift` the log ratio
+    `median_ns` is of a sample, the geometric mean of the middle two where their number is even; `above` the part by
+    which it lies above the shortest, which grows with whatever else a machine does; `drift` the log ratio
     of the medians, second half to first, which `drifts` beyond `margin` (a fraction); `autocorrelation` that of
     successive rounds. From `drift` on they are missing where the samples are too few to tell.
     """
@@ -44,7 +45,8 @@ def _flags(logs: np.ndarray, margin: float) -> dict[str, Any]:
     limit = middle + OUTLIER * 1.4826 * np.median(np.abs(logs - middle), axis=1, keepdims=True)
     outlying = (logs > limit) & (limit > middle)  # samples that are mostly alike have no outliers
     outliers = outlying.sum(axis=1)
-    known = {"samples": count, "median_ns": np.exp(middle[:, 0]), "outliers": outliers}
+    above = np.expm1(middle[:, 0] - logs.min(axis=1))
+    known = {"samples": count, "median_ns": np.exp(middle[:, 0]), "above": above, "outliers": outliers}
     if count < FEWEST:
         untold = pd.array([None] * arms, "boolean")
         return known | {"drift": math.nan, "drifts": untold, "autocorrelation": math.nan, "bimodal": untold}

@@ -33,9 +33,11 @@ class Curve:
 def curve(seconds: Mapping[float, float]) -> Curve:
     """From measured seconds by bytes, each with the price of one call in it, which is taken out.
 
-    That price is what the smallest takes longer than at the best rate seen.
+    That price is what the smallest takes longer than at the best rate seen. An amount takes no longer than a larger
+    one: where a busy machine says so, the larger one's time is taken.
     """
     amounts, taken = (np.array(column) for column in zip(*sorted(seconds.items()), strict=True))
+    taken = np.minimum.accumulate(taken[::-1])[::-1]
     least = amounts / np.max(amounts / taken)
     call = taken[0] - least[0]
     return Curve(np.log(amounts), np.log(np.maximum(taken - call, least)))

@@ -193,6 +193,18 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def welch(apart: Any, halves: Sequence[Any], counts: Sequence[Any]) -> Any:
+    """Whether two means differ at 95%, by the half-widths of their 95% intervals and their numbers of processes.
+
+    Welch's t (1947), with Satterthwaite's degrees of freedom; elementwise, `apart` being the difference of the means.
+    """
+    reach, freedoms = 1 - LEVEL / 2, np.stack([np.asarray(count, float) - 1 for count in counts])
+    variances = (np.stack([np.asarray(half, float) for half in halves]) / special.stdtrit(freedoms, reach)) ** 2
+    joint = variances.sum(axis=0)
+    freedom = joint**2 / (variances**2 / freedoms).sum(axis=0)
+    return np.abs(apart) > special.stdtrit(freedom, reach) * np.sqrt(joint)
+
+
 def gap(found: Sample, margin: float) -> Gap:
     """The gap over processes; `margin` is a fraction, such as 0.02."""
     count, mean = len(found.log_ratios), float(np.mean(found.log_ratios))

@@ -25,6 +25,7 @@ from harness.refused import Refused
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 Size = Annotated[int, Field(ge=1, le=65536)]
+HEADLINE_PROCESSES = 5  # of the question, in the loop that one would write, before what else there is
 CALIBRATING = 2  # points of a sweep that forecasts are made from
 LARGEST_BYTES = 4 << 30  # of the arrays of one float32 call
 LARGEST_FILE = 1 << 20  # bytes of a study file
@@ -214,7 +215,7 @@ class Study(BaseModel):
     block_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 20260101
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
-    budget_s: Annotated[float, Field(gt=0)] | None = 1320.0  # seconds; inf is None
+    budget_s: Annotated[float, Field(gt=0)] | None = 1260.0  # seconds; inf is None
     unroll_limit: Annotated[int, Field(ge=0)] | None = 32
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     weights: str | None = None

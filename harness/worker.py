@@ -121,6 +121,7 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         counted=tuple(Arm(*arm) for arm in request["counted"]),
         control=request["control"],
         calls=request["calls"],
+        hurried=request["hurried"],
         overwrites=request["overwrites"],
     )
     outputs = Path(request["outputs"])

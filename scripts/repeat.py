@@ -3,8 +3,7 @@
 SECOND is another run's folder; where there is none yet, the study of FIRST is measured into it, with the budget that
 that one had. Every gap that both runs have and count (no A/A control of its block missed 1) is compared with itself:
 
-    beyond: its ratios are more than 1.96 joint standard errors apart, a standard error being that of the 95% interval,
-        half its width over 1.96 on the scale of logarithms; one in twenty where intervals of normal errors hold
+    beyond: its log ratios differ at 95% by Welch's t over the processes of both; one in twenty where intervals hold
     apart: its intervals do not overlap
     opposite: one run calls it slower, the other faster
 
@@ -30,9 +29,8 @@ from harness.pilot import HEADLINE
 from harness.records import FILE, PACKED
 from harness.refused import Refused
 from harness.report import appendix, words
-from harness.stats import FASTER, SLOWER
+from harness.stats import FASTER, SLOWER, welch
 
-NORMAL = 1.96  # standard errors in half of a 95% interval
 GROUPS = ("in_loop, per_step", "other projections", "A/A controls")
 
 
@@ -47,12 +45,12 @@ def compared(first: Tables, second: Tables) -> pd.DataFrame:
             raise Refused(f"workload {workload.name} has other sizes in the two runs")
     both = _intervals(first).merge(_intervals(second), on=[*GAP_KEYS, "baseline"], suffixes=("", "_again"))
     halves = [np.log(both[f"ci_high{run}"] / both[f"ci_low{run}"]) / 2 for run in ("", "_again")]
-    apart = np.log(both.ratio_again / both.ratio).abs()
+    differ = welch(np.log(both.ratio_again / both.ratio), halves, (both.processes, both.processes_again))
     group = both.contender.map(lambda name: GROUPS[0 if name in HEADLINE else 2 if name == TWIN else 1])
     verdicts = [frozenset(pair) for pair in zip(both.verdict, both.verdict_again, strict=True)]
     return both.assign(
         group=group,
-        beyond=apart > NORMAL * np.hypot(*(half / NORMAL for half in halves)),
+        beyond=differ,
         apart=(both.ci_low > both.ci_high_again) | (both.ci_low_again > both.ci_high),
         opposite=[pair == {SLOWER, FASTER} for pair in verdicts],
         same_verdict=[len(pair) == 1 for pair in verdicts],

@@ -60,6 +60,7 @@ def test_zeros_and_a_dead_relu_pass_in_every_framework(framework, tmp_path):
     workload = Workload(name="B4-T6-I3-H8-O4-rnn_tanh", B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh")
     files = of(workload, tmp_path, x=np.zeros((6, 4, 3)))
     eager = ["verify", "--framework", framework, "--execution", "eager", "--precision", "fp32"]
+    eager += ["--recurrence", "unrolled,layer", "--projection", "none,in_loop,batched,library"]
     done = harness(*eager, "--workload", SMALL, "--inputs", files["inputs"])
     assert done.returncode == 0, done.stdout + done.stderr
     done = harness(*eager, "--workload", "B=1,T=2,I=1,H=1,O=1,cell=rnn_relu", "--seed", "3")

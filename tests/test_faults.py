@@ -11,6 +11,7 @@ from tests.conftest import add_frameworks
 from tests.faults import FAULTS, SOUND, SWAPPED
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
+FEW = ("shifted", "lowered", "missing_gradient")
 MISSED_IN_FORWARD = {"missing_gradient", "other_target"}  # a forward pass has no gradients to miss, and no target
 SPARED = {"dropped_bias": {"none"}, "lowered": {"none"}}  # projection none does not run the faulty line
 
@@ -25,8 +26,8 @@ def broken(framework, tmp_path, monkeypatch):
     return f"broken_{framework}"
 
 
-def measured(broken, folder, faults=None):
-    given = {"frameworks": [broken], "executions": faults, "threads": [1], "workloads": [WORKLOAD]}
+def measured(broken, folder, planted):
+    given = {"frameworks": [broken], "executions": list(planted), "threads": [1], "workloads": [WORKLOAD]}
     study = Study(**given, processes=1, rounds=3, block_s=0.01)
     records = run.run(study, folder, False, "")
     report.write(folder)
@@ -40,16 +41,18 @@ def expected(fault, pass_, projection):
 
 
 def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
-    records, times = measured(broken, tmp_path / "run")
+    """All of them in one framework; in the others those that differ most in where they show."""
+    faults = FAULTS if broken == "broken_torch" else FEW
+    records, times = measured(broken, tmp_path / "run", [SOUND, SWAPPED, *faults])
     cells = times[times.status.isin(["ok", "wrong"])]
-    assert set(cells.execution) == {SOUND, SWAPPED, *FAULTS}
+    assert set(cells.execution) == {SOUND, SWAPPED, *faults}
     for row in cells.to_dict("records"):
         projection = "batched" if row["projection"] == "twin" else row["projection"]
         assert row["status"] == expected(row["execution"], row["pass"], projection), row
         assert (row["status"] == "wrong") == bool(pd.isna(row["median_s"]))
     assert not any(arm["samples_ns"] for r in records[1:] for arm in r["arms"].values() if arm["status"] == "wrong")
     text = (tmp_path / "run" / "report.md").read_text()
-    for fault in FAULTS:
+    for fault in faults:
         assert f"wrong: {broken} {fault}" in text
     # A form that was swapped for another passes the gates, and does not count as what it is called.
     added = causes.added(Tables(records))

@@ -254,6 +254,13 @@ def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
     assert any(cell.workload.name == "book-T80" for cell in made[None].cells)
 
 
+def test_moving_less_never_takes_longer_whatever_a_busy_machine_says():
+    quiet, busy = {2.0**n: 1e-6 * 2**n for n in range(4)}, {1.0: 9e-6, 2.0: 2e-6, 4.0: 7e-6, 8.0: 8e-6}
+    assert roof.curve(quiet)(1.0) == pytest.approx(1e-6)
+    taken = [roof.curve(busy)(amount) for amount in busy]
+    assert taken == sorted(taken)
+
+
 def test_a_first_replicate_leaves_time_for_more(monkeypatch):
     """However long its jobs would go on: each ends when its time does, and what is left is the others'."""
     wanted = study.Study(sweep="book", budget_s=1000.0, processes=2)

@@ -108,7 +108,8 @@ ONES = [{"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO
 def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp_path):
     """Products of size one: both forms take the same operations, and none is left out."""
     workloads = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(ONES)}
-    arms = {"recurrences": ["unrolled", "scan"], "projections": ["in_loop", "batched"]}
+    loops = ["unrolled"] if framework == "torch" else ["unrolled", "scan"]  # Inductor compiles for seconds an arm
+    arms = {"recurrences": loops, "projections": ["in_loop", "batched"]}
     executions = [*COMPILED[framework], *ORIGINAL[framework], "eager"]
     found, _ = counted(framework, executions, tmp_path, *workloads.values(), **arms)
     assert found.evidence.flops.notna().all()

@@ -200,6 +200,20 @@ def test_arms_are_prepared_in_another_order_in_another_process():
     assert len(orders) > 1
 
 
+def test_where_time_is_short_the_pair_comes_first_in_an_order_of_its_own():
+    starts, ends = set(), set()
+    for seed in range(8):
+        clock = Clock()
+        backend = Made(clock)
+        run(backend, clock, seed=seed, hurried=True)
+        names = [name for name, _ in backend.prepared]
+        starts.add(tuple(names[:2]))
+        assert names[2] == "unrolled_batched"  # its twin
+        ends.add(tuple(names[3:5]))
+    assert starts == {("unrolled_in_loop", "unrolled_batched"), ("unrolled_batched", "unrolled_in_loop")}
+    assert len(ends) > 1
+
+
 def test_a_control_that_fails_where_its_arm_does_not_is_named():
     class Once(Made):
         def prepare(self, program, w):

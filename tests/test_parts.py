@@ -122,6 +122,17 @@ def test_a_block_of_guests_alone_is_left_out():
     assert [todo.part for todo in course._only(job, reached).blocks] == ["scan"]
 
 
+def test_a_block_that_lost_what_it_compares_with_is_left_out():
+    seat = ("numpy", "cpu", 1, "eager", "fp32")
+    job = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    reached = {(seat, SMALL.name, "forward", arm.name) for arm in EVERY}
+    assert len(course._only(job, reached).blocks) == len(job.blocks)
+    reached_but_it = reached - {(seat, SMALL.name, "forward", "scan_batched")}
+    assert "scan" not in {todo.part for todo in course._only(job, reached_but_it).blocks}
+    alone = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
+    assert course._only(alone, reached) == alone
+
+
 def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
     bench = bench_with(jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
     job = Job(SEAT, 0, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))

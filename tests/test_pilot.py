@@ -6,11 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from harness import course, pilot, run, selftest, stats
+from harness import pilot, run, selftest, stats
 from harness.pilot import Costs
 from harness.plan import Need
 from harness.records import FILE
 from harness.stats import Parts
+from harness.study import HEADLINE_PROCESSES
 from tests.test_run import study
 
 TARGET = 0.01
@@ -100,7 +101,7 @@ def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
     given = study(processes=None, pilot=2, processes_max=9, passes=["forward"], recurrences=["unrolled"])
     run.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
-    assert len(blocks(tmp_path / "run")) == course.HEADLINE_PROCESSES
+    assert len(blocks(tmp_path / "run")) == HEADLINE_PROCESSES
 
 
 @pytest.mark.usefixtures("numpy_backend")

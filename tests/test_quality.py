@@ -34,6 +34,12 @@ def test_steady_samples_are_seldom_flagged(flag, count):
     assert flagged(flag, nothing, count) <= 0.02
 
 
+def test_a_busy_machine_s_median_lies_above_its_shortest_call():
+    quiet = samples([0.0] * FEWEST)
+    assert quality(quiet).above == 0
+    assert quality([quiet[0] // 2, *quiet]).above == pytest.approx(1.0)
+
+
 def test_a_drift_is_flagged():
     assert flagged("drifts", lambda logs, random: logs + np.linspace(0, 0.15, len(logs))) >= 0.95
 

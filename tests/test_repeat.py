@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import special
 
-from harness import report
+from harness import report, stats
 from harness.gaps import GAPS
 from harness.records import FILE
 from harness.refused import Refused
@@ -62,20 +64,32 @@ def gap(at, half=0.05, verdict="inconclusive", workload="book", contender="in_lo
     return (workload, contender, at, half, verdict, trusted)
 
 
+EDGE = 0.05 * math.sqrt(2) * special.stdtrit(8, 0.975) / special.stdtrit(4, 0.975)  # of two gaps of 5 processes each
+
+
 @pytest.mark.parametrize(
     ("first", "second", "beyond", "apart"),
     [
-        (gap(0.0), gap(0.07), 0, 0),  # sqrt(2) of 0.05
-        (gap(0.0), gap(0.072), 1, 0),
-        (gap(0.0), gap(-0.072), 1, 0),
+        (gap(0.0), gap(0.99 * EDGE), 0, 0),
+        (gap(0.0), gap(1.01 * EDGE), 1, 0),
+        (gap(0.0), gap(-1.01 * EDGE), 1, 0),
         (gap(0.0), gap(0.101), 1, 1),
         (gap(0.0), gap(-0.101), 1, 1),
-        (gap(0.0, half=0.01), gap(0.072, half=0.07), 1, 0),
+        (gap(0.0, half=0.0001), gap(0.0699, half=0.07), 0, 0),
+        (gap(0.0, half=0.0001), gap(0.0703, half=0.07), 1, 1),
     ],
 )
-def test_a_gap_is_beyond_by_its_joint_error_and_apart_by_its_intervals(first, second, beyond, apart):
+def test_a_gap_is_beyond_by_welch_s_t_and_apart_by_its_intervals(first, second, beyond, apart):
     (found,) = repeat.agreement({"a": made(first), "b": made(second)})["groups"].values()
     assert (found["gaps"], found["beyond"], found["apart"]) == (1, beyond, apart)
+
+
+def test_one_repeat_in_twenty_differs_where_nothing_does():
+    random = np.random.default_rng(1)
+    values = [random.normal(0, sd, (4000, count)) for sd, count in ((1.0, 3), (2.0, 5))]
+    halves = [v.std(axis=1, ddof=1) / math.sqrt(v.shape[1]) * special.stdtrit(v.shape[1] - 1, 0.975) for v in values]
+    differ = stats.welch(values[0].mean(axis=1) - values[1].mean(axis=1), halves, (np.full(4000, 3), np.full(4000, 5)))
+    assert 0.04 < differ.mean() < 0.06
 
 
 def test_verdicts_are_opposite_only_where_the_sign_changes():

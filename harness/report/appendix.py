@@ -122,9 +122,10 @@ def steadiness(tables: Tables) -> str:
         shares = [f"{int(told[flag].sum())} of {len(told)}" if len(told) else "–" for flag in ("drifts", "bimodal")]
         correlation = f"{told.autocorrelation.median():.2f}" if len(told) else "–"
         outliers = f"{part.outliers.sum() / part.samples.sum():.1%}"
+        above = f"{told.above.median():.0%}" if len(told) else "–"
         own = (part.own_ns / part.median_ns).max()
         costs = [seconds(nulls.get((*by, pass_))), "–" if math.isnan(own) else f"{own:.2%}"]
-        rows.append([engine(*by), pass_, len(part), *shares, correlation, outliers, *costs])
+        rows.append([engine(*by), pass_, len(part), *shares, correlation, above, outliers, *costs])
     columns = [
         "",
         "pass",
@@ -132,6 +133,7 @@ def steadiness(tables: Tables) -> str:
         "drift",
         "two modes",
         "autocorrelation",
+        "above the shortest",
         "outliers",
         "null call",
         "harness, at most",
@@ -261,7 +263,14 @@ def repeated(found: Row) -> str:
         beyond = f"{group['beyond']}: {share:.1%} [{low:.1%}, {high:.1%}]"
         overlap = f"{1 - group['apart'] / group['gaps']:.1%}"
         rows.append([name, group["gaps"], beyond, overlap, group["same_verdict"], group["opposite"]])
-    columns = ["gaps", "in both runs", "|z| > 1.96 [95% interval]", "intervals overlap", "same verdict", "other sign"]
+    columns = [
+        "gaps",
+        "in both runs",
+        "differ at 95% [95% interval]",
+        "intervals overlap",
+        "same verdict",
+        "other sign",
+    ]
     return f"{start}.{unlike}\n\n{table(columns, rows)}"
 
 
