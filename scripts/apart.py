@@ -22,11 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import environment, folders, jobs, memory, plan, run, stats, streams, weights
-from harness.parts import BATCHED
-from harness.plan import Job, Todo
-from harness.study import Study, load
-from harness.verify import Judge
+from harness.analysis import stats
+from harness.cli import streams
+from harness.machine import allocator, environment, folders
+from harness.run import jobs, session
+from harness.study import matrix, weights
+from harness.study.matrix import Job, Todo
+from harness.study.parts import BATCHED
+from harness.study.study import Study, load
+from harness.verify.output_check import Judge
 from impls.interface import Arm
 
 CELLS = [  # framework, execution, recurrence, contender, pass, workload; on 1 thread
@@ -66,8 +70,8 @@ def study_of(cell: tuple[str, ...], setting: str) -> Study:
 def compared(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, Any]:
     """One gap measured both ways."""
     study = study_of(cell, setting)
-    frameworks = plan.selected(study, run.probe(study, [1]))
-    (job,) = plan.jobs(plan.make(study, frameworks, [1]), study, 0)
+    frameworks = matrix.selected(study, session.probe(study, [1]))
+    (job,) = matrix.jobs(matrix.make(study, frameworks, [1]), study, 0)
     kinds = Kinds(Arm(cell[2], cell[3]), Arm(cell[2], BATCHED)).all()
     choose = random.Random(study.seed)
     found: list[dict[str, Times]] = []
@@ -83,8 +87,8 @@ def compared(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, A
     )
 
 
-def opened(study: Study, frameworks: list[plan.Framework], folder: Path) -> jobs.Bench:
-    weights.store(folder / "weights", run.prepare(study))
+def opened(study: Study, frameworks: list[matrix.Framework], folder: Path) -> jobs.Bench:
+    weights.store(folder / "weights", session.prepare(study))
     known = {framework.name: framework for framework in frameworks}
     basis = {"code": environment.code()}
     return jobs.Bench(study, known, folder / "weights", folder / "cache", Judge(folder / "weights"), basis)
@@ -115,10 +119,10 @@ def judged(found: list[dict[str, Times]], contender: str, baseline: str) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, choices=range(2, 101), metavar="N", default=10, help="of each kind")
-    parser.add_argument("--memory", choices=memory.SETTINGS, default="held")
+    parser.add_argument("--memory", choices=allocator.SETTINGS, default="held")
     parser.add_argument("--framework", choices=FRAMEWORKS, action="append")
     given = parser.parse_args()
-    memory.variables(given.memory)  # refuses what is not installed
+    allocator.variables(given.memory)  # refuses what is not installed
     cells = [cell for cell in CELLS if cell[0] in (given.framework or FRAMEWORKS)]
     json.dump([compared(cell, given.processes, given.memory) for cell in cells], sys.stdout, indent=1)
     print()

@@ -26,12 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from harness import folders, streams
-from harness.data import probe
-from harness.launch import COMMON, INHERITED
-from harness.measure import timed
-from harness.study import NAMED
-from harness.weights import make_inputs, make_weights
+from harness.cli import streams
+from harness.machine import folders
+from harness.run.launch import COMMON, INHERITED
+from harness.study.data import probe
+from harness.study.study import NAMED
+from harness.study.weights import make_inputs, make_weights
+from harness.worker.timing import timed
 from impls.interface import Arm, Backend, Data, Program, Settings, Weights
 
 BOOK, SEED, ROUNDS, WARM_UP = NAMED["book"], 20260101, 40, 10

@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
-from harness import streams
-from harness.records import FILE, latest, read
+from harness.cli import streams
+from harness.records.store import FILE, latest, read
 
 FOURTH = Path(__file__).resolve().parent.parent / "tests" / "fourth"
 WORKLOAD = "B=3,T=5,I=2,H=16,O=4"

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import streams
-from harness.records import FILE, Record, read
+from harness.cli import streams
+from harness.records.store import FILE, Record, read
 
 
 def repeated(records: list[Record], blocks: int) -> list[Record]:

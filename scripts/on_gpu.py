@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import folders, streams
+from harness.cli import streams
+from harness.machine import folders
 
 ODD = "--workload B=7,T=20,I=3,H=65,O=33,cell=lstm --workload B=5,T=12,I=31,H=64,O=1,cell=gru"
 RUN = "run --no-report --device {device} --processes {processes}"

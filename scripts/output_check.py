@@ -27,11 +27,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import environment, folders, jobs, plan, run, verify, weights
-from harness.data import cast
-from harness.plan import Job, Seat, Todo
+from harness.machine import environment, folders
 from harness.report.markdown import table
-from harness.study import Study, Workload
+from harness.run import jobs, session
+from harness.study import matrix, weights
+from harness.study.data import cast
+from harness.study.matrix import Job, Seat, Todo
+from harness.study.study import Study, Workload
+from harness.verify import output_check
 from impls import reference
 from impls.interface import CELLS, IMPOSSIBLE, PASSES, PROJECTIONS, RECURRENCES, Arm, Data, Outputs
 
@@ -84,7 +87,7 @@ class Case:
     arm: Arm
 
 
-class Faults(verify.Judge):
+class Faults(output_check.Judge):
     """The output check, which then plants every fault into what it has checked. `rows` are its findings."""
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -94,8 +97,8 @@ class Faults(verify.Judge):
 
     def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
         judged = super().judge(saved, workload, steps, pass_, precision)
-        for name, moments in verify._by_arm(saved).items():
-            form = verify.form_of(name)
+        for name, moments in output_check._by_arm(saved).items():
+            form = output_check.form_of(name)
             place = (workload, steps, pass_, precision, form)
             expected = {moment: self.expected(*place, moment) for moment in moments}
             verdict = judged["arms"][name]
@@ -117,7 +120,7 @@ class Faults(verify.Judge):
             wrong[moment] = {name: (outputs[name] + change[name]).astype(outputs[name].dtype) for name in outputs}
         if visible > VISIBLE:
             bounds = {name: bound.relative for name, bound in expected["after"].items()}
-            self._add(fault, bounds, verify._judged(wrong, expected, None, 1), visible)
+            self._add(fault, bounds, output_check._judged(wrong, expected, None, 1), visible)
 
     def _add(self, fault: str, bounds: Any, verdict: dict[str, Any], visible: float = math.nan) -> None:
         """A row of a check: its status, and the largest errors in parts of their bounds."""
@@ -204,7 +207,7 @@ def size_of(change: Outputs, true: Outputs) -> float:
     return max(float(np.abs(change[n]).max() / (np.abs(true[n]).max() or math.inf)) for n in true)
 
 
-def drawn(count: int, seed: int, known: dict[str, plan.Framework], only: set[tuple[str, str]]) -> Iterator[Case]:
+def drawn(count: int, seed: int, known: dict[str, matrix.Framework], only: set[tuple[str, str]]) -> Iterator[Case]:
     """The corners, and then as many cases as are wanted, with the executions that are selected."""
     chance = random.Random(seed)
     cells = list(CELLS)
@@ -247,11 +250,11 @@ def operations(w: Workload, pass_: str) -> float:
     return 2.0 * w.T * w.B * (w.I * wide + w.H * wide + w.H * w.O) * (3 if pass_ == "train" else 1)
 
 
-def possible(case: Case, known: dict[str, plan.Framework]) -> bool:
+def possible(case: Case, known: dict[str, matrix.Framework]) -> bool:
     framework, execution = case.execution
     facts = known[framework].executions[execution]
-    cell = plan.Cell(Seat(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
-    return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or plan.without(facts, cell))
+    cell = matrix.Cell(Seat(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
+    return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or matrix.without(facts, cell))
 
 
 def checked(cases: list[Case], bench: jobs.Bench, judge: Faults, seed: int, precision: str) -> Iterator[dict[str, Any]]:
@@ -333,8 +336,8 @@ def main() -> None:
     parser.add_argument("--execution", action="append")
     options = parser.parse_args()
     study = Study(threads=[1, "all"])
-    threads = plan.thread_counts(study, environment.cores())
-    known = {framework.name: framework for framework in run.probe(study, threads) if not framework.missing}
+    threads = matrix.thread_counts(study, environment.cores())
+    known = {framework.name: framework for framework in session.probe(study, threads) if not framework.missing}
     only = {
         (framework, execution)
         for framework, execution in SHARES

@@ -21,15 +21,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import gates, report, run, streams
-from harness.analysis import Tables
-from harness.gaps import GAP_KEYS, usable
-from harness.parts import TWIN
-from harness.pilot import HEADLINE
-from harness.records import FILE, PACKED
-from harness.refused import Refused
+from harness import report
+from harness.analysis.gaps import GAP_KEYS, usable
+from harness.analysis.sample_size import HEADLINE
+from harness.analysis.stats import FASTER, SLOWER, welch
+from harness.analysis.tables import Tables
+from harness.cli import streams
+from harness.errors import Refused
+from harness.records import gates
+from harness.records.store import FILE, PACKED
 from harness.report import appendix, words
-from harness.stats import FASTER, SLOWER, welch
+from harness.run import session
+from harness.study.parts import TWIN
 
 GROUPS = ("in_loop, per_step", "other projections", "A/A controls")
 
@@ -96,7 +99,7 @@ def main() -> None:
     if given.first.resolve() == given.second.resolve():
         raise Refused(f"{given.second} is the same run")
     if given.resume or not any((given.second / name).exists() for name in (FILE, PACKED)):
-        run.run(
+        session.run(
             first.study, given.second, given.resume, f"python scripts/repeat.py {given.first.name} {given.second.name}"
         )
     runs = {given.first.resolve().name: first, given.second.resolve().name: report.tables(given.second)}

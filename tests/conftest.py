@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import impls
-from harness import weights
-from harness.data import cast
-from harness.study import Workload
+from harness.study import weights
+from harness.study.data import cast
+from harness.study.study import Workload
 from impls.interface import Data, Weights
 
 MODULES = {"tf": "tensorflow", "torch": "torch", "jax": "jax"}

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from harness.data import probe
-from harness.study import Workload
+from harness.study.data import probe
+from harness.study.study import Workload
 from impls.interface import BETA_1, BETA_2, EPSILON, RATE, Arm, Program, Settings
 from tests.conftest import data_of
 

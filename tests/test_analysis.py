@@ -6,11 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import gates, plan, run, stats
-from harness.gaps import GAPS, _also_trusted, _question, _trusted, priors, tables_of
-from harness.parts import OWN
-from harness.plan import Framework
-from harness.study import Study, Workload
+from harness.analysis import stats
+from harness.analysis.gaps import GAPS, _also_trusted, _question, _trusted, priors, tables_of
+from harness.records import gates
+from harness.run import session
+from harness.study import matrix
+from harness.study.matrix import Framework
+from harness.study.parts import OWN
+from harness.study.study import Study, Workload
 from impls.interface import Arm
 from tests.conftest import HERE
 
@@ -129,7 +132,7 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
         {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {}}},
         {"cpu": None},
     )
-    (job,) = plan.checks(plan.make(study, [numpy], [1]), study)
+    (job,) = matrix.checks(matrix.make(study, [numpy], [1]), study)
     assert [(todo.workload.name, todo.steps) for todo in job.blocks] == [("a", 3), ("b", 3)]
     assert len(job.blocks[0].arms) == 4 + 4 + 3 + 6  # the usual ones; a layer projects nothing inside its loop
     assert [arm.name for arm in job.blocks[1].arms] == ["layer_none", "scan_none", "unrolled_none"]
@@ -142,7 +145,7 @@ def test_what_nobody_writes_is_measured_where_it_is_asked_for_by_name():
     eager = {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {"scan": "nobody writes it"}}
     numpy = Framework("numpy", executions={"eager": eager}, devices={"cpu": None})
     for selected, measured in (({}, 0), ({"projections": ["in_loop"]}, 0), ({"recurrences": ["scan"]}, 2)):
-        planned = plan.make(Study(threads=[1], **selected), [numpy], [1])
+        planned = matrix.make(Study(threads=[1], **selected), [numpy], [1])
         scans = [cell.pass_ for cell in planned.cells if cell.arm == Arm("scan", "in_loop")]
         assert len(set(scans)) == measured
         reasons = {(status, reason) for cell, status, reason in planned.absent if cell.arm.recurrence == "scan"}
@@ -152,6 +155,6 @@ def test_what_nobody_writes_is_measured_where_it_is_asked_for_by_name():
 
 @pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
 def test_an_eager_while_loop_is_one():
-    (framework,) = run.probe(Study(frameworks=["tf"]), [1])
+    (framework,) = session.probe(Study(frameworks=["tf"]), [1])
     on_request = {name: list(execution["on_request"]) for name, execution in framework.executions.items()}
     assert {name: recurrences for name, recurrences in on_request.items() if recurrences} == {"eager": ["scan"]}

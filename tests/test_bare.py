@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness import gpu, report, run
-from harness.records import FILE, read
-from harness.study import load
+from harness import report
+from harness.machine import gpu
+from harness.records.store import FILE, read
+from harness.run import session
+from harness.study.study import load
 from tests.conftest import FOURTH, add_frameworks
 from tests.test_gpu import NVML
 
@@ -66,7 +68,7 @@ def on_a_made_up_gpu(monkeypatch, folder, driver):
     monkeypatch.setattr(gpu, "nvml", lambda: driver)
     study = {"frameworks": ["numpy"], "devices": ["gpu"], "recurrences": ["unrolled"], "workloads": WORKLOAD}
     study |= {"rounds": 3, "processes": 2}
-    return run.run(load(None, None, study), folder / "run", False, "a command")
+    return session.run(load(None, None, study), folder / "run", False, "a command")
 
 
 def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path):

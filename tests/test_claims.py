@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness.analysis import EVIDENCE, VARIABLES
-from harness.gaps import GAPS
+from harness.analysis.gaps import GAPS
+from harness.analysis.tables import EVIDENCE, VARIABLES
 from harness.report import causes, claims
 
 SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from harness import cli, study
+from harness.cli import app as cli
+from harness.study import study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

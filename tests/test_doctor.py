@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from harness import doctor, environment
-from harness.launch import INHERITED
+from harness.cli import doctor
+from harness.machine import environment
+from harness.run.launch import INHERITED
 from impls.torch import backend
 
 GPU = {"reasons": [], "processes": [], "temperature_c": 90}

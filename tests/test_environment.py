@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import impls
-from harness import environment
+from harness.machine import environment
 
 PACKAGES = ("harness", "impls")
 FILES = sorted(file for package in PACKAGES for file in (environment.ROOT / package).rglob("*.py"))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness import explain
-from harness.refused import Refused
+from harness.cli import explain
+from harness.errors import Refused
 from impls.interface import Arm
 
 EXECUTIONS = ("eager", "xla", "inductor")

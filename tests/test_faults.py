@@ -3,10 +3,12 @@
 import pandas as pd
 import pytest
 
-from harness import report, run, verify
-from harness.analysis import Tables
+from harness import report
+from harness.analysis.tables import Tables
 from harness.report import causes
-from harness.study import Study, Workload
+from harness.run import session
+from harness.study.study import Study, Workload
+from harness.verify import output_check
 from tests.conftest import add_frameworks
 from tests.faults import FAULTS, SOUND, SWAPPED
 
@@ -29,7 +31,7 @@ def broken(framework, tmp_path, monkeypatch):
 def measured(broken, folder, planted):
     given = {"frameworks": [broken], "executions": list(planted), "threads": [1], "workloads": [WORKLOAD]}
     study = Study(**given, processes=1, rounds=3, block_s=0.01)
-    records = run.run(study, folder, False, "")
+    records = session.run(study, folder, False, "")
     report.write(folder)
     return records, pd.read_csv(folder / "times.csv")
 
@@ -64,6 +66,6 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
 
 @pytest.mark.parametrize("framework", ["torch"], indirect=True)
 def test_without_the_gates_they_pass(broken, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "holds", lambda found, bound: True)
+    monkeypatch.setattr(output_check, "holds", lambda found, bound: True)
     records, _ = measured(broken, tmp_path / "run", ["dropped_bias", "missing_gradient"])
     assert {arm["status"] for r in records[1:] for arm in r["arms"].values()} == {"ok"}

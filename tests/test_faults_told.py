@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness import faults
-from harness.gaps import GAPS
+from harness.analysis import page_faults
+from harness.analysis.gaps import GAPS
 from harness.report import memory
-from harness.study import NAMED, Study
+from harness.study.study import NAMED, Study
 
 SEAT = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
 MS = 1_000_000
@@ -34,12 +34,12 @@ def tables(blocks, setting="held"):
     gap = ("jax", "cpu", 1, "xla", "fp32", "vocab", "train", "scan", "in_loop", "batched")
     gaps = pd.DataFrame([(*gap, 0.92, 0.9, 0.94, 2, 5, "faster", True, 0.0, "faster")], columns=GAPS)
     study = Study(memory=setting)
-    return SimpleNamespace(faults=faults.faults(blocks), study=study, gaps=gaps)
+    return SimpleNamespace(faults=page_faults.faults(blocks), study=study, gaps=gaps)
 
 
 @pytest.mark.parametrize("calls", [1, 8])
 def test_faults_are_those_of_a_call_and_their_share_is_of_its_time(calls):
-    found = faults.faults([block(0, 0, 8000, calls)])
+    found = page_faults.faults([block(0, 0, 8000, calls)])
     by = found.set_index("projection")
     assert by.faults.to_dict() == {"in_loop": 0, "batched": 8000}
     assert by.share["batched"] == pytest.approx(8000 * 1.5e-6 / 0.020)
@@ -47,7 +47,7 @@ def test_faults_are_those_of_a_call_and_their_share_is_of_its_time(calls):
 
 def test_an_arm_that_faults_in_some_processes_alone_is_told():
     mixed = tables([block(0, 0, 8000), block(1, 0, 0)])
-    assert list(faults.uneven(mixed.faults, 0.02).projection) == ["batched"]
+    assert list(page_faults.uneven(mixed.faults, 0.02).projection) == ["batched"]
     (line,) = memory.problems(mixed)
     assert line.startswith("uneven memory: jax xla scan, 1 thread, batched, vocab train: page faults take 0% of its")
     assert "60% in another" in line
@@ -74,4 +74,4 @@ def test_no_faults_are_said_and_older_records_say_nothing():
 
 
 def test_a_share_that_was_not_measured_is_missing():
-    assert faults.faults([block(0, 5, 5, fault_ns=None)]).share.isna().all()
+    assert page_faults.faults([block(0, 5, 5, fault_ns=None)]).share.isna().all()

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import check, cli, explain, folders, jobs, plan, report, run, train
-from harness.plan import CACHE, Framework
-from harness.refused import Refused
+from harness import report
+from harness.cli import app as cli
+from harness.cli import explain, verify
+from harness.errors import Refused
+from harness.machine import folders
 from harness.report import several
-from harness.study import load
+from harness.run import jobs, session, train
+from harness.study import matrix
+from harness.study.matrix import CACHE, Framework
+from harness.study.study import load
 from impls.interface import Settings
 from tests.conftest import HERE, SMALL
 
@@ -66,7 +71,7 @@ def test_a_private_folder_ends_however_it_is_left(error):
 
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_lives_is_not():
     script = (
-        "import sys\nfrom harness import folders\nwith folders.private() as place:\n"
+        "import sys\nfrom harness.machine import folders\nwith folders.private() as place:\n"
         "    (place / 'left').touch()\n    print(place, flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -117,9 +122,9 @@ def test_nothing_of_a_users_path_is_in_a_workers_variables(name, tmp_path, tempo
     study = load(None, None, {"frameworks": [name], "threads": [1]})
     given = []
     with folders.private() as private:
-        bench = run.bench_of(study, [framework], tmp_path / "out of\nthe way", private, {})
+        bench = session.bench_of(study, [framework], tmp_path / "out of\nthe way", private, {})
         bench = jobs.replace(bench, worker=lambda name, variables, timeout_s: given.append(variables))
-        jobs.worker_of(bench, plan.Job(plan.Seat(name, "cpu", 1, "xla", "fp32"), 0, ()))
+        jobs.worker_of(bench, matrix.Job(matrix.Seat(name, "cpu", 1, "xla", "fp32"), 0, ()))
     (found,) = given
     assert found["TMPDIR"].startswith(str(private))
     assert not any(str(tmp_path) in value for value in found.values())
@@ -130,9 +135,9 @@ def refusals(place):
     """What writes into a folder, each before any work."""
     study = load(None, None, {"frameworks": ["numpy"], "workloads": [SMALL], "threads": [1]})
     return {
-        "run": lambda: run.run(study, place, False, ""),
+        "run": lambda: session.run(study, place, False, ""),
         "train": lambda: train.train(study, 10, place, False, ""),
-        "verify": lambda: check.verify(study, place),
+        "verify": lambda: verify.verify(study, place),
         "explain": lambda: explain.explain(["numpy", "eager", "unrolled", "in_loop"], place),
         "report": lambda: report.make([place]),
     }
@@ -140,7 +145,7 @@ def refusals(place):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    for module in (run, train, check, explain):
+    for module in (session, train, verify, explain):
         for name in ("probe", "Worker"):
             monkeypatch.setattr(module, name, lambda *given: pytest.fail("work was begun"), raising=False)
 

@@ -10,16 +10,18 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from harness import attribution, course, forecast, plan, roof, run, study
-from harness.analysis import Tables
-from harness.data import NONE_IN_TRAINING
-from harness.forecast import Seen
-from harness.plan import Cell, Framework, Seat
-from harness.records import FILE
-from harness.refused import Refused
+from harness.analysis import attribution, forecast, roofline
+from harness.analysis.forecast import Seen
+from harness.analysis.tables import Tables
+from harness.errors import Refused
+from harness.records.schema import Costs
+from harness.records.store import FILE
 from harness.report import prediction, sweeps
-from harness.schema import Costs
-from harness.study import CALIBRATING, NAMED, Workload, around, load
+from harness.run import schedule, session
+from harness.study import matrix, study
+from harness.study.data import NONE_IN_TRAINING
+from harness.study.matrix import Cell, Framework, Seat
+from harness.study.study import CALIBRATING, NAMED, Workload, around, load
 from impls.interface import Arm
 from tests.test_run import WORKLOAD, command
 from tests.test_run import study as studied
@@ -60,24 +62,26 @@ def test_a_study_of_all_has_a_sweep_and_others_where_they_ask_for_it():
 
 
 def test_the_price_of_a_call_is_taken_out_of_what_moving_takes():
-    memory = roof.roof(RATES).memory
+    memory = roofline.roof(RATES).memory
     for count in (1 << 14, 1 << 20, 1 << 26):
         assert memory(8.0 * count) == pytest.approx(8 * count / 30e9, rel=0.02)
 
 
 def test_operations_are_those_of_theory():
-    assert roof.flops(BOOK, "forward", "none") == 2 * 20 * 50 * (1 + 100) * 100
-    assert roof.flops(BOOK, "forward", "batched") == 2 * 20 * 50 * ((1 + 100) * 100 + 100)
-    assert roof.flops(BOOK, "train", "in_loop") == 2 * 20 * 50 * (2 * 101 * 100 + 100 * 100 + 3 * 100)
+    assert roofline.flops(BOOK, "forward", "none") == 2 * 20 * 50 * (1 + 100) * 100
+    assert roofline.flops(BOOK, "forward", "batched") == 2 * 20 * 50 * ((1 + 100) * 100 + 100)
+    assert roofline.flops(BOOK, "train", "in_loop") == 2 * 20 * 50 * (2 * 101 * 100 + 100 * 100 + 3 * 100)
 
 
 def test_nothing_is_faster_than_its_floor_says():
-    top = roof.roof(RATES)
+    top = roofline.roof(RATES)
     wide = BOOK.model_copy(update={"H": 4000, "O": 4000})
-    assert roof.floor_s(top, wide, "forward", "batched") == pytest.approx(roof.flops(wide, "forward", "batched") / 1e11)
+    assert roofline.floor_s(top, wide, "forward", "batched") == pytest.approx(
+        roofline.flops(wide, "forward", "batched") / 1e11
+    )
     tall = Workload(name="w", B=1, T=1, I=60000, H=1, O=1)
-    moved = roof.floor_s(top, tall, "forward", "none")
-    assert moved > 10 * roof.flops(tall, "forward", "none") / 1e11  # it waits for its inputs
+    moved = roofline.floor_s(top, tall, "forward", "none")
+    assert moved > 10 * roofline.flops(tall, "forward", "none") / 1e11  # it waits for its inputs
 
 
 def costs_of(pass_, *seconds):
@@ -89,7 +93,7 @@ TRUE = (50e-6, 9e-6, 4e-6, 2e-6, 12e-6)
 
 
 def seen(workload, pass_="forward"):
-    told = forecast.expected(costs_of(pass_, *TRUE), roof.roof(RATES), workload)
+    told = forecast.expected(costs_of(pass_, *TRUE), roofline.roof(RATES), workload)
     none = told["none_s"]
     return Seen(workload, none, told["in_loop_s"] - none, told["batched_s"] - none)
 
@@ -97,18 +101,18 @@ def seen(workload, pass_="forward"):
 @pytest.mark.parametrize("pass_", ["forward", "train"])
 def test_costs_are_found_again_from_two_points(pass_):
     points = [seen(point, pass_) for point in around(BOOK)[:CALIBRATING]]
-    found = forecast.solved(points, roof.roof(RATES), pass_)
+    found = forecast.solved(points, roofline.roof(RATES), pass_)
     assert list(found.model_dump(exclude={"pass_"}).values()) == pytest.approx(TRUE, rel=1e-9)
 
 
 def test_a_forecast_is_never_nothing():
     wild = costs_of("train", 0.0, 0.0, -1.0, -1.0, -1.0)
-    assert all(seconds > 0 for seconds in forecast.expected(wild, roof.roof(RATES), BOOK).values())
+    assert all(seconds > 0 for seconds in forecast.expected(wild, roofline.roof(RATES), BOOK).values())
 
 
 def block(workload, pass_, replicate=0, wobble=0.0):
     """A block's record as a machine with these costs would leave it."""
-    told = forecast.expected(costs_of(pass_, *TRUE), roof.roof(RATES), workload)
+    told = forecast.expected(costs_of(pass_, *TRUE), roofline.roof(RATES), workload)
     arms = {}
     for projection in ("none", "in_loop", "batched", "twin"):
         s = told[f"{projection.replace('twin', 'batched')}_s"] * (1 + wobble * math.sin(workload.T + replicate))
@@ -122,7 +126,7 @@ def test_what_a_product_costs_is_the_slope_over_the_steps():
     made = study.Study(sweep="book", passes=["forward"])
     blocks = [block(point, "forward", replicate) for replicate in range(2) for point in made.swept]
     (row,) = attribution.slopes(blocks, made).to_dict("records")
-    least = roof.least(roof.roof(RATES), BOOK, "forward").one
+    least = roofline.least(roofline.roof(RATES), BOOK, "forward").one
     assert row["product_s"] == pytest.approx(TRUE[3] + least, rel=1e-3)
     assert row["low_s"] <= row["product_s"] <= row["high_s"]
     assert (row["sizes"], row["processes"]) == (5, 2)
@@ -167,7 +171,7 @@ def test_how_much_better_than_no_gap_a_forecast_is_is_called_a_skill_score(forec
 
 def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(numpy_backend, tmp_path):
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"])
-    records = run.run(wanted, tmp_path / "run", False, "")
+    records = session.run(wanted, tmp_path / "run", False, "")
     (at,) = [number for number, record in enumerate(records) if record["kind"] == "forecast"]
     told = {point.name for point in wanted.swept[:CALIBRATING]}
     before = {r["workload"]["name"] for r in records[:at] if r["kind"] == "block"}
@@ -186,11 +190,11 @@ def test_what_is_measured_already_is_not_foretold(numpy_backend, tmp_path):
     """The budget may end a sweep before its first points; they come later, after other cells."""
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
     folder = tmp_path / "run"
-    records = run.run(wanted, folder, False, "")
+    records = session.run(wanted, folder, False, "")
     swept = {point.name for point in wanted.swept}
     kept = [r for r in records if r["kind"] != "forecast" and r.get("workload", {}).get("name") not in swept]
     (folder / FILE).write_text("".join(json.dumps(record) + "\n" for record in kept))
-    (again,) = [r for r in run.run(wanted, folder, True, "") if r["kind"] == "forecast"]
+    (again,) = [r for r in session.run(wanted, folder, True, "") if r["kind"] == "forecast"]
     assert WORKLOAD.name not in {row["workload"] for row in again["expected"]}
     assert len(again["expected"]) == 2 * (len(swept) - CALIBRATING)
 
@@ -213,12 +217,12 @@ def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
 def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
     folder = tmp_path / "run"
-    records = run.run(wanted, folder, False, "")
+    records = session.run(wanted, folder, False, "")
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     at = next(number for number, line in enumerate(lines) if json.loads(line)["kind"] == "forecast")
     for kept in (at, at + 3):  # cut just before the forecast, and after it
         (folder / FILE).write_text("".join(lines[:kept]))
-        again = run.run(wanted, folder, True, "")
+        again = session.run(wanted, folder, True, "")
         assert [r["kind"] for r in again].count("forecast") == 1
         assert sum(r["kind"] == "block" for r in again) == sum(r["kind"] == "block" for r in records)
         assert [r["kind"] for r in again].index("forecast") == at
@@ -247,7 +251,7 @@ def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
         "loop": "unrolled",
     }
     torch = Framework("torch", executions={"inductor": loop}, devices={"cpu": None})
-    made = {limit: plan.make(study.Study(sweep="book", unroll_limit=limit), [torch], [1]) for limit in (32, None)}
+    made = {limit: matrix.make(study.Study(sweep="book", unroll_limit=limit), [torch], [1]) for limit in (32, None)}
     reasons = {why for cell, _, why in made[32].absent if cell.workload.name == "book-T5"}
     assert reasons == {"a sweep compiles every size's unrolled steps anew, and unroll_limit is set"}
     assert not any(cell.workload.name.startswith("book-") for cell in made[32].cells)
@@ -256,8 +260,8 @@ def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
 
 def test_moving_less_never_takes_longer_whatever_a_busy_machine_says():
     quiet, busy = {2.0**n: 1e-6 * 2**n for n in range(4)}, {1.0: 9e-6, 2.0: 2e-6, 4.0: 7e-6, 8.0: 8e-6}
-    assert roof.curve(quiet)(1.0) == pytest.approx(1e-6)
-    taken = [roof.curve(busy)(amount) for amount in busy]
+    assert roofline.curve(quiet)(1.0) == pytest.approx(1e-6)
+    taken = [roofline.curve(busy)(amount) for amount in busy]
     assert taken == sorted(taken)
 
 
@@ -266,7 +270,7 @@ def test_a_first_replicate_leaves_time_for_more(monkeypatch):
     wanted = study.Study(sweep="book", budget_s=1000.0, processes=2)
     xla = {"traced": True, "missing": None, "without": {}, "unrolls": (), "on_request": {}, "loop": "scan"}
     jax = Framework("jax", executions={"xla": xla})
-    made = plan.make(wanted, [replace(jax, devices={"cpu": None})], [1, 2])
+    made = matrix.make(wanted, [replace(jax, devices={"cpu": None})], [1, 2])
     now, ends = [0.0], []
 
     def work(bench, job, left_s, stage):
@@ -275,10 +279,10 @@ def test_a_first_replicate_leaves_time_for_more(monkeypatch):
             ends.append(now[0])
         return iter(())
 
-    monkeypatch.setattr(course.jobs, "work", work)
+    monkeypatch.setattr(schedule.jobs, "work", work)
     bench = SimpleNamespace(study=wanted, basis={})
     report = SimpleNamespace(expect=lambda count: None, stage=None)
-    list(course.Course(bench, made, [], lambda: now[0], report).records())
+    list(schedule.Course(bench, made, [], lambda: now[0], report).records())
     assert ends == pytest.approx([250.0, 500.0])
 
 
@@ -352,19 +356,19 @@ def test_a_cost_s_interval_holds_the_error_of_none():
 
 def test_the_loss_is_part_of_what_projecting_adds_in_training():
     """none has none, so a forecast of many outputs has to tell it."""
-    top, wide = roof.roof(RATES), BOOK.model_copy(update={"O": 1000})
-    assert roof.least(top, wide, "forward").loss == 0
-    loss = roof.least(top, wide, "train").loss
+    top, wide = roofline.roof(RATES), BOOK.model_copy(update={"O": 1000})
+    assert roofline.least(top, wide, "forward").loss == 0
+    loss = roofline.least(top, wide, "train").loss
     assert loss == top.moved(3 * wide.T * wide.B * wide.O)
     told = forecast.expected(costs_of("train", *TRUE), top, wide)
-    assert told["batched_s"] - told["none_s"] == pytest.approx(TRUE[4] + roof.least(top, wide, "train").once + loss)
+    assert told["batched_s"] - told["none_s"] == pytest.approx(TRUE[4] + roofline.least(top, wide, "train").once + loss)
 
 
 def test_the_floor_of_none_in_training_is_given_a_gradient_and_gives_three():
-    top = roof.roof(RATES)
+    top = roofline.roof(RATES)
     w = Workload(name="w", B=1, T=1, I=20000, H=300, O=40000)
     numbers = 20000 + 300 + 2 * (20000 * 300 + 300 * 300 + 300)
-    assert roof.floor_s(top, w, "train", "none") == top.moved(numbers)
+    assert roofline.floor_s(top, w, "train", "none") == top.moved(numbers)
 
 
 @pytest.mark.parametrize(

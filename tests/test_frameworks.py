@@ -15,11 +15,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import impls
-from harness import analysis, course, jobs, plan, run, weights, work
-from harness.progress import Report
+from harness.analysis import operations, tables
 from harness.report import causes, claims
-from harness.study import NAMED, Study, Workload
-from harness.verify import Judge
+from harness.run import jobs, schedule, session
+from harness.run.progress import Report
+from harness.study import matrix, weights
+from harness.study.study import NAMED, Study, Workload
+from harness.verify.output_check import Judge
 from impls.interface import Arm, Settings
 from tests.conftest import HERE
 
@@ -118,7 +120,7 @@ def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp
         assert forms.flops.nunique() == 1, forms.to_string()
     for row in found.evidence.to_dict("records"):
         workload, arm = workloads[row["workload"]], Arm(row["recurrence"], row["projection"])
-        least = work.least_operations(workload.model_dump(), row["pass"], arm)
+        least = operations.least_operations(workload.model_dump(), row["pass"], arm)
         assert least <= row["flops"] <= most_operations(workload, row["pass"])
     assert claims._operations(found).verdict in ("true here", claims.NOT_JUDGED)
 
@@ -135,20 +137,20 @@ def counted(framework, executions, folder, *workloads, **selected):
     """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
     workloads = workloads or (SMALL,)
     study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=list(workloads), **selected)
-    frameworks = plan.selected(study, run.probe(study, [1]))
-    weights.store(folder / "weights", run.prepare(study))
+    frameworks = matrix.selected(study, session.probe(study, [1]))
+    weights.store(folder / "weights", session.prepare(study))
     (folder / "texts").mkdir()
     places = folder / "weights", folder / "cache", Judge(folder / "weights")
     bench = jobs.Bench(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
     with Report(0) as report:
-        todo = plan.verifications(plan.make(study, frameworks, [1]))
-        records = list(course.together(bench, todo, lambda: math.inf, report))
+        todo = matrix.verifications(matrix.make(study, frameworks, [1]))
+        records = list(schedule.together(bench, todo, lambda: math.inf, report))
     bad = [arm for r in records for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
     assert not bad
-    found_in = list(analysis._first_counted(records))
+    found_in = list(tables._first_counted(records))
     found = SimpleNamespace(
-        evidence=analysis._evidence(found_in),
-        variables=analysis._variables(found_in),
+        evidence=tables._evidence(found_in),
+        variables=tables._variables(found_in),
         times=pd.DataFrame([(workload.name, workload.T) for workload in workloads], columns=["workload", "T"]),
         prototype_reasons={},
     )
@@ -157,7 +159,7 @@ def counted(framework, executions, folder, *workloads, **selected):
 
 @pytest.mark.skipif("torch" not in HERE, reason="it is about PyTorch")
 def test_torch_marks_its_scan_as_a_prototype_wherever_it_has_it():
-    (torch,) = run.probe(Study(frameworks=["torch"]), [1])
+    (torch,) = session.probe(Study(frameworks=["torch"]), [1])
     marked = {name for name, execution in torch.executions.items() if "scan" in execution["prototypes"]}
     assert marked == {name for name, execution in torch.executions.items() if "scan" not in execution["without"]}
     assert marked >= {"inductor", "cudagraph"}
@@ -417,7 +419,12 @@ def test_without_any_framework_listing_works_and_running_says_what_is_missing(tm
         )
     for arguments, code in ((["list"], 0), (["run", "--all", "--out", str(tmp_path / "run")], 2)):
         done = subprocess.run(
-            [sys.executable, "-c", "import sys; sys.path.remove(''); from harness.cli import main; main()", *arguments],
+            [
+                sys.executable,
+                "-c",
+                "import sys; sys.path.remove(''); from harness.cli.app import main; main()",
+                *arguments,
+            ],
             capture_output=True,
             text=True,
             check=False,

@@ -2,12 +2,16 @@
 
 import pytest
 
-from harness import check, cli, environment, report, run
-from harness.analysis import Tables
-from harness.records import VERIFICATION, latest, read
-from harness.refused import Refused
+from harness import report
+from harness.analysis.tables import Tables
+from harness.cli import app as cli
+from harness.cli import verify
+from harness.errors import Refused
+from harness.machine import environment
+from harness.records.store import VERIFICATION, latest, read
 from harness.report import appendix, words
-from harness.study import Study, Workload
+from harness.run import session
+from harness.study.study import Study, Workload
 from tests.test_malformed import written
 from tests.test_run import WORKLOAD, study
 
@@ -137,7 +141,7 @@ def verified(numpy_backend, monkeypatch, tmp_path):
     """A folder in which a study's verification lies, at full size, as it is by default; before any run."""
     monkeypatch.setattr(environment, "cores", lambda: 2)
     made = study(precisions=["fp32", "fp64"], processes=None)
-    assert check.verify(made, None, None, tmp_path / "run", "verify") == 0
+    assert verify.verify(made, None, None, tmp_path / "run", "verify") == 0
     return tmp_path / "run"
 
 
@@ -145,25 +149,25 @@ def test_a_run_counts_the_verification_beside_it_and_verifies_nothing_again(veri
     (first, *checks) = read(verified, VERIFICATION)
     assert first["command"] == "verify"
     assert {(record["precision"], record["steps"]) for record in checks} == {("fp32", WORKLOAD.T), ("fp64", WORKLOAD.T)}
-    records = run.run(study(), verified, False, "run")
+    records = session.run(study(), verified, False, "run")
     assert {record["kind"] for record in latest(records)} == {"block"}
     text = written(verified)
     cells = len(records[0]["cells"])
     assert f"All compute the same: of {cells} cells {cells} passed both gates at full size. " in text
     assert "is not counted" not in text
     with pytest.raises(Refused, match=r"verification.jsonl is there already and would be lost"):
-        check.verify(study(), None, None, verified)
+        verify.verify(study(), None, None, verified)
 
 
 def test_a_run_without_one_verifies_few_steps_and_says_so(numpy_backend, tmp_path):
-    records = run.run(study(processes=1), tmp_path / "run", False, "run")
+    records = session.run(study(processes=1), tmp_path / "run", False, "run")
     assert {record["steps"] for record in records if record["kind"] == "check"} == {3}
     assert "none had both gates at full size" in words.correct(report.tables(tmp_path / "run"))
 
 
 def test_a_run_beside_a_verification_of_other_code_verifies_by_itself(verified, monkeypatch):
     monkeypatch.setattr(environment, "code", lambda: {"commit": "other", "hash": "other"})
-    records = run.run(study(processes=1), verified, False, "run")
+    records = session.run(study(processes=1), verified, False, "run")
     assert "check" in {record["kind"] for record in records}
     said = "A verification lies beside the records and is not counted: it is not of the same code."
     assert said in written(verified)

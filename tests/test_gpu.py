@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import course, gpu, jobs
+from harness.machine import gpu
+from harness.run import jobs, schedule
 
 CALM = {"reasons": [], "limited_ns": {"heat": 5, "power limit": 0}, "processes": [7]}
 
@@ -86,4 +87,4 @@ def test_a_throttled_block_is_done_once_more_and_both_tries_are_kept_and_marked(
 
 def test_a_block_left_at_its_first_try_is_not_complete():
     arms = {"scan_batched": {"status": "ok"}}
-    assert [course._complete({"arms": arms} | more) for more in ({}, {"first_try": True})] == [True, False]
+    assert [schedule._complete({"arms": arms} | more) for more in ({}, {"first_try": True})] == [True, False]

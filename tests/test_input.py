@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from harness import check, cli, plan, run, weights
-from harness.launch import Lost
-from harness.refused import Refused
-from harness.study import NAMED, SCALES, Study, Workload, load, workload
+from harness.cli import app as cli
+from harness.cli import verify
+from harness.errors import Refused
+from harness.run import session
+from harness.run.launch import Lost
+from harness.study import matrix, weights
+from harness.study.study import NAMED, SCALES, Study, Workload, load, workload
 from tests.conftest import SMALL
 
 
@@ -233,7 +236,7 @@ def test_weights_of_one_workload_are_not_anothers(tmp_path):
     other = SMALL.model_copy(update={"name": "other", "H": 9})
     study = Study(workloads=[SMALL, other], weights=str(tmp_path / "small.weights.safetensors"))
     with pytest.raises(Refused, match="but workload other needs"):
-        run.prepare(study)
+        session.prepare(study)
 
 
 def test_made_weights_and_inputs_are_seeded_and_can_be_read_back(tmp_path):
@@ -353,7 +356,7 @@ def test_what_a_study_file_says_is_not_ignored_by_verify(tmp_path, monkeypatch):
     path = tmp_path / "study.toml"
     path.write_text("precisions = ['bf16']\nthreads = [1]\nunroll_limit = 4\n")
     found = []
-    monkeypatch.setattr(check, "verify", lambda study, *given: found.append(study) or 0)
+    monkeypatch.setattr(verify, "verify", lambda study, *given: found.append(study) or 0)
     for arguments in (
         [str(path)],
         [str(path), "--precision", "fp64", "--unroll-limit", "5"],
@@ -387,18 +390,20 @@ def test_a_worker_that_does_not_answer_in_time_is_said_so(monkeypatch):
         def ask(self, request):
             raise Lost("timeout", f"nothing was heard for {self.timeout_s:g} s", "")
 
-    monkeypatch.setattr(run, "Worker", Silent)
+    monkeypatch.setattr(session, "Worker", Silent)
     study = load(None, None, {"timeout_s": 1e-6, "frameworks": ["torch"]})
     with pytest.raises(Refused) as refused:
-        plan.selected(study, run.probe(study, [1]))
+        matrix.selected(study, session.probe(study, [1]))
     why = "it did not answer within the timeout of 1e-06 s (see --timeout)"
     assert str(refused.value) == f"framework torch was asked for, but {why}"
 
 
 def test_installing_is_advised_where_it_helps():
-    absent = plan.Framework("jax", missing="jax is not installed", installed=False)
-    assert plan.advice(absent).endswith(": pip install '.[jax]'")
-    assert plan.advice(plan.Framework("jax", missing="it does not start: a config")) == "it does not start: a config"
+    absent = matrix.Framework("jax", missing="jax is not installed", installed=False)
+    assert matrix.advice(absent).endswith(": pip install '.[jax]'")
+    assert (
+        matrix.advice(matrix.Framework("jax", missing="it does not start: a config")) == "it does not start: a config"
+    )
 
 
 def test_help_names_the_commands():

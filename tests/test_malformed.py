@@ -11,11 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from harness import check, cli, report, run, weights
-from harness.records import FILE, PACKED, SCHEMA, read
-from harness.refused import Refused
+from harness import report
+from harness.cli import app as cli
+from harness.cli import verify
+from harness.errors import Refused
+from harness.records.store import FILE, PACKED, SCHEMA, read
 from harness.report import figures, sweeps
-from harness.study import Study, load
+from harness.run import session
+from harness.study import weights
+from harness.study.study import Study, load
 from tests.conftest import SMALL
 
 REPORTS = Path(__file__).parent.parent / "reports"
@@ -52,9 +56,9 @@ def test_command_lines(arguments, tmp_path, monkeypatch, capfd):
     """Whatever parses would be carried out: that part is replaced, so that nothing is measured."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["harness", *arguments])
-    for place, name in ((cli, "_run"), (check, "verify"), (check, "listing"), (report, "write")):
+    for place, name in ((cli, "_run"), (verify, "verify"), (verify, "listing"), (report, "write")):
         monkeypatch.setattr(place, name, lambda *given: 0)
-    for name in ("harness.selftest.say", "harness.doctor.say"):
+    for name in ("harness.selftest.coverage.say", "harness.cli.doctor.say"):
         monkeypatch.setattr(name, lambda *given: 0)
     with pytest.raises(SystemExit) as left:
         cli.main()
@@ -134,7 +138,7 @@ def written(folder):
 @pytest.mark.parametrize("place", ["file/run", "file"])
 def test_an_output_folder_that_can_not_be_made(place, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Refused), run.opened(tmp_path / place, False):
+    with pytest.raises(Refused), session.opened(tmp_path / place, False):
         raise AssertionError("it was opened")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -143,7 +147,7 @@ def test_weights_that_can_not_be_used_leave_no_folder_behind(tmp_path, numpy_bac
     (tmp_path / "w").write_text(string.ascii_letters)
     study = Study(frameworks=["numpy"], threads=[1], workloads=[SMALL], weights=str(tmp_path / "w"))
     with pytest.raises(Refused, match="not a safetensors file"):
-        run.run(study, tmp_path / "run", False, "")
+        session.run(study, tmp_path / "run", False, "")
     assert not (tmp_path / "run").exists()
 
 

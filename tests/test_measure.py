@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness import measure
-from harness.data import probe
+from harness.records import samples
+from harness.study.data import probe
+from harness.worker import timing
 from impls.interface import Arm, Data, Weights
 
 ARMS = [Arm("unrolled", p) for p in ("none", "in_loop", "per_step", "batched")]
@@ -61,16 +62,16 @@ class Made:
 
 def todo(**more):
     data = Data(Weights(*(np.zeros((2, 2), np.float32),) * 5), np.ones((3, 1, 2), np.float32), np.zeros((3, 1, 2)))
-    rounds = measure.Rounds(3, 50, 0.02)
+    rounds = timing.Rounds(3, 50, 0.02)
     given = {"cell": "rnn_tanh", "pass_": "forward", "execution": "eager", "arms": ARMS, "data": data, "rounds": rounds}
-    return measure.Block(**(given | {"seed": 1} | more))
+    return timing.Block(**(given | {"seed": 1} | more))
 
 
 @dataclasses.dataclass
 class Ran:
     """A block's result, and what was kept of it."""
 
-    result: measure.Result
+    result: timing.Result
     outputs: dict
 
     @property
@@ -84,8 +85,8 @@ def run(backend, clock, faults=lambda: 0, **more):
     def keep(name, moment, arrays):
         outputs[name, moment] = arrays
 
-    meters = measure.Meters(clock, faults)
-    return Ran(measure.block(backend, todo(**more), meters, keep, lambda arm, what: None), outputs)
+    meters = timing.Meters(clock, faults)
+    return Ran(timing.block(backend, todo(**more), meters, keep, lambda arm, what: None), outputs)
 
 
 def test_samples_are_the_time_of_the_call_and_nothing_else():
@@ -98,14 +99,14 @@ def test_samples_are_the_time_of_the_call_and_nothing_else():
 def test_rounds_fill_the_time_between_their_limits():
     clock = Clock()
     assert len(run(Made(clock), clock).arms["unrolled_none"].samples_ns) == 3  # 5 ms a round of 20 ms: 3.9
-    assert len(run(Made(clock), clock, rounds=measure.Rounds(7, 50, 1e-9)).arms["unrolled_none"].samples_ns) == 7
-    assert len(run(Made(clock), clock, rounds=measure.Rounds(3, 9, 60)).arms["unrolled_none"].samples_ns) == 9
+    assert len(run(Made(clock), clock, rounds=timing.Rounds(7, 50, 1e-9)).arms["unrolled_none"].samples_ns) == 7
+    assert len(run(Made(clock), clock, rounds=timing.Rounds(3, 9, 60)).arms["unrolled_none"].samples_ns) == 9
 
 
 def test_arms_alternate_in_a_new_order_each_round_and_the_twin_takes_part():
     clock = Clock()
     backend = Made(clock)
-    result = run(backend, clock, rounds=measure.Rounds(6, 6, 1))
+    result = run(backend, clock, rounds=timing.Rounds(6, 6, 1))
     timed = backend.log[4 * (len(ARMS) + 1) :]
     rounds = [timed[i : i + 5] for i in range(0, len(timed), 5)]
     assert len(rounds) == 6
@@ -118,9 +119,9 @@ def test_short_samples_are_batched_and_say_so():
     clock = Clock()
     backend = Made(clock, {"unrolled_none": 100})
     arms = run(backend, clock).arms
-    assert arms["unrolled_none"].calls * 150 >= measure.TIMER_COSTS * 50
+    assert arms["unrolled_none"].calls * 150 >= timing.TIMER_COSTS * 50
     assert backend.waited == len(backend.log)  # every call is waited for
-    assert measure.median_s(vars(arms["unrolled_none"])) == pytest.approx(100e-9, rel=0.01)
+    assert samples.median_s(vars(arms["unrolled_none"])) == pytest.approx(100e-9, rel=0.01)
 
 
 def test_every_arm_of_a_block_is_sampled_alike_and_as_the_first_process_was():
@@ -297,6 +298,6 @@ def test_threads_are_proven_by_processor_time():
 
         return work
 
-    assert measure.threads_proven(2, product(1.95), lambda: cpu.now, clock)[0]
-    assert not measure.threads_proven(1, product(1.9), lambda: cpu.now, clock)[0]
-    assert not measure.threads_proven(2, product(1.5), lambda: cpu.now, clock)[0]
+    assert timing.threads_proven(2, product(1.95), lambda: cpu.now, clock)[0]
+    assert not timing.threads_proven(1, product(1.9), lambda: cpu.now, clock)[0]
+    assert not timing.threads_proven(2, product(1.5), lambda: cpu.now, clock)[0]

@@ -7,12 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from harness import jobs, memory, worker
-from harness.launch import Worker
-from harness.plan import Framework, Job, Seat, Todo
-from harness.refused import Refused
-from harness.study import Study
-from harness.worker import minor_faults
+from harness.errors import Refused
+from harness.machine import allocator
+from harness.run import jobs
+from harness.run.launch import Worker
+from harness.study.matrix import Framework, Job, Seat, Todo
+from harness.study.study import Study
+from harness.worker import __main__ as worker
+from harness.worker.__main__ import minor_faults
 from impls.interface import Arm, Settings
 from tests.conftest import SMALL
 
@@ -34,7 +36,7 @@ print((faults() - before) / 5)
 def faults_a_call(setting):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", CALLS], env=environment | memory.variables(setting), capture_output=True, check=True
+        [sys.executable, "-c", CALLS], env=environment | allocator.variables(setting), capture_output=True, check=True
     )
     return float(done.stdout)
 
@@ -51,16 +53,16 @@ def test_page_faults_are_counted_of_this_process():
     assert minor_faults() - before >= 10
 
 
-@pytest.mark.parametrize("setting", memory.ALLOCATORS)
+@pytest.mark.parametrize("setting", allocator.ALLOCATORS)
 def test_an_allocator_that_is_not_installed_is_refused(monkeypatch, setting):
-    monkeypatch.setattr(memory, "find_library", lambda name: None)
+    monkeypatch.setattr(allocator, "find_library", lambda name: None)
     with pytest.raises(Refused, match=f"memory {setting} was asked for, but no lib"):
-        memory.variables(setting)
+        allocator.variables(setting)
 
 
 def test_an_allocator_that_is_installed_is_loaded_before_all_else(monkeypatch):
-    monkeypatch.setattr(memory, "find_library", lambda name: "libtcmalloc.so.4" if name == "tcmalloc" else None)
-    assert memory.variables("tcmalloc") == {"LD_PRELOAD": "libtcmalloc.so.4"}
+    monkeypatch.setattr(allocator, "find_library", lambda name: "libtcmalloc.so.4" if name == "tcmalloc" else None)
+    assert allocator.variables("tcmalloc") == {"LD_PRELOAD": "libtcmalloc.so.4"}
 
 
 @pytest.mark.parametrize(("setting", "there"), [("held", True), ("default", False)])
@@ -78,7 +80,7 @@ def test_every_worker_of_a_study_takes_memory_as_it_says(tmp_path, monkeypatch, 
     )
     todo = Todo(SMALL, "forward", (Arm("unrolled", "none"),), 1, timed=True)
     jobs.worker_of(bench, Job(Seat("x", "cpu", 1, "eager", "fp32"), 0, (todo,)))
-    assert started == [{"A": "1"} | (memory.HELD if there else {})]
+    assert started == [{"A": "1"} | (allocator.HELD if there else {})]
 
 
 def test_a_framework_s_oserror_is_no_full_disk(tmp_path, stored, monkeypatch):

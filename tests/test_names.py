@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness import plan, run, weights
-from harness.plan import Framework
-from harness.records import FILE, PACKED, read
-from harness.refused import Refused
+from harness.errors import Refused
+from harness.records.store import FILE, PACKED, read
 from harness.report import markdown, several
-from harness.study import KNOWN, LONGEST_NAME, NAMED, NAMES, Study, Workload, around, load, plain
+from harness.run import session
+from harness.study import matrix, weights
+from harness.study.matrix import Framework
+from harness.study.study import KNOWN, LONGEST_NAME, NAMED, NAMES, Study, Workload, around, load, plain
 from tests.test_malformed import written
 
 REPORTS = Path(__file__).parent.parent / "reports"
@@ -138,12 +139,12 @@ def test_nothing_is_asked_for_twice(given):
 
 def test_all_cores_are_not_measured_twice_where_their_number_is_given_too():
     """The usual threads, 1 and all, are one on a machine of one core."""
-    assert plan.thread_counts(Study(threads=[2, "all"]), 2) == [2]
-    assert plan.thread_counts(Study(threads=["all", 1, 2]), 2) == [2, 1]
+    assert matrix.thread_counts(Study(threads=[2, "all"]), 2) == [2]
+    assert matrix.thread_counts(Study(threads=["all", 1, 2]), 2) == [2, 1]
     execution = {"missing": None, "without": {}, "unrolls": [], "on_request": {}, "traced": False, "loop": "unrolled"}
     framework = Framework("numpy", executions={"eager": execution}, devices={"cpu": None})
     study = Study(threads=[2, "all"], workloads=[NAMED["book"]])
-    cells = plan.make(study, [framework], plan.thread_counts(study, 2)).cells
+    cells = matrix.make(study, [framework], matrix.thread_counts(study, 2)).cells
     assert len(cells) == len(set(cells)) > 0
 
 
@@ -220,7 +221,7 @@ def test_a_worker_refuses_such_a_name_too():
 
 def test_a_run_of_two_workloads_of_one_name_leaves_no_folder(tmp_path, numpy_backend):
     with pytest.raises(Refused, match="two have the name"):
-        run.run(
+        session.run(
             loaded(toml({"name": "a"} | SIZES, {"name": "a"} | SIZES | {"B": 3}), tmp_path), tmp_path / "run", False, ""
         )
     assert os.listdir(tmp_path) == ["study.toml"]

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from harness import check, environment, plan
-from harness.plan import Framework
-from harness.refused import Refused
-from harness.study import NAMED, Study, around
+from harness.cli import verify
+from harness.errors import Refused
+from harness.machine import environment
+from harness.study import matrix
+from harness.study.matrix import Framework
+from harness.study.study import NAMED, Study, around
 from tests.conftest import SMALL
 
 OTHER = SMALL.model_copy(update={"name": "other", "H": 9})
@@ -32,7 +34,7 @@ def planned(**changed):
     frameworks = [
         Framework(name, executions=executions, devices={"cpu": None, "gpu": None}) for name in ("torch", "jax")
     ]
-    return plan.make(study, frameworks, plan.thread_counts(study, 4))
+    return matrix.make(study, frameworks, matrix.thread_counts(study, 4))
 
 
 @pytest.mark.parametrize(
@@ -48,24 +50,24 @@ def planned(**changed):
 )
 def test_no_two_cells_share_a_file(changed, tmp_path):
     cells = planned(**changed).cells
-    files = check.output_files(tmp_path, planned(**changed))
+    files = verify.output_files(tmp_path, planned(**changed))
     assert set(files) == set(cells)
     paths = [str(path).lower() for path in files.values()]
     assert len(set(paths)) == len(set(cells)) == len(cells) > 8
 
 
 def test_names_tell_only_what_there_is_several_of(tmp_path):
-    names = {path.relative_to(tmp_path) for path in check.output_files(tmp_path, planned(threads=[2])).values()}
+    names = {path.relative_to(tmp_path) for path in verify.output_files(tmp_path, planned(threads=[2])).values()}
     assert {str(name) for name in names if "jax-cpu-inductor-fp32-scan-in_loop" in str(name)} == {
         "jax-cpu-inductor-fp32-scan-in_loop-forward.safetensors",
         "jax-cpu-inductor-fp32-scan-in_loop-train.safetensors",
     }
-    names = {path.name for path in check.output_files(tmp_path, planned(threads=[1, 2])).values()}
+    names = {path.name for path in verify.output_files(tmp_path, planned(threads=[1, 2])).values()}
     assert "jax-cpu-2threads-inductor-fp32-scan-in_loop-train.safetensors" in names
 
 
 def test_points_of_a_sweep_have_a_folder_each(tmp_path):
-    folders = {path.parent.name for path in check.output_files(tmp_path, planned(sweep=NAMED["book"])).values()}
+    folders = {path.parent.name for path in verify.output_files(tmp_path, planned(sweep=NAMED["book"])).values()}
     assert folders == {"small", *(point.name for point in around(NAMED["book"]))}
 
 
@@ -76,15 +78,15 @@ def two_cores(monkeypatch, numpy_backend):
 
 def verified(folder, **changed):
     given = {"frameworks": ["numpy"], "threads": [1, 2], "workloads": [SMALL], "precisions": ["fp32", "fp64"]}
-    return check.verify(Study(**(given | changed)), folder)
+    return verify.verify(Study(**(given | changed)), folder)
 
 
 def test_every_thread_count_precision_and_pass_keeps_its_outputs(tmp_path, two_cores, capsys):
     assert verified(tmp_path / "new" / "deep") == 0
     files = sorted((tmp_path / "new" / "deep").iterdir())
-    (framework,) = plan.selected(Study(frameworks=["numpy"]), check.run.probe(Study(frameworks=["numpy"]), [1, 2]))
+    (framework,) = matrix.selected(Study(frameworks=["numpy"]), verify.run.probe(Study(frameworks=["numpy"]), [1, 2]))
     study = Study(frameworks=["numpy"], threads=[1, 2], workloads=[SMALL], precisions=["fp32", "fp64"])
-    assert len(files) == len(plan.make(study, [framework], [1, 2]).cells)
+    assert len(files) == len(matrix.make(study, [framework], [1, 2]).cells)
     for threads, precision in itertools.product((1, 2), ("fp32", "fp64")):
         arrays = load_file(
             tmp_path

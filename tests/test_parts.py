@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import course, jobs, pilot, plan
-from harness.gaps import _both, samples
-from harness.parts import at_home, is_question, part_of, parts
-from harness.plan import Cell, Job, Rank, Seat
-from harness.study import Study
+from harness.analysis import sample_size
+from harness.analysis.gaps import _both, samples
+from harness.run import jobs, schedule
+from harness.study import matrix
+from harness.study.matrix import Cell, Job, Rank, Seat
+from harness.study.parts import at_home, is_question, part_of, parts
+from harness.study.study import Study
 from impls.interface import IMPOSSIBLE, PROJECTIONS, RECURRENCES, Arm
 from tests.conftest import SMALL
 
@@ -40,7 +42,7 @@ def test_every_arm_is_at_home_in_one_part_and_each_part_has_what_it_compares_wit
 
 
 def test_a_guest_has_no_control():
-    made = {todo.part: todo for todo in plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)}
+    made = {todo.part: todo for todo in matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)}
     assert [part for part, todo in made.items() if todo.control] == ["unrolled", "scan", "layer", "given"]
     assert [is_question(part) for part in made] == sorted((is_question(part) for part in made), reverse=True)
     assert Arm("scan", "batched") not in made["scan-others"].home
@@ -50,7 +52,7 @@ def records(replicates=2):
     """What the parts of every arm come to in some processes; twins too, each sample its own number."""
     made, number = [], 0
     for replicate in range(replicates):
-        for todo in plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY):
+        for todo in matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY):
             twins = [f"{arm.recurrence}_twin" for arm in todo.home if arm.projection == "batched"]
             arms = {}
             for name in [*(arm.name for arm in todo.arms), *twins]:
@@ -80,11 +82,11 @@ def test_what_a_guest_took_is_in_no_table_but_that_of_its_comparison():
 
 def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
     study = Study(workloads=[SMALL], processes=None, target=1e-9)
-    rows = pilot.needs(records(3), study)
+    rows = sample_size.needs(records(3), study)
     assert [row["part"] for row in rows] == ["scan", "unrolled"]
-    needs = {(SEAT, row["workload"], row["pass"], row["part"]): plan.Need(9, 7) for row in rows}
-    made = plan.Plan([Cell(SEAT, SMALL, "forward", arm) for arm in EVERY], [])
-    (further,) = plan.jobs(made, study, 3, needs=needs)
+    needs = {(SEAT, row["workload"], row["pass"], row["part"]): matrix.Need(9, 7) for row in rows}
+    made = matrix.Plan([Cell(SEAT, SMALL, "forward", arm) for arm in EVERY], [])
+    (further,) = matrix.jobs(made, study, 3, needs=needs)
     assert {(todo.part, todo.rounds) for todo in further.blocks} == {("scan", 7), ("unrolled", 7)}
 
 
@@ -92,50 +94,50 @@ def test_a_study_without_the_question_knows_all_it_has():
     some = [record for record in records(3) if record["part"] == "given"]
     for record in some:
         record["arms"].pop("given_per_step")
-    assert [row["part"] for row in pilot.needs(some, Study(workloads=[SMALL]))] == ["given"]
+    assert [row["part"] for row in sample_size.needs(some, Study(workloads=[SMALL]))] == ["given"]
 
 
 @pytest.mark.parametrize("first", [3, 40])
 def test_later_processes_sample_as_the_first_did(tmp_path, first):
     bench = jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {})
-    run = course.Course(bench, plan.Plan([], []), [], lambda: 0.0, SimpleNamespace())
+    run = schedule.Course(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
     for calls, replicate in ((first, 0), (1, 1)):
         for record in records(1):
             for arm in record["arms"].values():
                 arm["calls"] = calls
             run.found.append(record | {"kind": "block", "replicate": replicate})
-    job = Job(SEAT, 2, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    job = Job(SEAT, 2, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     assert {todo.calls for todo in run._alike(job).blocks} == {first}
     assert {jobs._request(bench_with(bench), job, todo)["calls"] for todo in run._alike(job).blocks} == {first}
 
 
 def bench_with(bench):
     """One whose framework says what a request needs."""
-    framework = plan.Framework("numpy", executions={"eager": {"overwrites": False}})
+    framework = matrix.Framework("numpy", executions={"eager": {"overwrites": False}})
     return jobs.Bench(bench.study, {"numpy": framework}, bench.weights, bench.cache, None, {})
 
 
 def test_a_block_of_guests_alone_is_left_out():
-    job = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    job = Job(SEAT, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     seat = ("numpy", "cpu", 1, "eager", "fp32")
     reached = {(seat, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
-    assert [todo.part for todo in course._only(job, reached).blocks] == ["scan"]
+    assert [todo.part for todo in schedule._only(job, reached).blocks] == ["scan"]
 
 
 def test_a_block_that_lost_what_it_compares_with_is_left_out():
     seat = ("numpy", "cpu", 1, "eager", "fp32")
-    job = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    job = Job(SEAT, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     reached = {(seat, SMALL.name, "forward", arm.name) for arm in EVERY}
-    assert len(course._only(job, reached).blocks) == len(job.blocks)
+    assert len(schedule._only(job, reached).blocks) == len(job.blocks)
     reached_but_it = reached - {(seat, SMALL.name, "forward", "scan_batched")}
-    assert "scan" not in {todo.part for todo in course._only(job, reached_but_it).blocks}
-    alone = Job(SEAT, 1, tuple(plan.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
-    assert course._only(alone, reached) == alone
+    assert "scan" not in {todo.part for todo in schedule._only(job, reached_but_it).blocks}
+    alone = Job(SEAT, 1, tuple(matrix.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
+    assert schedule._only(alone, reached) == alone
 
 
 def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
     bench = bench_with(jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
-    job = Job(SEAT, 0, tuple(plan.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    job = Job(SEAT, 0, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     times = {todo.part: jobs._request(bench, job, todo)["rounds"]["block_s"] for todo in job.blocks}
     assert math.isclose(times["scan"], 3 * times["layer"])
     assert times["scan"] == bench.study.block_s
@@ -147,13 +149,13 @@ def planned(sweep=None):
     arms = [(SMALL, arm) for arm in EVERY] + [(point, Arm("scan", "batched")) for point in study.swept]
     seats = [SEAT, replace(SEAT, threads=2)]
     cells = [Cell(seat, workload, "forward", arm) for seat in seats for workload, arm in arms]
-    return study, plan.Plan(cells, [], dict.fromkeys(seats, "scan"), 1)
+    return study, matrix.Plan(cells, [], dict.fromkeys(seats, "scan"), 1)
 
 
 def staged(study, made, folder):
     """What each stage does: its replicate, and each thread count's parts, that of the sweep by its name."""
     bench = jobs.Bench(study, {}, folder, folder, None, {})
-    run = course.Course(bench, made, [], lambda: 0.0, SimpleNamespace())
+    run = schedule.Course(bench, made, [], lambda: 0.0, SimpleNamespace())
     return [
         (number, {job.seat.threads: {"sweep" if b.swept else b.part for b in job.blocks} for job in some})
         for number, some in run._stages()
@@ -174,12 +176,12 @@ def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_wit
     stages = staged(study, made, tmp_path)
     assert stages[0] == (0, {1: {"sweep", "scan"}, 2: {"sweep", "scan"}})
     assert [("sweep" in parts_[1]) for _, parts_ in stages if 1 in parts_] == [True, *[False] * 4, *[True] * 3]
-    first = plan.jobs(made, study, 0)[0].blocks
+    first = matrix.jobs(made, study, 0)[0].blocks
     assert [todo.workload for todo in first[:2]] == study.swept[:2]
-    done = [plan.jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])]
+    done = [matrix.jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])]
     together = [todo for some in done for todo in next(job for job in some if job.seat == SEAT).blocks]
     assert len(together) == len(set(together))
-    assert set(together) == set(next(job for job in plan.jobs(made, study, 0) if job.seat == SEAT).blocks)
+    assert set(together) == set(next(job for job in matrix.jobs(made, study, 0) if job.seat == SEAT).blocks)
 
 
 def test_a_number_of_processes_is_everything_s(tmp_path):
@@ -193,9 +195,9 @@ def test_a_prototype_gets_no_further_processes(tmp_path):
     study = Study(workloads=[SMALL], processes=None, target=1e-9)
     execution = {"prototypes": {"scan": "marked so upstream"}}
     bench = jobs.Bench(
-        study, {"numpy": plan.Framework("numpy", executions={"eager": execution})}, tmp_path, tmp_path, None, {}
+        study, {"numpy": matrix.Framework("numpy", executions={"eager": execution})}, tmp_path, tmp_path, None, {}
     )
-    run = course.Course(bench, plan.Plan([], []), [], lambda: 0.0, SimpleNamespace())
+    run = schedule.Course(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
     run.found = [record | {"kind": "block"} for record in records(3)]
     (asked,) = run._needs()
     assert [row["part"] for row in asked["needs"]] == ["unrolled"]
@@ -203,4 +205,4 @@ def test_a_prototype_gets_no_further_processes(tmp_path):
 
 @pytest.mark.parametrize(("left", "jobs_left", "end"), [(100.0, 2, 150.0), (100.0, 20, 120.0), (7.0, 20, 107.0)])
 def test_a_first_process_has_a_fair_share_of_the_time_or_enough_to_start(left, jobs_left, end):
-    assert course._fair_end(100.0, 100.0 + left, jobs_left) == end
+    assert schedule._fair_end(100.0, 100.0 + left, jobs_left) == end

@@ -6,12 +6,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from harness import pilot, run, selftest, stats
-from harness.pilot import Costs
-from harness.plan import Need
-from harness.records import FILE
-from harness.stats import Parts
-from harness.study import HEADLINE_PROCESSES
+from harness.analysis import sample_size, stats
+from harness.analysis.sample_size import Costs
+from harness.analysis.stats import Parts
+from harness.records.store import FILE
+from harness.run import session
+from harness.selftest import coverage
+from harness.study.matrix import Need
+from harness.study.study import HEADLINE_PROCESSES
 from tests.test_run import study
 
 TARGET = 0.01
@@ -19,7 +21,7 @@ TARGET = 0.01
 
 def test_the_rounds_are_those_that_cost_least():
     gap, costs = Parts(1e-4, 1e-3, 20.0), Costs(3.0, 0.02)
-    found = pilot.need([gap], costs, TARGET, 1, 1000)
+    found = sample_size.need([gap], costs, TARGET, 1, 1000)
     price = {r: stats.processes(gap, r, TARGET) * (costs.process_s + r * costs.round_s) for r in range(1, 1000)}
     assert price[found.rounds] <= 1.1 * min(price.values())
     assert found.processes == stats.processes(gap, found.rounds, TARGET)
@@ -27,8 +29,8 @@ def test_the_rounds_are_those_that_cost_least():
 
 def test_noise_between_processes_asks_for_processes_and_noise_of_rounds_for_rounds():
     costs = Costs(1.0, 0.01)
-    between = pilot.need([Parts(4e-4, 1e-5, 20.0)], costs, TARGET, 5, 500)
-    within = pilot.need([Parts(1e-5, 4e-2, 20.0)], costs, TARGET, 5, 500)
+    between = sample_size.need([Parts(4e-4, 1e-5, 20.0)], costs, TARGET, 5, 500)
+    within = sample_size.need([Parts(1e-5, 4e-2, 20.0)], costs, TARGET, 5, 500)
     assert between.rounds == 5
     assert within.rounds > 100
     assert between.processes > within.processes
@@ -38,10 +40,10 @@ def test_the_worst_gap_of_a_block_decides():
     costs = Costs(1.0, 0.01)
     quiet, noisy = Parts(1e-7, 1e-6, 20.0), Parts(4e-4, 1e-3, 20.0)
     assert (
-        pilot.need([quiet, noisy], costs, TARGET, 5, 100).processes
-        == pilot.need([noisy], costs, TARGET, 5, 100).processes
+        sample_size.need([quiet, noisy], costs, TARGET, 5, 100).processes
+        == sample_size.need([noisy], costs, TARGET, 5, 100).processes
     )
-    assert pilot.need([quiet], costs, TARGET, 5, 100).processes == 2
+    assert sample_size.need([quiet], costs, TARGET, 5, 100).processes == 2
 
 
 def test_what_was_asked_for_brings_the_interval_to_the_target():
@@ -59,9 +61,9 @@ def test_what_was_asked_for_brings_the_interval_to_the_target():
 
 
 def test_intervals_keep_their_level_when_a_pilot_decides_how_many():
-    make = partial(selftest.planned, (selftest.WORLD,), selftest.TRUTHS)
-    found = selftest.simulated(make, 8, seed=3, workers=1)
-    assert 0.9 <= np.mean([selftest.covers(case) for case in found]) <= 0.99
+    make = partial(coverage.planned, (coverage.WORLD,), coverage.TRUTHS)
+    found = coverage.simulated(make, 8, seed=3, workers=1)
+    assert 0.9 <= np.mean([coverage.covers(case) for case in found]) <= 0.99
 
 
 def plans(folder):
@@ -81,7 +83,7 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
     given = {"target": 1e-6, "rounds": 8, "rounds_min": 2, "passes": ["forward"], "recurrences": ["unrolled"]}
     given = study(processes=None, pilot=2, processes_max=7, **given)
     folder = tmp_path / "run"
-    run.run(given, folder, False, "")
+    session.run(given, folder, False, "")
     (plan,) = plans(folder)
     (need,) = plan["needs"]
     assert need["processes"] == 7  # a millionth can not be had: as many as are allowed
@@ -90,16 +92,16 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
     assert {len(arm["samples_ns"]) for record in done[5:] for arm in record["arms"].values()} == {need["rounds"]}
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     (folder / FILE).write_text("".join(lines[:-1]))  # the last block is lost
-    run.run(given, folder, True, "")
+    session.run(given, folder, True, "")
     assert plans(folder) == [plan]
     assert [record["replicate"] for record in blocks(folder)] == [0, 1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(pilot, "need", lambda *asked: Need(2, 4))  # as quiet gaps have it, on any machine
+    monkeypatch.setattr(sample_size, "need", lambda *asked: Need(2, 4))  # as quiet gaps have it, on any machine
     given = study(processes=None, pilot=2, processes_max=9, passes=["forward"], recurrences=["unrolled"])
-    run.run(given, tmp_path / "run", False, "")
+    session.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
     assert len(blocks(tmp_path / "run")) == HEADLINE_PROCESSES
 
@@ -107,7 +109,7 @@ def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("numpy_backend")
 def test_no_more_processes_than_are_allowed(tmp_path):
     given = study(processes=None, pilot=2, processes_max=3, passes=["forward"], recurrences=["unrolled"])
-    run.run(given, tmp_path / "run", False, "")
+    session.run(given, tmp_path / "run", False, "")
     assert [record["replicate"] for record in blocks(tmp_path / "run")] == [0, 1, 2]
 
 
@@ -137,14 +139,14 @@ def records_of(*projections):
 
 def test_a_block_without_the_headline_contenders_asks_for_what_its_others_need():
     noisy = records_of("batched", "twin", "bmm", "library")
-    (row,) = pilot.needs(noisy, study())
+    (row,) = sample_size.needs(noisy, study())
     assert row["processes"] > 3
-    assert pilot.needs(records_of("batched", "twin"), study()) == []
+    assert sample_size.needs(records_of("batched", "twin"), study()) == []
 
 
 def test_processes_that_compile_or_count_do_not_tell_what_a_process_costs():
     made = records_of("batched", "bmm")
     made[0]["seconds"] = made[1]["seconds"] = 100.0
     next(iter(made[1]["arms"].values()))["evidence"] = {"products": []}
-    (costs,) = pilot.spent(made).values()
+    (costs,) = sample_size.spent(made).values()
     assert costs.process_s < 4

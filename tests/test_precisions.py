@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from harness import check, plan, verify, weights
-from harness.data import cast, probe
-from harness.plan import Framework
-from harness.study import Study, Workload
+from harness.cli import verify
+from harness.study import matrix, weights
+from harness.study.data import cast, probe
+from harness.study.matrix import Framework
+from harness.study.study import Study, Workload
+from harness.verify import output_check
 from impls import reference, rounding
 from impls.interface import NO_TF32
 from tests.conftest import data_of
@@ -41,7 +43,7 @@ def rounded(data, cell, how):
 
 def verdict(folder, workload, precision, how, bound=None):
     """Of outputs that the oracle rounded as it was told, judged as a precision's."""
-    judge = verify.Judge(folder, bound)
+    judge = output_check.Judge(folder, bound)
     outputs = {}
     for moment in ("before", "after"):
         data = judge._data(workload, workload.T, precision, "projected", moment)
@@ -71,7 +73,7 @@ def test_bfloat16_is_rounded_to_the_nearest_ties_to_even():
 def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
     workload = WORKLOADS[0]
     weights.store(tmp_path, weights.files(workload, 1, None, None))
-    data = verify.Judge(tmp_path)._data(workload, workload.T, "bf16", "projected", "before")
+    data = output_check.Judge(tmp_path)._data(workload, workload.T, "bf16", "projected", "before")
     whole = probe(cast(data_of(workload), "float32"))
     assert not np.array_equal(data.x, whole.x)
     assert np.array_equal(data.x, reference.in_bfloat16(whole.x))
@@ -80,7 +82,7 @@ def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
 def test_ulp_of_bfloat16_are_its_own(tmp_path):
     workload = WORKLOADS[0]
     weights.store(tmp_path, weights.files(workload, 1, None, None))
-    judge = verify.Judge(tmp_path)
+    judge = output_check.Judge(tmp_path)
     outputs = {}
     for moment in ("before", "after"):
         data = judge._data(workload, workload.T, "bf16", "projected", moment)
@@ -93,7 +95,7 @@ def test_ulp_of_bfloat16_are_its_own(tmp_path):
 
 
 def next_bfloat16(a):
-    return (a.view(np.uint32) + np.uint32(verify.BFLOAT16)).view(np.float32)
+    return (a.view(np.uint32) + np.uint32(output_check.BFLOAT16)).view(np.float32)
 
 
 def test_cells_that_a_precision_or_device_can_not_have_say_why():
@@ -110,7 +112,7 @@ def test_cells_that_a_precision_or_device_can_not_have_say_why():
     executions = {"eager": execution(), "graphs": execution(cpu="graphs are a GPU's"), "old": execution(bf16="too old")}
     made = Framework("made", executions=executions, devices={"cpu": None, "gpu": None})
     study = Study(precisions=["fp32", "tf32", "bf16"], projections=["batched"], recurrences=["unrolled"])
-    found = plan.make(study, [made], [1])
+    found = matrix.make(study, [made], [1])
     reasons = {(c.seat.execution, c.seat.device, c.seat.precision): why for c, *why in found.absent}
     assert reasons == {
         ("eager", "cpu", "tf32"): ["impossible", NO_TF32],
@@ -141,8 +143,8 @@ def test_the_listing_names_what_no_gpu_and_no_graph_can_have(monkeypatch, capsys
     executions = {"eager": graph | {"without": {"scan": "no loop"}}, "graphs": graph}
     devices = {"cpu": None, "gpu": "made sees no GPU"}
     made = Framework("made", versions={"made": "1"}, executions=executions, devices=devices)
-    monkeypatch.setattr(check.run, "probe", lambda study, threads: [made])
-    check.listing()
+    monkeypatch.setattr(verify.run, "probe", lambda study, threads: [made])
+    verify.listing()
     said = capsys.readouterr().out.splitlines()
     notes = [line for line in said if line.startswith("made ")]
     assert notes == [

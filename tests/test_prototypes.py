@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import plan, report, run
-from harness.analysis import Tables
-from harness.plan import Framework
-from harness.records import read
+from harness import report
+from harness.analysis.tables import Tables
+from harness.records.schema import KNOWN
+from harness.records.store import read
 from harness.report import claims, comparison, figures, words
-from harness.schema import KNOWN
-from harness.study import Study
+from harness.run import session
+from harness.study import matrix
+from harness.study.matrix import Framework
+from harness.study.study import Study
 from impls.interface import Execution
 
 RECORDS = Path(__file__).parent.parent / "reports" / "2026-11-25-amd-epyc-2-cores"
@@ -83,9 +85,9 @@ def test_the_header_of_a_run_says_what_its_executions_mark():
         "made", executions={"new": execution, "old": execution | {"prototypes": {}}}, devices={"cpu": None}
     )
     row = {"framework": "made", "execution": "new", "recurrence": "scan", "reason": "why"}
-    assert plan.prototypes(Study(), [made]) == [row]
-    assert plan.prototypes(Study(executions=["old"]), [made]) == []
-    heading = run.begun("study", Study(), [made], {}, "", {"cells": [], "absent": []})
+    assert matrix.prototypes(Study(), [made]) == [row]
+    assert matrix.prototypes(Study(executions=["old"]), [made]) == []
+    heading = session.begun("study", Study(), [made], {}, "", {"cells": [], "absent": []})
     assert heading["prototypes"] == [row]
     assert KNOWN.validate_python(heading).prototypes[0].recurrence == "scan"
     assert Execution(traced=False).prototypes == {}

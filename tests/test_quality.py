@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.quality import FEWEST, of_blocks, qualities
+from harness.analysis.sample_quality import FEWEST, of_blocks, qualities
 
 
 def samples(logs):

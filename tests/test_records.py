@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import records, trajectories
-from harness.records import FILE, PACKED, RUN, Store, read
-from harness.refused import Refused
-from harness.trajectories import TRAINING
+from harness.analysis import trajectories
+from harness.analysis.trajectories import TRAINING
+from harness.errors import Refused
+from harness.records import store
+from harness.records.store import FILE, PACKED, RUN, Store, read
 
 REPORTS = Path(__file__).parent.parent / "reports"
 
@@ -134,4 +135,4 @@ def test_committed_records_can_be_read():
     assert {path.parent.name for path in REPORTS.glob(f"*/{PACKED}")}
     for format_, name in ((RUN, FILE), (RUN, PACKED), (trajectories.TRAINING, f"{TRAINING.file}.gz")):
         for path in REPORTS.glob(f"*/{name}"):
-            assert len(records.read(path.parent, format_)) > 3
+            assert len(store.read(path.parent, format_)) > 3

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from harness.data import data_for
-from harness.study import Workload
+from harness.study.data import data_for
+from harness.study.study import Workload
 from impls import reference, rounding
 from impls.interface import CELLS, TRAIN, TRAIN_NONE, Arm, Weights
 from tests.conftest import data_of

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from harness import report, stats
-from harness.gaps import GAPS
-from harness.records import FILE
-from harness.refused import Refused
+from harness import report
+from harness.analysis import stats
+from harness.analysis.gaps import GAPS
+from harness.errors import Refused
+from harness.records.store import FILE
 from harness.report import appendix
-from harness.study import NAMED, Study
+from harness.study.study import NAMED, Study
 from scripts import repeat
 from tests.test_malformed import written
 

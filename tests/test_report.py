@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import report, stats
-from harness.gaps import GAPS
+from harness import report
+from harness.analysis import stats
+from harness.analysis.gaps import GAPS
 from harness.report import appendix, sections, training, words
 from harness.report.markdown import ratio
-from harness.study import Study
+from harness.study.study import Study
 
 REPORTS = Path(__file__).parent.parent / "reports"
 SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")

@@ -15,16 +15,20 @@ import pandas as pd
 import psutil
 import pytest
 
-from harness import analysis, course, environment, jobs, plan, report, run
-from harness.data import NONE_IN_TRAINING
-from harness.gaps import GAPS
-from harness.launch import Lost
-from harness.plan import Job, Seat
-from harness.progress import Report
-from harness.records import FILE, PACKED, budgets, read
-from harness.refused import Refused
+from harness import report
+from harness.analysis import tables
+from harness.analysis.gaps import GAPS
+from harness.errors import Refused
+from harness.machine import environment
+from harness.records.store import FILE, PACKED, budgets, read
 from harness.report import words
-from harness.study import Study, Workload
+from harness.run import jobs, schedule, session
+from harness.run.launch import Lost
+from harness.run.progress import Report
+from harness.study import matrix
+from harness.study.data import NONE_IN_TRAINING
+from harness.study.matrix import Job, Seat
+from harness.study.study import Study, Workload
 from tests.conftest import FOURTH
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
@@ -73,9 +77,9 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert done.returncode == 0, done.stderr
     assert read(out)[0]["none_in_training"] == NONE_IN_TRAINING
     times, gaps, identity = (pd.read_csv(out / f"{name}.csv") for name in ("times", "gaps", "identity"))
-    assert list(times.columns) == analysis.TIMES
+    assert list(times.columns) == tables.TIMES
     assert list(gaps.columns) == GAPS
-    assert list(identity.columns) == analysis.IDENTITY
+    assert list(identity.columns) == tables.IDENTITY
     assert set(gaps.contender) == {"in_loop", "per_step", "twin"}
     contrasts, evidence = (pd.read_csv(out / f"{name}.csv") for name in ("contrasts", "evidence"))
     assert set(zip(contrasts.contender, contrasts.baseline, strict=True)) == {("per_step", "in_loop")}
@@ -99,7 +103,7 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
-    run.run(study(), tmp_path / "run", False, "")
+    session.run(study(), tmp_path / "run", False, "")
     for name in ("a", "b"):
         report.write(tmp_path / "run", tmp_path / name)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
@@ -110,7 +114,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
 
 def test_packed_records_give_the_same_report_and_broken_ones_are_refused(tmp_path):
     folder = tmp_path / "run"
-    run.run(study(processes=1, passes=["forward"]), folder, False, "")
+    session.run(study(processes=1, passes=["forward"]), folder, False, "")
     report.write(folder, tmp_path / "plain")
     packed = gzip.compress((folder / FILE).read_bytes())
     (folder / FILE).unlink()
@@ -142,7 +146,7 @@ def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reaso
     plant(mischief, tmp_path, monkeypatch)
     given = {"passes": ["forward"], "recurrences": ["unrolled"], "timeout_s": 5.0 if mischief == "hang" else 60.0}
     wanted = study(processes=1, **given)
-    records = run.run(wanted, tmp_path / "run", False, "")
+    records = session.run(wanted, tmp_path / "run", False, "")
     found = statuses(records)
     assert found["forward", "unrolled_per_step"] == {status}
     assert found["forward", "unrolled_in_loop"] == {"ok"}
@@ -155,7 +159,7 @@ def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reaso
 @pytest.mark.parametrize(("mischief", "reason"), [("recompile", "compiled while"), ("idle", "threads not proven")])
 def test_a_label_without_its_proof_is_refused(mischief, reason, tmp_path, monkeypatch):
     plant(mischief, tmp_path, monkeypatch)
-    records = run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    records = session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     assert set().union(*statuses(records).values()) == {"refused"}
     assert reason in records[-1]["reason"]
     report.write(tmp_path / "run")
@@ -172,30 +176,30 @@ def test_a_missing_framework_asked_for_is_refused(tmp_path, monkeypatch):
 
 def test_resume_does_what_is_missing_and_nothing_else(tmp_path):
     folder = tmp_path / "run"
-    whole = run.run(study(), folder, False, "")
+    whole = session.run(study(), folder, False, "")
     keys = [record["key"] for record in whole]
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     (folder / FILE).write_text("".join(lines[:-1]) + lines[-1][:40])  # the last one was cut while written
-    again = run.run(study(), folder, True, "")
+    again = session.run(study(), folder, True, "")
     assert sorted(record["key"] for record in again) == sorted(keys)
     assert (folder / FILE).read_text().splitlines(keepends=True)[:-1] == lines[:-1]
 
 
 def test_resume_refuses_another_study_and_no_records(tmp_path):
-    run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     with pytest.raises(Refused, match="another study"):
-        run.run(study(processes=1, passes=["train"]), tmp_path / "run", True, "")
+        session.run(study(processes=1, passes=["train"]), tmp_path / "run", True, "")
     with pytest.raises(Refused, match="its workers took memory otherwise: held, and now default"):
-        run.run(study(processes=1, passes=["forward"], memory="default"), tmp_path / "run", True, "")
+        session.run(study(processes=1, passes=["forward"], memory="default"), tmp_path / "run", True, "")
     with pytest.raises(Refused, match="no records"):
-        run.run(study(), tmp_path / "none", True, "")
+        session.run(study(), tmp_path / "none", True, "")
     with pytest.raises(Refused, match="not empty"):
-        run.run(study(), tmp_path / "run", False, "")
+        session.run(study(), tmp_path / "run", False, "")
 
 
 def test_a_budget_that_ends_leaves_named_cells_and_no_error(tmp_path):
     ticks = iter(range(0, 10**6, 5))
-    records = run.run(study(budget_s=100.0, processes=3), tmp_path / "run", False, "", lambda: float(next(ticks)))
+    records = session.run(study(budget_s=100.0, processes=3), tmp_path / "run", False, "", lambda: float(next(ticks)))
     report.write(tmp_path / "run")
     times = pd.read_csv(tmp_path / "run" / "times.csv")
     assert 2 < len(records) < 9
@@ -234,7 +238,7 @@ def test_blocks_that_are_all_refused_measure_nothing_and_say_so(tmp_path, monkey
 
 @pytest.mark.parametrize("projection", ["in_loop", "none", "in_loop,none"])
 def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_path):
-    records = run.run(
+    records = session.run(
         study(processes=1, projections=projection.split(","), recurrences=["unrolled"]), tmp_path, False, ""
     )
     assert "ok" in {arm["status"] for r in records if r["kind"] == "block" for arm in r["arms"].values()}
@@ -253,14 +257,14 @@ def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_p
     ],
 )
 def test_runs_with_gaps_are_titled_by_what_they_compare(selected, title, tmp_path):
-    run.run(study(processes=1, passes=["forward"], **selected), tmp_path, False, "")
+    session.run(study(processes=1, passes=["forward"], **selected), tmp_path, False, "")
     assert report.write(tmp_path).read_text().startswith(f"# {title}\n")
 
 
 def test_a_run_whose_every_other_form_failed_is_not_called_the_harness_s_own_test(tmp_path, monkeypatch):
     plant("raise", tmp_path, monkeypatch)
     wanted = study(processes=1, passes=["forward"], recurrences=["given"])
-    run.run(wanted, tmp_path / "run", False, "")
+    session.run(wanted, tmp_path / "run", False, "")
     text = report.write(tmp_path / "run").read_text()
     assert text.startswith(f"# {words.ALONE}\n\nThis run measured the batched form against itself and nothing else, so")
 
@@ -269,7 +273,7 @@ def test_a_run_gone_on_with_under_another_budget_says_so(tmp_path):
     def sitting(budget_s, resume):
         ticks = iter(range(0, 10**6, 5))
         wanted = study(budget_s=budget_s, processes=3)
-        return run.run(wanted, tmp_path / "run", resume, f"--budget {budget_s}", lambda: float(next(ticks)))
+        return session.run(wanted, tmp_path / "run", resume, f"--budget {budget_s}", lambda: float(next(ticks)))
 
     sitting(60.0, False)
     assert budgets(sitting(60.0, True)) == [60.0]
@@ -294,8 +298,8 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
         raise Lost("failed", "enough seen", "")
 
     given = study(processes=2, passes=["forward"], recurrences=["unrolled"])
-    frameworks = run.probe(given, [1])
-    job = plan.jobs(plan.make(given, frameworks, [1]), given, replicate)[0]
+    frameworks = session.probe(given, [1])
+    job = matrix.jobs(matrix.make(given, frameworks, [1]), given, replicate)[0]
     bench = jobs.Bench(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").mkdir(parents=True)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32" / "left.bin").touch()
@@ -312,7 +316,7 @@ def test_the_replicate_that_compiles_begins_with_the_cheapest():
         for name, calls in costs.items()
         for s, ns in calls
     ]
-    ordered = course._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
+    ordered = schedule._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
     assert [job.seat.framework for job in ordered] == ["cheap", "dear", "cut"]
 
 
@@ -339,11 +343,11 @@ def record_of(job, status):
 def unhurried(monkeypatch):
     made = Unhurried()
     monkeypatch.setattr(jobs, "work", made.work)
-    monkeypatch.setattr(course, "end_all", made.fast_seen.set)  # its worker is killed, and the job ends
+    monkeypatch.setattr(schedule, "end_all", made.fast_seen.set)  # its worker is killed, and the job ends
     monkeypatch.setattr(environment, "cores", lambda: 2)
     seats = [Seat(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
     with Report(3) as progress:
-        yield made, course.together(None, [Job(seat, 0, ()) for seat in seats], lambda: 1.0, progress)
+        yield made, schedule.together(None, [Job(seat, 0, ()) for seat in seats], lambda: 1.0, progress)
 
 
 def test_what_is_verified_is_a_record_as_soon_as_it_is_done(unhurried):

@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness import cli, report
-from harness.gaps import GAPS
-from harness.records import FILE, read
-from harness.refused import Refused
+from harness import report
+from harness.analysis.gaps import GAPS
+from harness.cli import app as cli
+from harness.errors import Refused
+from harness.records.store import FILE, read
 from harness.report import comparison, several
 from harness.report.markdown import ratio
-from harness.study import NAMED
+from harness.study.study import NAMED
 
 REPORTS = Path(__file__).parent.parent / "reports"
 CPU, GPU, BOTH, SELFTEST = "cpu-machine", "gpu-machine", "both-devices", "selftest"

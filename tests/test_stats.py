@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness import stats
+from harness.analysis import stats
 
 MARGIN = 0.02
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import folders, streams
-from harness.launch import Worker
-from harness.records import FILE, read
+from harness.cli import streams
+from harness.machine import folders
+from harness.records.store import FILE, read
+from harness.run.launch import Worker
 from tests.conftest import FOURTH
 
 REPORTS = Path(__file__).parent.parent / "reports"
@@ -120,7 +121,7 @@ def test_what_an_encoding_lacks_is_printed_as_an_escape(arguments, variables, tm
 
 @pytest.mark.parametrize("variables", ASCII)
 def test_any_text_can_be_printed_in_any_encoding(variables):
-    script = r"from harness import streams; streams.leave(lambda: print('\u00d7 \u4e2d \udcff'))"
+    script = r"from harness.cli import streams; streams.leave(lambda: print('\u00d7 \u4e2d \udcff'))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, env={**os.environ, **variables}, check=False
     )
@@ -173,7 +174,7 @@ def test_what_a_worker_prints_needs_no_encoding(monkeypatch, numpy_backend):
 def test_a_signal_ends_a_program_as_an_interruption(number):
     """And removes what is temporary; the program waits in a read, not in a sleep."""
     script = (
-        "import sys, signal\nfrom harness import folders, streams\n"
+        "import sys, signal\nfrom harness.cli import streams\nfrom harness.machine import folders\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def program():\n    with folders.private() as place:\n        print(place, flush=True)\n"
         "        sys.stdin.read()\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import FILE, read
+from harness.records.store import FILE, read
 
 ROOT = Path(__file__).parent.parent
 DARK = """\

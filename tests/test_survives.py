@@ -16,9 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import cli, environment, jobs, plan, records, report, run
-from harness.records import FILE, PACKED, held, read
-from harness.refused import Refused
+from harness import report
+from harness.cli import app as cli
+from harness.errors import Refused
+from harness.machine import environment
+from harness.records import store
+from harness.records.store import FILE, PACKED, held, read
+from harness.run import jobs, session
+from harness.study import matrix
 from scripts import kills
 from tests.conftest import FOURTH, HERE
 from tests.test_run import FLAGS, plant, statuses, study
@@ -70,7 +75,7 @@ def test_what_the_machine_is_does_not_depend_on_a_child_that_is_killed(monkeypat
 
 
 def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path):
-    run.run(study(processes=3), tmp_path / "a", False, "")
+    session.run(study(processes=3), tmp_path / "a", False, "")
     (tmp_path / "b").mkdir()
     heading, *lines = kills.lines(tmp_path / "a")
     random.Random(1).shuffle(lines)
@@ -87,7 +92,7 @@ def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path):
 )
 def test_what_a_worker_does_stays_with_its_arm(mischief, reason, tmp_path, monkeypatch):
     plant(mischief, tmp_path, monkeypatch)
-    found = run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    found = session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     assert statuses(found)["forward", "unrolled_per_step"] == {"failed" if reason else "ok"}
     assert statuses(found)["forward", "unrolled_in_loop"] == {"ok"}
     assert any(reason in record["reason"] for record in found[1:])
@@ -95,22 +100,22 @@ def test_what_a_worker_does_stays_with_its_arm(mischief, reason, tmp_path, monke
 
 def test_a_framework_that_fails_to_import_is_missing_with_its_last_words(tmp_path, monkeypatch):
     plant("broken", tmp_path, monkeypatch)
-    (framework,) = run.probe(study(), [1])
+    (framework,) = session.probe(study(), [1])
     assert "libnothing.so" in framework.missing
-    assert "pip install" not in plan.advice(framework)
-    assert "\n" not in plan.advice(framework)
+    assert "pip install" not in matrix.advice(framework)
+    assert "\n" not in matrix.advice(framework)
 
 
 def test_installing_is_advised_where_something_is_not_installed(tmp_path, monkeypatch):
     plant("missing", tmp_path, monkeypatch)
-    (framework,) = run.probe(study(), [1])
-    assert plan.advice(framework) == "numpyx is not installed: pip install '.[numpy]'"
+    (framework,) = session.probe(study(), [1])
+    assert matrix.advice(framework) == "numpyx is not installed: pip install '.[numpy]'"
 
 
 def test_a_framework_whose_process_ends_is_not_to_be_installed(tmp_path, monkeypatch):
     plant("ends", tmp_path, monkeypatch)
-    (framework,) = run.probe(study(), [1])
-    said = plan.advice(framework)
+    (framework,) = session.probe(study(), [1])
+    said = matrix.advice(framework)
     assert said.startswith("it does not start: the worker ended with status 3; ")
     assert said.endswith("first these were its words")
     assert "pip install" not in said
@@ -122,9 +127,9 @@ def test_a_users_keras_settings_are_named_and_not_the_package(tmp_path, monkeypa
     (tmp_path / ".keras").mkdir()
     (tmp_path / ".keras" / "keras.json").write_text('{"floatx": "float128"}')
     monkeypatch.setenv("HOME", str(tmp_path))
-    (framework,) = run.probe(study(frameworks=["tf"]), [1])
-    assert "floatx=float128" in plan.advice(framework)
-    assert "pip install" not in plan.advice(framework)
+    (framework,) = session.probe(study(frameworks=["tf"]), [1])
+    assert "floatx=float128" in matrix.advice(framework)
+    assert "pip install" not in matrix.advice(framework)
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -159,7 +164,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsy
         real(file)
 
     with monkeypatch.context() as full:
-        full.setattr(records.os, "fsync", fsync)
+        full.setattr(store.os, "fsync", fsync)
         status, said = command(full, capsys, *RUN, "--out", str(tmp_path / "run"))
     assert status == 1
     assert "No space left on device" in said.splitlines()[-1]
@@ -183,10 +188,10 @@ def full(path):
 def test_a_disk_that_is_full_while_the_report_is_drawn_keeps_the_records(name, again, tmp_path, monkeypatch, capsys):
     given = study(processes=1, passes=["forward"])
     out = tmp_path / "a run"
-    run.run(given, out, False, "")
+    session.run(given, out, False, "")
     before = (out / FILE).read_bytes()
     full(out / name)
-    monkeypatch.setattr(run, "run", lambda study, folder, resume, command: read(folder))
+    monkeypatch.setattr(session, "run", lambda study, folder, resume, command: read(folder))
     status, said = command(monkeypatch, capsys, *again, str(out))
     assert status == 1
     sentence = said.strip().splitlines()[-1]
@@ -235,7 +240,7 @@ def test_nothing_is_said_to_be_kept_where_nothing_is(error, tmp_path, monkeypatc
     def probe(study, threads):
         raise error
 
-    monkeypatch.setattr(run, "probe", probe)
+    monkeypatch.setattr(session, "probe", probe)
     status, said = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"))
     assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
     again = f"{MODULE} {' '.join(RUN)} --out {tmp_path / 'run'}"
@@ -245,10 +250,10 @@ def test_nothing_is_said_to_be_kept_where_nothing_is(error, tmp_path, monkeypatc
 
 def test_an_interruption_before_any_work_leaves_anothers_folder_as_it_is(tmp_path, monkeypatch, capsys):
     """It once drew a report into a folder that the run would have been refused."""
-    run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     capsys.readouterr()
-    monkeypatch.setattr(run, "probe", lambda study, threads: pytest.fail("work was begun"))
+    monkeypatch.setattr(session, "probe", lambda study, threads: pytest.fail("work was begun"))
     status, said = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"))
     assert (status, len(said.splitlines())) == (2, 1)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
@@ -257,16 +262,16 @@ def test_an_interruption_before_any_work_leaves_anothers_folder_as_it_is(tmp_pat
 def test_packed_records_are_gone_on_with(tmp_path, monkeypatch):
     """Alone they went in a circle: not empty, give --resume; no records to go on from."""
     folder = tmp_path / "run"
-    whole = run.run(study(processes=2, passes=["forward"]), folder, False, "")
+    whole = session.run(study(processes=2, passes=["forward"]), folder, False, "")
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     (folder / FILE).unlink()
     packed = gzip.compress("".join(lines[:-1]).encode() + lines[-1][:40].encode())
     (folder / PACKED).write_bytes(packed)
     with pytest.raises(Refused, match="another study"):
-        run.run(study(processes=2, passes=["train"]), folder, True, "")
+        session.run(study(processes=2, passes=["train"]), folder, True, "")
     assert (folder / PACKED).read_bytes() == packed
     assert not (folder / FILE).exists()
-    again = run.run(study(processes=2, passes=["forward"]), folder, True, "")
+    again = session.run(study(processes=2, passes=["forward"]), folder, True, "")
     assert [record["key"].rpartition("-")[0] for record in again] == [r["key"].rpartition("-")[0] for r in whole]
     assert {path.name for path in folder.iterdir()} == {FILE, "weights"}
 
@@ -276,16 +281,16 @@ def test_packed_records_that_are_broken_are_refused_and_left(packed, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / PACKED).write_bytes(packed)
     with pytest.raises(Refused):
-        run.run(study(), tmp_path / "run", True, "")
+        session.run(study(), tmp_path / "run", True, "")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == {PACKED: packed}
 
 
 def test_a_folder_that_holds_no_run_is_not_to_be_resumed(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(Refused, match="holds no run to go on with"):
-        run.run(study(), tmp_path, False, "")
+        session.run(study(), tmp_path, False, "")
     with pytest.raises(Refused, match="no records to go on from"):
-        run.run(study(), tmp_path, True, "")
+        session.run(study(), tmp_path, True, "")
 
 
 def test_caches_lie_apart_from_the_run_and_end_with_it(tmp_path, monkeypatch):
@@ -293,18 +298,18 @@ def test_caches_lie_apart_from_the_run_and_end_with_it(tmp_path, monkeypatch):
     caches = []
     real = jobs.worker_of
     monkeypatch.setattr(jobs, "worker_of", lambda bench, job: caches.append(bench.cache) or real(bench, job))
-    run.run(study(processes=1, passes=["forward"]), tmp_path / "a b", False, "")
-    run.run(study(processes=1, passes=["forward"]), tmp_path / "c", False, "")
+    session.run(study(processes=1, passes=["forward"]), tmp_path / "a b", False, "")
+    session.run(study(processes=1, passes=["forward"]), tmp_path / "c", False, "")
     assert len(set(caches)) == 2
     assert not any(place.parent.exists() or " " in str(place) for place in caches)
     assert {path.name for path in (tmp_path / "a b").iterdir()} == {FILE, "weights"}
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch, capsys):
-    run.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     before = (tmp_path / "run" / FILE).read_bytes()
     with held(tmp_path / "run"), pytest.raises(Refused, match="another run is writing"):
-        run.run(study(processes=1, passes=["forward"]), tmp_path / "run", True, "")
+        session.run(study(processes=1, passes=["forward"]), tmp_path / "run", True, "")
     assert (tmp_path / "run" / FILE).read_bytes() == before
 
 
@@ -313,23 +318,23 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch, capsys):
 )
 def test_records_of_another_machine_or_code_are_not_added_to(what, why, tmp_path):
     folder = tmp_path / "run"
-    run.run(study(processes=1, passes=["forward"]), folder, False, "")
+    session.run(study(processes=1, passes=["forward"]), folder, False, "")
     heading, *lines = kills.lines(folder)
     changed = json.loads(heading)
     changed["basis"][what] = {"code": {"commit": "x", "hash": "x"}}.get(what, {"numpy": {"numpy": "0"}})
     (folder / FILE).write_text(json.dumps(changed) + "\n" + "".join(lines))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(Refused, match=why):
-        run.run(study(processes=1, passes=["forward"]), folder, True, "")
+        session.run(study(processes=1, passes=["forward"]), folder, True, "")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_killed_before_its_first_record_can_be_gone_on_with(tmp_path):
     folder = tmp_path / "run"
-    run.run(study(processes=1, passes=["forward"]), folder, False, "")
+    session.run(study(processes=1, passes=["forward"]), folder, False, "")
     (folder / FILE).write_text((folder / FILE).read_text()[:100])  # the heading, cut while written
-    assert len(run.run(study(processes=1, passes=["forward"]), folder, True, "")) == 4
+    assert len(session.run(study(processes=1, passes=["forward"]), folder, True, "")) == 4
     for path in folder.iterdir():
         if path.name != "weights":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert len(run.run(study(processes=1, passes=["forward"]), folder, True, "")) == 4
+    assert len(session.run(study(processes=1, passes=["forward"]), folder, True, "")) == 4

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from harness import cli, jobs, stats, train, training, trajectories
-from harness.launch import Lost
-from harness.parts import BATCHED, TWIN
-from harness.refused import Refused
+from harness.analysis import stats, trajectories
+from harness.analysis.trajectories import NOTEBOOK, RANGE, TRAINING
+from harness.cli import app as cli
+from harness.errors import Refused
 from harness.report import training as report
-from harness.study import Study, Workload
-from harness.trajectories import NOTEBOOK, RANGE, TRAINING
+from harness.run import jobs, train
+from harness.run.launch import Lost
+from harness.study.parts import BATCHED, TWIN
+from harness.study.study import Study, Workload
+from harness.worker import training
 from impls import interface, reference
 from impls.interface import BETA_1, BETA_2, EPSILON, RATE, Data, Weights
 from tests.conftest import add_frameworks

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from harness import tolerance, verify, weights
-from harness.data import cast, probe
-from harness.study import Workload
+from harness.study import weights
+from harness.study.data import cast, probe
+from harness.study.study import Workload
+from harness.verify import output_check, tolerance
 from impls import reference
 from impls.interface import CELLS, Data, Weights
 from impls.rounding import ROUNDINGS, repetition
@@ -24,7 +25,7 @@ def test_any_order_of_summation_passes_and_lower_precision_does_not(shape, cell,
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
     data = data_of(workload)
     weights.store(tmp_path, weights.files(workload, 1, None, None))
-    judge = verify.Judge(tmp_path)
+    judge = output_check.Judge(tmp_path)
     for order in ORDERS:
         judged = verdict(tmp_path, workload, data, Library(order), judge)
         assert judged["status"] == "ok", (order, judged["reason"])
@@ -40,7 +41,7 @@ def verdict(folder, workload, given, how, judge=None):
             outputs[f"unrolled_batched/{moment}/{name}"] = np.asarray(a, np.float32)
     saved = folder / "saved.safetensors"
     save_file(outputs, saved)
-    judge = judge or verify.Judge(folder)
+    judge = judge or output_check.Judge(folder)
     return judge.judge(saved, workload, workload.T, "train", "fp32")["arms"]["unrolled_batched"]
 
 
@@ -100,7 +101,7 @@ def of_many_sizes(d):
 def test_right_programs_pass_whatever_their_inputs(change, cell, tmp_path):
     workload = Workload(name="w", B=40, T=12, I=5, H=24, O=6, cell=cell)
     data = stored(tmp_path, workload, change(data_of(workload)))
-    judge = verify.Judge(tmp_path)
+    judge = output_check.Judge(tmp_path)
     for order in ("forwards", "pairwise"):
         judged = verdict(tmp_path, workload, data, Library(order), judge)
         assert judged["status"] == "ok", (order, judged["reason"])
@@ -114,7 +115,7 @@ def test_long_sums_pass_in_every_order_and_tf32_does_not(change, tmp_path):
     """Gradients of the weights are sums of T*B terms."""
     workload = Workload(name="w", B=500, T=40, I=1, H=2, O=3, cell="rnn_tanh")
     data = stored(tmp_path, workload, change(data_of(workload)))
-    judge = verify.Judge(tmp_path)
+    judge = output_check.Judge(tmp_path)
     for order in ORDERS:
         judged = verdict(tmp_path, workload, data, Library(order), judge)
         assert judged["status"] == "ok", (order, judged["reason"])
@@ -133,8 +134,8 @@ def test_tf32_is_caught_at_every_depth():
         bound = tolerance.bound_of(true["y"], deviations["y"])
         h, w_out = data.x.astype("float32"), data.weights.w_out.astype("float32")
         for order in ORDERS:
-            assert verify.excess(Library(order).product(h, w_out), bound).ok
-        assert not verify.excess(tf32(h) @ tf32(w_out), bound).ok
+            assert output_check.excess(Library(order).product(h, w_out), bound).ok
+        assert not output_check.excess(tf32(h) @ tf32(w_out), bound).ok
 
 
 def test_terms_that_repeat_are_counted():
@@ -158,8 +159,8 @@ def bound(true, deviation=1e-7):
 
 @pytest.mark.parametrize("output", [np.array([1, np.nan], np.float32), np.array([1, np.inf], np.float32)])
 def test_outputs_that_are_not_finite_are_infinitely_wrong(output):
-    assert verify.excess(output, bound([1.0, 2.0]))[:2] == (float("inf"), float("inf"))
-    assert verify.excess(np.array([1, 2], np.float32), bound([1.0, 2.0])).ok
+    assert output_check.excess(output, bound([1.0, 2.0]))[:2] == (float("inf"), float("inf"))
+    assert output_check.excess(np.array([1, 2], np.float32), bound([1.0, 2.0])).ok
 
 
 @pytest.mark.parametrize(
@@ -173,32 +174,32 @@ def test_outputs_that_are_not_finite_are_infinitely_wrong(output):
 )
 def test_what_is_wrong_is_said_in_a_sentence(output, said):
     moments = {"after": {} if output is None else {"y": output}}
-    judged = verify._judged(moments, {"after": {"y": bound([1.0, 2.0])}}, None, 1)
+    judged = output_check._judged(moments, {"after": {"y": bound([1.0, 2.0])}}, None, 1)
     assert (judged["status"], judged["reason"]) == ("wrong", said)
 
 
 def test_one_wrong_element_is_caught_where_others_may_be_far_larger():
     true, deviations = np.array([1e6, 1.0]), np.array([1e-1, 1e-7])
-    assert not verify.excess(np.array([1e6, 1.001], np.float32), tolerance.bound_of(true, deviations)).ok
-    assert verify.excess(np.array([1e6 + 0.5, 1.0], np.float32), tolerance.bound_of(true, deviations)).ok
+    assert not output_check.excess(np.array([1e6, 1.001], np.float32), tolerance.bound_of(true, deviations)).ok
+    assert output_check.excess(np.array([1e6 + 0.5, 1.0], np.float32), tolerance.bound_of(true, deviations)).ok
 
 
 def test_a_zero_truth_wants_exact_zeros():
-    assert verify.excess(np.zeros(3, np.float32), bound(np.zeros(3), 0.0)).ok
-    assert not verify.excess(np.array([0, 1e-30, 0], np.float32), bound(np.zeros(3), 0.0)).ok
+    assert output_check.excess(np.zeros(3, np.float32), bound(np.zeros(3), 0.0)).ok
+    assert not output_check.excess(np.array([0, 1e-30, 0], np.float32), bound(np.zeros(3), 0.0)).ok
 
 
 def test_bounds_that_are_not_finite_hold_nothing():
-    assert not verify.holds([0.0, 0.0], (float("inf"), 1.0))
-    assert not verify.holds([0.0, 0.0], (1.0, float("nan")))
+    assert not output_check.holds([0.0, 0.0], (float("inf"), 1.0))
+    assert not output_check.holds([0.0, 0.0], (1.0, float("nan")))
 
 
 def test_ulp_distance_counts_representable_numbers():
     one = np.float32(1)
-    assert verify.max_ulp(np.array([one]), np.array([np.nextafter(one, np.float32(2))])) == 1
-    assert verify.max_ulp(np.array([1e-45], np.float32), np.array([-1e-45], np.float32)) == 3  # -0 counts
-    assert verify.max_ulp(np.array([1.0]), np.array([np.nextafter(1.0, 0)])) == 1
-    assert verify.max_ulp(np.array([1.0]), np.array([np.nan])) == -1
+    assert output_check.max_ulp(np.array([one]), np.array([np.nextafter(one, np.float32(2))])) == 1
+    assert output_check.max_ulp(np.array([1e-45], np.float32), np.array([-1e-45], np.float32)) == 3  # -0 counts
+    assert output_check.max_ulp(np.array([1.0]), np.array([np.nextafter(1.0, 0)])) == 1
+    assert output_check.max_ulp(np.array([1.0]), np.array([np.nan])) == -1
 
 
 def relu_growing(d):
@@ -255,13 +256,13 @@ def test_a_program_that_flushes_denormals_is_wrong_with_the_reason(tmp_path):
     workload = Workload(name="w", B=3, T=2, I=2, H=5, O=4, cell="rnn_tanh")
     data = stored(tmp_path, workload, flushed_away(data_of(workload)))
     assert verdict(tmp_path, workload, data, Library("forwards"))["status"] == "ok"
-    flushing = verdict(tmp_path, workload, data, verify.Flushing())
+    flushing = verdict(tmp_path, workload, data, output_check.Flushing())
     assert flushing["status"] == "wrong"
-    assert flushing["reason"].endswith(verify.FLUSHED)
+    assert flushing["reason"].endswith(output_check.FLUSHED)
     other = data._replace(weights=data.weights._replace(b_out=0 * data.weights.b_out))
-    assert verdict(tmp_path, workload, other, reference.Exact())["reason"].endswith(verify.DENORMALS)
+    assert verdict(tmp_path, workload, other, reference.Exact())["reason"].endswith(output_check.DENORMALS)
     ordinary = stored(tmp_path, workload, data_of(workload))
-    assert verdict(tmp_path, workload, ordinary, verify.Flushing())["status"] == "ok"
+    assert verdict(tmp_path, workload, ordinary, output_check.Flushing())["status"] == "ok"
 
 
 def test_what_rounding_alone_decides_is_refused(tmp_path):
@@ -270,7 +271,7 @@ def test_what_rounding_alone_decides_is_refused(tmp_path):
     data = data_of(workload)
     data = stored(tmp_path, workload, data._replace(weights=data.weights._replace(w_rec=3 * data.weights.w_rec)))
     judged = verdict(tmp_path, workload, data, reference.Exact())
-    assert judged == {"status": "refused", "reason": verify.VACUOUS, "quantities": {}}
+    assert judged == {"status": "refused", "reason": output_check.VACUOUS, "quantities": {}}
 
 
 def test_bounds_are_those_of_the_inputs_that_were_given(tmp_path):
@@ -294,7 +295,7 @@ def test_numbers_whose_squares_no_float64_holds_have_bounds(tmp_path):
         outputs[f"unrolled_in_loop/{moment}/y"] = 1.001 * y
     assert np.abs(y).max() > 1e170
     save_file(outputs, tmp_path / "saved.safetensors")
-    judged = verify.Judge(tmp_path).judge(tmp_path / "saved.safetensors", workload, 60, "forward", "fp64")["arms"]
+    judged = output_check.Judge(tmp_path).judge(tmp_path / "saved.safetensors", workload, 60, "forward", "fp64")["arms"]
     assert [judged[f"unrolled_{form}"]["status"] for form in ("batched", "in_loop")] == ["ok", "wrong"]
 
 
@@ -303,7 +304,7 @@ def test_a_bound_that_is_not_finite_is_a_sentence(moment):
     expected = {name: {"y": bound([1.0, 2.0])} for name in ("before", "after")}
     expected[moment] = {"y": bound([1.0, 2.0], np.inf)}
     output = {"y": np.array([1, 2], np.float32)}
-    judged = verify._judged({"before": output, "after": output}, expected, None, 1)
+    judged = output_check._judged({"before": output, "after": output}, expected, None, 1)
     assert judged["status"] == ("refused" if moment == "after" else "wrong")
     assert judged["reason"]
 
@@ -313,8 +314,8 @@ def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
     weights.store(tmp_path, weights.files(workload, 1, None, None))
     places = [(workload, 5, pass_, "fp32", "projected", "after") for pass_ in ("forward", "train")]
     for room, asked_anew in ((10**9, 2), (1, 3)):
-        monkeypatch.setattr(verify, "KEPT_BYTES", room)
-        judge, asked = verify.Judge(tmp_path), []
+        monkeypatch.setattr(output_check, "KEPT_BYTES", room)
+        judge, asked = output_check.Judge(tmp_path), []
         expected = judge._expected
         monkeypatch.setattr(
             judge, "_expected", lambda *place, asked=asked, expected=expected: asked.append(place) or expected(*place)

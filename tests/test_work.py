@@ -5,10 +5,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from harness.data import data_for
-from harness.study import Workload
-from harness.verify import form_of
-from harness.work import LEFT_OUT, NOT_MOVED, Work, least_operations, work
+from harness.analysis.operations import LEFT_OUT, NOT_MOVED, Work, least_operations, work
+from harness.study.data import data_for
+from harness.study.study import Workload
+from harness.verify.output_check import form_of
 from impls import reference
 from impls.evidence import Evidence, Product
 from impls.interface import Arm

@@ -11,10 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harness import folders
-from harness.analysis import Tables
-from harness.records import FILE, PACKED, read, verification
-from harness.refused import Refused
+from harness.analysis.tables import Tables
+from harness.errors import Refused
+from harness.machine import folders
+from harness.records.store import FILE, PACKED, read, verification
 from harness.report import comparison, figures, prediction, sweeps, words
 from harness.report.markdown import Row
 

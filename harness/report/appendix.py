@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from harness import gpu, quality
-from harness.analysis import Tables
-from harness.gaps import ARM, ENGINE, SEAT
-from harness.parts import BATCHED, LOOPS, TWIN
+from harness.analysis import sample_quality
+from harness.analysis.gaps import ARM, ENGINE, SEAT
+from harness.analysis.stats import half_width, rate
+from harness.analysis.tables import Tables
+from harness.machine import gpu
 from harness.report.markdown import Row, counted, engine, seconds, table
-from harness.stats import half_width, rate
+from harness.study.parts import BATCHED, LOOPS, TWIN
 
 COLD_BREAK_EVEN = "break-even, from one cold call"
 IDIOMATIC_LIMIT = 1.05  # above it the report prints the ratio bold
@@ -112,7 +113,7 @@ def alarms(tables: Tables) -> str:
 
 def steadiness(tables: Tables) -> str:
     """What the samples were like, and what calling and measuring itself costs."""
-    frame = quality.of_blocks(tables.blocks, tables.study.margin)
+    frame = sample_quality.of_blocks(tables.blocks, tables.study.margin)
     if frame.empty:
         return "No samples were taken."
     nulls = null_calls(tables)

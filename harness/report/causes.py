@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import ENGINE, SEAT
-from harness.parts import BATCHED, LOOPS
+from harness.analysis.gaps import ENGINE, SEAT
+from harness.analysis.tables import Tables
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, amount, engine, seconds, table
+from harness.study.parts import BATCHED, LOOPS
 
 FORMS = ("none", "in_loop", "per_step", BATCHED)
 PLACE = [*SEAT, "workload", "pass", "recurrence"]

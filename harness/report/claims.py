@@ -12,12 +12,12 @@ from functools import partial
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import ENGINE, of_prototypes, usable
-from harness.parts import BATCHED, LOOPS, OWN
+from harness.analysis.gaps import ENGINE, of_prototypes, usable
+from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHORTER, SLOWER
+from harness.analysis.tables import Tables
 from harness.report import causes
 from harness.report.markdown import Row, amount, counted, engine, ratio, table
-from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHORTER, SLOWER
+from harness.study.parts import BATCHED, LOOPS, OWN
 
 NOT_JUDGED = "not yet judged"
 UNDECIDED = "this run can not tell"

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import usable
-from harness.parts import LOOPS
-from harness.pilot import HEADLINE
+from harness.analysis.gaps import usable
+from harness.analysis.sample_size import HEADLINE
+from harness.analysis.stats import FASTER, INCONCLUSIVE, SLOWER
+from harness.analysis.tables import Tables
 from harness.report import figures
 from harness.report.figures import Figures, program
 from harness.report.markdown import Row, ratio, sizes, table
-from harness.stats import FASTER, INCONCLUSIVE, SLOWER
+from harness.study.parts import LOOPS
 
 AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT = "agree", "opposite", "differ", "undecided", "left out ⚠"
 RELATIONS = (AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT)

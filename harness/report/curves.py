@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.parts import BATCHED
+from harness.analysis.trajectories import EVERY, NOTEBOOK, Line, distance
 from harness.report.figures import COLOURS, save
-from harness.trajectories import EVERY, NOTEBOOK, Line, distance
+from harness.study.parts import BATCHED
 
 SEATS = (
     "#2c6fbb",

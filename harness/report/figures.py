@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import usable
-from harness.launch import end_with_parent
-from harness.parts import LOOPS, TWIN
+from harness.analysis.gaps import usable
+from harness.analysis.tables import Tables
+from harness.machine.parent import end_with_parent
 from harness.report.style import draw_styled
+from harness.study.parts import LOOPS, TWIN
 
 COLOURS = {
     "in_loop": "#c0392b",

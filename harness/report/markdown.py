@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.stats import FASTER, SLOWER, UNKNOWN
+from harness.analysis.stats import FASTER, SLOWER, UNKNOWN
 
 Row = dict[str, Any]
 FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from harness.analysis import Tables
-from harness.faults import PLACE, uneven
-from harness.gaps import GAP_KEYS
-from harness.parts import TWIN
+from harness.analysis.gaps import GAP_KEYS
+from harness.analysis.page_faults import PLACE, uneven
+from harness.analysis.tables import Tables
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import counted, ratio, table
+from harness.study.parts import TWIN
 
 WORTH = 0.01  # of an arm's time: what page faults must take for a row
 SAID = {

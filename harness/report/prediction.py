@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis import Tables
-from harness.gaps import ENGINE, SEAT, usable
-from harness.parts import BATCHED
+from harness.analysis.gaps import ENGINE, SEAT, usable
+from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
+from harness.analysis.tables import Tables
 from harness.report import sweeps
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, counted, engine, seconds, table
-from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
+from harness.study.parts import BATCHED
 
 FORMS = ("in_loop", "per_step", BATCHED)
 AIM = 0.10  # median absolute error of the forecast log gaps, at most

@@ -6,15 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import CONTENDERS, SEAT
-from harness.parts import BATCHED, TWIN
-from harness.pilot import HEADLINE
+from harness.analysis.gaps import CONTENDERS, SEAT
+from harness.analysis.sample_size import HEADLINE
+from harness.analysis.stats import UNKNOWN, half_width
+from harness.analysis.tables import Tables
 from harness.report import causes
 from harness.report.figures import ALONE, LOOP, Drawn, group_of
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, ratio, seconds, sizes, table
-from harness.stats import UNKNOWN, half_width
+from harness.study.parts import BATCHED, TWIN
 
 LOOP_FORMS = ("none", "in_loop", "per_step", BATCHED)
 

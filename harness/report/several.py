@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.analysis import Tables
-from harness.folders import naming
-from harness.refused import Refused
+from harness.analysis.tables import Tables
+from harness.errors import Refused
+from harness.machine.folders import naming
 from harness.report import body, comparison, figures, make, rendered, tables, uncollected, words, written
 from harness.report.markdown import sizes, table
-from harness.study import plain, repeated
+from harness.study.study import plain, repeated
 
 UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "figures")  # as a run's label
 Value = TypeVar("Value")

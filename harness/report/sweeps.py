@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import usable
+from harness.analysis.gaps import usable
+from harness.analysis.stats import FASTER, SLOWER
+from harness.analysis.tables import Tables
 from harness.report import causes
 from harness.report.figures import PLACES, Figures, program, save
-from harness.stats import FASTER, SLOWER
 
 SIZES = "TBHO"
 COLOURS = (*PLACES, "black")

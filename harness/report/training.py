@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import folders, trajectories
-from harness.parts import BATCHED, TWIN
-from harness.records import Record, read
-from harness.refused import Refused
+from harness.analysis import trajectories
+from harness.analysis.stats import EQUIVALENT, FASTER, LONGER, SHORTER, SLOWER, UNKNOWN, Gap
+from harness.analysis.trajectories import EVERY, LAST, NOTEBOOK, RANGE, TRAINING, WHOLE, Compared, Line, distance, final
+from harness.errors import Refused
+from harness.machine import folders
+from harness.records.store import Record, read
 from harness.report import appendix, curves, rendered, written
 from harness.report.markdown import Row, duration, ratio, seconds, table
 from harness.report.style import draw_styled
-from harness.stats import EQUIVALENT, FASTER, LONGER, SHORTER, SLOWER, UNKNOWN, Gap
-from harness.training import CLOSE
-from harness.trajectories import EVERY, LAST, NOTEBOOK, RANGE, TRAINING, WHOLE, Compared, Line, distance, final
+from harness.study.parts import BATCHED, TWIN
+from harness.verify.tolerance import CLOSE
 
 FIGURE = "training"
 Losses = np.ndarray | Sequence[float]

@@ -5,20 +5,11 @@ from collections import Counter
 
 import pandas as pd
 
-from harness import pilot
-from harness.analysis import Tables
-from harness.gaps import ARM, ENGINE, SEAT, arm_of, usable
-from harness.gates import FULL, NONE
-from harness.outcome import why_nothing
-from harness.parts import BATCHED, LOOPS, TWIN, part_of
-from harness.pilot import HEADLINE
-from harness.quality import FEWEST
-from harness.records import budgets
-from harness.report import appendix, causes, claims, memory, sections
-from harness.report.figures import CONTROLS, Drawn
-from harness.report.figures import seat as seat_name
-from harness.report.markdown import Row, duration, engine, one_line, table
-from harness.stats import (
+from harness.analysis import sample_size
+from harness.analysis.gaps import ARM, ENGINE, SEAT, arm_of, usable
+from harness.analysis.sample_quality import FEWEST
+from harness.analysis.sample_size import HEADLINE
+from harness.analysis.stats import (
     EQUIVALENT,
     FASTER,
     INCONCLUSIVE,
@@ -30,7 +21,16 @@ from harness.stats import (
     half_width,
     rate,
 )
-from harness.study import HEADLINE_PROCESSES
+from harness.analysis.tables import Tables
+from harness.records.gates import FULL, NONE
+from harness.records.outcome import why_nothing
+from harness.records.store import budgets
+from harness.report import appendix, causes, claims, memory, sections
+from harness.report.figures import CONTROLS, Drawn
+from harness.report.figures import seat as seat_name
+from harness.report.markdown import Row, duration, engine, one_line, table
+from harness.study.parts import BATCHED, LOOPS, TWIN, part_of
+from harness.study.study import HEADLINE_PROCESSES
 
 BAD = ("wrong", "failed", "timeout", "refused")
 QUESTION = "Is projecting inside the loop slower than projecting once?"
@@ -308,7 +308,7 @@ def more(tables: Tables) -> str:
     if left.empty:
         return f"{start}."
     processes = f"the others need up to {int(left.needs.max())} more processes each (in the tables below)"
-    spent = pilot.spent([block for block in tables.blocks if block.get("seconds")])
+    spent = sample_size.spent([block for block in tables.blocks if block.get("seconds")])
     there = {key[-1] for key in spent}  # older records have blocks of all arms, whose part has no name
     named = [part_of(r, c) for r, c in zip(left.recurrence, left.contender, strict=True)]
     left = left.assign(part=[part if part in there else "" for part in named])

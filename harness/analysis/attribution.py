@@ -1,0 +1,159 @@
+"""Where the time goes: what each projection adds to the loop alone, what one issued product costs, how far a call is
+from its floor; and how far measured gaps are from what was forecast. Pure: the same records, the same tables.
+
+Costs and slopes are told of each process by itself, and their intervals are over processes (harness.analysis.stats): what
+none took there is part of each, and so is its error.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis import forecast, stats
+from harness.analysis.forecast import Seen
+from harness.analysis.gaps import ARM, GAP_KEYS, SEAT, against_none, paired, usable
+from harness.analysis.roofline import MEASURED_IN, Roof, floor_s, least, roof
+from harness.records.store import Record
+from harness.study.study import Study, Workload
+
+COSTS = [*GAP_KEYS, "none_s", "cost_s", "low_s", "high_s", "product_s", "call_s", "floor_s", "trusted"]
+SLOPES = [*SEAT, "pass", "recurrence", "product_s", "low_s", "high_s", "roof_s", "once_s", "sizes", "processes"]
+SCORES = [*GAP_KEYS, "forecast", "ratio", "ci_low", "ci_high", "verdict", "error", "share", "forecast_share"]
+Interval = tuple[float, float, float]  # a mean over processes, and its 95% interval
+ISSUES_EACH = ("in_loop", "per_step")  # projections that issue a product a step
+
+
+def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+    """What each projection adds to the loop alone, in seconds: a row for each ratio to none that was measured.
+
+    `cost_s`, with its 95% interval, is the mean over processes of what a call took longer than none in the same rounds;
+    `product_s` the same for each of T products, where so many are issued; `none_s` and `call_s` the medians of none and
+    of the whole call; `floor_s` what no call can be faster than: its roofline and the null call.
+    """
+    calls, floors = times.groupby([*SEAT, "workload", "pass", *ARM]).median_s.median().to_dict(), _floors(blocks)
+    intervals = _intervals(blocks)
+    sizes = {block["workload"]["name"]: block["workload"] for block in blocks}
+    workloads = {name: Workload(**workload) for name, workload in sizes.items()}
+    rows = []
+    for row in added.to_dict("records"):
+        place = tuple(row[key] for key in (*SEAT, "workload", "pass", "recurrence"))
+        cost, low, high = intervals[(*place, row["contender"], "none")]
+        workload = workloads[row["workload"]]
+        product = cost / workload.T if row["contender"] in ISSUES_EACH else math.nan
+        floor = floors.get(place[: len(SEAT)])
+        least_s = floor(workload, row["pass"], row["contender"]) if floor else math.nan
+        none = calls[(*place, "none")]
+        interval = {"none_s": none, "cost_s": cost, "low_s": low, "high_s": high, "product_s": product}
+        rows.append({**row, **interval, "call_s": calls[(*place, row["contender"])], "floor_s": least_s})
+    return pd.DataFrame(rows, columns=COSTS)
+
+
+def _intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
+    """Seconds that each form adds to none, by GAP_KEYS' values and "none": each process's median over rounds."""
+    return {
+        key: stats.interval([float(np.median(form - none)) / 1e9 for form, none in processes])
+        for key, processes in paired(blocks, against_none).items()
+    }
+
+
+def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
+    """By seat, what gives a call's floor in seconds: from the first process's rates, and the median null call."""
+    rates: dict[tuple[Any, ...], Roof] = {}
+    nulls: dict[tuple[Any, ...], list[float]] = {}
+    for block in blocks:
+        seat = tuple(block[name] for name in SEAT)
+        if block.get("rates") and block["precision"] in MEASURED_IN:
+            rates.setdefault(seat, roof(block["rates"]))
+        if null_ns := block.get("floors", {}).get("null_ns"):
+            nulls.setdefault(seat, []).append(null_ns)
+    null_s = {seat: statistics.median(each) / 1e9 for seat, each in nulls.items()}
+
+    def of(seat: tuple[Any, ...]) -> Any:
+        return lambda workload, pass_, form: null_s.get(seat, 0.0) + floor_s(rates[seat], workload, pass_, form)
+
+    return {seat: of(seat) for seat in rates}
+
+
+Key = tuple[Any, ...]  # the values of SEAT, the pass and the recurrence
+Points = dict[Key, dict[int, list[Seen]]]  # of each process
+
+
+def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
+    """What one product issued in the loop costs: the slope over T of what in_loop adds to none, in the same rounds.
+
+    Each process has a line of its own by least squares, weighted by none's time, through one point for each T of the
+    sweep; `product_s` is their mean, with its 95% interval. `roof_s` is the roofline's part of it; `once_s` what
+    projecting once adds, the median over the same points.
+    """
+    points, roofs = _points(blocks, study)
+    rows = []
+    for key, processes in points.items():
+        all_points = [point for line in processes.values() for point in line]
+        once = statistics.median(point.batched for point in all_points)
+        steps = {point.workload.T for point in all_points}
+        interval = stats.interval([_slope(line) for line in processes.values()])
+        rows.append([*key, *interval, roofs.get(key, math.nan), once, len(steps), len(processes)])
+    return pd.DataFrame(rows, columns=SLOPES).sort_values(SLOPES[:7], kind="stable", ignore_index=True)
+
+
+def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float]]:
+    """The points of processes that were measured at several T, and the roofline's seconds of one product."""
+    centre, points, roofs = study.sweep, Points(), dict[Key, float]()
+    if centre is None:
+        return points, roofs
+    fixed_sizes = {name: value for name, value in centre.model_dump().items() if name not in ("name", "T")}
+    names = {w.name for w in study.swept if fixed_sizes.items() <= w.model_dump().items()}
+    for block in blocks:
+        if block["workload"]["name"] in names and not forecast.missing(block):
+            key = (*(block[name] for name in (*SEAT, "pass")), forecast.recurrence_of(block))
+            points.setdefault(key, {}).setdefault(block["replicate"], []).append(forecast.seen(block))
+            if block.get("rates") and block["precision"] in MEASURED_IN:
+                roofs.setdefault(key, least(roof(block["rates"]), centre, block["pass"]).one)
+    lines = {
+        key: {number: line for number, line in processes.items() if len({point.workload.T for point in line}) > 1}
+        for key, processes in points.items()
+    }
+    return {key: processes for key, processes in lines.items() if processes}, roofs
+
+
+def _slope(points: list[Seen]) -> float:
+    """The slope of one process's line by weighted least squares; by exact sums, not by LAPACK, whose last digit is the
+    machine's.
+    """
+    steps, cost = [point.workload.T for point in points], [point.in_loop for point in points]
+    weights = [1 / point.none**2 for point in points]
+    mean_step = _mean(steps, weights)
+    spread = math.fsum(w * (x - mean_step) ** 2 for w, x in zip(weights, steps, strict=True))
+    points_weighted = zip(weights, steps, cost, strict=True)
+    return math.fsum(w * (x - mean_step) * y for w, x, y in points_weighted) / spread
+
+
+def _mean(values: Sequence[float], weights: list[float]) -> float:
+    return math.fsum(w * value for w, value in zip(weights, values, strict=True)) / math.fsum(weights)
+
+
+def scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Every forecast gap that was measured afterwards and may be counted.
+
+    `error` is log(forecast / ratio); `share` what in_loop adds to none, as a fraction of it, and `forecast_share` what
+    it was expected to.
+    """
+    found = gaps[usable(gaps) & (gaps.contender == "in_loop")]
+    measured = {tuple(row[key] for key in GAP_KEYS): row for row in found.to_dict("records")}
+    added = {tuple(row[key] for key in GAP_KEYS): row["cost_s"] / row["none_s"] for row in costs.to_dict("records")}
+    rows = []
+    for record in forecasts:
+        seat = tuple(record[name] for name in SEAT)
+        for each in record["expected"]:
+            key = (*seat, each["workload"], each["pass"], record["recurrence"], "in_loop")
+            if key not in measured:
+                continue
+            gap, told = measured[key], each["in_loop_s"] / each["batched_s"]
+            shares = {"share": added.get(key, math.nan), "forecast_share": each["in_loop_s"] / each["none_s"] - 1}
+            rows.append({**gap, "forecast": told, "error": math.log(told / gap["ratio"]), **shares})
+    frame = pd.DataFrame(rows, columns=SCORES)
+    return frame.sort_values(GAP_KEYS, kind="stable", ignore_index=True)

@@ -1,0 +1,43 @@
+"""Page faults: what the kernel's giving of memory takes of each arm's time, and whether it decides a gap.
+
+Pure: the same records, the same tables.
+"""
+
+import statistics
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis.gaps import ARM, SEAT, arm_of, block_key
+from harness.records.samples import median_s
+from harness.records.store import Record
+
+FAULTS = [*SEAT, "workload", "pass", *ARM, "process", "faults", "share"]
+PLACE = [*SEAT, "workload", "pass", *ARM]
+
+
+def faults(blocks: list[Record]) -> pd.DataFrame:
+    """A row for each arm and process whose page faults were counted.
+
+    `faults`: minor faults of a call, the median over samples; `share`: of the median call's time, what so many take at
+    what one of the smallest pages was measured to, missing where that was not.
+    """
+    rates = [block["rates"] for block in blocks if block.get("rates")]
+    costs_ns = [rate["fault_ns"] for rate in rates if rate.get("fault_ns") is not None]
+    fault_s = statistics.median(costs_ns) / 1e9 if costs_ns else np.nan
+    rows = []
+    for block in blocks:
+        for name, arm in block["arms"].items():
+            if arm.get("faults") and arm["status"] == "ok":
+                count = statistics.median(arm["faults"]) / arm["calls"]
+                where = [*block_key(block), *arm_of(name).values(), block["replicate"]]
+                rows.append([*where, count, min(count * fault_s / median_s(arm), 1.0)])
+    return pd.DataFrame(rows, columns=FAULTS).sort_values([*PLACE, "process"], kind="stable", ignore_index=True)
+
+
+def uneven(table: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """The arms whose page faults take more of the time in one process than in another by more than `margin`, with the
+    least and the most: there the allocator, and not the program, is part of what is measured.
+    """
+    shares = table.groupby(PLACE, sort=False).share.agg(["min", "max", "size"]).reset_index()
+    return shares[shares["max"] - shares["min"] > margin].reset_index(drop=True)

@@ -1,0 +1,279 @@
+"""From records to tables: times, identity, evidence, and gaps (harness.analysis.gaps). Pure: the same records, the
+same tables.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis import attribution, gaps, page_faults
+from harness.analysis.gaps import ARM, SEAT, arm_of, block_key
+from harness.analysis.operations import least_operations, work
+from harness.errors import Refused
+from harness.records import gates
+from harness.records.samples import median_s
+from harness.records.store import Record, budgets, latest
+from harness.study.parts import BATCHED, TWIN, at_home
+from harness.study.study import Study
+from harness.verify.output_check import form_of, holds
+from impls import trace
+from impls.evidence import ITEM_BYTES, Evidence, Product
+from impls.interface import Arm
+
+SIZES = ["cell", "B", "T", "I", "H", "O"]
+TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
+IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
+ERRORS = ["fp64_gate", "fp64_rel_error", "rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
+IDENTITY = [*IDENTITY_KEYS, *ERRORS]
+EVIDENCE = [
+    *SEAT, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
+    "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
+]  # fmt: skip
+COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
+UNSAID = {"memory": "default"}  # of a study, by records from before it could be said
+ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
+CSV: dict[str, Any] = {
+    "index": False,
+    "lineterminator": "\n",
+    "float_format": "%.7g",  # the last digits of a logarithm are those of the processor's instructions
+}
+WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
+VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
+Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name and itself
+
+
+class Tables:
+    """The tables of one run; `heading` is its first record and `study` the study in it; `sittings` are that record and
+    those of going on under other budgets. The gaps of what a framework marks as a prototype are in `prototypes` alone.
+
+    `verification`: the records of one beside the run; `uncounted` says why it is not counted, if it is not.
+    """
+
+    def __init__(self, records: list[Record], verification: Sequence[Record] = ()) -> None:
+        self.heading = records[0]
+        self.sittings = [self.heading, *(record for record in records if record["kind"] == "resumed")]
+        self.study = Study.model_validate(UNSAID | self.heading["study"])
+        done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*SEAT, "replicate", "pass")])
+        verified, self.uncounted = gates.beside(self.heading, list(verification))
+        self.checks = [*(record for record in done if record["kind"] == "check"), *verified]
+        self.gates = gates.Gates(self.checks)
+        self.first_tries = [record for record in records if record.get("first_try") and record not in done]
+        wrong = _wrong_in_fp64(self.checks)
+        with_guests = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
+        self.blocks = [at_home(record) for record in with_guests]
+        self.times = _times(self)
+        self.faults = page_faults.faults(self.blocks)
+        prototypes = self.heading.get("prototypes", ())  # older records mark none
+        self.prototype_reasons = {(p["framework"], p["execution"], p["recurrence"]): p["reason"] for p in prototypes}
+        blocks = gaps.without_prototypes(with_guests, self.prototype_reasons)
+        compared, contrasts = gaps.tables_of(blocks, self.study)
+        blocks = gaps.of_prototypes_alone(with_guests, self.prototype_reasons)
+        self.prototypes, _ = gaps.tables_of(blocks, self.study)
+        swept = compared.workload.isin({point.name for point in self.study.swept})
+        self.gaps, self.swept = (compared[part].reset_index(drop=True) for part in (~swept, swept))
+        alone = contrasts.baseline == "none"
+        self.contrasts, added = (contrasts[part].reset_index(drop=True) for part in (~alone, alone))
+        self.forecasts = latest(records, ("forecast",))
+        self.costs = attribution.costs(self.blocks, self.times, added)
+        self.slopes = attribution.slopes(self.blocks, self.study)
+        self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
+        self.identity = _identity(self)
+        counted = list(_first_counted(self.blocks))
+        self.evidence = _evidence(counted)
+        self.variables = _variables(counted)
+
+    def files(self, folder: Path) -> list[Callable[[], None]]:
+        """What writes every table as a CSV file of its name; some only where there is something in them."""
+        kept = [name for name in (*ALWAYS, *WHERE_THERE_ARE) if name in ALWAYS or not getattr(self, name).empty]
+        return [partial(getattr(self, name).to_csv, folder.absolute() / f"{name}.csv", **CSV) for name in kept]
+
+
+def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
+    """Framework, device, execution, pass and arm -> why its fp64 verification failed."""
+    return {
+        gates.program(check, name): f"in fp64 {arm['reason']}"
+        for check in checks
+        for name, arm in check["arms"].items()
+        if arm["status"] == "wrong"
+    }
+
+
+def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
+    """The block without the times of arms that failed the fp64 gate."""
+    arms = {}
+    for name, arm in record["arms"].items():
+        reason = wrong.get(gates.program(record, name.replace(TWIN, BATCHED)))
+        withheld: Record = {"status": "wrong", "reason": reason, "samples_ns": [], "first_call_ns": None}
+        arms[name] = arm | withheld if reason else arm
+    return record | {"arms": arms}
+
+
+def _place(record: Record) -> dict[str, Any]:
+    workload = record["workload"]
+    sizes = {size: workload[size] for size in SIZES}
+    return {name: record[name] for name in SEAT} | {"workload": workload["name"]} | sizes | {"pass": record["pass"]}
+
+
+def _times(tables: Tables) -> pd.DataFrame:
+    """A row for each arm and process measured, and one for each cell that was not, with its reason."""
+    rows: list[tuple[Any, ...]] = []  # in the order of TIMES, not by name: there are many
+    seen = set()
+    for record in tables.blocks:
+        place, key = tuple(_place(record).values()), block_key(record)
+        for name, arm in record["arms"].items():
+            of = tuple(arm_of(name).values())
+            rows.append((*place, *of, record["replicate"], *_time(record, arm)))
+            seen.add((*key, *of))
+    keys = [*SEAT, "workload", "pass", *ARM]
+    budget = budgets(tables.sittings)[-1]
+    why = f"the budget of {budget:g} s ended first" if budget else "the run was interrupted"
+    unseen = (cell for cell in tables.heading["cells"] if tuple(cell[key] for key in keys) not in seen)
+    others = [cell | {"status": "not_reached", "reason": why} for cell in unseen]
+    others += tables.heading["absent"]
+    others += [m | {"status": "unavailable"} for m in tables.heading["missing"]]
+    rows += [tuple(row.get(name) for name in TIMES) for row in others]
+    return pd.DataFrame(rows, columns=TIMES).sort_values([*keys, "process"], kind="stable", ignore_index=True)
+
+
+def _time(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
+    """TIMES from median_s on, in seconds. A first call is a result only in replicate 0, whose caches were empty."""
+    cold = record["replicate"] == 0 and record["key"].endswith("-0") and arm["first_call_ns"] is not None
+    return (
+        median_s(arm) if arm["samples_ns"] and arm["status"] == "ok" else None,
+        len(arm["samples_ns"]) or None,
+        arm["first_call_ns"] / 1e9 if cold else None,
+        arm["status"],
+        arm["reason"],
+    )
+
+
+def _evidence(counted: list[Counted]) -> pd.DataFrame:
+    """A row for each cell whose calls were counted."""
+    rows = [_place(record) | arm_of(name) | _row(record, name, arm) for record, name, arm in counted]
+    frame = pd.DataFrame(rows, columns=EVIDENCE)
+    try:
+        frame[COUNTS] = frame[COUNTS].astype("Int64")
+    except (OverflowError, TypeError):
+        raise Refused("a record counts more of something than a table can hold") from None
+    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+
+
+def _variables(counted: list[Counted]) -> pd.DataFrame:
+    """A row for each variable of each program that keeps its own, in the program's order; shapes as [101×100]."""
+    rows = [
+        _place(record) | arm_of(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
+        for record, arm_name, arm in counted
+        for name, shape in arm["evidence"].get("variables", ())
+    ]
+    frame = pd.DataFrame(rows, columns=VARIABLES)
+    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+
+
+def _first_counted(blocks: list[Record]) -> Iterator[Counted]:
+    """Each cell whose calls were counted, from the first process that did."""
+    seen = set()
+    for record in blocks:
+        place = block_key(record)
+        for name, arm in record["arms"].items():
+            if arm.get("evidence") and arm["status"] == "ok" and (key := (*place, name)) not in seen:
+                seen.add(key)
+                yield record, name, arm
+
+
+def _row(record: Record, name: str, arm: dict[str, Any]) -> dict[str, Any]:
+    """An arm's evidence as a row: what is missing is empty, and says why in the last column."""
+    found = asdict(Evidence()) | arm["evidence"]  # older records have fewer fields
+    least = least_operations(record["workload"] | {"T": record["steps"]}, record["pass"], Arm(**arm_of(name)))
+    done = work(found, least, ITEM_BYTES[record["precision"]])
+    missing, ran = done.missing, found["device_kernels"]
+    names = not {"everything", "kernels"} & missing.keys()
+    return {
+        "products": done.products,
+        "shapes": "; ".join(str(Product(*product)) for product in found["products"]),
+        "flops": done.operations,
+        "product_bytes": done.moved_bytes,
+        "kernels": sum(found["kernels"].values()) if names else None,
+        "kernel_names": "; ".join(f"{count}×{name}" for name, count in found["kernels"].items()),
+        "fusions": found["fusions"],
+        "loops": " ".join(map(str, found["loops"])),
+        "temp_bytes": found["temp_bytes"],
+        "device_ns": found["device_ns"],
+        "device_kernels": sum(ran.values()) if ran else None,
+        "device_kinds": "; ".join(f"{count}×{kind}" for kind, count in trace.kinds(ran).items()),
+        "graph_launches": found["graph_launches"],
+        "missing": "; ".join(f"{what}: {why}" for what, why in missing.items()),
+    }
+
+
+def _identity(tables: Tables) -> pd.DataFrame:
+    """A row for each quantity of each arm: the worst over processes of its error against the oracle.
+
+    `rel_error` and `bound` are of the row's precision; the fp64 error beside them is that of the same framework,
+    device, execution, arm and pass, of the row's workload where it was verified at full size (`fp64_gate`).
+    """
+    in_fp64: dict[tuple[str, ...], list[Worst]] = {}
+    for w in _worst(tables.checks):
+        in_fp64.setdefault((*gates.program(w.record, w.arm), w.quantity), []).append(w)
+    rows = []
+    for w in _worst(tables.blocks):
+        others = in_fp64.get((*gates.program(w.record, w.arm), w.quantity), [])
+        error = {"rel_error": w.found[1], "bound": w.bound[1], "fp64_rel_error": _fp64_error(w, others)}
+        error["fp64_gate"] = tables.gates.of(w.record, w.arm)
+        status = {"status": "ok" if all(each.ok for each in (w, *others)) else "wrong"}
+        apart = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
+        rows.append(_place(w.record) | arm_of(w.arm) | {"quantity": w.quantity} | error | apart | status)
+    frame = pd.DataFrame(rows, columns=IDENTITY).astype(dict.fromkeys(("fp64_rel_error", "rel_error", "bound"), float))
+    return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
+
+
+def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
+    """The worst error in fp64 of a quantity: of the same workload at full size, or of what there is."""
+    name = w.record["workload"]["name"]
+    same_size = [check for check in others if check.record["workload"]["name"] == name and gates.is_whole(check.record)]
+    itself = [w] if w.record["precision"] == "fp64" else []
+    return max((check.found[1] for check in same_size or others or itself), default=None)
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A quantity of a cell: its worst errors over the processes, in verify.Found's order."""
+
+    record: Record
+    arm: str
+    quantity: str
+    found: list[Any]
+    bound: list[float]
+
+    @property
+    def ok(self) -> bool:
+        return holds(self.found, self.bound)
+
+
+def _worst(records: list[Record]) -> list[Worst]:
+    """The worst of each quantity over the processes of a cell; the bounds are the cell's."""
+    first: dict[tuple[Any, ...], Record] = {}
+    every: dict[tuple[Any, ...], list[list[Any]]] = {}
+    for record in records:
+        place = (*block_key(record), record["steps"])
+        for name, arm in record["arms"].items():
+            if arm_of(name)["projection"] != TWIN:
+                for quantity, found in arm.get("quantities", {}).items():
+                    key = (*place, name, quantity)
+                    first.setdefault(key, record)
+                    every.setdefault(key, []).append(found)
+    worst = []
+    for key, record in first.items():
+        name, quantity = key[-2:]
+        worst.append(Worst(record, name, quantity, _joined(every[key]), record["bounds"][form_of(name)][quantity]))
+    return worst
+
+
+def _joined(every: list[list[Any]]) -> list[Any]:
+    """What the processes found, at its worst."""
+    rms, highest, bitwise, ulp = zip(*every, strict=True)
+    same = None if None in bitwise else all(bitwise)
+    return [max(rms), max(highest), same, None if None in ulp else max(ulp)]

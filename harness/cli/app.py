@@ -1,0 +1,365 @@
+"""The command line: python -m harness run | verify | explain | train | report | list | selftest | doctor."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+
+import typer
+
+from harness.cli import streams
+from harness.cli.options import (
+    DeviceF,
+    ExecutionF,
+    FrameworkF,
+    InputsF,
+    LimitF,
+    MemoryF,
+    PassF,
+    PrecisionF,
+    ProjectionF,
+    RecurrenceF,
+    SeedF,
+    SweepF,
+    ThreadsF,
+    TimeoutF,
+    Toml,
+    WeightsF,
+    WorkloadF,
+    flags_of,
+    limited,
+    refuse_blanks,
+    split,
+    threads_of,
+)
+from harness.errors import Refused
+
+if TYPE_CHECKING:  # commands import what they need: --help shall not wait for it
+    from harness.study.study import Study
+
+app = typer.Typer(
+    help="fusegap: is projecting an RNN's output once per step slower than once for all steps?",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer has and does not name
+BAD = ("wrong", "failed", "timeout", "refused")
+
+
+@app.command()
+def run(
+    study: Toml = None,
+    all_: Annotated[bool, typer.Option("--all", help="Everything available here (also the default).")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The same matrix in minutes: a smoke run, no claims.")] = False,
+    rigorous: Annotated[bool, typer.Option("--rigorous", help="More processes and rounds, no time limit.")] = False,
+    framework: FrameworkF = None,
+    device: DeviceF = None,
+    threads: ThreadsF = None,
+    execution: ExecutionF = None,
+    recurrence: RecurrenceF = None,
+    projection: ProjectionF = None,
+    pass_: PassF = None,
+    precision: PrecisionF = None,
+    workload: WorkloadF = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Worker processes per cell; else as many as the study's target needs.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Most rounds per block.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time after which no further block is begun: 900, 15m, 1h30m; 0 for no limit.")
+    ] = None,
+    sweep: SweepF = None,
+    memory: MemoryF = None,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    unroll_limit: LimitF = None,
+    weights: WeightsF = None,
+    inputs: InputsF = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/latest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Records only: needs no pandas, scipy or matplotlib, given --processes.")
+    ] = False,
+) -> None:
+    """Measure, verify and report."""
+    from harness.study.study import load
+
+    if quick and rigorous:
+        raise Refused("--quick and --rigorous contradict each other")
+    narrowed = [framework, device, threads, execution, recurrence, projection, pass_, workload]
+    if all_ and (study or any(narrowed)):
+        raise Refused("--all means everything and takes no study file and no selection beside it")
+    flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
+    flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
+    scale = "quick" if quick else "rigorous" if rigorous else None
+    made = limited(load(study, scale, flags), budget, unroll_limit)
+    if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not _there(name)]):
+        raise Refused(f"planning how many processes a gap needs takes {' and '.join(absent)}: give --processes")
+    _run(made, out, resume, not no_report)
+
+
+@app.command()
+def verify(
+    study: Toml = None,
+    framework: FrameworkF = None,
+    device: DeviceF = None,
+    threads: ThreadsF = None,
+    execution: ExecutionF = None,
+    recurrence: RecurrenceF = None,
+    projection: ProjectionF = None,
+    pass_: PassF = None,
+    precision: PrecisionF = None,
+    workload: WorkloadF = None,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    unroll_limit: LimitF = None,
+    weights: WeightsF = None,
+    inputs: InputsF = None,
+    save_outputs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors); no file is replaced.")
+    ] = None,
+    bound: Annotated[
+        str | None, typer.Option(help="Hold all outputs to this precision's bounds: does as_shipped pass as fp32?")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the verification's records in the folder of a run, made or yet to be made, which counts them.",
+        ),
+    ] = None,
+) -> None:
+    """Verify every arm at full size in fp32 and fp64, without timing.
+
+    A workload asked for by name or sizes is unrolled whatever its steps; else --unroll-limit holds.
+    """
+    from harness.cli import verify
+    from harness.study.study import load
+    from impls.interface import PRECISIONS, RECURRENCES
+
+    flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
+    usual: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
+    if workload or study:
+        usual["unroll_limit"] = None
+    made = limited(load(study, None, flags, usual), None, unroll_limit)
+    if made.recurrences is None:
+        made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
+    if bound is not None and bound not in PRECISIONS:
+        raise Refused(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
+    if bound is not None and out is not None:
+        raise Refused("--bound holds outputs to another's bounds: no gate of a run's, so it takes no --out beside it")
+    raise typer.Exit(verify.verify(made, save_outputs, bound, out, _command()))
+
+
+@app.command()
+def explain(
+    cell: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CELL",
+            help="Words in any order: torch inductor scan in_loop, [book] [forward] [fp32]; / for blanks.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the program's text.")] = None,
+) -> None:
+    """Count what one cell's program does in a call, and save its text (HLO, graph, generated code)."""
+    from harness.cli import explain as explaining
+
+    raise typer.Exit(explaining.explain(cell, out))
+
+
+@app.command()
+def train(
+    framework: FrameworkF = None,
+    execution: ExecutionF = None,
+    threads: Annotated[str, typer.Option(help="Processor threads of a worker: a number or 'all' cores.")] = "1",
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps of Adam; the chapter takes 1,500.")] = 1500,
+    processes: Annotated[int, typer.Option(help="Worker processes of each framework and execution.")] = 3,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    out: Annotated[Path, typer.Option(help="The training's folder.")] = Path("runs/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+) -> None:
+    """Train as the chapter does, both forms step by step in turns, and compare losses and times."""
+    from harness.analysis.trajectories import TRAINING, bad
+    from harness.report import training as reports
+    from harness.run import train as training
+    from harness.study.study import load
+
+    flags: dict[str, Any] = {
+        "frameworks": split("--framework", framework),
+        "executions": split("--execution", execution),
+        "threads": [threads_of(threads)],
+    }
+    flags |= {"processes": processes, "seed": seed, "timeout_s": timeout, "passes": ["train"], "workloads": ["book"]}
+    study = load(None, None, flags)
+    files = Files(out, TRAINING.file, reports.write)
+    records, path = _kept(files, lambda command: training.train(study, steps, out, resume, command))
+    print(path)
+    said = bad(records)
+    for sentence in said:
+        print(sentence, file=sys.stderr)
+    raise typer.Exit(1 if said else 0)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="The folder of a run, or of each of several.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The report's folder; of one run its own, if not said.")
+    ] = None,
+) -> None:
+    """Write a run's or a training's report again, from its records alone; of several runs, one that has them side by
+    side.
+    """
+    from harness import report as reports
+    from harness.analysis.trajectories import TRAINING
+    from harness.report import several, training
+
+    first = folders[0]
+    trained = any(os.path.lexists(first / name) for name in (TRAINING.file, f"{TRAINING.file}.gz"))
+    if len(folders) > 1:
+        print(several.write(folders, out))
+    else:
+        print(training.write(first, out) if trained else reports.write(first, out))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """What can be studied here, and what can not and why."""
+    from harness.cli import verify
+
+    verify.listing()
+
+
+@app.command()
+def selftest(
+    studies: Annotated[int, typer.Option(min=100, help="Simulated gaps per target.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulated machines.")] = 1,
+    real: Annotated[
+        bool, typer.Option("--real", help="Instead, measure 432 programs against themselves on this machine.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The folder of --real.")] = Path("runs/selftest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the --real in --out.")] = False,
+) -> None:
+    """Prove the statistics on machines whose truth is known, or on this one."""
+    from harness.selftest import coverage as tests
+
+    if real:
+        _run(tests.real(), out, resume)
+    raise typer.Exit(tests.say(studies, seed))
+
+
+@app.command()
+def doctor() -> None:
+    """What on this machine will hurt a measurement, and the noise to expect (half a minute)."""
+    from harness.cli import doctor as doctors
+
+    raise typer.Exit(doctors.say())
+
+
+def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
+    from harness.records.outcome import why_nothing
+    from harness.records.store import FILE, budgets, latest
+    from harness.run import session as runs
+
+    write = _reported if report else lambda folder: folder / FILE
+    files = Files(out, FILE, write)
+    records, path = _kept(files, lambda command: runs.run(study, out, resume, command))
+    statuses = [arm["status"] for r in latest(records) for arm in r["arms"].values()]
+    print(path)
+    bad = sum(status in BAD for status in statuses)
+    if bad:
+        print(f"{bad} measurements went wrong or failed; the records name them", file=sys.stderr)
+    if nothing := why_nothing(latest(records, ("block",)), budgets(records)[-1]):
+        print(f"nothing was measured: {nothing}", file=sys.stderr)
+    raise typer.Exit(1 if bad or nothing else 0)
+
+
+def _there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _reported(folder: Path) -> Path:
+    from harness import report as reports
+
+    return reports.write(folder)
+
+
+class Files(NamedTuple):
+    """A folder to be filled: the name of its records, and what writes its report."""
+
+    out: Path
+    records: str
+    write: Callable[[Path], Path]
+
+
+def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Path]:
+    """What `measure`, given the command, returns, and the report's path; when it ends early, what is done is kept."""
+    command = _command()
+    try:
+        records = measure(command)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {_further(files, command)}", file=sys.stderr)
+        if (files.out / files.records).exists():
+            _written(files)
+        raise typer.Exit(streams.INTERRUPTED) from None
+    except OSError as error:  # a full disk, mostly
+        print(f"error: {streams.sentence(error)}; {_further(files, command)}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    return records, _written(files)
+
+
+def _command() -> str:
+    """The command line as it was given, but for where results go."""
+    return f"python -m harness {streams.quoted(_again(sys.argv[1:]))}"
+
+
+def _further(files: Files, command: str) -> str:
+    """What is kept of a run that ended early, and how to go on with it."""
+    kept = "what is done is kept" if (files.out / files.records).exists() else "nothing was measured yet"
+    begun = files.out.is_dir() and any(files.out.iterdir())
+    how = ["--resume"] if begun else []
+    return f"{kept}. Go on with: {command} {streams.quoted(['--out', str(files.out), *how])}"
+
+
+def _written(files: Files) -> Path:
+    """The path of the report, which is written now; where it cannot be, exit status 1."""
+    try:
+        return files.write(files.out)
+    except OSError as error:
+        again = f"python -m harness report {streams.quoted([str(files.out)])}"
+        said = f"{streams.sentence(error)}; the records are kept, and the report can be made with: {again}"
+        raise typer.Exit(streams.tell(said, 1)) from None
+
+
+def _again(arguments: list[str]) -> list[str]:
+    """The arguments without --resume and --out, which are not part of what was measured."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument != "--resume" and argument != "--out" and not argument.startswith("--out="):
+            kept.append(argument)
+        skip = argument == "--out"
+    return kept
+
+
+def main() -> NoReturn:
+    """Run the command line; a refused request is one sentence on stderr and exit status 2."""
+    streams.leave(_program)
+
+
+def _program() -> int | None:
+    """The command's exit status. Raises Refused."""
+    try:
+        refuse_blanks(sys.argv[1:])
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except USAGE_ERROR as error:
+        raise Refused(" ".join(error.format_message().split())) from None

@@ -1,0 +1,216 @@
+"""What on this machine will hurt a measurement, each with what to do; and the noise to expect."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.table import Table
+
+from harness.analysis.stats import half_width
+from harness.analysis.tables import Tables
+from harness.machine import environment, gpu
+from harness.run import session
+from harness.run.progress import console
+from harness.study.parts import TWIN
+from harness.study.study import Study, load
+
+CPU = Path("/sys/devices/system/cpu")
+BUSY = 0.1  # of a core: another process that uses more disturbs
+LOOK_S = 1.0  # how long processes are watched
+COMPILER = "g++"  # what Inductor calls where CXX is not set; as in impls/torch, which only a worker imports
+PIP_S = 120
+MEMORY_GIB = 4.0  # free: what compiling takes beside a worker
+CONTROL: dict[str, Any] = {  # about 20 seconds
+    "threads": [1],
+    "recurrences": ["unrolled"],
+    "projections": ["batched"],
+    "passes": ["forward"],
+    "workloads": ["book"],
+    "processes": 4,
+    "block_s": 2.0,
+}
+PAIRS = (("tensorflow", "tf-keras"), ("jax", "jaxlib"))  # whose minor versions must agree
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `advice` is what to do, empty when all is well."""
+
+    what: str
+    found: str
+    advice: str = ""
+
+
+def governor(folder: Path = CPU) -> Finding:
+    found = environment.text(folder / "cpu0/cpufreq/scaling_governor")
+    if found is None:
+        return Finding("governor", "not readable (a virtual machine, mostly)")
+    advice = "" if found == "performance" else "set it: cpupower frequency-set -g performance"
+    return Finding("governor", found, advice)
+
+
+def turbo(folder: Path = CPU) -> Finding:
+    off = environment.text(folder / "intel_pstate/no_turbo")
+    on = environment.text(folder / "cpufreq/boost")
+    if off is None and on is None:
+        return Finding("turbo", "not readable")
+    if off == "1" or on == "0":
+        return Finding("turbo", "off")
+    return Finding("turbo", "on", "times then depend on heat; switch it off for absolute times (ratios stand it)")
+
+
+def others(watch_s: float = LOOK_S) -> Finding:
+    """Processes, not this one's, that use the processor while watched."""
+    mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    seen = [p for p in psutil.process_iter(["name"]) if p.pid not in mine]
+    for process in seen:
+        _usage(process)
+    time.sleep(watch_s)
+    busy = sorted(((_usage(p), p.info["name"] or "?", p.pid) for p in seen), reverse=True)
+    busy = [one for one in busy if one[0] > BUSY]
+    if not busy:
+        return Finding("other processes", f"none uses more than {BUSY:.0%} of a core")
+    named = ", ".join(f"{name} ({pid}): {use:.0%}" for use, name, pid in busy[:3])
+    return Finding("other processes", named, "end them while measuring: a busy second core turned 0.6 ms into 16 ms")
+
+
+def _usage(process: psutil.Process) -> float:
+    """Of one core, since it was last asked for."""
+    try:
+        return process.cpu_percent() / 100
+    except psutil.Error:  # it has ended, or is not ours to see
+        return 0.0
+
+
+def stolen(watch_s: float = LOOK_S) -> Finding:
+    """Time that a hypervisor gave to others."""
+    share = getattr(psutil.cpu_times_percent(watch_s), "steal", 0.0)
+    advice = "" if share <= 1 else "another machine shares these cores: use more processes, or another machine"
+    return Finding("stolen by the hypervisor", f"{share:.1f}%", advice)
+
+
+def threads(cores: int, logical: int) -> Finding:
+    found = f"{cores} cores can be used, {logical} logical processors"
+    if cores == logical:
+        return Finding("cores", found, "'all' threads leave no core for anything else: keep the machine idle")
+    return Finding("cores", found)
+
+
+def quota(cores: float | None) -> Finding:
+    """What the control groups grant of the processor."""
+    if cores is None:
+        return Finding("quota", "none")
+    advice = "" if cores >= 1 else "less than a core: no block can prove its thread, and all are refused; ask for more"
+    return Finding("quota", f"{cores:g} cores", advice)
+
+
+def memory(free_gib: float) -> Finding:
+    advice = "" if free_gib >= MEMORY_GIB else f"below {MEMORY_GIB:g} GiB compiling may be killed: free some"
+    return Finding("free memory", f"{free_gib:.1f} GiB", advice)
+
+
+def compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
+    """What torch's Inductor calls in a worker, which does not see CXX."""
+    found = which(COMPILER) or f"no {COMPILER}"
+    advice = "" if which(COMPILER) else f"torch's inductor needs a C++ compiler: install {COMPILER}"
+    if (other := os.environ.get("CXX")) and which(other) != which(COMPILER):
+        found += f" (CXX, {other}, is not passed on to workers)"
+    return Finding("C++ compiler", found, advice)
+
+
+def versions(version: Callable[[str], str] = importlib.metadata.version) -> Finding:
+    """Packages that are known to need each other's minor version."""
+    clashes = []
+    for pair in PAIRS:
+        try:
+            one, other = (version(name) for name in pair)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if one.split(".")[:2] != other.split(".")[:2]:
+            clashes.append(f"{pair[0]} {one} with {pair[1]} {other}")
+    if clashes:
+        return Finding("versions", "; ".join(clashes), "install both from constraints.txt")
+    return Finding("versions", "none that are known to clash")
+
+
+def requirements() -> Finding:
+    """What pip says of the installed packages."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=PIP_S)
+    except subprocess.TimeoutExpired:
+        return Finding("requirements", f"pip did not answer within {PIP_S} s")
+    lines = done.stdout.strip().splitlines() or ["pip said nothing"]
+    if done.returncode == 0:
+        return Finding("requirements", lines[0])
+    return Finding("requirements", "; ".join(lines[:3]), "install again with constraints.txt")
+
+
+def graphics(state: gpu.State | None) -> Finding:
+    """Processes on the GPU, and why its clocks are low; `state` is None where there is no GPU."""
+    if state is None:
+        return Finding("GPU", "none that NVML can see")
+    hot = [reason for reason in state["reasons"] if reason not in gpu.HARMLESS]
+    if hot:
+        return Finding("GPU", f"its clocks are low: {', '.join(hot)}, {state['temperature_c']} °C", "let it cool")
+    if state["processes"]:
+        named = ", ".join(map(str, state["processes"][:3]))
+        return Finding("GPU", f"used by {len(state['processes'])} processes ({named})", "end them while measuring")
+    return Finding("GPU", "its processes are not told" if state["processes"] is None else "used by no process")
+
+
+def findings() -> list[Finding]:
+    """Everything looked at on this machine."""
+    return [
+        governor(),
+        turbo(),
+        others(),
+        stolen(),
+        threads(environment.cores(), os.cpu_count() or 1),
+        quota(environment.quota()),
+        memory(psutil.virtual_memory().available / 2**30),
+        compiler(),
+        versions(),
+        requirements(),
+        graphics(gpu.state()),
+    ]
+
+
+def floor() -> str:
+    """What the same program against itself gives here, in a sentence: smaller gaps can not be seen."""
+    usable = [framework for framework in session.probe(Study(), [1]) if not framework.missing]
+    if not usable:
+        return "noise floor: not measured, for no framework is installed"
+    first = usable[0]
+    control = {"frameworks": [first.name], "executions": [next(iter(first.executions))]} | CONTROL
+    with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
+        gaps = Tables(session.run(load(None, None, control), Path(folder) / "run", False, "doctor")).gaps
+    twins = gaps[(gaps.contender == TWIN) & gaps.ci_low.notna()]
+    if twins.empty:
+        return "noise floor: not measured; `run` would say why"
+    row = twins.iloc[0]
+    return (
+        f"noise floor: the same program against itself is {row.ratio:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] "
+        f"({row.framework} {row.execution}, {row.processes} processes × {row.rounds:g} rounds): with so few, gaps "
+        f"under {half_width(row.ci_low, row.ci_high):.1%} can not be seen here"
+    )
+
+
+def say() -> int:
+    """Print the findings and the noise floor. Returns the exit status, 0: advice is not an error."""
+    table = Table("", "found", "what to do")
+    for finding in findings():
+        table.add_row(finding.what, finding.found, finding.advice)
+    out = console()
+    out.print(table, markup=False)
+    out.print(floor(), markup=False, highlight=False)
+    return 0

@@ -1,0 +1,16 @@
+"""Times of a recorded arm, per call."""
+
+import statistics
+from typing import Any
+
+import numpy as np
+
+
+def calls_ns(arm: dict[str, Any]) -> np.ndarray:
+    """Nanoseconds per call of every sample of a recorded arm."""
+    return np.array(arm["samples_ns"], float) / arm["calls"]
+
+
+def median_s(arm: dict[str, Any]) -> float:
+    """Median seconds per call of a recorded arm."""
+    return statistics.median(arm["samples_ns"]) / arm["calls"] / 1e9

@@ -1,0 +1,128 @@
+"""Start a worker, talk to it, and end it with everything it started."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+TAIL = 2000  # characters of a worker's own output kept with a failure
+INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH"),
+    *("VIRTUAL_ENV", "USER"),
+)
+COMMON = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": str(sys.flags.utf8_mode),  # so that a path in a request is the same file for both
+    "PYTHONIOENCODING": "utf-8:backslashreplace",  # whatever a framework prints, it can
+}
+Answer = dict[str, Any]
+
+
+LIVE: set["Worker"] = set()
+
+
+class Lost(Exception):  # noqa: N818  a worker is lost, which is a record and no error of ours
+    """A worker ended or fell silent. `status` is failed or timeout, `arm` what it was at."""
+
+    def __init__(self, status: str, reason: str, arm: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.arm = status, reason, arm
+
+
+class Worker:
+    """A worker process in a session of its own, answering on a private descriptor.
+
+    Nothing of the parent's environment reaches it but `INHERITED` and the variables given.
+    """
+
+    def __init__(self, framework: str, variables: dict[str, str], timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.arm = ""
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
+        self.answers, theirs = os.pipe()
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "harness.worker", framework, str(theirs)],
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=self.log,
+            env=environment | COMMON | variables,
+            pass_fds=(theirs,),
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.buffer = b""
+        LIVE.add(self)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def ask(self, request: dict[str, Any], stage: Callable[[Answer], None] | None = None) -> Answer:
+        """Send a request and return its answer. Raises Lost when the worker ends or falls silent."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._lost() from None
+        while (answer := self._next())["is"] == "stage":
+            self.arm = answer["arm"]
+            if stage:
+                stage(answer)
+        self.arm = ""
+        return answer
+
+    def end(self) -> None:
+        """End the process and whatever it started; safe to call twice."""
+        self.kill()
+        self.process.wait()
+        LIVE.discard(self)
+        if self.process.stdin and not self.process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):  # unsent bytes for a process that is gone
+                self.process.stdin.close()
+        if self.answers >= 0:
+            os.close(self.answers)
+            self.log.close()
+            self.answers = -1
+
+    def kill(self) -> None:
+        """Kill the process group; whoever waits for an answer then raises Lost."""
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and so has all it started
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _next(self) -> Answer:
+        while b"\n" not in self.buffer:
+            if not select.select([self.answers], [], [], self.timeout_s)[0]:
+                raise Lost("timeout", f"nothing was heard for {self.timeout_s:g} s", self.arm)
+            chunk = os.read(self.answers, 1 << 16)
+            if not chunk:
+                raise self._lost()
+            self.buffer += chunk
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def _lost(self) -> Lost:
+        code = self.process.wait()
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, self.log.tell() - TAIL))
+        tail = self.log.read().decode(errors="replace").strip()
+        return Lost("failed", f"the worker {how}; its last words: {tail or 'none'}", self.arm)
+
+
+def end_all() -> None:
+    """Kill every worker there is: what an interrupted run does before it leaves."""
+    for worker in list(LIVE):
+        worker.kill()

@@ -1,0 +1,204 @@
+"""The worker: one process, one framework, device, thread count, execution and precision.
+
+The only importer of impls.<framework>. It reads requests from stdin, one JSON object a line, and
+answers on a descriptor of its own, so whatever a framework prints harms nothing:
+
+    {"do": "facts", "threads": [...], "devices": [...], "cache": ...} -> versions, executions, devices, environments
+    {"do": "oracle", ...}         -> {"is": "stage", ...} ... then {"is": "oracle", "found": {...}}, of a training
+    {"do": "open", "settings": {...}, "prove": true, "rate": true} -> {"is": "open", "threads_used": ..., "rates": ...}
+    {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
+    {"do": "train", ...}          -> {"is": "stage", ...} ... then {"is": "train", "forms": {...}}
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from harness.machine.parent import end_with_parent
+from harness.study import weights
+from harness.study.data import DTYPES, cast
+from harness.study.study import Workload
+from harness.worker import peak_rates, timing, training
+from impls.interface import Arm, Backend, Outputs, Settings
+
+PRODUCT = 1536  # side of the product that proves the threads
+Send = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Serve requests until stdin ends. Arguments: framework, descriptor to answer on."""
+    end_with_parent()  # a parent that is killed leaves no one measuring
+    framework, descriptor = sys.argv[1], int(sys.argv[2])
+    with os.fdopen(descriptor, "w", encoding="utf-8") as answers:
+
+        def send(message: dict[str, Any]) -> None:
+            print(json.dumps(message), file=answers, flush=True)
+
+        backend: Backend = importlib.import_module(f"impls.{framework}.backend").Backend()
+        settings = None
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["do"] == "facts":
+                send(facts(backend, request))
+            elif request["do"] == "open":
+                settings = Settings(**request["settings"])
+                send(open_(backend, settings, request["prove"], request["rate"]))
+            elif request["do"] == "oracle":
+                send(oracle(request, send))
+            elif request["do"] == "train":
+                send(train(backend, request, send))
+            else:
+                assert settings is not None
+                send(block(backend, settings, request, send))
+
+
+def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
+    """What the framework says of itself, and the environment each of its workers needs."""
+    environments = [
+        {
+            "device": device,
+            "threads": threads,
+            "variables": backend.environment(Settings(device, threads, "fp32", request["cache"])),
+        }
+        for device in request["devices"]
+        for threads in request["threads"]
+    ]
+    try:
+        found = backend.facts()
+    except ModuleNotFoundError as error:
+        return {"is": "facts", "missing": f"{error.name or error} is not installed", "installed": False}
+    except Exception as error:  # whatever it raises is a finding, and no crash
+        return {"is": "facts", "missing": f"it is installed and does not start: {_why(error)}"}
+    return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(found)}
+
+
+def _why(error: Exception) -> str:
+    """What an error says, in a line; and the line of code that raised it, where it says nothing."""
+    said = " ".join(str(error).split())
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said or f'{frame.line} ({frame.filename}, line {frame.lineno})'}"
+
+
+def open_(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict[str, Any]:
+    """Open the framework, prove its threads, and measure what it can do at best."""
+    opened: dict[str, Any] = {"is": "open", "numerics": backend.open(settings)}
+    opened["rates"] = peak_rates.measured(backend, time.perf_counter_ns) if rate else None
+    if not prove:
+        return opened | {"proven": None, "threads_used": None}
+    proven, ratio = timing.threads_proven(
+        settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
+    )
+    return opened | {"proven": proven, "threads_used": ratio}
+
+
+def block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """Run one block; its outputs go into the folder the request names, its times into the answer."""
+    workload = Workload(**request["workload"])
+    data = weights.load(Path(request["weights"]), workload)
+    steps = request["steps"] or workload.T
+    data = data._replace(x=data.x[:steps], target=data.target[:steps])
+    rounds = request["rounds"]
+    todo = timing.Block(
+        cell=workload.cell,
+        pass_=request["pass"],
+        execution=request["execution"],
+        arms=[Arm(*arm) for arm in request["arms"]],
+        data=cast(data, DTYPES[settings.precision]),
+        rounds=timing.Rounds(**rounds) if rounds else None,
+        seed=request["seed"],
+        seconds=request["seconds"],
+        counted=tuple(Arm(*arm) for arm in request["counted"]),
+        control=request["control"],
+        calls=request["calls"],
+        hurried=request["hurried"],
+        overwrites=request["overwrites"],
+    )
+    outputs = Path(request["outputs"])
+
+    def keep(name: str, moment: str, arrays: Outputs) -> None:
+        named = {f"{name}/{moment}/{quantity}": array for quantity, array in arrays.items()}
+        with _writing():
+            save_file(named, outputs / f"{name}.{moment}.safetensors")
+
+    try:
+        result = timing.block(backend, todo, METERS, keep, _stage(send))
+        if request["texts"]:
+            with _writing():
+                _write(Path(request["texts"]), result.texts)
+    except Unwritten as error:
+        return {"is": "unwritten", "reason": f"a program's outputs or text cannot be written: {error}"}
+    arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
+    floors = _floors(backend, todo) if todo.rounds else {}
+    return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
+
+
+class Unwritten(Exception):  # noqa: N818  a full disk, mostly; an OSError of a framework's is another thing
+    """A file of ours could not be written; the message is the system's."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise Unwritten(str(error)) from error
+
+
+def minor_faults() -> int:
+    """Pages that this process, all its threads, was given by the kernel so far without reading them from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+METERS = timing.Meters(time.perf_counter_ns, minor_faults)
+
+
+def oracle(request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """The oracle's trajectories for a training; no framework is imported for it."""
+    workload = Workload(**request["workload"])
+    data = weights.load_training(Path(request["weights"]), workload)
+    return {"is": "oracle", "found": training.oracle(data, workload.cell, _stage(send))}
+
+
+def train(backend: Backend, request: dict[str, Any], send: Send) -> dict[str, Any]:
+    """Train the forms of one recurrence; fp32."""
+    workload = Workload(**request["workload"])
+    data = weights.load_training(Path(request["weights"]), workload)
+    todo = training.Training(workload.cell, request["execution"], request["recurrence"], data, request["seed"])
+    forms = training.train(backend, todo, time.perf_counter_ns, _stage(send))
+    return {"is": "train", "forms": {name: dataclasses.asdict(found) for name, found in forms.items()}}
+
+
+def _stage(send: Send) -> Callable[[str, str], None]:
+    """What tells the parent which arm is about to do what."""
+    return lambda arm, what: send({"is": "stage", "arm": arm, "what": what})
+
+
+def _write(folder: Path, texts: dict[str, dict[str, str]]) -> None:
+    for arm, files in texts.items():
+        for name, text in files.items():
+            (folder / f"{arm}.{name}").write_text(text, encoding="utf-8")
+
+
+def _floors(backend: Backend, todo: timing.Block) -> dict[str, Any]:
+    """What calling and what measuring costs, in nanoseconds a call. Comes last: it may trace and compile."""
+    floors: dict[str, Any] = {"harness_ns": timing.harness_ns(time.perf_counter_ns)}
+    try:
+        return floors | {"null_ns": timing.null_ns(backend, todo, time.perf_counter_ns), "reason": ""}
+    except Exception as error:  # whatever a framework raises is a record, not a crash
+        return floors | {"null_ns": None, "reason": f"{type(error).__name__}: {timing.first_line(error)}"}
+
+
+if __name__ == "__main__":
+    main()
