@@ -41,7 +41,7 @@ def test_a_change_of_any_one_file_changes_the_hash(copy):
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "moved to the next file"])
 def test_a_change_of_the_tree_changes_the_hash(change, copy):
-    before, file = hashed(), copy / "harness" / "roof.py"
+    before, file = hashed(), copy / "harness" / "analysis" / "roofline.py"
     if change == "added":
         (copy / "impls" / "new.py").touch()
     elif change == "removed":

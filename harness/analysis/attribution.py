@@ -1,7 +1,7 @@
 """Where the time goes: what each projection adds to the loop alone, what one issued product costs, how far a call is
 from its floor; and how far measured gaps are from what was forecast. Pure: the same records, the same tables.
 
-Costs and slopes are told of each process by itself, and their intervals are over processes (harness.analysis.stats): what
+Costs and slopes are of each process by itself, and their intervals are over processes (harness.analysis.stats): what
 none took there is part of each, and so is its error.
 """
 
