@@ -153,5 +153,5 @@ def test_the_noise_floor_is_measured(monkeypatch):
     )
     monkeypatch.setattr(doctor, "CONTROL", doctor.CONTROL | {"block_s": 0.05})
     assert "numpy eager, 4 processes" in doctor.floor()
-    monkeypatch.setattr(doctor.run, "probe", lambda study, threads: [])
+    monkeypatch.setattr(doctor.session, "probe", lambda study, threads: [])
     assert "no framework is installed" in doctor.floor()

@@ -143,7 +143,7 @@ def test_the_listing_names_what_no_gpu_and_no_graph_can_have(monkeypatch, capsys
     executions = {"eager": graph | {"without": {"scan": "no loop"}}, "graphs": graph}
     devices = {"cpu": None, "gpu": "made sees no GPU"}
     made = Framework("made", versions={"made": "1"}, executions=executions, devices=devices)
-    monkeypatch.setattr(verify.run, "probe", lambda study, threads: [made])
+    monkeypatch.setattr(verify.session, "probe", lambda study, threads: [made])
     verify.listing()
     said = capsys.readouterr().out.splitlines()
     notes = [line for line in said if line.startswith("made ")]

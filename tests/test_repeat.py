@@ -171,7 +171,7 @@ def folders(tmp_path, monkeypatch):
         out.mkdir(exist_ok=True)
         (out / FILE).touch()
 
-    monkeypatch.setattr(repeat.run, "run", run)
+    monkeypatch.setattr(repeat.session, "run", run)
     tables = made(gap(0.0))
     tables.heading["study"] = tables.study.model_dump()
     monkeypatch.setattr(report, "tables", lambda folder: tables)
