@@ -145,7 +145,7 @@ def test_foreign_processes_on_the_gpu():
 
 
 def test_the_noise_floor_is_measured(monkeypatch):
-    everything = doctor.run.probe
+    everything = doctor.session.probe
     monkeypatch.setattr(
         doctor.run,
         "probe",
