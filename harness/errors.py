@@ -1,7 +1,7 @@
 """What the program says to a request that it can not carry out. In a file of its own: --help needs no more."""
 
 
-class Refused(Exception):  # noqa: N818  a word of the command line, not an error class of a library
+class UsageError(Exception):
     """What the user gave can not be used; the message is one sentence that says why. Exit status 2.
 
     The sentence stays on one line whatever it quotes: what can not be printed is written as an escape.

@@ -27,10 +27,10 @@ from harness.cli import streams
 from harness.machine import allocator, environment, folders
 from harness.run import jobs, session
 from harness.study import matrix, weights
-from harness.study.matrix import Job, Todo
+from harness.study.matrix import BlockSpec, Job
 from harness.study.parts import BATCHED
 from harness.study.study import Study, load
-from harness.verify.output_check import Judge
+from harness.verify.output_check import OutputCheck
 from impls.interface import Arm
 
 CELLS = [  # framework, execution, recurrence, contender, pass, workload; on 1 thread
@@ -87,17 +87,17 @@ def compared(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, A
     )
 
 
-def opened(study: Study, frameworks: list[matrix.Framework], folder: Path) -> jobs.Bench:
+def opened(study: Study, frameworks: list[matrix.Framework], folder: Path) -> jobs.RunContext:
     weights.store(folder / "weights", session.prepare(study))
     known = {framework.name: framework for framework in frameworks}
     basis = {"code": environment.code()}
-    return jobs.Bench(study, known, folder / "weights", folder / "cache", Judge(folder / "weights"), basis)
+    return jobs.RunContext(study, known, folder / "weights", folder / "cache", OutputCheck(folder / "weights"), basis)
 
 
-def measured(bench: jobs.Bench, job: Job, arms: tuple[Arm, ...], replicate: int) -> Times:
+def measured(bench: jobs.RunContext, job: Job, arms: tuple[Arm, ...], replicate: int) -> Times:
     """Seconds per call of each arm, one value a round, in a process of these arms alone."""
     (whole,) = job.blocks
-    todo = Todo(whole.workload, whole.pass_, arms, whole.steps, True)
+    todo = BlockSpec(whole.workload, whole.pass_, arms, whole.steps, True)
     (record,) = jobs.work(bench, Job(job.seat, replicate, (todo,)), lambda: ENOUGH_S, lambda said: None)
     if record["status"] != "ok":
         raise SystemExit(f"{job.seat.framework}: {record['reason']}")

@@ -32,7 +32,7 @@ from harness.report.markdown import table
 from harness.run import jobs, session
 from harness.study import matrix, weights
 from harness.study.data import cast
-from harness.study.matrix import Job, Seat, Todo
+from harness.study.matrix import BlockSpec, Configuration, Job
 from harness.study.study import Study, Workload
 from harness.verify import output_check
 from impls import reference
@@ -87,7 +87,7 @@ class Case:
     arm: Arm
 
 
-class Faults(output_check.Judge):
+class Faults(output_check.OutputCheck):
     """The output check, which then plants every fault into what it has checked. `rows` are its findings."""
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -253,21 +253,25 @@ def operations(w: Workload, pass_: str) -> float:
 def possible(case: Case, known: dict[str, matrix.Framework]) -> bool:
     framework, execution = case.execution
     facts = known[framework].executions[execution]
-    cell = matrix.Cell(Seat(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
+    cell = matrix.Cell(Configuration(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
     return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or matrix.without(facts, cell))
 
 
-def checked(cases: list[Case], bench: jobs.Bench, judge: Faults, seed: int, precision: str) -> Iterator[dict[str, Any]]:
+def checked(
+    cases: list[Case], bench: jobs.RunContext, judge: Faults, seed: int, precision: str
+) -> Iterator[dict[str, Any]]:
     """The rows of the cases, those of one execution and thread count in one worker."""
-    by_seat: dict[Seat, list[Case]] = {}
+    by_seat: dict[Configuration, list[Case]] = {}
     for case in cases:
-        by_seat.setdefault(Seat(case.execution[0], "cpu", case.threads, case.execution[1], precision), []).append(case)
+        by_seat.setdefault(
+            Configuration(case.execution[0], "cpu", case.threads, case.execution[1], precision), []
+        ).append(case)
     for seat, seat_cases in by_seat.items():
         for start in range(0, len(seat_cases), BLOCK):
             batch = seat_cases[start : start + BLOCK]
             for case in batch:
                 weights.store(bench.weights, weights.files(case.workload, seed, None, None))
-            todo = tuple(Todo(c.workload, c.pass_, (c.arm,), c.workload.T, timed=False) for c in batch)
+            todo = tuple(BlockSpec(c.workload, c.pass_, (c.arm,), c.workload.T, timed=False) for c in batch)
             for case, record in zip(
                 batch, jobs.work(bench, Job(seat, 1, todo), lambda: math.inf, lambda text: None), strict=True
             ):
@@ -348,7 +352,7 @@ def main() -> None:
     cases = list(drawn(options.cases, options.seed, known, only))[part - 1 :: parts]
     with folders.private() as place:
         judge = Faults(place / "weights", options.seed)
-        bench = jobs.Bench(study, known, place / "weights", place / "cache", judge, {})
+        bench = jobs.RunContext(study, known, place / "weights", place / "cache", judge, {})
         name = "cases.csv" if parts == 1 else f"cases-{part}.csv"
         with (options.out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)

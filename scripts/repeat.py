@@ -27,7 +27,7 @@ from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import FASTER, SLOWER, welch
 from harness.analysis.tables import Tables
 from harness.cli import streams
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records import gates
 from harness.records.store import FILE, PACKED
 from harness.report import appendix, words
@@ -40,12 +40,12 @@ GROUPS = ("in_loop, per_step", "other projections", "A/A controls")
 def compared(first: Tables, second: Tables) -> pd.DataFrame:
     """A row for each gap that both runs have an interval of and count, and how its two measurements stand.
 
-    Raises Refused where a workload has other sizes in the two.
+    Raises UsageError where a workload has other sizes in the two.
     """
     known = {workload.name: workload for workload in [*first.study.workloads, *first.study.swept]}
     for workload in [*second.study.workloads, *second.study.swept]:
         if known.get(workload.name, workload) != workload:
-            raise Refused(f"workload {workload.name} has other sizes in the two runs")
+            raise UsageError(f"workload {workload.name} has other sizes in the two runs")
     both = _intervals(first).merge(_intervals(second), on=[*GAP_KEYS, "baseline"], suffixes=("", "_again"))
     halves = [np.log(both[f"ci_high{run}"] / both[f"ci_low{run}"]) / 2 for run in ("", "_again")]
     differ = welch(np.log(both.ratio_again / both.ratio), halves, (both.processes, both.processes_again))
@@ -97,14 +97,14 @@ def main() -> None:
     given = parser.parse_args()
     first = report.tables(given.first)
     if given.first.resolve() == given.second.resolve():
-        raise Refused(f"{given.second} is the same run")
+        raise UsageError(f"{given.second} is the same run")
     if given.resume or not any((given.second / name).exists() for name in (FILE, PACKED)):
         session.run(
             first.study, given.second, given.resume, f"python scripts/repeat.py {given.first.name} {given.second.name}"
         )
     runs = {given.first.resolve().name: first, given.second.resolve().name: report.tables(given.second)}
     if len(runs) < 2:
-        raise Refused("the folders have one name: what is said of two runs needs two")
+        raise UsageError("the folders have one name: what is said of two runs needs two")
     found = agreement(runs)
     print(appendix.repeated(found), file=sys.stderr)
     json.dump(found, sys.stdout, indent=1)

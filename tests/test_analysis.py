@@ -17,13 +17,13 @@ from harness.study.study import Study, Workload
 from impls.interface import Arm
 from tests.conftest import HERE
 
-SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
+CONFIG = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
 
 
 def frame(*rows):
     """Rows of recurrence, contender, baseline, low, high."""
     made = [
-        (*SEAT, r, c, b, 1.0, low, high, 3, 40, "inconclusive", True, 1.0, "unknown") for r, c, b, low, high in rows
+        (*CONFIG, r, c, b, 1.0, low, high, 3, 40, "inconclusive", True, 1.0, "unknown") for r, c, b, low, high in rows
     ]
     return pd.DataFrame(made, columns=GAPS)
 
@@ -93,7 +93,7 @@ def test_how_a_gpus_gaps_vary_says_nothing_of_a_cpus():
     random = np.random.default_rng(1)
 
     def some(device, spread):
-        keys = [(*SEAT[:1], device, *SEAT[2:], "scan", f"form{number}", "batched") for number in range(12)]
+        keys = [(*CONFIG[:1], device, *CONFIG[2:], "scan", f"form{number}", "batched") for number in range(12)]
         return {key: (stats.Sample(tuple(random.normal(0, spread, 4)), spread**2), 40.0) for key in keys}
 
     cpu, gpu = some("cpu", 0.1), some("gpu", 0.001)

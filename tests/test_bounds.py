@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment
 from harness.run import session
 from harness.study import weights
@@ -26,7 +26,9 @@ def of(workload, folder, **changed):
 def test_a_study_that_overflows_is_refused_with_the_step(tmp_path):
     files = of(GROWING, tmp_path, w_rec=1000 * np.eye(8))
     for passes in (["forward"], ["forward", "train"]):
-        with pytest.raises(Refused, match="workload growing cannot be verified: h overflows in fp32 at step 14 of 40"):
+        with pytest.raises(
+            UsageError, match="workload growing cannot be verified: h overflows in fp32 at step 14 of 40"
+        ):
             session.prepare(Study(workloads=[GROWING], passes=passes, **files))
     session.prepare(Study(workloads=[GROWING], passes=["forward"], precisions=["fp64"], **files))
     slower = GROWING.model_copy(update={"cell": "rnn_tanh"})
@@ -36,7 +38,7 @@ def test_a_study_that_overflows_is_refused_with_the_step(tmp_path):
 def test_a_target_whose_square_overflows_is_refused_in_training_alone(tmp_path):
     files = of(GROWING, tmp_path, target=np.full((40, 2, 4), 1e25))
     session.prepare(Study(workloads=[GROWING], passes=["forward"], **files))
-    with pytest.raises(Refused, match="the sum of the squared errors overflows in fp32"):
+    with pytest.raises(UsageError, match="the sum of the squared errors overflows in fp32"):
         session.prepare(Study(workloads=[GROWING], passes=["train"], **files))
 
 
@@ -45,14 +47,14 @@ def test_inputs_of_which_only_the_probe_overflows_are_refused(tmp_path):
     files = of(
         GROWING, tmp_path, x=np.zeros((40, 2, 3)), b_rec=np.zeros(8), w_rec=1000 * np.eye(8), w_in=-np.ones((3, 8))
     )
-    with pytest.raises(Refused, match="on the probe's inputs"):
+    with pytest.raises(UsageError, match="on the probe's inputs"):
         session.prepare(Study(workloads=[GROWING], passes=["forward"], **files))
 
 
 def test_what_needs_more_memory_than_is_free_is_refused(monkeypatch):
     monkeypatch.setattr(environment, "free_bytes", lambda: 10**8)
     session.prepare(Study(workloads=[NAMED["book"]]))
-    with pytest.raises(Refused, match=r"the oracle needs about 0\.2 GiB, but 0\.1 GiB are free"):
+    with pytest.raises(UsageError, match=r"the oracle needs about 0\.2 GiB, but 0\.1 GiB are free"):
         session.prepare(Study(workloads=[NAMED["vocab"]]))
 
 

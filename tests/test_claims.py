@@ -9,7 +9,7 @@ from harness.analysis.gaps import GAPS
 from harness.analysis.tables import EVIDENCE, VARIABLES
 from harness.report import causes, claims
 
-SEAT = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
+CONFIG = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
 V1 = ("tf", "cpu", 1, "v1", "fp32", "book", "forward")  # TF1's own programs on the book's workload
 T = 20
 
@@ -21,7 +21,7 @@ def row(place, ratio, verdict, trusted=True):
 
 
 def gap(ratio, verdict, recurrence="scan", contender="in_loop", trusted=True, framework="tf", device="cpu"):
-    place = (framework, device, *SEAT[2:], recurrence, contender, "batched")
+    place = (framework, device, *CONFIG[2:], recurrence, contender, "batched")
     return row(place, ratio, verdict, trusted)
 
 
@@ -32,16 +32,16 @@ def stated(ratio, verdict, pass_="forward", threads=1, workload="book", trusted=
 
 
 def contrast(ratio, verdict, contender="per_step", baseline="in_loop", trusted=True):
-    return row((*SEAT, "scan", contender, baseline), ratio, verdict, trusted)
+    return row((*CONFIG, "scan", contender, baseline), ratio, verdict, trusted)
 
 
-def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", seat=SEAT, moved=0):
+def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", seat=CONFIG, moved=0):
     place = (*seat[:-1], pass_, recurrence, projection)
     return (*place, products, "", flops, moved, 99, "", 0, "", temp, None, None, "", None, "")
 
 
 def listed(projection, *shapes, pass_="train"):
-    place = (*SEAT[:3], "v1", "fp32", "book", pass_, "scan", projection)
+    place = (*CONFIG[:3], "v1", "fp32", "book", pass_, "scan", projection)
     return [(*place, f"variable{number}", shape) for number, shape in enumerate(shapes)]
 
 
@@ -58,9 +58,13 @@ def tables(gaps=(), contrasts=(), evidence=(), label="default", variables=(), pr
 
 
 def test_a_gpu_is_counted_beside_a_cpu_with_another_number_of_threads():
-    gpu = ("tf", "gpu", 16, *SEAT[3:])
-    both = [counted(projection, 41 + 19 * (projection == "in_loop"), seat=seat)
-            for seat in (SEAT, ("tf", "cpu", 16, *SEAT[3:]), gpu) for projection in ("in_loop", "batched")]  # fmt: skip
+    gpu = ("tf", "gpu", 16, *CONFIG[3:])
+    places = (CONFIG, ("tf", "cpu", 16, *CONFIG[3:]), gpu)
+    both = [
+        counted(projection, 41 + 19 * (projection == "in_loop"), seat=place)
+        for place in places
+        for projection in ("in_loop", "batched")
+    ]
     kept = causes.once(tables(evidence=both).evidence)
     assert set(zip(kept.device, kept.threads, strict=True)) == {("cpu", 1), ("gpu", 16)}
     assert judged("C3", tables(evidence=both)).numbers.endswith("in 2 of 2 pairs of programs")
@@ -312,7 +316,9 @@ def test_causes_name_what_a_compiler_made_of_a_form():
     assert "- TensorFlow graph scan, per_step, forward: 1 for 20 (book, T=20)" in said
     assert (
         causes.counts(
-            causes.by_place(tables(evidence=rows)), dict(zip(causes.PLACE, (*SEAT, "scan"), strict=True)), ["in_loop"]
+            causes.by_place(tables(evidence=rows)),
+            dict(zip(causes.PLACE, (*CONFIG, "scan"), strict=True)),
+            ["in_loop"],
         )
         == "60"
     )

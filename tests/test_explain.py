@@ -3,7 +3,7 @@
 import pytest
 
 from harness.cli import explain
-from harness.errors import Refused
+from harness.errors import UsageError
 from impls.interface import Arm
 
 EXECUTIONS = ("eager", "xla", "inductor")
@@ -27,7 +27,7 @@ def test_no_two_cells_have_one_folder():
 
 @pytest.mark.parametrize("words", [[""], ["torch", ""], ["torch//eager"], ["torch/eager/"], ["/"]])
 def test_an_empty_word_is_refused(words):
-    with pytest.raises(Refused, match="has an empty word"):
+    with pytest.raises(UsageError, match="has an empty word"):
         explain.split(words)
 
 
@@ -42,7 +42,7 @@ def test_an_empty_word_is_refused(words):
     ],
 )
 def test_what_names_no_cell_is_refused_in_one_sentence(words, said):
-    with pytest.raises(Refused, match=said.replace("?", r"\?")) as refused:
+    with pytest.raises(UsageError, match=said.replace("?", r"\?")) as refused:
         explain.wanted(words, EXECUTIONS)
     assert "\n" not in str(refused.value)
 
@@ -59,6 +59,6 @@ def test_a_cell_is_counted_and_its_program_saved(framework, tmp_path, capsys):
 
 
 def test_a_cell_that_is_not_to_be_had_is_refused_with_its_reason(tmp_path, numpy_backend):
-    with pytest.raises(Refused, match="no symbolic loop"):
+    with pytest.raises(UsageError, match="no symbolic loop"):
         explain.explain(["numpy", "eager", "scan", "batched"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

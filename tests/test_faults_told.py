@@ -10,7 +10,7 @@ from harness.analysis.gaps import GAPS
 from harness.report import memory
 from harness.study.study import NAMED, Study
 
-SEAT = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
+CONFIG = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
 MS = 1_000_000
 
 
@@ -27,7 +27,14 @@ def block(replicate, in_loop, batched, calls=1, fault_ns=1500.0):
     }
     rates = {"flops_s": 1.0, "scale_ns": {}, "fault_ns": fault_ns} if replicate == 0 else None
     workload = NAMED["vocab"].model_dump()
-    return {**SEAT, "workload": workload, "pass": "train", "replicate": replicate, "rates": rates, "arms": arms}
+    return {
+        **CONFIG,
+        "workload": workload,
+        "pass": "train",
+        "replicate": replicate,
+        "rates": rates,
+        "arms": arms,
+    }
 
 
 def tables(blocks, setting="held"):

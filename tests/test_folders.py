@@ -13,7 +13,7 @@ import pytest
 from harness import report
 from harness.cli import app as cli
 from harness.cli import explain, verify
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import folders
 from harness.report import several
 from harness.run import jobs, session, train
@@ -92,13 +92,13 @@ def test_a_place_without_room_or_that_forbids_to_run_is_passed_over(room, fits, 
     with folders.private() as place:
         assert (place.parent == Path("/tmp")) == fits
     monkeypatch.setattr(folders.os, "statvfs", lambda place: room)
-    with pytest.raises(Refused, match="set TMPDIR"), folders.private():
+    with pytest.raises(UsageError, match="set TMPDIR"), folders.private():
         raise AssertionError
 
 
 def test_without_any_place_for_temporary_files_there_is_a_sentence(monkeypatch):
     monkeypatch.setattr(folders.tempfile, "mkdtemp", failing(errno.ENOSPC))
-    with pytest.raises(Refused, match="No space left on device"), folders.private():
+    with pytest.raises(UsageError, match="No space left on device"), folders.private():
         raise AssertionError
 
 
@@ -124,7 +124,7 @@ def test_nothing_of_a_users_path_is_in_a_workers_variables(name, tmp_path, tempo
     with folders.private() as private:
         bench = session.bench_of(study, [framework], tmp_path / "out of\nthe way", private, {})
         bench = jobs.replace(bench, worker=lambda name, variables, timeout_s: given.append(variables))
-        jobs.worker_of(bench, matrix.Job(matrix.Seat(name, "cpu", 1, "xla", "fp32"), 0, ()))
+        jobs.worker_of(bench, matrix.Job(matrix.Configuration(name, "cpu", 1, "xla", "fp32"), 0, ()))
     (found,) = given
     assert found["TMPDIR"].startswith(str(private))
     assert not any(str(tmp_path) in value for value in found.values())
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_had_is_refused_before_any_work(command, what, t
     before = sorted(tmp_path.iterdir())
     place = {"in a file": tmp_path / "file" / "x", "in /proc": Path("/proc/x/y"), "long": tmp_path / ("x" * 300)}
     found = place.get(what, Path(what) if what.startswith("/") else tmp_path / what)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UsageError) as refused:
         refusals(found)[command]()
     assert "cannot be" in str(refused.value)
     assert sorted(tmp_path.iterdir()) == before
@@ -172,7 +172,7 @@ def test_a_folder_that_is_anothers_read_only_or_full_is_refused(
     command, number, tmp_path, no_work, numpy_backend, monkeypatch
 ):
     monkeypatch.setattr(folders.tempfile, "TemporaryFile", failing(number))
-    with pytest.raises(Refused, match=os.strerror(number)):
+    with pytest.raises(UsageError, match=os.strerror(number)):
         refusals(tmp_path)[command]()
     assert not list(tmp_path.iterdir())
 
@@ -185,11 +185,11 @@ def test_a_check_leaves_no_trace(tmp_path):
 
 def test_a_report_into_a_circle_of_links_is_refused(tmp_path, monkeypatch):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    with pytest.raises(Refused):
+    with pytest.raises(UsageError):
         several._check([tmp_path, tmp_path / "circle"], tmp_path / "circle")
     found = report.tables(min((Path(__file__).parent.parent / "reports").glob("*selftest*")))
     monkeypatch.setattr(report, "tables", lambda folder: found)
-    with pytest.raises(Refused, match="cannot be written into"):
+    with pytest.raises(UsageError, match="cannot be written into"):
         report.write(tmp_path, tmp_path / "circle")
 
 

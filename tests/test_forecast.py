@@ -13,14 +13,14 @@ from scipy import special
 from harness.analysis import attribution, forecast, roofline
 from harness.analysis.forecast import Seen
 from harness.analysis.tables import Tables
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records.schema import Costs
 from harness.records.store import FILE
 from harness.report import prediction, sweeps
 from harness.run import schedule, session
 from harness.study import matrix, study
 from harness.study.data import NONE_IN_TRAINING
-from harness.study.matrix import Cell, Framework, Seat
+from harness.study.matrix import Cell, Configuration, Framework
 from harness.study.study import CALIBRATING, NAMED, Workload, around, load
 from impls.interface import Arm
 from tests.test_run import WORKLOAD, command
@@ -54,10 +54,10 @@ def test_a_study_of_all_has_a_sweep_and_others_where_they_ask_for_it():
     assert load(None, None, {"sweep": "none"}).swept == []
     assert load(None, None, {"workloads": ["vocab"]}).swept == load(None, "quick", {}).swept == []
     assert len(load(None, None, {"sweep": "B=2,T=8,I=1,H=4,O=1"}).swept) > 10
-    with pytest.raises(Refused, match="did you mean book"):
+    with pytest.raises(UsageError, match="did you mean book"):
         load(None, None, {"sweep": "bok"})
     twice = {"name": "book-T5", "B": 1, "T": 5, "I": 1, "H": 4, "O": 1}
-    with pytest.raises(Refused, match="book-T5 has the name of a point of the sweep"):
+    with pytest.raises(UsageError, match="book-T5 has the name of a point of the sweep"):
         load(None, None, {"workloads": [twice], "sweep": "book"})
 
 
@@ -135,21 +135,21 @@ def test_what_a_product_costs_is_the_slope_over_the_steps():
     assert wide["high_s"] - wide["low_s"] > 10 * (row["high_s"] - row["low_s"])
 
 
-SEAT = dict(
+CONFIG = dict(
     zip(("framework", "device", "threads", "execution", "precision"), ("jax", "cpu", 1, "xla", "fp32"), strict=True)
 )
 
 
 def gap(workload, ratio, trusted=True, contender="in_loop"):
     own = {"workload": workload, "pass": "forward", "recurrence": "scan", "contender": contender}
-    return {**SEAT, **own, "ratio": ratio, "ci_low": ratio / 1.01, "ci_high": ratio * 1.01} | {
+    return {**CONFIG, **own, "ratio": ratio, "ci_low": ratio / 1.01, "ci_high": ratio * 1.01} | {
         "verdict": "slower" if ratio > 1.02 else "equivalent", "trusted": trusted
     }  # fmt: skip
 
 
 def test_errors_are_those_of_the_logarithm_and_what_is_untrusted_is_not_scored():
     rows = [{"workload": w, "pass": "forward", "none_s": 1.0, "in_loop_s": 1.2, "batched_s": 1.0} for w in "abc"]
-    told = [{**SEAT, "recurrence": "scan", "expected": rows}]
+    told = [{**CONFIG, "recurrence": "scan", "expected": rows}]
     gaps = pd.DataFrame([gap("a", 1.2), gap("b", 1.5), gap("c", 2.0, trusted=False), gap("a", 9.0, contender="bmm")])
     costs = pd.DataFrame(columns=attribution.COSTS)
     found = attribution.scores(told, gaps, costs).set_index("workload").error
@@ -201,7 +201,7 @@ def test_what_is_measured_already_is_not_foretold(numpy_backend, tmp_path):
 
 def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
     made = study.Study(sweep="book", passes=["forward"])
-    seat = Seat("jax", "cpu", 1, "xla", "fp32")
+    seat = Configuration("jax", "cpu", 1, "xla", "fp32")
     cells = [Cell(seat, point, "forward", Arm("scan", p)) for point in made.swept for p in study.SWEPT]
     blocks = [block(point, "forward") for point in made.swept[:CALIBRATING]]
     good = forecast.record(seat, blocks, cells[2 * len(study.SWEPT) :], made)
@@ -282,7 +282,7 @@ def test_a_first_replicate_leaves_time_for_more(monkeypatch):
     monkeypatch.setattr(schedule.jobs, "work", work)
     bench = SimpleNamespace(study=wanted, basis={})
     report = SimpleNamespace(expect=lambda count: None, stage=None)
-    list(schedule.Course(bench, made, [], lambda: now[0], report).records())
+    list(schedule.Schedule(bench, made, [], lambda: now[0], report).records())
     assert ends == pytest.approx([250.0, 500.0])
 
 
@@ -340,7 +340,7 @@ def test_a_cost_s_interval_holds_the_error_of_none():
             arm["samples_ns"] = [round(ns * factor) for ns in arm["samples_ns"]]
         record |= {"key": "k-0", "steps": BOOK.T, "status": "ok"}
     times = [(name, arm) for record in blocks for name, arm in record["arms"].items()]
-    place = {**SEAT, "workload": "book", "pass": "forward", "recurrence": "scan"}
+    place = {**CONFIG, "workload": "book", "pass": "forward", "recurrence": "scan"}
     frame = pd.DataFrame(
         [place | {"projection": name.partition("_")[2], "median_s": arm["samples_ns"][0] / 1e9} for name, arm in times]
     )

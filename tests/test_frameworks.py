@@ -21,7 +21,7 @@ from harness.run import jobs, schedule, session
 from harness.run.progress import Report
 from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
-from harness.verify.output_check import Judge
+from harness.verify.output_check import OutputCheck
 from impls.interface import Arm, Settings
 from tests.conftest import HERE
 
@@ -140,8 +140,8 @@ def counted(framework, executions, folder, *workloads, **selected):
     frameworks = matrix.selected(study, session.probe(study, [1]))
     weights.store(folder / "weights", session.prepare(study))
     (folder / "texts").mkdir()
-    places = folder / "weights", folder / "cache", Judge(folder / "weights")
-    bench = jobs.Bench(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
+    places = folder / "weights", folder / "cache", OutputCheck(folder / "weights")
+    bench = jobs.RunContext(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
     with Report(0) as report:
         todo = matrix.verifications(matrix.make(study, frameworks, [1]))
         records = list(schedule.together(bench, todo, lambda: math.inf, report))

@@ -6,7 +6,7 @@ from harness import report
 from harness.analysis.tables import Tables
 from harness.cli import app as cli
 from harness.cli import verify
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment
 from harness.records.store import VERIFICATION, latest, read
 from harness.report import appendix, words
@@ -155,7 +155,7 @@ def test_a_run_counts_the_verification_beside_it_and_verifies_nothing_again(veri
     cells = len(records[0]["cells"])
     assert f"All compute the same: of {cells} cells {cells} passed both gates at full size. " in text
     assert "is not counted" not in text
-    with pytest.raises(Refused, match=r"verification.jsonl is there already and would be lost"):
+    with pytest.raises(UsageError, match=r"verification.jsonl is there already and would be lost"):
         verify.verify(study(), None, None, verified)
 
 

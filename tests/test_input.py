@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from harness.cli import app as cli
 from harness.cli import verify
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.run import session
-from harness.run.launch import Lost
+from harness.run.launch import WorkerDied
 from harness.study import matrix, weights
 from harness.study.study import NAMED, SCALES, Study, Workload, load, workload
 from tests.conftest import SMALL
@@ -37,7 +37,7 @@ from tests.conftest import SMALL
     ],
 )
 def test_workloads_that_can_not_be(text, why):
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(UsageError, match=why):
         load(None, None, {"workloads": [text]})
 
 
@@ -52,7 +52,7 @@ def test_sizes_make_a_workload():
 def test_any_text_is_a_workload_or_a_sentence(text):
     try:
         said = load(None, None, {"workloads": [text]}).workloads[0]
-    except Refused as refused:
+    except UsageError as refused:
         said = str(refused)
     assert isinstance(said, Workload) or "\n" not in said.strip()
 
@@ -107,7 +107,7 @@ def test_any_text_is_a_workload_or_a_sentence(text):
 def test_study_files_that_can_not_be(toml, why, tmp_path):
     path = tmp_path / "study.toml"
     path.write_text(toml)
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(UsageError, match=why):
         load(path, None, {})
 
 
@@ -123,7 +123,7 @@ def test_study_files_that_can_not_be(toml, why, tmp_path):
 def test_study_files_of_other_bytes(content, why, tmp_path):
     path = tmp_path / "study.toml"
     path.write_bytes(content)
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(UsageError, match=why):
         load(path, None, {})
 
 
@@ -139,7 +139,7 @@ def test_study_files_as_other_editors_write_them(content, tmp_path):
 
 
 def test_a_folder_is_no_study_file(tmp_path):
-    with pytest.raises(Refused, match="can not be read: Is a directory"):
+    with pytest.raises(UsageError, match="can not be read: Is a directory"):
         load(tmp_path, None, {})
 
 
@@ -226,7 +226,7 @@ def raw(arrays, dtype, size):
 
 def test_weights_that_can_not_be_used(tmp_path):
     for path, why in bad_files(tmp_path):
-        with pytest.raises(Refused, match=why) as refused:
+        with pytest.raises(UsageError, match=why) as refused:
             weights.read(path, weights.WEIGHTS, SMALL)
         assert len(str(refused.value)) < 300 + len(str(path))
 
@@ -235,7 +235,7 @@ def test_weights_of_one_workload_are_not_anothers(tmp_path):
     weights.store(tmp_path, weights.files(SMALL, 1, None, None))
     other = SMALL.model_copy(update={"name": "other", "H": 9})
     study = Study(workloads=[SMALL, other], weights=str(tmp_path / "small.weights.safetensors"))
-    with pytest.raises(Refused, match="but workload other needs"):
+    with pytest.raises(UsageError, match="but workload other needs"):
         session.prepare(study)
 
 
@@ -388,11 +388,11 @@ def test_a_worker_that_does_not_answer_in_time_is_said_so(monkeypatch):
             pass
 
         def ask(self, request):
-            raise Lost("timeout", f"nothing was heard for {self.timeout_s:g} s", "")
+            raise WorkerDied("timeout", f"nothing was heard for {self.timeout_s:g} s", "")
 
     monkeypatch.setattr(session, "Worker", Silent)
     study = load(None, None, {"timeout_s": 1e-6, "frameworks": ["torch"]})
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UsageError) as refused:
         matrix.selected(study, session.probe(study, [1]))
     why = "it did not answer within the timeout of 1e-06 s (see --timeout)"
     assert str(refused.value) == f"framework torch was asked for, but {why}"

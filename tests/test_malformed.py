@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from harness import report
 from harness.cli import app as cli
 from harness.cli import verify
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records.store import FILE, PACKED, SCHEMA, read
 from harness.report import figures, sweeps
 from harness.run import session
@@ -41,7 +41,7 @@ def refused(made):
     """Whether what was made was refused, with a sentence; anything else it raises is a failure."""
     try:
         made()
-    except Refused as error:
+    except UsageError as error:
         said = str(error)
     else:
         return False
@@ -138,7 +138,7 @@ def written(folder):
 @pytest.mark.parametrize("place", ["file/run", "file"])
 def test_an_output_folder_that_can_not_be_made(place, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Refused), session.opened(tmp_path / place, False):
+    with pytest.raises(UsageError), session.opened(tmp_path / place, False):
         raise AssertionError("it was opened")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -146,7 +146,7 @@ def test_an_output_folder_that_can_not_be_made(place, tmp_path):
 def test_weights_that_can_not_be_used_leave_no_folder_behind(tmp_path, numpy_backend):
     (tmp_path / "w").write_text(string.ascii_letters)
     study = Study(frameworks=["numpy"], threads=[1], workloads=[SMALL], weights=str(tmp_path / "w"))
-    with pytest.raises(Refused, match="not a safetensors file"):
+    with pytest.raises(UsageError, match="not a safetensors file"):
         session.run(study, tmp_path / "run", False, "")
     assert not (tmp_path / "run").exists()
 
@@ -178,7 +178,7 @@ def test_a_block_that_no_report_could_be_made_of_is_refused(lines, change, why, 
     block = json.loads(json.dumps(lines[1]))
     change(block)
     (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in (lines[0], block)))
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(UsageError, match=why):
         written(tmp_path)
 
 

@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import allocator
 from harness.run import jobs
 from harness.run.launch import Worker
-from harness.study.matrix import Framework, Job, Seat, Todo
+from harness.study.matrix import BlockSpec, Configuration, Framework, Job
 from harness.study.study import Study
 from harness.worker import __main__ as worker
 from harness.worker.__main__ import minor_faults
@@ -56,7 +56,7 @@ def test_page_faults_are_counted_of_this_process():
 @pytest.mark.parametrize("setting", allocator.ALLOCATORS)
 def test_an_allocator_that_is_not_installed_is_refused(monkeypatch, setting):
     monkeypatch.setattr(allocator, "find_library", lambda name: None)
-    with pytest.raises(Refused, match=f"memory {setting} was asked for, but no lib"):
+    with pytest.raises(UsageError, match=f"memory {setting} was asked for, but no lib"):
         allocator.variables(setting)
 
 
@@ -75,11 +75,11 @@ def test_every_worker_of_a_study_takes_memory_as_it_says(tmp_path, monkeypatch, 
         return Worker.__new__(Worker)
 
     own = {"device": "cpu", "threads": 1, "variables": {"A": "1"}}
-    bench = jobs.Bench(
+    bench = jobs.RunContext(
         Study(memory=setting), {"x": Framework("x", environments=[own])}, tmp_path, tmp_path, None, {}, worker=worker
     )
-    todo = Todo(SMALL, "forward", (Arm("unrolled", "none"),), 1, timed=True)
-    jobs.worker_of(bench, Job(Seat("x", "cpu", 1, "eager", "fp32"), 0, (todo,)))
+    todo = BlockSpec(SMALL, "forward", (Arm("unrolled", "none"),), 1, timed=True)
+    jobs.worker_of(bench, Job(Configuration("x", "cpu", 1, "eager", "fp32"), 0, (todo,)))
     assert started == [{"A": "1"} | (allocator.HELD if there else {})]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records.store import FILE, PACKED, read
 from harness.report import markdown, several
 from harness.run import session
@@ -44,7 +44,7 @@ def loaded(text, tmp_path):
 def test_a_name_that_is_none_is_refused_with_the_rule(name, key, tmp_path):
     text = toml({"name": name} | SIZES)
     text = text if key == "workloads" else text.replace("workloads = [", "sweep = ").replace("]\n", "\n")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UsageError) as refused:
         loaded(text, tmp_path)
     assert NAMES in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
@@ -93,7 +93,7 @@ def test_any_text_becomes_a_name_or_nothing(text):
     ],
 )
 def test_no_two_workloads_of_one_name_and_no_name_of_other_sizes(tables, why, tmp_path):
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(UsageError, match=why):
         loaded(toml(*tables), tmp_path)
 
 
@@ -104,17 +104,17 @@ def test_a_known_name_with_its_own_sizes_is_that_workload(tmp_path):
 
 @pytest.mark.parametrize("name", ["book-T5", "BOOK-t5", "book-centre"])
 def test_a_workload_has_no_name_of_a_point_of_the_sweep(name, tmp_path):
-    with pytest.raises(Refused, match="has the name of a point of the sweep"):
+    with pytest.raises(UsageError, match="has the name of a point of the sweep"):
         loaded('sweep = "book"\n' + toml({"name": name} | SIZES), tmp_path)
 
 
 def test_a_centre_of_the_sweep_has_no_name_of_other_sizes_either(tmp_path):
-    with pytest.raises(Refused, match="the name book is kept"):
+    with pytest.raises(UsageError, match="the name book is kept"):
         loaded('sweep = {name = "book", B = 1, T = 1, I = 1, H = 1, O = 1}', tmp_path)
 
 
 def test_sizes_given_twice_in_another_order_are_one_workload_twice():
-    with pytest.raises(Refused, match="twice"):
+    with pytest.raises(UsageError, match="twice"):
         load(None, None, {"workloads": ["B=1,T=2,I=3,H=4,O=5", "T=2,B=1,I=3,H=4,O=5,cell=rnn_tanh"]})
 
 
@@ -133,7 +133,7 @@ def test_sizes_given_twice_in_another_order_are_one_workload_twice():
     ],
 )
 def test_nothing_is_asked_for_twice(given):
-    with pytest.raises(Refused, match="twice"):
+    with pytest.raises(UsageError, match="twice"):
         load(None, None, given)
 
 
@@ -189,7 +189,7 @@ def in_file(lines, name):
 def test_records_with_a_name_that_is_none_are_refused(lines, change, name, tmp_path):
     changed = json.loads(json.dumps(lines))
     change(changed, name)
-    with pytest.raises(Refused, match=r"is no name|is no file") as refused:
+    with pytest.raises(UsageError, match=r"is no name|is no file") as refused:
         written(put(changed, tmp_path))
     assert len(str(refused.value).splitlines()) == 1
 
@@ -197,11 +197,11 @@ def test_records_with_a_name_that_is_none_are_refused(lines, change, name, tmp_p
 def test_records_with_one_name_for_two_workloads_are_refused(lines, tmp_path):
     changed = json.loads(json.dumps(lines))
     changed[1]["workload"] |= {"H": 7}
-    with pytest.raises(Refused, match=f"line 2: workload {lines[1]['workload']['name']} had other sizes before it"):
+    with pytest.raises(UsageError, match=f"line 2: workload {lines[1]['workload']['name']} had other sizes before it"):
         read(put(changed, tmp_path))
     changed = json.loads(json.dumps(lines))
     changed[0]["study"]["workloads"] = [{"name": "a"} | SIZES, {"name": "a"} | SIZES | {"B": 3}]
-    with pytest.raises(Refused, match="two have the name a"):
+    with pytest.raises(UsageError, match="two have the name a"):
         read(put(changed, tmp_path))
 
 
@@ -220,7 +220,7 @@ def test_a_worker_refuses_such_a_name_too():
 
 
 def test_a_run_of_two_workloads_of_one_name_leaves_no_folder(tmp_path, numpy_backend):
-    with pytest.raises(Refused, match="two have the name"):
+    with pytest.raises(UsageError, match="two have the name"):
         session.run(
             loaded(toml({"name": "a"} | SIZES, {"name": "a"} | SIZES | {"B": 3}), tmp_path), tmp_path / "run", False, ""
         )

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from harness.cli import verify
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment
 from harness.study import matrix
 from harness.study.matrix import Framework
@@ -102,7 +102,7 @@ def test_what_is_there_already_is_kept(tmp_path, two_cores, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert verified(tmp_path, threads=[1], passes=["forward"]) == 0
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(Refused, match="is there already and would be lost: give another --save-outputs"):
+    with pytest.raises(UsageError, match="is there already and would be lost: give another --save-outputs"):
         verified(tmp_path, threads=[1], passes=["forward"], workloads=[OTHER])
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert verified(tmp_path, threads=[1], passes=["train"]) == 0
@@ -112,6 +112,6 @@ def test_what_is_there_already_is_kept(tmp_path, two_cores, capsys):
 @pytest.mark.parametrize("place", ["file", "file/outputs"])
 def test_a_folder_that_cannot_be_made_is_refused_before_any_work(place, tmp_path, two_cores):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Refused, match="cannot be written into"):
+    with pytest.raises(UsageError, match="cannot be written into"):
         verified(tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"

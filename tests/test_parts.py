@@ -10,14 +10,14 @@ from harness.analysis import sample_size
 from harness.analysis.gaps import _both, samples
 from harness.run import jobs, schedule
 from harness.study import matrix
-from harness.study.matrix import Cell, Job, Rank, Seat
+from harness.study.matrix import Cell, Configuration, Job, Rank
 from harness.study.parts import at_home, is_question, part_of, parts
 from harness.study.study import Study
 from impls.interface import IMPOSSIBLE, PROJECTIONS, RECURRENCES, Arm
 from tests.conftest import SMALL
 
 EVERY = [arm for r in RECURRENCES for p in PROJECTIONS if (arm := Arm(r, p)).name not in IMPOSSIBLE]
-SEAT = Seat("numpy", "cpu", 1, "eager", "fp32")
+CONFIG = Configuration("numpy", "cpu", 1, "eager", "fp32")
 STUDY = Study(workloads=[SMALL])
 
 
@@ -84,8 +84,8 @@ def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
     study = Study(workloads=[SMALL], processes=None, target=1e-9)
     rows = sample_size.needs(records(3), study)
     assert [row["part"] for row in rows] == ["scan", "unrolled"]
-    needs = {(SEAT, row["workload"], row["pass"], row["part"]): matrix.Need(9, 7) for row in rows}
-    made = matrix.Plan([Cell(SEAT, SMALL, "forward", arm) for arm in EVERY], [])
+    needs = {(CONFIG, row["workload"], row["pass"], row["part"]): matrix.SampleSize(9, 7) for row in rows}
+    made = matrix.Plan([Cell(CONFIG, SMALL, "forward", arm) for arm in EVERY], [])
     (further,) = matrix.jobs(made, study, 3, needs=needs)
     assert {(todo.part, todo.rounds) for todo in further.blocks} == {("scan", 7), ("unrolled", 7)}
 
@@ -99,14 +99,14 @@ def test_a_study_without_the_question_knows_all_it_has():
 
 @pytest.mark.parametrize("first", [3, 40])
 def test_later_processes_sample_as_the_first_did(tmp_path, first):
-    bench = jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {})
-    run = schedule.Course(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
+    bench = jobs.RunContext(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {})
+    run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
     for calls, replicate in ((first, 0), (1, 1)):
         for record in records(1):
             for arm in record["arms"].values():
                 arm["calls"] = calls
             run.found.append(record | {"kind": "block", "replicate": replicate})
-    job = Job(SEAT, 2, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    job = Job(CONFIG, 2, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     assert {todo.calls for todo in run._alike(job).blocks} == {first}
     assert {jobs._request(bench_with(bench), job, todo)["calls"] for todo in run._alike(job).blocks} == {first}
 
@@ -114,11 +114,11 @@ def test_later_processes_sample_as_the_first_did(tmp_path, first):
 def bench_with(bench):
     """One whose framework says what a request needs."""
     framework = matrix.Framework("numpy", executions={"eager": {"overwrites": False}})
-    return jobs.Bench(bench.study, {"numpy": framework}, bench.weights, bench.cache, None, {})
+    return jobs.RunContext(bench.study, {"numpy": framework}, bench.weights, bench.cache, None, {})
 
 
 def test_a_block_of_guests_alone_is_left_out():
-    job = Job(SEAT, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     seat = ("numpy", "cpu", 1, "eager", "fp32")
     reached = {(seat, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
     assert [todo.part for todo in schedule._only(job, reached).blocks] == ["scan"]
@@ -126,18 +126,18 @@ def test_a_block_of_guests_alone_is_left_out():
 
 def test_a_block_that_lost_what_it_compares_with_is_left_out():
     seat = ("numpy", "cpu", 1, "eager", "fp32")
-    job = Job(SEAT, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     reached = {(seat, SMALL.name, "forward", arm.name) for arm in EVERY}
     assert len(schedule._only(job, reached).blocks) == len(job.blocks)
     reached_but_it = reached - {(seat, SMALL.name, "forward", "scan_batched")}
     assert "scan" not in {todo.part for todo in schedule._only(job, reached_but_it).blocks}
-    alone = Job(SEAT, 1, tuple(matrix.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
+    alone = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
     assert schedule._only(alone, reached) == alone
 
 
 def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
-    bench = bench_with(jobs.Bench(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
-    job = Job(SEAT, 0, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
+    bench = bench_with(jobs.RunContext(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
+    job = Job(CONFIG, 0, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     times = {todo.part: jobs._request(bench, job, todo)["rounds"]["block_s"] for todo in job.blocks}
     assert math.isclose(times["scan"], 3 * times["layer"])
     assert times["scan"] == bench.study.block_s
@@ -147,15 +147,15 @@ def planned(sweep=None):
     """A study in one and two threads, of which one would write the scan, and its plan."""
     study = Study(workloads=[SMALL], sweep=sweep)
     arms = [(SMALL, arm) for arm in EVERY] + [(point, Arm("scan", "batched")) for point in study.swept]
-    seats = [SEAT, replace(SEAT, threads=2)]
+    seats = [CONFIG, replace(CONFIG, threads=2)]
     cells = [Cell(seat, workload, "forward", arm) for seat in seats for workload, arm in arms]
     return study, matrix.Plan(cells, [], dict.fromkeys(seats, "scan"), 1)
 
 
 def staged(study, made, folder):
     """What each stage does: its replicate, and each thread count's parts, that of the sweep by its name."""
-    bench = jobs.Bench(study, {}, folder, folder, None, {})
-    run = schedule.Course(bench, made, [], lambda: 0.0, SimpleNamespace())
+    bench = jobs.RunContext(study, {}, folder, folder, None, {})
+    run = schedule.Schedule(bench, made, [], lambda: 0.0, SimpleNamespace())
     return [
         (number, {job.seat.threads: {"sweep" if b.swept else b.part for b in job.blocks} for job in some})
         for number, some in run._stages()
@@ -179,9 +179,9 @@ def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_wit
     first = matrix.jobs(made, study, 0)[0].blocks
     assert [todo.workload for todo in first[:2]] == study.swept[:2]
     done = [matrix.jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])]
-    together = [todo for some in done for todo in next(job for job in some if job.seat == SEAT).blocks]
+    together = [todo for some in done for todo in next(job for job in some if job.seat == CONFIG).blocks]
     assert len(together) == len(set(together))
-    assert set(together) == set(next(job for job in matrix.jobs(made, study, 0) if job.seat == SEAT).blocks)
+    assert set(together) == set(next(job for job in matrix.jobs(made, study, 0) if job.seat == CONFIG).blocks)
 
 
 def test_a_number_of_processes_is_everything_s(tmp_path):
@@ -194,10 +194,10 @@ def test_a_number_of_processes_is_everything_s(tmp_path):
 def test_a_prototype_gets_no_further_processes(tmp_path):
     study = Study(workloads=[SMALL], processes=None, target=1e-9)
     execution = {"prototypes": {"scan": "marked so upstream"}}
-    bench = jobs.Bench(
+    bench = jobs.RunContext(
         study, {"numpy": matrix.Framework("numpy", executions={"eager": execution})}, tmp_path, tmp_path, None, {}
     )
-    run = schedule.Course(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
+    run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
     run.found = [record | {"kind": "block"} for record in records(3)]
     (asked,) = run._needs()
     assert [row["part"] for row in asked["needs"]] == ["unrolled"]

@@ -8,11 +8,11 @@ import pytest
 
 from harness.analysis import sample_size, stats
 from harness.analysis.sample_size import Costs
-from harness.analysis.stats import Parts
+from harness.analysis.stats import Variances
 from harness.records.store import FILE
 from harness.run import session
 from harness.selftest import coverage
-from harness.study.matrix import Need
+from harness.study.matrix import SampleSize
 from harness.study.study import HEADLINE_PROCESSES
 from tests.test_run import study
 
@@ -20,7 +20,7 @@ TARGET = 0.01
 
 
 def test_the_rounds_are_those_that_cost_least():
-    gap, costs = Parts(1e-4, 1e-3, 20.0), Costs(3.0, 0.02)
+    gap, costs = Variances(1e-4, 1e-3, 20.0), Costs(3.0, 0.02)
     found = sample_size.need([gap], costs, TARGET, 1, 1000)
     price = {r: stats.processes(gap, r, TARGET) * (costs.process_s + r * costs.round_s) for r in range(1, 1000)}
     assert price[found.rounds] <= 1.1 * min(price.values())
@@ -29,8 +29,8 @@ def test_the_rounds_are_those_that_cost_least():
 
 def test_noise_between_processes_asks_for_processes_and_noise_of_rounds_for_rounds():
     costs = Costs(1.0, 0.01)
-    between = sample_size.need([Parts(4e-4, 1e-5, 20.0)], costs, TARGET, 5, 500)
-    within = sample_size.need([Parts(1e-5, 4e-2, 20.0)], costs, TARGET, 5, 500)
+    between = sample_size.need([Variances(4e-4, 1e-5, 20.0)], costs, TARGET, 5, 500)
+    within = sample_size.need([Variances(1e-5, 4e-2, 20.0)], costs, TARGET, 5, 500)
     assert between.rounds == 5
     assert within.rounds > 100
     assert between.processes > within.processes
@@ -38,7 +38,7 @@ def test_noise_between_processes_asks_for_processes_and_noise_of_rounds_for_roun
 
 def test_the_worst_gap_of_a_block_decides():
     costs = Costs(1.0, 0.01)
-    quiet, noisy = Parts(1e-7, 1e-6, 20.0), Parts(4e-4, 1e-3, 20.0)
+    quiet, noisy = Variances(1e-7, 1e-6, 20.0), Variances(4e-4, 1e-3, 20.0)
     assert (
         sample_size.need([quiet, noisy], costs, TARGET, 5, 100).processes
         == sample_size.need([noisy], costs, TARGET, 5, 100).processes
@@ -99,7 +99,7 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
 
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample_size, "need", lambda *asked: Need(2, 4))  # as quiet gaps have it, on any machine
+    monkeypatch.setattr(sample_size, "need", lambda *asked: SampleSize(2, 4))  # as quiet gaps have it, on any machine
     given = study(processes=None, pilot=2, processes_max=9, passes=["forward"], recurrences=["unrolled"])
     session.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]

@@ -43,7 +43,7 @@ def rounded(data, cell, how):
 
 def verdict(folder, workload, precision, how, bound=None):
     """Of outputs that the oracle rounded as it was told, judged as a precision's."""
-    judge = output_check.Judge(folder, bound)
+    judge = output_check.OutputCheck(folder, bound)
     outputs = {}
     for moment in ("before", "after"):
         data = judge._data(workload, workload.T, precision, "projected", moment)
@@ -73,7 +73,7 @@ def test_bfloat16_is_rounded_to_the_nearest_ties_to_even():
 def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
     workload = WORKLOADS[0]
     weights.store(tmp_path, weights.files(workload, 1, None, None))
-    data = output_check.Judge(tmp_path)._data(workload, workload.T, "bf16", "projected", "before")
+    data = output_check.OutputCheck(tmp_path)._data(workload, workload.T, "bf16", "projected", "before")
     whole = probe(cast(data_of(workload), "float32"))
     assert not np.array_equal(data.x, whole.x)
     assert np.array_equal(data.x, reference.in_bfloat16(whole.x))
@@ -82,7 +82,7 @@ def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
 def test_ulp_of_bfloat16_are_its_own(tmp_path):
     workload = WORKLOADS[0]
     weights.store(tmp_path, weights.files(workload, 1, None, None))
-    judge = output_check.Judge(tmp_path)
+    judge = output_check.OutputCheck(tmp_path)
     outputs = {}
     for moment in ("before", "after"):
         data = judge._data(workload, workload.T, "bf16", "projected", moment)

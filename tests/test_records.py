@@ -8,7 +8,7 @@ import pytest
 
 from harness.analysis import trajectories
 from harness.analysis.trajectories import TRAINING
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records import store
 from harness.records.store import FILE, PACKED, RUN, Store, read
 
@@ -68,9 +68,9 @@ def test_a_whole_last_line_that_is_no_record_is_not_dropped_in_silence(kind, tai
     format_, lines = kind
     put(tmp_path, format_, f"{lines[0]}\n{tail}")
     before = (tmp_path / format_.file).read_bytes()
-    with pytest.raises(Refused, match="line 2"):
+    with pytest.raises(UsageError, match="line 2"):
         read(tmp_path, format_)
-    with pytest.raises(Refused, match="line 2"):
+    with pytest.raises(UsageError, match="line 2"):
         Store(tmp_path, format_).recover()
     assert (tmp_path / format_.file).read_bytes() == before
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_not_ours_is_not_changed(kind, tmp_path):
     """Its last line was once cut off before it was seen to be another program's."""
     format_, _ = kind
     put(tmp_path, format_, "somebody's\nnotes without an end")
-    with pytest.raises(Refused, match="line 1, is not JSON"):
+    with pytest.raises(UsageError, match="line 1, is not JSON"):
         Store(tmp_path, format_).recover()
     assert (tmp_path / format_.file).read_text() == "somebody's\nnotes without an end"
 
@@ -127,7 +127,7 @@ def test_a_packed_file_that_was_cut_is_refused(kind, tmp_path):
     format_, lines = kind
     packed = gzip.compress("\n".join(lines).encode())
     (tmp_path / f"{format_.file}.gz").write_bytes(packed[:-12])
-    with pytest.raises(Refused, match="can not be read"):
+    with pytest.raises(UsageError, match="can not be read"):
         read(tmp_path, format_)
 
 

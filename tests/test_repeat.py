@@ -14,7 +14,7 @@ from scipy import special
 from harness import report
 from harness.analysis import stats
 from harness.analysis.gaps import GAPS
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records.store import FILE
 from harness.report import appendix
 from harness.study.study import NAMED, Study
@@ -139,7 +139,7 @@ def test_runs_whose_workers_took_memory_otherwise_are_not_alike():
 def test_a_workload_of_other_sizes_is_refused():
     second = made(gap(0.0))
     second.study = Study(workloads=[NAMED["book"].model_copy(update={"T": 3})])
-    with pytest.raises(Refused, match="workload book has other sizes in the two runs"):
+    with pytest.raises(UsageError, match="workload book has other sizes in the two runs"):
         repeat.agreement({"a": made(gap(0.0)), "b": second})
 
 
@@ -197,6 +197,6 @@ def test_a_study_is_measured_again_where_it_was_not_yet(folders, monkeypatch, ca
 
 def test_a_run_is_not_compared_with_itself(folders, monkeypatch, capsys):
     first, _, measured = folders
-    with pytest.raises(Refused, match="is the same run"):
+    with pytest.raises(UsageError, match="is the same run"):
         said(monkeypatch, capsys, first, first / ".." / "first")
     assert measured == []

@@ -18,7 +18,7 @@ from harness.report.markdown import ratio
 from harness.study.study import Study
 
 REPORTS = Path(__file__).parent.parent / "reports"
-SEAT = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
+CONFIG = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
 
 
 def tables(*rows, label="default"):
@@ -27,7 +27,7 @@ def tables(*rows, label="default"):
     for contender, ratio_, low, high, verdict, trusted in rows:
         direction = stats.Gap(ratio_, low, high, 3, verdict, 1.0).direction
         gap = (ratio_, low, high, 3, 40, verdict, trusted, 7.0, direction)
-        made.append((*SEAT, contender, "batched", *gap))
+        made.append((*CONFIG, contender, "batched", *gap))
     return SimpleNamespace(
         gaps=pd.DataFrame(made, columns=GAPS),
         study=SimpleNamespace(label=label, margin=0.02),

@@ -18,16 +18,16 @@ import pytest
 from harness import report
 from harness.analysis import tables
 from harness.analysis.gaps import GAPS
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment
 from harness.records.store import FILE, PACKED, budgets, read
 from harness.report import words
 from harness.run import jobs, schedule, session
-from harness.run.launch import Lost
+from harness.run.launch import WorkerDied
 from harness.run.progress import Report
 from harness.study import matrix
 from harness.study.data import NONE_IN_TRAINING
-from harness.study.matrix import Job, Seat
+from harness.study.matrix import Configuration, Job
 from harness.study.study import Study, Workload
 from tests.conftest import FOURTH
 
@@ -123,7 +123,7 @@ def test_packed_records_give_the_same_report_and_broken_ones_are_refused(tmp_pat
     assert (tmp_path / "plain" / "report.md").read_bytes() == (tmp_path / "packed" / "report.md").read_bytes()
     for broken in (packed[:-9], packed[:40] + b"x" + packed[41:], b"no gzip"):
         (folder / PACKED).write_bytes(broken)
-        with pytest.raises(Refused, match=r"can not be read|is not JSON|is no record|has schema"):
+        with pytest.raises(UsageError, match=r"can not be read|is not JSON|is no record|has schema"):
             read(folder)
 
 
@@ -187,13 +187,13 @@ def test_resume_does_what_is_missing_and_nothing_else(tmp_path):
 
 def test_resume_refuses_another_study_and_no_records(tmp_path):
     session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
-    with pytest.raises(Refused, match="another study"):
+    with pytest.raises(UsageError, match="another study"):
         session.run(study(processes=1, passes=["train"]), tmp_path / "run", True, "")
-    with pytest.raises(Refused, match="its workers took memory otherwise: held, and now default"):
+    with pytest.raises(UsageError, match="its workers took memory otherwise: held, and now default"):
         session.run(study(processes=1, passes=["forward"], memory="default"), tmp_path / "run", True, "")
-    with pytest.raises(Refused, match="no records"):
+    with pytest.raises(UsageError, match="no records"):
         session.run(study(), tmp_path / "none", True, "")
-    with pytest.raises(Refused, match="not empty"):
+    with pytest.raises(UsageError, match="not empty"):
         session.run(study(), tmp_path / "run", False, "")
 
 
@@ -295,12 +295,12 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
 
     def worker(name, variables, timeout_s):
         seen.extend(path.name for path in (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").iterdir())
-        raise Lost("failed", "enough seen", "")
+        raise WorkerDied("failed", "enough seen", "")
 
     given = study(processes=2, passes=["forward"], recurrences=["unrolled"])
     frameworks = session.probe(given, [1])
     job = matrix.jobs(matrix.make(given, frameworks, [1]), given, replicate)[0]
-    bench = jobs.Bench(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)
+    bench = jobs.RunContext(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").mkdir(parents=True)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32" / "left.bin").touch()
     assert [record["status"] for record in jobs.work(bench, job, lambda: 1.0, print)] == ["failed"]
@@ -308,7 +308,7 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
 
 
 def test_the_replicate_that_compiles_begins_with_the_cheapest():
-    seats = [Seat(name, "cpu", 1, "x", "fp32") for name in ("dear", "cut", "cheap")]
+    seats = [Configuration(name, "cpu", 1, "x", "fp32") for name in ("dear", "cut", "cheap")]
     costs = {"dear": [("ok", 5), ("ok", 6)], "cut": [("ok", 1), ("not_reached", None)], "cheap": [("ok", 2), ("ok", 3)]}
     costs["cheap"].append(("unavailable", None))  # costs nothing, and is not cut
     checked = [
@@ -345,7 +345,7 @@ def unhurried(monkeypatch):
     monkeypatch.setattr(jobs, "work", made.work)
     monkeypatch.setattr(schedule, "end_all", made.fast_seen.set)  # its worker is killed, and the job ends
     monkeypatch.setattr(environment, "cores", lambda: 2)
-    seats = [Seat(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
+    seats = [Configuration(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
     with Report(3) as progress:
         yield made, schedule.together(None, [Job(seat, 0, ()) for seat in seats], lambda: 1.0, progress)
 
@@ -405,5 +405,5 @@ def _lines(path: Path) -> int:
 
 def test_records_of_another_schema_are_refused(tmp_path):
     (tmp_path / FILE).write_text('{"schema": 99, "key": "k"}\n')
-    with pytest.raises(Refused, match="schema 99"):
+    with pytest.raises(UsageError, match="schema 99"):
         read(tmp_path)

@@ -17,7 +17,7 @@ import pytest
 from harness import report
 from harness.analysis.gaps import GAPS
 from harness.cli import app as cli
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records.store import FILE, read
 from harness.report import comparison, several
 from harness.report.markdown import ratio
@@ -402,6 +402,6 @@ def test_the_command_line_takes_one_folder_or_several(monkeypatch, capsys):
 
 def test_a_folder_with_records_is_no_place_for_another_report(runs, tmp_path):
     put(tmp_path / "other", {"basis": {}}, [])
-    with pytest.raises(Refused, match="holds a run's records"):
+    with pytest.raises(UsageError, match="holds a run's records"):
         report.make([tmp_path / "new", tmp_path / "other"])
     assert not (tmp_path / "new").exists()

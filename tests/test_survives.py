@@ -18,7 +18,7 @@ import pytest
 
 from harness import report
 from harness.cli import app as cli
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment
 from harness.records import store
 from harness.records.store import FILE, PACKED, held, read
@@ -70,7 +70,7 @@ def test_what_the_machine_is_does_not_depend_on_a_child_that_is_killed(monkeypat
         assert environment.machine()["cpu"]
     killed = subprocess.CompletedProcess("git", -signal.SIGKILL, "", "")
     monkeypatch.setattr(environment.subprocess, "run", lambda *a, **k: killed)
-    with pytest.raises(Refused, match="SIGKILL"):
+    with pytest.raises(UsageError, match="SIGKILL"):
         environment.code()
 
 
@@ -267,7 +267,7 @@ def test_packed_records_are_gone_on_with(tmp_path, monkeypatch):
     (folder / FILE).unlink()
     packed = gzip.compress("".join(lines[:-1]).encode() + lines[-1][:40].encode())
     (folder / PACKED).write_bytes(packed)
-    with pytest.raises(Refused, match="another study"):
+    with pytest.raises(UsageError, match="another study"):
         session.run(study(processes=2, passes=["train"]), folder, True, "")
     assert (folder / PACKED).read_bytes() == packed
     assert not (folder / FILE).exists()
@@ -280,16 +280,16 @@ def test_packed_records_are_gone_on_with(tmp_path, monkeypatch):
 def test_packed_records_that_are_broken_are_refused_and_left(packed, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / PACKED).write_bytes(packed)
-    with pytest.raises(Refused):
+    with pytest.raises(UsageError):
         session.run(study(), tmp_path / "run", True, "")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == {PACKED: packed}
 
 
 def test_a_folder_that_holds_no_run_is_not_to_be_resumed(tmp_path):
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(Refused, match="holds no run to go on with"):
+    with pytest.raises(UsageError, match="holds no run to go on with"):
         session.run(study(), tmp_path, False, "")
-    with pytest.raises(Refused, match="no records to go on from"):
+    with pytest.raises(UsageError, match="no records to go on from"):
         session.run(study(), tmp_path, True, "")
 
 
@@ -308,7 +308,7 @@ def test_caches_lie_apart_from_the_run_and_end_with_it(tmp_path, monkeypatch):
 def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch, capsys):
     session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     before = (tmp_path / "run" / FILE).read_bytes()
-    with held(tmp_path / "run"), pytest.raises(Refused, match="another run is writing"):
+    with held(tmp_path / "run"), pytest.raises(UsageError, match="another run is writing"):
         session.run(study(processes=1, passes=["forward"]), tmp_path / "run", True, "")
     assert (tmp_path / "run" / FILE).read_bytes() == before
 
@@ -324,7 +324,7 @@ def test_records_of_another_machine_or_code_are_not_added_to(what, why, tmp_path
     changed["basis"][what] = {"code": {"commit": "x", "hash": "x"}}.get(what, {"numpy": {"numpy": "0"}})
     (folder / FILE).write_text(json.dumps(changed) + "\n" + "".join(lines))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(UsageError, match=why):
         session.run(study(processes=1, passes=["forward"]), folder, True, "")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

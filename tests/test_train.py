@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from harness.analysis import stats, trajectories
 from harness.analysis.trajectories import NOTEBOOK, RANGE, TRAINING
 from harness.cli import app as cli
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.report import training as report
 from harness.run import jobs, train
-from harness.run.launch import Lost
+from harness.run.launch import WorkerDied
 from harness.study.parts import BATCHED, TWIN
 from harness.study.study import Study, Workload
 from harness.worker import training
@@ -220,11 +220,11 @@ class TestWithNumpy:
 
     def test_resume_refuses_another_training_and_no_records(self, tmp_path):
         made(tmp_path / "run", processes=1)
-        with pytest.raises(Refused, match="another study"):
+        with pytest.raises(UsageError, match="another study"):
             made(tmp_path / "run", resume=True, processes=1, steps=FEW + 1)
-        with pytest.raises(Refused, match="no records"):
+        with pytest.raises(UsageError, match="no records"):
             made(tmp_path / "none", resume=True)
-        with pytest.raises(Refused, match="not empty"):
+        with pytest.raises(UsageError, match="not empty"):
             made(tmp_path / "run")
 
     @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ class TestWithNumpy:
 
     def test_a_lost_worker_is_a_record_and_is_tried_again_on_resume(self, tmp_path, monkeypatch):
         def dies(bench, job):
-            raise Lost("failed", "the worker ended by SIGKILL", "")
+            raise WorkerDied("failed", "the worker ended by SIGKILL", "")
 
         with monkeypatch.context() as patched:
             patched.setattr(jobs, "worker_of", dies)
@@ -398,10 +398,10 @@ def test_an_oracle_whose_worker_is_lost_is_a_refusal():
             pass
 
         def ask(self, request, stage):
-            raise Lost("failed", "the worker ended by SIGKILL", "")
+            raise WorkerDied("failed", "the worker ended by SIGKILL", "")
 
     bench = SimpleNamespace(
         weights="w", study=SimpleNamespace(timeout_s=1.0), worker=lambda framework, variables, timeout_s: Dead()
     )
-    with pytest.raises(Refused, match="oracle's trajectory could not be made: the worker ended by SIGKILL"):
+    with pytest.raises(UsageError, match="oracle's trajectory could not be made: the worker ended by SIGKILL"):
         train.oracle_of(bench, "numpy", lambda said: None)

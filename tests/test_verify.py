@@ -25,7 +25,7 @@ def test_any_order_of_summation_passes_and_lower_precision_does_not(shape, cell,
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
     data = data_of(workload)
     weights.store(tmp_path, weights.files(workload, 1, None, None))
-    judge = output_check.Judge(tmp_path)
+    judge = output_check.OutputCheck(tmp_path)
     for order in ORDERS:
         judged = verdict(tmp_path, workload, data, Library(order), judge)
         assert judged["status"] == "ok", (order, judged["reason"])
@@ -41,7 +41,7 @@ def verdict(folder, workload, given, how, judge=None):
             outputs[f"unrolled_batched/{moment}/{name}"] = np.asarray(a, np.float32)
     saved = folder / "saved.safetensors"
     save_file(outputs, saved)
-    judge = judge or output_check.Judge(folder)
+    judge = judge or output_check.OutputCheck(folder)
     return judge.judge(saved, workload, workload.T, "train", "fp32")["arms"]["unrolled_batched"]
 
 
@@ -101,7 +101,7 @@ def of_many_sizes(d):
 def test_right_programs_pass_whatever_their_inputs(change, cell, tmp_path):
     workload = Workload(name="w", B=40, T=12, I=5, H=24, O=6, cell=cell)
     data = stored(tmp_path, workload, change(data_of(workload)))
-    judge = output_check.Judge(tmp_path)
+    judge = output_check.OutputCheck(tmp_path)
     for order in ("forwards", "pairwise"):
         judged = verdict(tmp_path, workload, data, Library(order), judge)
         assert judged["status"] == "ok", (order, judged["reason"])
@@ -115,7 +115,7 @@ def test_long_sums_pass_in_every_order_and_tf32_does_not(change, tmp_path):
     """Gradients of the weights are sums of T*B terms."""
     workload = Workload(name="w", B=500, T=40, I=1, H=2, O=3, cell="rnn_tanh")
     data = stored(tmp_path, workload, change(data_of(workload)))
-    judge = output_check.Judge(tmp_path)
+    judge = output_check.OutputCheck(tmp_path)
     for order in ORDERS:
         judged = verdict(tmp_path, workload, data, Library(order), judge)
         assert judged["status"] == "ok", (order, judged["reason"])
@@ -295,7 +295,9 @@ def test_numbers_whose_squares_no_float64_holds_have_bounds(tmp_path):
         outputs[f"unrolled_in_loop/{moment}/y"] = 1.001 * y
     assert np.abs(y).max() > 1e170
     save_file(outputs, tmp_path / "saved.safetensors")
-    judged = output_check.Judge(tmp_path).judge(tmp_path / "saved.safetensors", workload, 60, "forward", "fp64")["arms"]
+    judged = output_check.OutputCheck(tmp_path).judge(tmp_path / "saved.safetensors", workload, 60, "forward", "fp64")[
+        "arms"
+    ]
     assert [judged[f"unrolled_{form}"]["status"] for form in ("batched", "in_loop")] == ["ok", "wrong"]
 
 
@@ -315,7 +317,7 @@ def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
     places = [(workload, 5, pass_, "fp32", "projected", "after") for pass_ in ("forward", "train")]
     for room, asked_anew in ((10**9, 2), (1, 3)):
         monkeypatch.setattr(output_check, "KEPT_BYTES", room)
-        judge, asked = output_check.Judge(tmp_path), []
+        judge, asked = output_check.OutputCheck(tmp_path), []
         expected = judge._expected
         monkeypatch.setattr(
             judge, "_expected", lambda *place, asked=asked, expected=expected: asked.append(place) or expected(*place)

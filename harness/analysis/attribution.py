@@ -15,13 +15,24 @@ import pandas as pd
 
 from harness.analysis import forecast, stats
 from harness.analysis.forecast import Seen
-from harness.analysis.gaps import ARM, GAP_KEYS, SEAT, against_none, paired, usable
+from harness.analysis.gaps import ARM, CONFIG, GAP_KEYS, against_none, paired, usable
 from harness.analysis.roofline import MEASURED_IN, Roof, floor_s, least, roof
 from harness.records.store import Record
 from harness.study.study import Study, Workload
 
 COSTS = [*GAP_KEYS, "none_s", "cost_s", "low_s", "high_s", "product_s", "call_s", "floor_s", "trusted"]
-SLOPES = [*SEAT, "pass", "recurrence", "product_s", "low_s", "high_s", "roof_s", "once_s", "sizes", "processes"]
+SLOPES = [
+    *CONFIG,
+    "pass",
+    "recurrence",
+    "product_s",
+    "low_s",
+    "high_s",
+    "roof_s",
+    "once_s",
+    "sizes",
+    "processes",
+]
 SCORES = [*GAP_KEYS, "forecast", "ratio", "ci_low", "ci_high", "verdict", "error", "share", "forecast_share"]
 Interval = tuple[float, float, float]  # a mean over processes, and its 95% interval
 ISSUES_EACH = ("in_loop", "per_step")  # projections that issue a product a step
@@ -34,17 +45,20 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.
     `product_s` the same for each of T products, where so many are issued; `none_s` and `call_s` the medians of none and
     of the whole call; `floor_s` what no call can be faster than: its roofline and the null call.
     """
-    calls, floors = times.groupby([*SEAT, "workload", "pass", *ARM]).median_s.median().to_dict(), _floors(blocks)
+    calls, floors = (
+        times.groupby([*CONFIG, "workload", "pass", *ARM]).median_s.median().to_dict(),
+        _floors(blocks),
+    )
     intervals = _intervals(blocks)
     sizes = {block["workload"]["name"]: block["workload"] for block in blocks}
     workloads = {name: Workload(**workload) for name, workload in sizes.items()}
     rows = []
     for row in added.to_dict("records"):
-        place = tuple(row[key] for key in (*SEAT, "workload", "pass", "recurrence"))
+        place = tuple(row[key] for key in (*CONFIG, "workload", "pass", "recurrence"))
         cost, low, high = intervals[(*place, row["contender"], "none")]
         workload = workloads[row["workload"]]
         product = cost / workload.T if row["contender"] in ISSUES_EACH else math.nan
-        floor = floors.get(place[: len(SEAT)])
+        floor = floors.get(place[: len(CONFIG)])
         least_s = floor(workload, row["pass"], row["contender"]) if floor else math.nan
         none = calls[(*place, "none")]
         interval = {"none_s": none, "cost_s": cost, "low_s": low, "high_s": high, "product_s": product}
@@ -65,7 +79,7 @@ def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
     rates: dict[tuple[Any, ...], Roof] = {}
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
-        seat = tuple(block[name] for name in SEAT)
+        seat = tuple(block[name] for name in CONFIG)
         if block.get("rates") and block["precision"] in MEASURED_IN:
             rates.setdefault(seat, roof(block["rates"]))
         if null_ns := block.get("floors", {}).get("null_ns"):
@@ -78,7 +92,7 @@ def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
     return {seat: of(seat) for seat in rates}
 
 
-Key = tuple[Any, ...]  # the values of SEAT, the pass and the recurrence
+Key = tuple[Any, ...]  # the values of CONFIG, the pass and the recurrence
 Points = dict[Key, dict[int, list[Seen]]]  # of each process
 
 
@@ -109,7 +123,7 @@ def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float
     names = {w.name for w in study.swept if fixed_sizes.items() <= w.model_dump().items()}
     for block in blocks:
         if block["workload"]["name"] in names and not forecast.missing(block):
-            key = (*(block[name] for name in (*SEAT, "pass")), forecast.recurrence_of(block))
+            key = (*(block[name] for name in (*CONFIG, "pass")), forecast.recurrence_of(block))
             points.setdefault(key, {}).setdefault(block["replicate"], []).append(forecast.seen(block))
             if block.get("rates") and block["precision"] in MEASURED_IN:
                 roofs.setdefault(key, least(roof(block["rates"]), centre, block["pass"]).one)
@@ -147,7 +161,7 @@ def scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> 
     added = {tuple(row[key] for key in GAP_KEYS): row["cost_s"] / row["none_s"] for row in costs.to_dict("records")}
     rows = []
     for record in forecasts:
-        seat = tuple(record[name] for name in SEAT)
+        seat = tuple(record[name] for name in CONFIG)
         for each in record["expected"]:
             key = (*seat, each["workload"], each["pass"], record["recurrence"], "in_loop")
             if key not in measured:

@@ -22,7 +22,7 @@ from harness.analysis.roofline import MEASURED_IN, Roof, least, roof
 from harness.records.samples import calls_ns
 from harness.records.schema import Costs
 from harness.records.store import Record, digest
-from harness.study.matrix import Cell, Seat
+from harness.study.matrix import Cell, Configuration
 from harness.study.study import SWEPT, Study, Workload
 
 LEAST = 0.2  # of the recurrence alone, in which no form of it is expected to be done
@@ -38,7 +38,7 @@ class Seen:
     batched: float
 
 
-def record(seat: Seat, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
+def record(seat: Configuration, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
     """The forecast of `cells` of a seat, none of them measured yet, from the blocks that it is told from."""
     recurrence = recurrence_of(blocks[0])
     what: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(seat), "recurrence": recurrence}
@@ -111,7 +111,7 @@ def recurrence_of(block: Record) -> str:
     return next(name.partition("_")[0] for name in block["arms"])
 
 
-def _lacking(seat: Seat, blocks: list[Record]) -> str:
+def _lacking(seat: Configuration, blocks: list[Record]) -> str:
     """Why nothing can be told from blocks; nothing when it can."""
     if seat.precision not in MEASURED_IN:
         return "rates are measured of float32 alone"

@@ -16,10 +16,10 @@ from harness.records.store import Record
 from harness.study.parts import BATCHED, LOOPS, OWN, TWIN
 from harness.study.study import Study
 
-SEAT = ["framework", "device", "threads", "execution", "precision"]
+CONFIG = ["framework", "device", "threads", "execution", "precision"]
 ENGINE = ["framework", "execution", "device", "precision"]  # what programs are run by, whatever their threads
 ARM = ["recurrence", "projection"]
-GAP_KEYS = [*SEAT, "workload", "pass", "recurrence", "contender"]
+GAP_KEYS = [*CONFIG, "workload", "pass", "recurrence", "contender"]
 GAPS = [
     *GAP_KEYS, "baseline", "ratio", "ci_low", "ci_high", "processes", "rounds", "verdict", "trusted", "needs",
     "direction",
@@ -42,8 +42,8 @@ def tables_of(blocks: list[Record], study: Study) -> tuple[pd.DataFrame, pd.Data
 
 
 def block_key(record: Record) -> tuple[Any, ...]:
-    """The values of SEAT, and the workload and pass."""
-    return (*(record[name] for name in SEAT), record["workload"]["name"], record["pass"])
+    """The values of CONFIG, and the workload and pass."""
+    return (*(record[name] for name in CONFIG), record["workload"]["name"], record["pass"])
 
 
 @cache
@@ -131,7 +131,7 @@ def _compared(study: Study, found: Found) -> pd.DataFrame:
     return frame.drop(columns="gap")
 
 
-def _more(gap: stats.Gap, known: stats.Parts, rounds: float, target: float) -> int:
+def _more(gap: stats.Gap, known: stats.Variances, rounds: float, target: float) -> int:
     """How many processes of so many rounds bring a gap's interval to ±target, besides its own; none where it is."""
     if stats.half_width(gap.low, gap.high) <= target:
         return 0
@@ -159,7 +159,7 @@ def _trusted(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _also_trusted(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     """Contrasts, and whether the twins are 1 of the recurrence, and of the layer where that is the baseline."""
-    place = [*SEAT, "workload", "pass", "recurrence"]
+    place = [*CONFIG, "workload", "pass", "recurrence"]
     twins = gaps[gaps.contender == TWIN].set_index(place).trusted
     own = frame.assign(recurrence=frame.recurrence.where(frame.baseline != OWN, "layer"))
     sides = [

@@ -8,12 +8,12 @@ import statistics
 import numpy as np
 import pandas as pd
 
-from harness.analysis.gaps import ARM, SEAT, arm_of, block_key
+from harness.analysis.gaps import ARM, CONFIG, arm_of, block_key
 from harness.records.samples import median_s
 from harness.records.store import Record
 
-FAULTS = [*SEAT, "workload", "pass", *ARM, "process", "faults", "share"]
-PLACE = [*SEAT, "workload", "pass", *ARM]
+FAULTS = [*CONFIG, "workload", "pass", *ARM, "process", "faults", "share"]
+PLACE = [*CONFIG, "workload", "pass", *ARM]
 
 
 def faults(blocks: list[Record]) -> pd.DataFrame:

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from harness.analysis import stats
-from harness.analysis.gaps import DEVICE, SEAT, WORKLOAD, priors, samples
-from harness.analysis.stats import Parts
+from harness.analysis.gaps import CONFIG, DEVICE, WORKLOAD, priors, samples
+from harness.analysis.stats import Variances
 from harness.records.store import Record
-from harness.study.matrix import Need
+from harness.study.matrix import SampleSize
 from harness.study.parts import LOOPS, TWIN, part_of
 from harness.study.study import Study
 
@@ -49,7 +49,7 @@ def needs(blocks: list[Record], study: Study) -> list[Record]:
     wanted = {workload.name for workload in study.workloads}
     found = samples(blocks)
     before = priors(found)
-    gaps: dict[tuple[Any, ...], list[Parts]] = {}
+    gaps: dict[tuple[Any, ...], list[Variances]] = {}
     headlines = any(map(_headline, found))
     for key, (sample, rounds) in found.items():
         *block, recurrence, contender, _ = key
@@ -62,7 +62,7 @@ def needs(blocks: list[Record], study: Study) -> list[Record]:
     for place, each in sorted(gaps.items(), key=str):
         needed = need(each, costs[place], study.target, study.rounds_min, study.rounds)
         numbers = {"processes": min(needed.processes, study.processes_max), "rounds": needed.rounds}
-        rows.append(dict(zip((*SEAT, "workload", "pass", "part"), place, strict=True)) | numbers)
+        rows.append(dict(zip((*CONFIG, "workload", "pass", "part"), place, strict=True)) | numbers)
     return rows
 
 
@@ -75,9 +75,9 @@ def _headline(key: tuple[Any, ...]) -> bool:
 def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
     """What a block's processes and rounds cost, on average; compiling and counting left out if they can be."""
     seen: dict[tuple[Any, ...], list[tuple[bool, float, float]]] = {}
-    together = Counter((tuple(b[name] for name in SEAT), b["replicate"]) for b in blocks)
+    together = Counter((tuple(b[name] for name in CONFIG), b["replicate"]) for b in blocks)
     for block in blocks:
-        seat = tuple(block[name] for name in SEAT)
+        seat = tuple(block[name] for name in CONFIG)
         rounds = max((len(arm["samples_ns"]) for arm in block["arms"].values()), default=0)
         if rounds:
             timed_s = sum(sum(arm["samples_ns"]) for arm in block["arms"].values()) / 1e9
@@ -93,9 +93,9 @@ def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
     return found
 
 
-def need(gaps: list[Parts], costs: Costs, target: float, least: int, most: int) -> Need:
+def need(gaps: list[Variances], costs: Costs, target: float, least: int, most: int) -> SampleSize:
     """The cheapest processes and rounds, between `least` and `most`, that suffice for every gap of a block."""
     worst = max(gaps, key=lambda gap: gap.between + gap.of_round / most)
     best = math.sqrt(worst.of_round * costs.process_s / (max(worst.between, 1e-30) * max(costs.round_s, 1e-9)))
     rounds = int(np.clip(round(best), least, most))
-    return Need(max(stats.processes(gap, rounds, target) for gap in gaps), rounds)
+    return SampleSize(max(stats.processes(gap, rounds, target) for gap in gaps), rounds)

@@ -97,7 +97,7 @@ NO_PRIOR = Prior()
 
 
 @dataclass(frozen=True)
-class Parts:
+class Variances:
     """A gap's variance: between processes, of one round, and the degrees of freedom it is known on."""
 
     between: float
@@ -227,7 +227,7 @@ def gap(found: Sample, margin: float) -> Gap:
     return Gap(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count, leaning, min(1.0, 2 * ps[leaning]))
 
 
-def parts(sample: Sample, rounds: float, before: Prior) -> Parts | None:
+def parts(sample: Sample, rounds: float, before: Prior) -> Variances | None:
     """A gap's variance, moderated, to plan by; None where nothing is known of it."""
     count = len(sample.log_ratios)
     if count < 2:
@@ -235,10 +235,10 @@ def parts(sample: Sample, rounds: float, before: Prior) -> Parts | None:
     variance, freedom = moderated(sample, before)
     factor = before.factor if before.freedom else 1.0
     within = min(factor * sample.noise, (1 - LEAST_BETWEEN) * variance)
-    return Parts(variance - within, within * rounds, freedom)
+    return Variances(variance - within, within * rounds, freedom)
 
 
-def processes(gap: Parts, rounds: float, target: float) -> int:
+def processes(gap: Variances, rounds: float, target: float) -> int:
     """Processes of so many rounds that bring a gap's interval to ±target.
 
     With Student's t on the degrees of freedom that the variance is known on, or on those that the interval will have

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis import attribution, gaps, page_faults
-from harness.analysis.gaps import ARM, SEAT, arm_of, block_key
+from harness.analysis.gaps import ARM, CONFIG, arm_of, block_key
 from harness.analysis.operations import least_operations, work
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.records import gates
 from harness.records.samples import median_s
 from harness.records.store import Record, budgets, latest
@@ -25,12 +25,24 @@ from impls.evidence import ITEM_BYTES, Evidence, Product
 from impls.interface import Arm
 
 SIZES = ["cell", "B", "T", "I", "H", "O"]
-TIMES = [*SEAT, "workload", *SIZES, "pass", *ARM, "process", "median_s", "rounds", "first_call_s", "status", "reason"]
-IDENTITY_KEYS = [*SEAT, "workload", "pass", *ARM, "quantity"]
+TIMES = [
+    *CONFIG,
+    "workload",
+    *SIZES,
+    "pass",
+    *ARM,
+    "process",
+    "median_s",
+    "rounds",
+    "first_call_s",
+    "status",
+    "reason",
+]
+IDENTITY_KEYS = [*CONFIG, "workload", "pass", *ARM, "quantity"]
 ERRORS = ["fp64_gate", "fp64_rel_error", "rel_error", "bound", "bitwise_equal_to_batched", "max_ulp", "status"]
 IDENTITY = [*IDENTITY_KEYS, *ERRORS]
 EVIDENCE = [
-    *SEAT, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
+    *CONFIG, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
@@ -42,7 +54,7 @@ CSV: dict[str, Any] = {
     "float_format": "%.7g",  # the last digits of a logarithm are those of the processor's instructions
 }
 WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
-VARIABLES = [*SEAT, "workload", "pass", *ARM, "variable", "shape"]
+VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name and itself
 
 
@@ -57,7 +69,7 @@ class Tables:
         self.heading = records[0]
         self.sittings = [self.heading, *(record for record in records if record["kind"] == "resumed")]
         self.study = Study.model_validate(UNSAID | self.heading["study"])
-        done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*SEAT, "replicate", "pass")])
+        done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*CONFIG, "replicate", "pass")])
         verified, self.uncounted = gates.beside(self.heading, list(verification))
         self.checks = [*(record for record in done if record["kind"] == "check"), *verified]
         self.gates = gates.Gates(self.checks)
@@ -115,7 +127,7 @@ def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
 def _place(record: Record) -> dict[str, Any]:
     workload = record["workload"]
     sizes = {size: workload[size] for size in SIZES}
-    return {name: record[name] for name in SEAT} | {"workload": workload["name"]} | sizes | {"pass": record["pass"]}
+    return {name: record[name] for name in CONFIG} | {"workload": workload["name"]} | sizes | {"pass": record["pass"]}
 
 
 def _times(tables: Tables) -> pd.DataFrame:
@@ -128,7 +140,7 @@ def _times(tables: Tables) -> pd.DataFrame:
             of = tuple(arm_of(name).values())
             rows.append((*place, *of, record["replicate"], *_time(record, arm)))
             seen.add((*key, *of))
-    keys = [*SEAT, "workload", "pass", *ARM]
+    keys = [*CONFIG, "workload", "pass", *ARM]
     budget = budgets(tables.sittings)[-1]
     why = f"the budget of {budget:g} s ended first" if budget else "the run was interrupted"
     unseen = (cell for cell in tables.heading["cells"] if tuple(cell[key] for key in keys) not in seen)
@@ -158,8 +170,8 @@ def _evidence(counted: list[Counted]) -> pd.DataFrame:
     try:
         frame[COUNTS] = frame[COUNTS].astype("Int64")
     except (OverflowError, TypeError):
-        raise Refused("a record counts more of something than a table can hold") from None
-    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+        raise UsageError("a record counts more of something than a table can hold") from None
+    return frame.sort_values([*CONFIG, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
 def _variables(counted: list[Counted]) -> pd.DataFrame:
@@ -170,7 +182,7 @@ def _variables(counted: list[Counted]) -> pd.DataFrame:
         for name, shape in arm["evidence"].get("variables", ())
     ]
     frame = pd.DataFrame(rows, columns=VARIABLES)
-    return frame.sort_values([*SEAT, "workload", "pass", *ARM], kind="stable", ignore_index=True)
+    return frame.sort_values([*CONFIG, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
 def _first_counted(blocks: list[Record]) -> Iterator[Counted]:

@@ -35,7 +35,7 @@ LAST = 100  # steps whose median loss is compared
 RANGE = (0.035, 0.06)  # where that median is to lie
 
 
-class Seat(schema.Seat):
+class Configuration(schema.Configuration):
     """Where a process trains, and the recurrence that both forms have there."""
 
     recurrence: str
@@ -51,7 +51,7 @@ class Form(BaseModel):
     losses: list[float]
 
 
-class Process(Seat):
+class Process(Configuration):
     """One process. `seconds`: of its training, without its start."""
 
     key: str
@@ -92,7 +92,7 @@ class Heading(Begun):
 
     kind: Literal["training"]
     steps: Annotated[int, Field(ge=1)]
-    seats: list[Seat]
+    seats: list[Configuration]
     absent: list[Absent]
 
 
@@ -100,7 +100,7 @@ KNOWN: TypeAdapter[Heading | Oracle | Process] = TypeAdapter(
     Annotated[Heading | Oracle | Process, Field(discriminator="kind")]
 )
 TRAINING = Format("train.jsonl", KNOWN, "training", ("seats", "weights"))
-SEAT = tuple(Seat.model_fields)
+CONFIG = tuple(Configuration.model_fields)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def within(losses: Sequence[float] | np.ndarray) -> bool | None:
 def processes(records: list[Record]) -> list[Record]:
     """The last record of every process, in the order of their seats and replicates."""
     found = latest(records, ("process",))
-    return sorted(found, key=lambda record: (*(record[name] for name in SEAT), record["replicate"]))
+    return sorted(found, key=lambda record: (*(record[name] for name in CONFIG), record["replicate"]))
 
 
 def lines(records: list[Record]) -> list[Line]:
@@ -207,8 +207,8 @@ def _verdicts(seats: list[dict[str, Any]], gaps: list[Gap]) -> list[str]:
 def _by_seat(found: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
     grouped: dict[tuple[Any, ...], list[Record]] = {}
     for record in found:
-        grouped.setdefault(tuple(record[name] for name in SEAT), []).append(record)
-    return [(dict(zip(SEAT, key, strict=True)), some) for key, some in grouped.items()]
+        grouped.setdefault(tuple(record[name] for name in CONFIG), []).append(record)
+    return [(dict(zip(CONFIG, key, strict=True)), some) for key, some in grouped.items()]
 
 
 def _timed(some: list[Record]) -> list[Record]:

@@ -34,7 +34,7 @@ from harness.cli.options import (
     split,
     threads_of,
 )
-from harness.errors import Refused
+from harness.errors import UsageError
 
 if TYPE_CHECKING:  # commands import what they need: --help shall not wait for it
     from harness.study.study import Study
@@ -87,17 +87,17 @@ def run(
     from harness.study.study import load
 
     if quick and rigorous:
-        raise Refused("--quick and --rigorous contradict each other")
+        raise UsageError("--quick and --rigorous contradict each other")
     narrowed = [framework, device, threads, execution, recurrence, projection, pass_, workload]
     if all_ and (study or any(narrowed)):
-        raise Refused("--all means everything and takes no study file and no selection beside it")
+        raise UsageError("--all means everything and takes no study file and no selection beside it")
     flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
     scale = "quick" if quick else "rigorous" if rigorous else None
     made = limited(load(study, scale, flags), budget, unroll_limit)
     if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not _there(name)]):
-        raise Refused(f"planning how many processes a gap needs takes {' and '.join(absent)}: give --processes")
+        raise UsageError(f"planning how many processes a gap needs takes {' and '.join(absent)}: give --processes")
     _run(made, out, resume, not no_report)
 
 
@@ -149,9 +149,11 @@ def verify(
     if made.recurrences is None:
         made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
     if bound is not None and bound not in PRECISIONS:
-        raise Refused(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
+        raise UsageError(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
     if bound is not None and out is not None:
-        raise Refused("--bound holds outputs to another's bounds: no gate of a run's, so it takes no --out beside it")
+        raise UsageError(
+            "--bound holds outputs to another's bounds: no gate of a run's, so it takes no --out beside it"
+        )
     raise typer.Exit(verify.verify(made, save_outputs, bound, out, _command()))
 
 
@@ -357,9 +359,9 @@ def main() -> NoReturn:
 
 
 def _program() -> int | None:
-    """The command's exit status. Raises Refused."""
+    """The command's exit status. Raises UsageError."""
     try:
         refuse_blanks(sys.argv[1:])
         return app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except USAGE_ERROR as error:
-        raise Refused(" ".join(error.format_message().split())) from None
+        raise UsageError(" ".join(error.format_message().split())) from None

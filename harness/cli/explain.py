@@ -10,15 +10,15 @@ from rich.table import Table
 
 import impls
 from harness.analysis.operations import least_operations, work
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment, folders
 from harness.records.store import Record
 from harness.run import jobs, schedule, session
 from harness.run.progress import Report, console
 from harness.study import matrix, study, weights
-from harness.study.matrix import Job, Seat, Todo
+from harness.study.matrix import BlockSpec, Configuration, Job
 from harness.study.study import Study, nearest
-from harness.verify.output_check import Judge
+from harness.verify.output_check import OutputCheck
 from impls.evidence import ITEM_BYTES, Product, Variable, flops, issued
 from impls.interface import DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
@@ -47,15 +47,17 @@ class Wanted:
 
 
 def split(cell: list[str]) -> list[str]:
-    """The words of a cell, parted by blanks or by `/`. Raises Refused where one says nothing."""
+    """The words of a cell, parted by blanks or by `/`. Raises UsageError where one says nothing."""
     parts = [part.strip() for text in cell for part in text.split("/")]
     if "" in parts:
-        raise Refused(f"{' '.join(cell)!r} has an empty word: the words of a cell are parted by one blank or one '/'")
+        raise UsageError(
+            f"{' '.join(cell)!r} has an empty word: the words of a cell are parted by one blank or one '/'"
+        )
     return parts
 
 
 def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
-    """The cell that words name, in any order. Raises Refused."""
+    """The cell that words name, in any order. Raises UsageError."""
     axes = {"framework": (tuple(impls.names()), None), "execution": (tuple(executions), None)} | AXES
     found: dict[str, Any] = {}
     for word in words:
@@ -65,13 +67,13 @@ def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
                 nearest("word", word, [value for values, _ in axes.values() for value in values])
             assert axis is not None
             if axis in found:
-                raise Refused(f"a cell has one {axis}, but {found[axis]} and {word} were given")
+                raise UsageError(f"a cell has one {axis}, but {found[axis]} and {word} were given")
             found[axis] = study.workload(word) if axis == "workload" else word
         except ValueError as error:
-            raise Refused(study.sentence(error)) from None
+            raise UsageError(study.sentence(error)) from None
     for axis, (values, usual) in axes.items():
         if axis not in found and usual is None:
-            raise Refused(f"a cell needs its {axis}: {', '.join(values)}")
+            raise UsageError(f"a cell needs its {axis}: {', '.join(values)}")
         found.setdefault(axis, study.NAMED["book"] if axis == "workload" else usual)
     arm = Arm(found["recurrence"], found["projection"])
     where = (found["pass"], found["precision"], found["device"], found["workload"])
@@ -93,7 +95,7 @@ def explain(words: list[str], out: Path | None) -> int:
     frameworks = matrix.selected(made, known)
     planned = matrix.make(made, frameworks, [environment.cores()])
     if not planned.cells:
-        raise Refused(f"this cell is not to be had: {planned.absent[0][2]}")
+        raise UsageError(f"this cell is not to be had: {planned.absent[0][2]}")
     place = _place(cell)
     folder = out or Path("runs") / "explain" / place
     record = _counted(made, frameworks, planned.cells[0].seat, cell, folder)
@@ -111,20 +113,24 @@ def _place(cell: Wanted) -> str:
     return "-".join([*parts, cell.device] if cell.device != "cpu" else parts)
 
 
-def _counted(made: Study, frameworks: list[matrix.Framework], seat: Seat, cell: Wanted, folder: Path) -> Record:
+def _counted(
+    made: Study, frameworks: list[matrix.Framework], seat: Configuration, cell: Wanted, folder: Path
+) -> Record:
     """The record of the one cell, verified and counted, its program's text in `folder`."""
     folders.make(folder)
     try:
         for left in folder.glob(f"{cell.arm.name}.*"):
             left.unlink()
     except OSError as error:
-        raise Refused(f"{error.filename} cannot be removed: {error.strerror}") from None
-    todo = Todo(cell.workload, cell.pass_, (cell.arm,), cell.workload.T, timed=False)
+        raise UsageError(f"{error.filename} cannot be removed: {error.strerror}") from None
+    todo = BlockSpec(cell.workload, cell.pass_, (cell.arm,), cell.workload.T, timed=False)
     files = session.prepare(made)
     with folders.private() as place:
         weights.store(place / "weights", files)
         known = {framework.name: framework for framework in frameworks}
-        bench = jobs.Bench(made, known, place / "weights", place / "cache", Judge(place / "weights"), {}, texts=folder)
+        bench = jobs.RunContext(
+            made, known, place / "weights", place / "cache", OutputCheck(place / "weights"), {}, texts=folder
+        )
         with Report(1) as report:
             (record,) = schedule.together(bench, [Job(seat, 0, (todo,))], lambda: math.inf, report)
     return record

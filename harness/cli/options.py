@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.errors import Refused
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.study.study import Study
@@ -76,32 +76,32 @@ def flags_of(
 
 
 def split(flag: str, values: Many) -> Many:
-    """The words of a flag, parted by commas, but for the sizes of a workload. Raises Refused where one is missing."""
+    """The words of a flag, parted by commas, but for a workload's sizes. Raises UsageError where one is missing."""
     if not values:
         return None
     parts = [part.strip() for value in values for part in ([value] if "=" in value else value.split(","))]
     if "" in parts:
         given = next(value for value in values if "" in map(str.strip, value.split(",")))
-        raise Refused(f"{flag} {given!r} names nothing {'beside a comma' if ',' in given else 'at all'}")
+        raise UsageError(f"{flag} {given!r} names nothing {'beside a comma' if ',' in given else 'at all'}")
     return parts
 
 
 def refuse_blanks(arguments: Sequence[str]) -> None:
-    """Raise Refused where an argument says nothing, as "" and --weights= do: it is there, so no default is meant."""
+    """Raise UsageError where an argument says nothing, as "" and --weights= do: it is there, so no default is meant."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, equals, value = argument.partition("=")
         if not argument.strip():
             whose = f" of {before}" if before.startswith("--") and "=" not in before else ""
-            raise Refused(f"an argument{whose} is given with nothing in it: leave it out, or say which")
+            raise UsageError(f"an argument{whose} is given with nothing in it: leave it out, or say which")
         if equals and re.fullmatch("--[a-z-]+", flag) and not value.strip():
-            raise Refused(f"{flag} is given with nothing after '=': leave it out, or say which")
+            raise UsageError(f"{flag} is given with nothing after '=': leave it out, or say which")
 
 
 def threads_of(text: str) -> int | str:
     if text == "all":
         return text
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
-        raise Refused(f"--threads takes 'all' or a number of at least 1, not {text!r}")
+        raise UsageError(f"--threads takes 'all' or a number of at least 1, not {text!r}")
     return int(text)
 
 
@@ -109,7 +109,7 @@ def _seconds(text: str) -> float:
     """A time written 900, 900s, 15m or 1h30m."""
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not found or not any(found.groups()):
-        raise Refused(f"--budget takes seconds, or a time such as 15m or 1h30m, not {text!r}")
+        raise UsageError(f"--budget takes seconds, or a time such as 15m or 1h30m, not {text!r}")
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return 3600 * hours + 60 * minutes + seconds
 
@@ -122,6 +122,6 @@ def limited(study: "Study", budget: str | None, unroll_limit: int | None) -> "St
         lifted["budget_s"] = seconds if 0 < seconds < math.inf else None
     if unroll_limit is not None:
         if unroll_limit < -1:
-            raise Refused(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")
+            raise UsageError(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")
         lifted["unroll_limit"] = None if unroll_limit == -1 else unroll_limit
     return study.model_copy(update=lifted)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from harness.errors import Refused
+from harness.errors import UsageError
 
 IN, OUT, ERR = 0, 1, 2
 UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
@@ -44,7 +44,7 @@ class Errors(io.FileIO):
 
 
 def settle() -> None:
-    """Make the three streams usable. Raises Refused where nothing could be printed."""
+    """Make the three streams usable. Raises UsageError where nothing could be printed."""
     closed = {descriptor for descriptor in (IN, OUT, ERR) if not _is_open(descriptor)}
     for descriptor in sorted(closed):
         os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
@@ -55,7 +55,7 @@ def settle() -> None:
     if sys.stdout is sys.__stdout__:
         sys.stdout = _text(Output(OUT, "w", closefd=False), line_buffering=os.isatty(OUT))
     if OUT in closed or fcntl.fcntl(OUT, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-        raise Refused("standard output is closed: nothing could be printed")
+        raise UsageError("standard output is closed: nothing could be printed")
 
 
 def _is_open(descriptor: int) -> bool:
@@ -88,7 +88,7 @@ def leave(program: Callable[[], int | None]) -> NoReturn:
         status = program() or 0
     except SystemExit as left:
         status = _status(left.code)
-    except Refused as refused:
+    except UsageError as refused:
         status = tell(refused, 2)
     except KeyboardInterrupt:
         status = tell("interrupted", INTERRUPTED)
@@ -135,7 +135,7 @@ def sentence(error: OSError) -> str:
     if not error.strerror:
         return " ".join(str(error).split())
     where = error.filename if isinstance(error.filename, str) else os.fsdecode(error.filename or "a file")
-    return str(Refused(f"{where}{' cannot be written' if error.errno in UNWRITTEN else ''}: {error.strerror}"))
+    return str(UsageError(f"{where}{' cannot be written' if error.errno in UNWRITTEN else ''}: {error.strerror}"))
 
 
 def quoted(words: list[str]) -> str:

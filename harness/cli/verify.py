@@ -11,15 +11,15 @@ from pathlib import Path
 from rich.table import Table
 from safetensors.numpy import save
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment, folders
 from harness.records.store import VERIFICATION, Record, Store, held
 from harness.run import jobs, schedule, session
 from harness.run.progress import Report, console
 from harness.study import matrix, study, weights
-from harness.study.matrix import Cell, Framework, Job, Todo
+from harness.study.matrix import BlockSpec, Cell, Framework, Job
 from harness.study.study import Study
-from harness.verify.output_check import Judge, form_of, loaded
+from harness.verify.output_check import OutputCheck, form_of, loaded
 from impls.interface import RECURRENCES
 
 
@@ -29,7 +29,7 @@ def verify(
     """Verify every arm of a study at full size; prints a table; returns the exit status.
 
     `bound`: the precision whose bounds all are held to; None: their own. `out`: where the records are kept, beside
-    those of a run or before it. Raises Refused before any work.
+    those of a run or before it. Raises UsageError before any work.
     """
     for folder in filter(None, (save_outputs, out)):
         folders.check(folder)
@@ -37,7 +37,7 @@ def verify(
     frameworks = matrix.selected(made, session.probe(made, threads))
     planned = matrix.make(made, frameworks, threads)
     if not planned.cells:
-        raise Refused(f"nothing of this study can be verified here: {planned.absent[0][2]}")
+        raise UsageError(f"nothing of this study can be verified here: {planned.absent[0][2]}")
     places = {} if save_outputs is None else output_files(save_outputs, planned)
     files = session.prepare(made)
     for folder in {path.parent: None for path in places.values()}:
@@ -47,13 +47,13 @@ def verify(
         weights.store(place / "weights", files)
         keep = None if save_outputs is None else _saver(places)
         known = {framework.name: framework for framework in frameworks}
-        judge = Judge(place / "weights", bound)
-        bench = jobs.Bench(made, known, place / "weights", place / "cache", judge, heading["basis"], keep)
+        judge = OutputCheck(place / "weights", bound)
+        bench = jobs.RunContext(made, known, place / "weights", place / "cache", judge, heading["basis"], keep)
         records = _verified(bench, matrix.verifications(planned), keep_record)
     return _say(records, planned, frameworks)
 
 
-def _verified(bench: jobs.Bench, made: list[Job], keep: Callable[[Record], object]) -> list[Record]:
+def _verified(bench: jobs.RunContext, made: list[Job], keep: Callable[[Record], object]) -> list[Record]:
     """The records of jobs, in the order of their blocks; each is kept as soon as it is done."""
     done = {}
     with Report(sum(len(job.blocks) for job in made)) as report:
@@ -68,7 +68,7 @@ def _verified(bench: jobs.Bench, made: list[Job], keep: Callable[[Record], objec
 def _kept(out: Path | None, heading: Record) -> Iterator[Callable[[Record], object]]:
     """What keeps a record of a verification in a folder, whose heading is kept first; or keeps nothing.
 
-    Raises Refused where another's are there.
+    Raises UsageError where another's are there.
     """
     if out is None:
         yield lambda record: None
@@ -77,7 +77,7 @@ def _kept(out: Path | None, heading: Record) -> Iterator[Callable[[Record], obje
     with held(out):
         store = Store(out, VERIFICATION)
         if there := next((path for path in (store.path, store.packed) if os.path.lexists(path)), None):
-            raise Refused(f"{there} is there already and would be lost: give another --out, or remove it")
+            raise UsageError(f"{there} is there already and would be lost: give another --out, or remove it")
         store.append(heading)
         yield store.append
 
@@ -86,7 +86,7 @@ def output_files(folder: Path, planned: matrix.Plan) -> dict[Cell, Path]:
     """Where each cell's outputs go in a folder: no two into one file, and none into one that is there already.
 
     Workloads, where there are several, have a folder each, and thread counts are told in the files' names. Raises
-    Refused.
+    UsageError.
     """
     asked = [*planned.cells, *(cell for cell, _, _ in planned.absent)]
     many_workloads = len({cell.workload for cell in asked}) > 1
@@ -99,14 +99,14 @@ def output_files(folder: Path, planned: matrix.Plan) -> dict[Cell, Path]:
         place = folder / cell.workload.name if many_workloads else folder
         places[cell] = place / f"{'-'.join(parts)}.safetensors"
     if there := next((path for path in places.values() if path.exists() or path.is_symlink()), None):
-        raise Refused(f"{there} is there already and would be lost: give another --save-outputs")
+        raise UsageError(f"{there} is there already and would be lost: give another --save-outputs")
     return places
 
 
-def _saver(places: dict[Cell, Path]) -> Callable[[Job, Todo, Path], None]:
+def _saver(places: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], None]:
     """A function that keeps a block's outputs, one file an arm."""
 
-    def keep(job: Job, todo: Todo, outputs: Path) -> None:
+    def keep(job: Job, todo: BlockSpec, outputs: Path) -> None:
         arrays = loaded(outputs)
         for arm in todo.arms:
             start = f"{arm.name}/after/"

@@ -8,7 +8,7 @@ that would make a gap between programs that have none. Memory is therefore held 
 
 from ctypes.util import find_library
 
-from harness.errors import Refused
+from harness.errors import UsageError
 
 GIB, MIB = 1 << 30, 1 << 20
 HELD = {
@@ -21,7 +21,7 @@ SETTINGS = ("held", "default", *ALLOCATORS)
 
 
 def variables(setting: str) -> dict[str, str]:
-    """The environment variables of a setting. Raises Refused where its library is not installed."""
+    """The environment variables of a setting. Raises UsageError where its library is not installed."""
     if setting in ALLOCATORS:
         return {"LD_PRELOAD": _library(setting)}
     return HELD if setting == "held" else {}
@@ -30,5 +30,5 @@ def variables(setting: str) -> dict[str, str]:
 def _library(setting: str) -> str:
     found = next(filter(None, map(find_library, ALLOCATORS[setting])), None)
     if found is None:
-        raise Refused(f"memory {setting} was asked for, but no lib{ALLOCATORS[setting][0]} is installed")
+        raise UsageError(f"memory {setting} was asked for, but no lib{ALLOCATORS[setting][0]} is installed")
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import impls
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,16 +89,16 @@ def hash_of(packages: Iterable[Path]) -> str:
 
 
 def _commit() -> str:
-    """What git calls the checkout. Raises Refused when git was killed: a guess would spoil every resume."""
+    """What git calls the checkout. Raises UsageError when git was killed: a guess would spoil every resume."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except FileNotFoundError:
         return "no git here"
     except subprocess.TimeoutExpired:
-        raise Refused("git did not say within a minute which commit this is") from None
+        raise UsageError("git did not say within a minute which commit this is") from None
     if found.returncode < 0:
-        raise Refused(f"git was ended by {signal.Signals(-found.returncode).name} when asked for the commit")
+        raise UsageError(f"git was ended by {signal.Signals(-found.returncode).name} when asked for the commit")
     return found.stdout.strip() if found.returncode == 0 else "not a git checkout"
 
 

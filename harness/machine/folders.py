@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from harness.errors import Refused
+from harness.errors import UsageError
 
 PREFIX = "fusegap-private-"
 PLAIN = re.compile(r"/[A-Za-z0-9._/+-]{0,63}")  # what flags, command lines and a socket's path can hold
@@ -24,13 +24,13 @@ PAGE = 4096  # bytes written to see whether a disk is full
 
 
 def check(folder: Path) -> None:
-    """See whether a folder is there to be written into, or can be made; leaves no trace. Raises Refused."""
+    """See whether a folder is there to be written into, or can be made; leaves no trace. Raises UsageError."""
     try:
         with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
             file.write(bytes(PAGE))
             file.flush()
     except OSError as error:
-        raise Refused(f"{folder} cannot be written into: {error.strerror or error}") from None
+        raise UsageError(f"{folder} cannot be written into: {error.strerror or error}") from None
 
 
 def _nearest(folder: Path) -> Path:
@@ -45,12 +45,12 @@ def _nearest(folder: Path) -> Path:
 
 
 def make(folder: Path) -> None:
-    """Make a folder, if there is none. Raises Refused where it cannot be written into."""
+    """Make a folder, if there is none. Raises UsageError where it cannot be written into."""
     check(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"{folder} cannot be made: {error.strerror}") from None
+        raise UsageError(f"{folder} cannot be made: {error.strerror}") from None
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def private() -> Iterator[Path]:
-    """A folder of this process alone, removed on leaving. Raises Refused where there is room for none."""
+    """A folder of this process alone, removed on leaving. Raises UsageError where there is room for none."""
     for base in _bases():
         _sweep(base)
     folder, lock = _locked()
@@ -78,14 +78,14 @@ def private() -> Iterator[Path]:
 
 
 def _bases() -> list[Path]:
-    """Where a private folder may lie, the first choice first. Raises Refused where there is no such place."""
+    """Where a private folder may lie, the first choice first. Raises UsageError where there is no such place."""
     places: dict[str, None] = {}
     for choice in (tempfile.gettempdir, lambda: "/tmp", lambda: "/var/tmp", lambda: "/dev/shm", os.getcwd):
         with suppress(OSError):  # none that Python would take, or the working directory is gone
             places[os.path.realpath(choice())] = None
     if fitting := [Path(place) for place in places if PLAIN.fullmatch(place) and _has_room(place)]:
         return fitting
-    raise Refused(
+    raise UsageError(
         f"no folder for temporary files: none of {', '.join(places)} has a plain path, {NEEDED_BYTES >> 20} MiB free "
         "and leave to run what is compiled there; set TMPDIR to one that has"
     )
@@ -101,7 +101,7 @@ def _has_room(place: str) -> bool:
 
 
 def _locked() -> tuple[Path, int]:
-    """A new folder and the descriptor that holds its lock. Raises Refused where none can be made."""
+    """A new folder and the descriptor that holds its lock. Raises UsageError where none can be made."""
     why = ""
     for base in _bases():
         try:
@@ -113,7 +113,7 @@ def _locked() -> tuple[Path, int]:
                 os.close(lock)  # another run took it, new and not yet locked, for one that was left
         except OSError as error:
             why = f"{base}: {error.strerror}"
-    raise Refused(f"no folder for temporary files can be made: {why}")
+    raise UsageError(f"no folder for temporary files can be made: {why}")
 
 
 def _lock(descriptor: int) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a run measured anything, and why not. Needs no pandas."""
+"""Whether a run measured anything, and why not. SampleSizes no pandas."""
 
 from collections import Counter
 from collections.abc import Iterable

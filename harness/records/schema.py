@@ -53,7 +53,7 @@ STORED = ("weights.safetensors", "inputs.safetensors", "batches.safetensors")
 Stored = Annotated[str, AfterValidator(_of_a_workload)]
 
 
-class Timed(BaseModel):
+class ArmTiming(BaseModel):
     """One arm of a block. `faults`: minor page faults in each sample, where they were counted. `quantities`: name ->
     root-mean-square error, worst, bitwise equal to batched, ULP.
     """
@@ -86,7 +86,7 @@ class Rates(BaseModel):
     fault_ns: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
-class Seat(BaseModel):
+class Configuration(BaseModel):
     """Where a worker sits, see harness.study.matrix."""
 
     framework: str
@@ -96,7 +96,7 @@ class Seat(BaseModel):
     precision: Annotated[str, AfterValidator(_known)]
 
 
-class Place(Seat):
+class Place(Configuration):
     """Where a block, a cell or a need belongs, but for its workload."""
 
     pass_: Annotated[str, Field(alias="pass")]
@@ -131,7 +131,7 @@ class Block(Place):
     redone: bool = False
     floors: Annotated[Floors, Field(default_factory=Floors)]
     bounds: dict[str, dict[str, tuple[float, float]]]
-    arms: dict[str, Timed]
+    arms: dict[str, ArmTiming]
 
     @model_validator(mode="after")
     def _whole(self) -> "Block":
@@ -221,7 +221,7 @@ class Heading(Begun):
     none_in_training: str = ""
 
 
-class Need(Place):
+class SampleSize(Place):
     """What the gaps of one block need, and the block it is."""
 
     workload: Name
@@ -238,7 +238,7 @@ class Planned(BaseModel):
     status: str
     reason: str
     target: float
-    needs: list[Need]
+    needs: list[SampleSize]
 
 
 class Resumed(BaseModel):
@@ -275,7 +275,7 @@ class Expected(BaseModel):
     batched_s: Positive
 
 
-class Forecast(Seat):
+class Forecast(Configuration):
     """What is expected of a seat's programs of one recurrence, recorded before they were measured."""
 
     key: str

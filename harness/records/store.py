@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine.folders import naming
 from harness.records.schema import KNOWN
 from harness.study.study import Study, Workload
@@ -56,20 +56,20 @@ def digest(what: Any) -> str:
 
 
 def read(folder: Path, format_: Format = RUN) -> list[Record]:
-    """A run's records, plain or packed. Raises Refused on a missing file, a foreign schema or a broken line."""
+    """A run's records, plain or packed. Raises UsageError on a missing file, a foreign schema or a broken line."""
     path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
         with gzip.open(packed) if packed.exists() and not path.exists() else path.open("rb") as file:
             whole = (line for line in file if _is_whole(line))
             records = [_parsed(path, format_, number, line) for number, line in enumerate(whole, 1)]
     except (OSError, EOFError, zlib.error) as error:
-        raise Refused(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
     _check_workloads(path, records)
     return records
 
 
 def verification(folder: Path) -> list[Record]:
-    """The records of a verification beside a run's; none where there is none. Raises Refused as `read` does."""
+    """The records of a verification beside a run's; none where there is none. Raises UsageError as `read` does."""
     file = folder / VERIFICATION.file
     return read(folder, VERIFICATION) if file.exists() or file.with_suffix(".jsonl.gz").exists() else []
 
@@ -86,31 +86,31 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _check_workloads(path: Path, records: list[Record]) -> None:
-    """Raise Refused where one name stands for two workloads: what is reported under it would be of both."""
+    """Raise UsageError where one name stands for two workloads: what is reported under it would be of both."""
     known = {each.name: each for each in Study(**records[0]["study"]).workloads} if records else {}
     for number, record in enumerate(records, 1):
         if "workload" in record:
             workload = Workload(**record["workload"])
             if known.setdefault(workload.name, workload) != workload:
-                raise Refused(f"{path}, line {number}: workload {workload.name} had other sizes before it")
+                raise UsageError(f"{path}, line {number}: workload {workload.name} had other sizes before it")
 
 
 def _parsed(path: Path, format_: Format, number: int, line: bytes) -> Record:
     try:
         record = from_json(line)
     except ValueError:
-        raise Refused(f"{path}, line {number}, is not JSON") from None
+        raise UsageError(f"{path}, line {number}, is not JSON") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         version = record.get("schema") if isinstance(record, dict) else None
-        raise Refused(f"{path}, line {number}, has schema {version!r}, but this version reads {SCHEMA}")
+        raise UsageError(f"{path}, line {number}, has schema {version!r}, but this version reads {SCHEMA}")
     try:
         found = format_.known.validate_python(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(repr, first["loc"]))
-        raise Refused(f"{path}, line {number}, is no record: {place}: {first['msg']}") from None
+        raise UsageError(f"{path}, line {number}, is no record: {place}: {first['msg']}") from None
     if (found.kind == format_.first) != (number == 1):
-        raise Refused(f"{path}, line {number}: the first record, and no other, describes the study")
+        raise UsageError(f"{path}, line {number}: the first record, and no other, describes the study")
     return record
 
 
@@ -140,7 +140,7 @@ class Store:
         return record
 
     def unpack(self) -> list[Record]:
-        """Replace packed records by plain ones, which can be added to; returns them. Raises Refused."""
+        """Replace packed records by plain ones, which can be added to; returns them. Raises UsageError."""
         plain = self.path.with_suffix(".unpacked")
         with naming(plain), gzip.open(self.packed) as packed, plain.open("wb") as file:
             shutil.copyfileobj(packed, file)
@@ -151,7 +151,7 @@ class Store:
         return self.recover()
 
     def recover(self) -> list[Record]:
-        """Return the records there are, whose keys are then taken. Raises Refused, and changes nothing."""
+        """Return the records there are, whose keys are then taken. Raises UsageError, and changes nothing."""
         records = read(self.path.parent, self.format)
         self.keys = {record["key"] for record in records}
         return records
@@ -171,12 +171,12 @@ class Store:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process. Raises Refused when another process holds it."""
+    """Hold a run's folder for this process. Raises UsageError when another process holds it."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(f"another run is writing into {folder}") from None
+            raise UsageError(f"another run is writing into {folder}") from None
         try:
             yield
         finally:

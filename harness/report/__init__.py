@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.analysis.tables import Tables
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.store import FILE, PACKED, read, verification
 from harness.report import comparison, figures, prediction, sweeps, words
@@ -33,7 +33,7 @@ def uncollected() -> Iterator[None]:
 def write(folder: Path, out: Path | None = None) -> Path:
     """Write report.md, figures/, the tables and environment.json of the records in `folder`.
 
-    They go into `out` (by default `folder`); returns the report's path. Raises Refused on records
+    They go into `out` (by default `folder`); returns the report's path. Raises UsageError on records
     that can not be read, and on an `out` that can not be had.
     """
     found = tables(folder)
@@ -46,18 +46,18 @@ def write(folder: Path, out: Path | None = None) -> Path:
 
 
 def tables(folder: Path) -> Tables:
-    """The tables of a run's records. Raises Refused when there are none, or none that can be read."""
+    """The tables of a run's records. Raises UsageError when there are none, or none that can be read."""
     records = read(folder)
     if not records:
-        raise Refused(f"{folder / FILE} is empty")
+        raise UsageError(f"{folder / FILE} is empty")
     return Tables(records, verification(folder))
 
 
 def make(wanted: list[Path]) -> None:
-    """Make folders for reports. Raises Refused, before any is made, where another run's records lie in one."""
+    """Make folders for reports. Raises UsageError, before any is made, where another run's records lie in one."""
     for folder in wanted:
         if any(os.path.lexists(folder / name) for name in (FILE, PACKED)):
-            raise Refused(f"{folder} holds a run's records and is not among what is reported: give another --out")
+            raise UsageError(f"{folder} holds a run's records and is not among what is reported: give another --out")
     for folder in wanted:
         folders.make(folder)
 

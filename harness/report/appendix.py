@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from harness.analysis import sample_quality
-from harness.analysis.gaps import ARM, ENGINE, SEAT
+from harness.analysis.gaps import ARM, CONFIG, ENGINE
 from harness.analysis.stats import half_width, rate
 from harness.analysis.tables import Tables
 from harness.machine import gpu
@@ -38,7 +38,7 @@ def identity(tables: Tables) -> str:
 
 def _fp64_gates(part: pd.DataFrame) -> str:
     """How many of some cells were verified how in fp64."""
-    cells = part.drop_duplicates([*SEAT, "workload", "pass", *ARM])
+    cells = part.drop_duplicates([*CONFIG, "workload", "pass", *ARM])
     return ", ".join(f"{gate}: {count}" for gate, count in cells.fp64_gate.value_counts(sort=False).items())
 
 
@@ -156,7 +156,7 @@ def absent(tables: Tables) -> str:
     frame = tables.times[tables.times.status != "ok"]
     rows = []
     for (status, reason), part in frame.groupby(["status", "reason"], sort=True, dropna=False):
-        cells = part.drop_duplicates([*SEAT, "workload", "pass", *ARM])
+        cells = part.drop_duplicates([*CONFIG, "workload", "pass", *ARM])
         where = [_values(cells, name) for name in ("framework", "device", "threads", "execution", "workload", "pass")]
         rows.append([status, reason, len(cells), *where, _values(cells, "recurrence"), _values(cells, "projection")])
     columns = [

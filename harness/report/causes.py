@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.gaps import ENGINE, SEAT
+from harness.analysis.gaps import CONFIG, ENGINE
 from harness.analysis.tables import Tables
 from harness.report.figures import seat as seat_name
 from harness.report.markdown import Row, amount, engine, seconds, table
 from harness.study.parts import BATCHED, LOOPS
 
 FORMS = ("none", "in_loop", "per_step", BATCHED)
-PLACE = [*SEAT, "workload", "pass", "recurrence"]
+PLACE = [*CONFIG, "workload", "pass", "recurrence"]
 ONE_CALL = (BATCHED, "bmm", "vmap", "library")  # projections that theory gives one product whatever T
 BOUND = 0.8  # of a call, from which the GPU's own time is what it waits for
 MOST = 4  # kernels of a layer that are named
@@ -93,8 +93,8 @@ def _counted(tables: Tables) -> str:
     frame = tables.evidence[tables.evidence.recurrence.isin([*LOOPS, "layer"])]
     frame = once(frame)
     rows = []
-    for values, part in frame.groupby(["workload", "pass", *SEAT, "recurrence"], sort=True):
-        place = dict(zip(["workload", "pass", *SEAT, "recurrence"], values, strict=True))
+    for values, part in frame.groupby(["workload", "pass", *CONFIG, "recurrence"], sort=True):
+        place = dict(zip(["workload", "pass", *CONFIG, "recurrence"], values, strict=True))
         by = {row["projection"]: row for row in part.to_dict("records")}
         columns = [
             _each(by, "products", lambda n: f"{n:g}"),
@@ -118,7 +118,7 @@ def devices(tables: Tables) -> str:
     """A GPU's own time beside the call's, and what ran in it; nothing where no GPU was counted."""
     frame = tables.evidence[tables.evidence.device_ns.notna()]
     frame = frame[frame.projection.isin(FORMS)]
-    key = [*SEAT, "workload", "pass", "recurrence", "projection"]
+    key = [*CONFIG, "workload", "pass", "recurrence", "projection"]
     wall = tables.times.groupby(key, sort=False).median_s.median()
     rows = []
     for row in frame.sort_values(["workload", "pass", *key[:5], "recurrence", "projection"]).to_dict("records"):

@@ -33,7 +33,7 @@ SUPPORTS = {SLOWER: "true", FASTER: "false", EQUIVALENT: "false", INCONCLUSIVE: 
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdict:
     """A claim's verdict, the numbers behind it, and the cells they come from."""
 
     verdict: str
@@ -52,7 +52,7 @@ def table_of(tables: Tables) -> str:
     return table(["", "claim", "verdict", "numbers", "from"], rows)
 
 
-def _speed(tables: Tables, framework: str | None = None) -> Judged:
+def _speed(tables: Tables, framework: str | None = None) -> Verdict:
     """Is the in-loop form slower than projecting once? As stated, of the original; beside it, where else."""
     gaps, stated = _loops(tables, "in_loop"), _stated(tables)
     others = gaps.drop(stated.index)
@@ -61,10 +61,10 @@ def _speed(tables: Tables, framework: str | None = None) -> Judged:
     beside = f"elsewhere {_by_engine(others)}" if len(others) else ""
     cells = f"{len(others)} gaps elsewhere: in_loop/{BATCHED}, every loop"
     if stated.empty:
-        return Judged(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), cells)
+        return Verdict(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), cells)
     numbers = [f"as stated ({TF1}, {BOOK}): {_each(stated)}{_left_out(tables, stated)}", beside]
     verdict = _named(stated)
-    return Judged(verdict, "; ".join(filter(None, numbers)), f"{len(stated)} gaps as stated; {cells}")
+    return Verdict(verdict, "; ".join(filter(None, numbers)), f"{len(stated)} gaps as stated; {cells}")
 
 
 def _ordinary(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
@@ -131,16 +131,16 @@ def _loops(tables: Tables, contender: str) -> pd.DataFrame:
     return gaps[(gaps.contender == contender) & gaps.recurrence.isin(LOOPS)]
 
 
-def _by_verdicts(gaps: pd.DataFrame, cells: str) -> Judged:
+def _by_verdicts(gaps: pd.DataFrame, cells: str) -> Verdict:
     """True where the contender is slower: everywhere, nowhere, or it depends."""
     if gaps.empty:
-        return Judged(NOT_JUDGED, "–", "nothing was measured for it")
+        return Verdict(NOT_JUDGED, "–", "nothing was measured for it")
     each = [(device, part) for device, part in gaps.groupby("device", sort=True)]
     numbers = "; ".join(
         (f"{device}: " if len(each) > 1 else "") + f"{_sizes(Counter(part.verdict))}; ratios {_range(part.ratio)}"
         for device, part in each
     )
-    return Judged(_whole(Counter(gaps.verdict)), numbers, f"{len(gaps)} gaps: {cells}")
+    return Verdict(_whole(Counter(gaps.verdict)), numbers, f"{len(gaps)} gaps: {cells}")
 
 
 def _whole(verdicts: Counter[str], words: dict[bool, str] = HERE) -> str:
@@ -166,21 +166,21 @@ def _range(ratios: pd.Series) -> str:
     return f"{ratios.min():.2f} to {ratios.max():.2f}"
 
 
-def _products(tables: Tables) -> Judged:
+def _products(tables: Tables) -> Verdict:
     """One set of weights in both forms, or one a step? And T products against one?"""
     added = _ordinary(tables, causes.added(tables))
     added = added[(added["pass"] == "forward") & added.recurrence.isin(LOOPS)]
     wide = added.pivot_table(index=[*causes.PLACE, "T"], columns="projection", values="found", aggfunc="first")
     layers, said = _layers(tables)
     if not {"in_loop", BATCHED} <= set(wide.columns):
-        return Judged(
+        return Verdict(
             f"as layers {layers}; as products {NOT_JUDGED}", f"{said}; no program's products were counted", "–"
         )
     pairs = wide[["in_loop", BATCHED]].dropna()
     so = int(((pairs.in_loop == pairs.index.get_level_values("T")) & (pairs[BATCHED] == 1)).sum())
     numbers = f"{said}; in_loop adds T products where {BATCHED} adds one in {so} of {len(pairs)} pairs of programs"
     verdict = f"as layers {layers}; as products {_judged(so, len(pairs) - so)}"
-    return Judged(verdict, numbers, f"{len(pairs)} pairs, forward, counted")
+    return Verdict(verdict, numbers, f"{len(pairs)} pairs, forward, counted")
 
 
 def _layers(tables: Tables) -> tuple[str, str]:
@@ -213,11 +213,11 @@ def _arrays(tables: Tables) -> pd.DataFrame:
     return wide.assign(steps=wide.index.get_level_values("workload").map(steps).astype(int))
 
 
-def _operations(tables: Tables) -> Judged:
+def _operations(tables: Tables) -> Verdict:
     """The same floating-point operations in both forms? A pair that a compiler changed has not the same."""
     issued, known = _pairs(tables, "products"), _pairs(tables, "flops")
     if issued.empty:
-        return Judged(NOT_JUDGED, "–", "no program's operations were counted")
+        return Verdict(NOT_JUDGED, "–", "no program's operations were counted")
     changed = _changed(tables, issued)
     kept = known[~known.index.isin(changed)]
     same, count = int((kept.in_loop == kept[BATCHED]).sum()), len(kept) + len(changed)
@@ -234,7 +234,7 @@ def _operations(tables: Tables) -> Judged:
     if unknown:
         numbers.append(f"{counted(unknown, 'pair')} {'is' if unknown == 1 else 'are'} not known")
     cells = f"{count + unknown} pairs: framework, execution, loop, workload, pass"
-    return Judged(_judged(same, count - same, unknown), "; ".join(numbers), cells)
+    return Verdict(_judged(same, count - same, unknown), "; ".join(numbers), cells)
 
 
 def _issued(pairs: pd.DataFrame) -> str:
@@ -261,7 +261,7 @@ def _changed(tables: Tables, issued: pd.DataFrame) -> pd.Index:
     return by_products.intersection(odd.union(pd.MultiIndex.from_frame(added[causes.PLACE])))
 
 
-def _memory(tables: Tables) -> Judged:
+def _memory(tables: Tables) -> Verdict:
     """The same variables in both forms of the original, and so the same memory, to the byte?"""
     pairs = _pairs(tables, "temp_bytes")
     known = pairs[(pairs.in_loop > 0) & (pairs[BATCHED] > 0)].reset_index()
@@ -270,14 +270,14 @@ def _memory(tables: Tables) -> Judged:
     others = known.drop(held.index)
     if stated.empty and held.empty:
         beside = _held(others.in_loop / others[BATCHED], f"of the arms here, {PEAK}")
-        return Judged(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), f"{len(others)} pairs elsewhere")
+        return Verdict(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), f"{len(others)} pairs elsewhere")
     same = int((stated.in_loop == stated[BATCHED]).sum())
     equal = int((held.in_loop == held[BATCHED]).sum())
     elsewhere = [_alike(forms.drop(stated.index)), _held(others.in_loop / others[BATCHED], PEAK)]
     numbers = [_alike(stated), _bytes(held), *(f"elsewhere {said}" for said in elsewhere if said)]
     verdict = f"as variables {_judged(same, len(stated) - same)}; as memory {_judged(equal, len(held) - equal)}"
     cells = f"{counted(len(stated), 'pair')} of variables, {len(held)} of memory as stated; {len(others)} elsewhere"
-    return Judged(verdict, "; ".join(filter(None, numbers)), cells)
+    return Verdict(verdict, "; ".join(filter(None, numbers)), cells)
 
 
 def _bytes(pairs: pd.DataFrame) -> str:
@@ -330,16 +330,16 @@ def _pairs(tables: Tables, column: str) -> pd.DataFrame:
     return wide[["in_loop", BATCHED]].dropna().astype(float)
 
 
-def _apart(tables: Tables) -> Judged:
+def _apart(tables: Tables) -> Verdict:
     """T products after the loop: the same as inside it? And as slow against one?"""
     frame = tables.contrasts[usable(tables.contrasts)]
     frame = frame[(frame.contender == "per_step") & (frame.baseline == "in_loop")]
     if frame.empty:
-        return Judged(NOT_JUDGED, "–", "nothing was measured for it")
+        return Verdict(NOT_JUDGED, "–", "nothing was measured for it")
     count = Counter(frame.verdict)
     against = _by_verdicts(_loops(tables, "per_step"), "")
     numbers = f"per_step/in_loop: {_sizes(count)}; ratios {_range(frame.ratio)}. per_step/{BATCHED}: {against.numbers}"
-    return Judged(_same(count), numbers, f"{len(frame)} gaps, every loop")
+    return Verdict(_same(count), numbers, f"{len(frame)} gaps, every loop")
 
 
 def _same(count: Counter[str]) -> str:
@@ -353,14 +353,14 @@ def _same(count: Counter[str]) -> str:
     return f"{names[0]} in some programs, not known in others" if count[INCONCLUSIVE] else names[0]
 
 
-def _alone(tables: Tables) -> Judged:
+def _alone(tables: Tables) -> Verdict:
     """The projection without a recurrence: one product against T, forward."""
     gaps = tables.gaps[usable(tables.gaps)]
     gaps = gaps[(gaps.recurrence == "given") & (gaps.contender == "per_step") & (gaps["pass"] == "forward")]
     return _by_verdicts(gaps, f"per_step/{BATCHED} with the hidden states given, forward")
 
 
-CLAIMS: list[tuple[str, str, Callable[[Tables], Judged]]] = [
+CLAIMS: list[tuple[str, str, Callable[[Tables], Verdict]]] = [
     ("C1", "the book: one layer for all steps is significantly faster than projecting inside the loop", _speed),
     ("C2", "the book: because there is one layer instead of one per step", _products),
     ("C3", "the reader: both need exactly the same operations", _operations),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.gaps import ENGINE, SEAT, usable
+from harness.analysis.gaps import CONFIG, ENGINE, usable
 from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import sweeps
@@ -41,8 +41,8 @@ def _costs(tables: Tables) -> str:
     """A row for each place of the study's own workloads: what each form adds to none, and how far from the floor."""
     frame = tables.costs[tables.costs.workload.isin([w.name for w in tables.study.workloads])]
     rows = []
-    for values, part in frame.groupby(["workload", "pass", *SEAT, "recurrence"], sort=True):
-        place = dict(zip(["workload", "pass", *SEAT, "recurrence"], values, strict=True))
+    for values, part in frame.groupby(["workload", "pass", *CONFIG, "recurrence"], sort=True):
+        place = dict(zip(["workload", "pass", *CONFIG, "recurrence"], values, strict=True))
         by = {row["contender"]: row for row in part.to_dict("records")}
         added = [_added(by[form]) if form in by else "–" for form in FORMS]
         each = _signed(by["in_loop"]["product_s"]) if "in_loop" in by else "–"
@@ -140,7 +140,7 @@ def _constants(tables: Tables) -> str:
     """What the forecasts were made from, one row a seat and pass."""
     rows = []
     for record in tables.forecasts:
-        place = {name: record[name] for name in (*SEAT, "recurrence")}
+        place = {name: record[name] for name in (*CONFIG, "recurrence")}
         for costs in record["costs"]:
             names = ("call_s", "step_s", "in_loop_s", "product_s", "after_s")
             rows.append([f"{seat_name(place)}, {costs['pass']}", *(_signed(costs[name]) for name in names)])

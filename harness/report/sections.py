@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.gaps import CONTENDERS, SEAT
+from harness.analysis.gaps import CONFIG, CONTENDERS
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import UNKNOWN, half_width
 from harness.analysis.tables import Tables
@@ -84,7 +84,7 @@ def _rows(
     contenders: list[str],
 ) -> list[list[str]]:
     """A row for each place of one workload and pass, in the order of `_names`."""
-    key = [*SEAT, "recurrence"]
+    key = [*CONFIG, "recurrence"]
     absolute = times.groupby([*key, "projection"], sort=True).median_s.median().to_dict()
     places: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in gaps.to_dict("records"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.analysis.tables import Tables
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine.folders import naming
 from harness.report import body, comparison, figures, make, rendered, tables, uncollected, words, written
 from harness.report.markdown import sizes, table
@@ -34,11 +34,11 @@ Runs = dict[str, Measured]  # by their labels, in the labels' order
 def write(folders: list[Path], out: Path | None) -> Path:
     """Write report.md of several runs into `out`, and each one's figures and tables into a folder of its label there.
 
-    Returns the report's path. Raises Refused on records that can not be read, on a folder given twice, and on an
+    Returns the report's path. Raises UsageError on records that can not be read, on a folder given twice, and on an
     `out` that can not be had: nothing is changed in `folders`.
     """
     if out is None:
-        raise Refused("a report of several runs needs a folder of its own: give --out")
+        raise UsageError("a report of several runs needs a folder of its own: give --out")
     _check(folders, out)
     runs = labelled([Measured(folder, tables(folder)) for folder in folders])
     make([out, *(out / label for label in runs)])
@@ -58,14 +58,14 @@ def write(folders: list[Path], out: Path | None) -> Path:
 
 
 def _check(folders: list[Path], out: Path) -> None:
-    """Raises Refused on a folder given twice, and on an `out` that holds one of them or lies in one."""
+    """Raises UsageError on a folder given twice, and on an `out` that holds one of them or lies in one."""
     place, seen = _real(out), set[Path]()
     for folder in folders:
         mine = _real(folder)
         if mine in seen:
-            raise Refused(f"{folder} is given twice")
+            raise UsageError(f"{folder} is given twice")
         if place.is_relative_to(mine) or mine.is_relative_to(place):
-            raise Refused(f"--out {out} must lie apart from the runs, and not hold {folder} or lie in it")
+            raise UsageError(f"--out {out} must lie apart from the runs, and not hold {folder} or lie in it")
         seen.add(mine)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from harness.analysis import trajectories
 from harness.analysis.stats import EQUIVALENT, FASTER, LONGER, SHORTER, SLOWER, UNKNOWN, Gap
 from harness.analysis.trajectories import EVERY, LAST, NOTEBOOK, RANGE, TRAINING, WHOLE, Compared, Line, distance, final
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.store import Record, read
 from harness.report import appendix, curves, rendered, written
@@ -27,11 +27,11 @@ WORDS = {True: "yes", False: "**no**", None: "–"}
 def write(folder: Path, out: Path | None = None) -> Path:
     """Write train.md and its figure from the records in `folder`, into `out` (by default `folder`).
 
-    Returns the report's path. Raises Refused on records that can not be read.
+    Returns the report's path. Raises UsageError on records that can not be read.
     """
     records = read(folder, TRAINING)
     if not records:
-        raise Refused(f"{folder / TRAINING.file} is empty")
+        raise UsageError(f"{folder / TRAINING.file} is empty")
     out = out or folder
     folders.make(out)
     lines, oracle = trajectories.lines(records), _oracle(records)

@@ -6,7 +6,7 @@ from collections import Counter
 import pandas as pd
 
 from harness.analysis import sample_size
-from harness.analysis.gaps import ARM, ENGINE, SEAT, arm_of, usable
+from harness.analysis.gaps import ARM, CONFIG, ENGINE, arm_of, usable
 from harness.analysis.sample_quality import FEWEST
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import (
@@ -239,7 +239,7 @@ def correct(tables: Tables) -> str:
     frame = tables.identity
     if frame.empty:
         return "No output was verified."
-    cells = [*SEAT, "workload", "pass", *ARM]
+    cells = [*CONFIG, "workload", "pass", *ARM]
     good = frame[frame.status == "ok"]
     every, wrong = len(frame[cells].drop_duplicates()), len(frame[frame.status != "ok"][cells].drop_duplicates())
     over = (good.rel_error / good.bound)[good.precision != "fp64"].max()
@@ -312,7 +312,7 @@ def more(tables: Tables) -> str:
     there = {key[-1] for key in spent}  # older records have blocks of all arms, whose part has no name
     named = [part_of(r, c) for r, c in zip(left.recurrence, left.contender, strict=True)]
     left = left.assign(part=[part if part in there else "" for part in named])
-    blocks = left.groupby([*SEAT, "workload", "pass", "part"]).agg({"needs": "max", "rounds": "median"})
+    blocks = left.groupby([*CONFIG, "workload", "pass", "part"]).agg({"needs": "max", "rounds": "median"})
     if not set(blocks.index) <= set(spent):
         return f"{start}; {processes}."
     total_s = sum(
@@ -340,7 +340,7 @@ def _throttled(block: Row, what: str) -> str:
 def problems(tables: Tables) -> list[str]:
     """What went wrong in measured and verified cells, one line each, the reason with it."""
     bad = tables.times[tables.times.status.isin(BAD)]
-    rows = bad.drop_duplicates([*SEAT, "workload", "pass", *ARM, "status"]).to_dict("records")
+    rows = bad.drop_duplicates([*CONFIG, "workload", "pass", *ARM, "status"]).to_dict("records")
     lines = [
         f"{row['status']}: {seat_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: {row['reason']}"
         for row in rows

@@ -12,12 +12,12 @@ from typing import Any
 
 from harness.machine import allocator, environment, gpu
 from harness.records.store import Record, digest
-from harness.run.launch import Answer, Lost, Worker
-from harness.study.matrix import Framework, Job, Todo
+from harness.run.launch import Answer, Worker, WorkerDied
+from harness.study.matrix import BlockSpec, Framework, Job
 from harness.study.parts import is_question
 from harness.study.study import Study
-from harness.verify.output_check import Judge
-from harness.worker.timing import Timed
+from harness.verify.output_check import OutputCheck
+from harness.worker.timing import ArmTiming
 from impls.interface import Arm
 
 Stage = Callable[[str], None]
@@ -26,7 +26,7 @@ PROOFS = 3  # workers that may fail to prove their threads before a job is refus
 
 
 @dataclass(frozen=True)
-class Bench:
+class RunContext:
     """What every job of a run needs.
 
     `weights` holds the workloads' weights and inputs, `cache` the frameworks' compilation caches;
@@ -38,9 +38,9 @@ class Bench:
     frameworks: dict[str, Framework]
     weights: Path
     cache: Path
-    judge: Judge
+    judge: OutputCheck
     basis: dict[str, Any]
-    keep: Callable[[Job, Todo, Path], None] | None = None
+    keep: Callable[[Job, BlockSpec, Path], None] | None = None
     texts: Path | None = None
     worker: Callable[..., Worker] = Worker
     clock: Callable[[], float] = time.monotonic
@@ -48,20 +48,20 @@ class Bench:
 
 
 @dataclass
-class Pending:
+class PendingBlock:
     """A block yet to be done, and the arms that a worker was lost at."""
 
-    todo: Todo
+    todo: BlockSpec
     lost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> Iterator[Record]:
+def work(bench: RunContext, job: Job, left_s: Callable[[], float], stage: Stage) -> Iterator[Record]:
     """The records of a job's blocks. A block that is not begun while `left_s` > 0 has none.
 
     When a worker is lost at an arm, the arm is recorded and its block tried again without it in a
     new worker; when it is lost anywhere else, the block is recorded as it ended.
     """
-    pending = [Pending(todo) for todo in job.blocks]
+    pending = [PendingBlock(todo) for todo in job.blocks]
     tries = PROOFS
     while pending and left_s() > 0:
         opened = False
@@ -80,7 +80,7 @@ def work(bench: Bench, job: Job, left_s: Callable[[], float], stage: Stage) -> I
                     block = partial(_block, bench, job, pending[0], worker, proof, left_s, stage)
                     yield from _tries(block)
                     pending.pop(0)
-        except Lost as lost:
+        except WorkerDied as lost:
             if not opened:
                 yield from (_ended(bench, job, p, lost.status, str(lost)) for p in pending)
                 return
@@ -101,17 +101,17 @@ def _tries(block: Callable[[], Record]) -> Iterator[Record]:
     yield block() | {"redone": True}
 
 
-def _after_loss(bench: Bench, job: Job, pending: list[Pending], lost: Lost) -> Iterator[Record]:
+def _after_loss(bench: RunContext, job: Job, pending: list[PendingBlock], lost: WorkerDied) -> Iterator[Record]:
     block = pending[0]
     left = tuple(arm for arm in block.todo.arms if arm.name != lost.arm)
     if len(left) == len(block.todo.arms) or not left:
         yield _ended(bench, job, pending.pop(0), lost.status, str(lost))
         return
-    ended = asdict(Timed(lost.status, str(lost)))
-    pending[0] = Pending(replace(block.todo, arms=left), {**block.lost, lost.arm: ended})
+    ended = asdict(ArmTiming(lost.status, str(lost)))
+    pending[0] = PendingBlock(replace(block.todo, arms=left), {**block.lost, lost.arm: ended})
 
 
-def worker_of(bench: Bench, job: Job) -> Worker:
+def worker_of(bench: RunContext, job: Job) -> Worker:
     """A job's worker, just started."""
     seat = job.seat
     framework = bench.frameworks[seat.framework]
@@ -128,12 +128,12 @@ def _rated(job: Job) -> bool:
     return job.replicate == 0 and any(todo.timed for todo in job.blocks)
 
 
-def _cache(bench: Bench, job: Job) -> Path:
+def _cache(bench: RunContext, job: Job) -> Path:
     seat = job.seat
     return bench.cache / f"{seat.framework}-{seat.device}-{seat.threads}-{seat.execution}-{seat.precision}"
 
 
-def open_(bench: Bench, job: Job, worker: Worker, rate: bool = False) -> Answer:
+def open_(bench: RunContext, job: Job, worker: Worker, rate: bool = False) -> Answer:
     """Have a worker open its framework, prove its threads, if anything of the job is timed, and measure its rates."""
     seat = job.seat
     settings = {
@@ -148,9 +148,9 @@ def open_(bench: Bench, job: Job, worker: Worker, rate: bool = False) -> Answer:
 
 
 def _block(
-    bench: Bench,
+    bench: RunContext,
     job: Job,
-    pending: Pending,
+    pending: PendingBlock,
     worker: Worker,
     proof: Answer,
     left_s: Callable[[], float],
@@ -196,7 +196,7 @@ def _on_gpu(before: gpu.State, after: gpu.State | None) -> Record:
     return {"gpu": {"before": before, "after": after}, "throttled": gpu.throttled(before, after)} if after else {}
 
 
-def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
+def _request(bench: RunContext, job: Job, todo: BlockSpec) -> dict[str, Any]:
     """What a worker is asked for a block, but for what differs from try to try."""
     study = bench.study
     least, most = todo.rounds or study.rounds_min, todo.rounds or study.rounds
@@ -220,12 +220,12 @@ def _request(bench: Bench, job: Job, todo: Todo) -> dict[str, Any]:
     }
 
 
-def _central(todo: Todo) -> bool:
+def _central(todo: BlockSpec) -> bool:
     """Whether a block has a whole block's time."""
     return not todo.swept and (not todo.part or is_question(todo.part))
 
 
-def _counted(bench: Bench, job: Job, todo: Todo) -> tuple[Arm, ...]:
+def _counted(bench: RunContext, job: Job, todo: BlockSpec) -> tuple[Arm, ...]:
     """The arms of which is counted what they do in a call: once, where they are at home."""
     wanted = bench.texts or (todo.timed and job.replicate == 0 and not todo.swept)
     return todo.home if wanted else ()
@@ -242,8 +242,8 @@ def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any
     return arm | withheld | {"status": judged["status"], "reason": judged["reason"]}
 
 
-def _ended(bench: Bench, job: Job, pending: Pending, status: str, reason: str) -> Record:
-    arms = {arm.name: asdict(Timed(status, reason)) for arm in pending.todo.arms} | pending.lost
+def _ended(bench: RunContext, job: Job, pending: PendingBlock, status: str, reason: str) -> Record:
+    arms = {arm.name: asdict(ArmTiming(status, reason)) for arm in pending.todo.arms} | pending.lost
     heading = _heading(bench, job, pending.todo)
     return heading | {
         "status": status,
@@ -255,7 +255,7 @@ def _ended(bench: Bench, job: Job, pending: Pending, status: str, reason: str) -
     }
 
 
-def _heading(bench: Bench, job: Job, todo: Todo) -> Record:
+def _heading(bench: RunContext, job: Job, todo: BlockSpec) -> Record:
     """What identifies a block, and the circumstances it began in."""
     seat = asdict(job.seat)
     what = seat | {
@@ -271,7 +271,7 @@ def _heading(bench: Bench, job: Job, todo: Todo) -> Record:
     return {"key": key, "kind": "block" if todo.timed else "check"} | what | begun | {"seed": seed}
 
 
-def block_key(basis: dict[str, Any], job: Job, todo: Todo) -> str:
+def block_key(basis: dict[str, Any], job: Job, todo: BlockSpec) -> str:
     """Hash of a block's job, the code, the framework's versions and the hardware."""
     what = [asdict(job.seat), job.replicate, todo.workload.model_dump(), todo.pass_, todo.steps, todo.timed, todo.part]
     return digest([basis, what])

@@ -28,7 +28,7 @@ Answer = dict[str, Any]
 LIVE: set["Worker"] = set()
 
 
-class Lost(Exception):  # noqa: N818  a worker is lost, which is a record and no error of ours
+class WorkerDied(Exception):  # noqa: N818  a worker is lost, which is a record and no error of ours
     """A worker ended or fell silent. `status` is failed or timeout, `arm` what it was at."""
 
     def __init__(self, status: str, reason: str, arm: str) -> None:
@@ -70,7 +70,7 @@ class Worker:
         self.end()
 
     def ask(self, request: dict[str, Any], stage: Callable[[Answer], None] | None = None) -> Answer:
-        """Send a request and return its answer. Raises Lost when the worker ends or falls silent."""
+        """Send a request and return its answer. Raises WorkerDied when the worker ends or falls silent."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -98,14 +98,14 @@ class Worker:
             self.answers = -1
 
     def kill(self) -> None:
-        """Kill the process group; whoever waits for an answer then raises Lost."""
+        """Kill the process group; whoever waits for an answer then raises WorkerDied."""
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and so has all it started
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def _next(self) -> Answer:
         while b"\n" not in self.buffer:
             if not select.select([self.answers], [], [], self.timeout_s)[0]:
-                raise Lost("timeout", f"nothing was heard for {self.timeout_s:g} s", self.arm)
+                raise WorkerDied("timeout", f"nothing was heard for {self.timeout_s:g} s", self.arm)
             chunk = os.read(self.answers, 1 << 16)
             if not chunk:
                 raise self._lost()
@@ -113,13 +113,13 @@ class Worker:
         line, _, self.buffer = self.buffer.partition(b"\n")
         return json.loads(line)
 
-    def _lost(self) -> Lost:
+    def _lost(self) -> WorkerDied:
         code = self.process.wait()
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, self.log.tell() - TAIL))
         tail = self.log.read().decode(errors="replace").strip()
-        return Lost("failed", f"the worker {how}; its last words: {tail or 'none'}", self.arm)
+        return WorkerDied("failed", f"the worker {how}; its last words: {tail or 'none'}", self.arm)
 
 
 def end_all() -> None:

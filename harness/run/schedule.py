@@ -16,12 +16,12 @@ from harness.run import jobs
 from harness.run.launch import end_all
 from harness.run.progress import Report
 from harness.study import matrix
-from harness.study.matrix import Job, Need, Needs, Plan, Rank, Seat, Todo
+from harness.study.matrix import BlockSpec, Configuration, Job, Plan, Rank, SampleSize, SampleSizes
 from harness.study.parts import BATCHED
 from harness.study.study import CALIBRATING, HEADLINE_PROCESSES
 from impls.interface import Arm
 
-SEAT = tuple(entry.name for entry in fields(Seat))
+CONFIG = tuple(entry.name for entry in fields(Configuration))
 CHECK_SHARE = 0.1  # of the budget, at most, for the fp64 verification
 COLD_SHARE = 0.5  # of what is left, at most, for a first replicate, which compiles
 LEAST_S = 20.0  # of a first replicate's time for each job, for less of which it would hardly start
@@ -29,17 +29,17 @@ Clock = Callable[[], float]
 
 
 @dataclass
-class Course:
+class Schedule:
     """A run on its way. `done` are the records there are already; `spent_s` is told when it began."""
 
-    bench: jobs.Bench
+    bench: jobs.RunContext
     planned: Plan
     done: list[Record]
     spent_s: Clock
     report: Report
     verified: list[Record] = field(default_factory=list)  # of a verification beside the run
     reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
-    told: set[Seat] = field(default_factory=set)  # seats that something was forecast for
+    told: set[Configuration] = field(default_factory=set)  # seats that something was forecast for
 
     def __post_init__(self) -> None:
         self.study = self.bench.study
@@ -50,7 +50,7 @@ class Course:
         cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
         self.reached |= {cell for record in cold for cell in _reached(record)}
         told = (r for r in self.done if r["kind"] == "forecast" and r["status"] == "ok")
-        self.told |= {Seat(*(record[name] for name in SEAT)) for record in told}
+        self.told |= {Configuration(*(record[name] for name in CONFIG)) for record in told}
 
     def records(self) -> Iterator[Record]:
         """Records of everything planned and not yet done, as it is done.
@@ -132,14 +132,14 @@ class Course:
         cells = (cell for cell in self.planned.cells if (cell.workload.name, cell.pass_) not in measured)
         yield forecast.record(job.seat, blocks, cells, self.study)
 
-    def _calibrated(self, seat: Seat) -> list[Record]:
+    def _calibrated(self, seat: Configuration) -> list[Record]:
         """The first process's blocks that forecasts for a seat are made from, when all are there; the last of each."""
         points = [point.name for point in self.study.swept[:CALIBRATING]]
         first = [record for record in self._blocks(seat) if record["replicate"] == 0]
         blocks = {(r["workload"]["name"], r["pass"]): r for r in first if r["workload"]["name"] in points}
         return list(blocks.values()) if len(blocks) == len(points) * len(self.study.passes) else []
 
-    def _blocks(self, seat: Seat) -> list[Record]:
+    def _blocks(self, seat: Configuration) -> list[Record]:
         """What was measured in a seat so far."""
         return [record for record in self.found if record["kind"] == "block" and _same(record, seat)]
 
@@ -161,13 +161,13 @@ class Course:
         left = (todo for todo in job.blocks if keys[todo] not in self.complete and not self._verified(job, todo))
         return replace(job, blocks=tuple(left))
 
-    def _verified(self, job: Job, todo: Todo) -> bool:
+    def _verified(self, job: Job, todo: BlockSpec) -> bool:
         """Whether a verification beside the run has, at full size, all that an untimed block would verify."""
         what = asdict(job.seat) | {"workload": todo.workload.model_dump(), "pass": todo.pass_}
         programs = ((*gates.program(what, arm.name), todo.workload.name) for arm in todo.arms)
         return not todo.timed and all(program in self.gates.whole for program in programs)
 
-    def _needs(self) -> Generator[Record, None, Needs]:
+    def _needs(self) -> Generator[Record, None, SampleSizes]:
         """What the pilot asks for: recorded before any of it is measured, and read again by a resumed run."""
         plans = [record for record in self.done if record["kind"] == "plan"]
         if not plans:
@@ -181,9 +181,12 @@ class Course:
             plans = [{"key": digest(what), **what}]
             yield plans[0]
         return {
-            (Seat(*(row[name] for name in SEAT)), row["workload"], row["pass"], row["part"]): Need(
-                row["processes"], row["rounds"]
-            )
+            (
+                Configuration(*(row[name] for name in CONFIG)),
+                row["workload"],
+                row["pass"],
+                row["part"],
+            ): SampleSize(row["processes"], row["rounds"])
             for row in plans[0]["needs"]
         }
 
@@ -219,12 +222,12 @@ def _complete(record: Record) -> bool:
 
 def _reached(record: Record) -> set[Any]:
     """The cells of a block that were measured."""
-    seat = tuple(record[name] for name in SEAT)
+    seat = tuple(record[name] for name in CONFIG)
     ok = (name for name, arm in record["arms"].items() if arm["status"] == "ok")
     return {(seat, record["workload"]["name"], record["pass"], name) for name in ok}
 
 
-def _same(record: Record, seat: Seat) -> bool:
+def _same(record: Record, seat: Configuration) -> bool:
     return all(record[name] == value for name, value in asdict(seat).items())
 
 
@@ -246,7 +249,7 @@ def _has_baseline(arms: tuple[Arm, ...]) -> bool:
     return any(arm.projection == BATCHED for arm in arms)
 
 
-def together(bench: jobs.Bench, made: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
+def together(bench: jobs.RunContext, made: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
     """Untimed jobs, as many at once as there are cores; every block's record as soon as it is done."""
     stopping, done = threading.Event(), SimpleQueue[Record | Future[None]]()
 

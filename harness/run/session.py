@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import impls
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import allocator, environment, folders
 from harness.records import gates
 from harness.records.store import (
@@ -28,14 +28,14 @@ from harness.records.store import (
     verification,
 )
 from harness.run import jobs
-from harness.run.launch import Lost, Worker
+from harness.run.launch import Worker, WorkerDied
 from harness.run.progress import Report
-from harness.run.schedule import Clock, Course
+from harness.run.schedule import Clock, Schedule
 from harness.study import matrix, weights
 from harness.study.data import NONE_IN_TRAINING, cast
 from harness.study.matrix import CACHE, Framework, Plan
 from harness.study.study import Study, Workload
-from harness.verify.output_check import Judge, form_of
+from harness.verify.output_check import OutputCheck, form_of
 from harness.verify.tolerance import METHOD, memory_bytes, overflow, program_data
 from impls.interface import IMPOSSIBLE, Data
 
@@ -60,7 +60,7 @@ def _facts(name: str, study: Study, threads: list[int]) -> Framework:
     with Worker(name, {}, study.timeout_s) as worker:
         try:
             answer = worker.ask(request)
-        except Lost as lost:
+        except WorkerDied as lost:
             if lost.status == "timeout":
                 why = f"it did not answer within the timeout of {study.timeout_s:g} s (see --timeout)"
                 return Framework(name, missing=why)
@@ -78,33 +78,33 @@ def _shortened(reason: str) -> str:
 
 @contextmanager
 def opened(folder: Path, resume: bool, file: str = FILE) -> Iterator[None]:
-    """A run's folder: new or empty, or with `resume` one that holds records, in `file`. Raises Refused."""
+    """A run's folder: new or empty, or with `resume` one that holds records, in `file`. Raises UsageError."""
     check(folder, resume, file)
     with ExitStack() as lock:
         folders.make(folder)
         try:
             lock.enter_context(held(folder))
         except OSError as error:
-            raise Refused(f"{folder} cannot be written into: {error.strerror}") from None
+            raise UsageError(f"{folder} cannot be written into: {error.strerror}") from None
         yield
 
 
 def check(folder: Path, resume: bool, file: str = FILE) -> None:
-    """See, before any work, whether a run's folder can be had; nothing is made. Raises Refused."""
+    """See, before any work, whether a run's folder can be had; nothing is made. Raises UsageError."""
     folders.check(folder)
     there = {path.name for path in folder.iterdir()} - VERIFIED if folder.exists() else set()
     records = there & {file, f"{file}.gz"}
     if resume and not records and not (there and there <= BEGUN):
-        raise Refused(f"{folder} holds no records to go on from")
+        raise UsageError(f"{folder} holds no records to go on from")
     if not resume and there:
         how = "or --resume to go on with it" if records or there <= BEGUN else "for it holds no run to go on with"
-        raise Refused(f"{folder} is not empty; give another --out, {how}")
+        raise UsageError(f"{folder} is not empty; give another --out, {how}")
     if file in there and not os.access(folder / file, os.R_OK | os.W_OK):
-        raise Refused(f"{folder / file} cannot be written into: it is another's")
+        raise UsageError(f"{folder / file} cannot be written into: it is another's")
 
 
 def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = time.monotonic) -> list[Record]:
-    """Measure a study into a folder; returns its records. Raises Refused before any work is done."""
+    """Measure a study into a folder; returns its records. Raises UsageError before any work is done."""
     began = clock()
     check(folder, resume)
     threads = matrix.thread_counts(study, environment.cores())
@@ -112,14 +112,14 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     frameworks = matrix.selected(study, probe(study, threads))
     planned = matrix.make(study, frameworks, threads)
     if not planned.cells:
-        raise Refused(f"nothing of this study can be measured here: {planned.absent[0][2]}")
+        raise UsageError(f"nothing of this study can be measured here: {planned.absent[0][2]}")
     files = prepare(study)
     heading = heading_of(study, frameworks, planned, files, command)
     verified, _ = gates.beside(heading, verification(folder))
     with folders.private() as private, filled(folder, resume, heading, files) as (store, done):
         bench = bench_of(study, frameworks, folder, private, heading["basis"])
         with Report(0) as report:
-            course = Course(bench, planned, done, lambda: clock() - began, report, verified)
+            course = Schedule(bench, planned, done, lambda: clock() - began, report, verified)
             for number, record in enumerate(course.records()):
                 if number == 0 and done and budgets(done)[-1] != study.budget_s:
                     store.append(_resumed(study, command))
@@ -144,7 +144,7 @@ def _resumed(study: Study, command: str) -> Record:
 def prepare(study: Study) -> weights.Files:
     """Every workload's and the sweep's weights and inputs, as files to be stored.
 
-    Raises Refused, before any work, also where no bound could be made of them: what overflows, or needs more memory.
+    Raises UsageError, before any work, also where no bound could be made of them: what overflows, or needs more memory.
     """
     made: weights.Files = {}
     for workload in [*study.workloads, *study.swept]:
@@ -160,31 +160,31 @@ def prepare(study: Study) -> weights.Files:
 
 
 def _refuse_large(workload: Workload, study: Study) -> None:
-    """Raise Refused where the oracle would take more memory than is free."""
+    """Raise UsageError where the oracle would take more memory than is free."""
     needed = max(memory_bytes(workload, pass_) for pass_ in study.passes)
     if needed > (free := environment.free_bytes()):
         sizes = f"about {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free"
-        raise Refused(f"workload {workload.name} cannot be verified here: the oracle needs {sizes}")
+        raise UsageError(f"workload {workload.name} cannot be verified here: the oracle needs {sizes}")
 
 
 def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:
-    """Raise Refused when a program of the study overflows: a bound that is not finite verifies nothing."""
+    """Raise UsageError when a program of the study overflows: a bound that is not finite verifies nothing."""
     pass_ = "train" if "train" in study.passes else "forward"
     forms = sorted({form_of(arm.name) for arm in study.arms if arm.name not in IMPOSSIBLE})
     for precision, form, moment in itertools.product(study.precisions, forms, ("after", "before")):
         put = cast(program_data(data, precision, form, moment), "float64")
         if why := overflow(put, workload.cell, pass_, form, precision):
             where = " on the probe's inputs" if moment == "before" else ""
-            raise Refused(f"workload {workload.name} cannot be verified{where}: {why}")
+            raise UsageError(f"workload {workload.name} cannot be verified{where}: {why}")
 
 
 def bench_of(
     study: Study, frameworks: list[Framework], folder: Path, private: Path, basis: dict[str, Any]
-) -> jobs.Bench:
+) -> jobs.RunContext:
     """What a run's jobs need: in its folder what is kept, in the private one what ends with the run."""
     known = {framework.name: framework for framework in frameworks}
-    judge = Judge(folder / "weights")
-    return jobs.Bench(study, known, folder / "weights", private / "cache", judge, basis)
+    judge = OutputCheck(folder / "weights")
+    return jobs.RunContext(study, known, folder / "weights", private / "cache", judge, basis)
 
 
 def begun(
@@ -215,12 +215,12 @@ def begun(
 def filled(
     folder: Path, resume: bool, heading: Record, files: weights.Files, format_: Format = RUN
 ) -> Iterator[tuple[Store, list[Record]]]:
-    """A run's folder while it is measured into: the store, and the records there are already. Raises Refused."""
+    """A run's folder while it is measured into: the store, and the records there are already. Raises UsageError."""
     with opened(folder, resume, format_.file):
         store = Store(folder, format_)
         done = store.recover() if store.path.exists() else read(folder, format_) if store.packed.exists() else []
         if done and (why := _foreign(done[0], heading, format_.same)) is not None:
-            raise Refused(f"{folder} can not be resumed: {why}")
+            raise UsageError(f"{folder} can not be resumed: {why}")
         if not store.path.exists() and done:
             done = store.unpack()
         weights.store(folder / "weights", files)

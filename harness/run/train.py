@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.trajectories import TRAINING, Absent, off
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine import environment, folders
 from harness.records.store import Record, digest, latest
 from harness.run import jobs, session
-from harness.run.jobs import PROOFS, Bench
-from harness.run.launch import Answer, Lost
+from harness.run.jobs import PROOFS, RunContext
+from harness.run.launch import Answer, WorkerDied
 from harness.run.progress import Report
 from harness.study import matrix, weights
-from harness.study.matrix import Cell, Framework, Job, Seat, Todo
+from harness.study.matrix import BlockSpec, Cell, Configuration, Framework, Job
 from harness.study.parts import BATCHED
 from harness.study.study import NAMED, Study
 from harness.worker.training import FORMS, Trajectory
@@ -33,10 +33,10 @@ Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """A training on its way: what its processes need, the first replicate's jobs, and what there is already."""
 
-    bench: Bench
+    bench: RunContext
     first: list[Job]
     done: list[Record]
 
@@ -63,13 +63,13 @@ class Course:
 
 
 def train(study: Study, steps: int, folder: Path, resume: bool, command: str) -> list[Record]:
-    """Train into a folder; returns its records. Raises Refused before any work is done."""
+    """Train into a folder; returns its records. Raises UsageError before any work is done."""
     session.check(folder, resume, TRAINING.file)
     threads = matrix.thread_counts(study, environment.cores())
     frameworks = matrix.selected(study, session.probe(study, threads))
     first, absent = seats(study, frameworks, threads[0])
     if not first:
-        raise Refused(f"nothing can be trained here: {absent[0].reason}")
+        raise UsageError(f"nothing can be trained here: {absent[0].reason}")
     files = weights.training_files(BOOK, steps, study.seed)
     own = {"steps": steps, "seats": [_row(job) for job in first], "absent": [one.model_dump() for one in absent]}
     heading = session.begun("training", study, frameworks, files, command, own)
@@ -77,7 +77,7 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
         basis = heading["basis"] | {"training": heading["weights"]}
         bench = session.bench_of(study, frameworks, folder, private, basis)
         with Report(0, "processes") as report:
-            for record in Course(bench, first, done).records(report):
+            for record in Schedule(bench, first, done).records(report):
                 store.append(record)
     return store.recover()
 
@@ -92,7 +92,7 @@ def seats(study: Study, frameworks: list[Framework], threads: int) -> tuple[list
         for name, execution in framework.executions.items():
             if study.executions and name not in study.executions:
                 continue
-            seat = Seat(framework.name, "cpu", threads, name, "fp32")
+            seat = Configuration(framework.name, "cpu", threads, name, "fp32")
             arms = tuple(Arm(execution["loop"], form) for form in ("in_loop", BATCHED))
             cells = [Cell(seat, BOOK, "train", arm) for arm in arms]
             reasons = [execution["missing"], *(matrix.without(execution, cell) for cell in cells)]
@@ -101,31 +101,31 @@ def seats(study: Study, frameworks: list[Framework], threads: int) -> tuple[list
             if reason := next(filter(None, reasons), None):
                 absent.append(Absent(framework=framework.name, execution=name, reason=reason))
             else:
-                made.append(Job(seat, 0, (Todo(BOOK, "train", arms, BOOK.T, timed=True),)))
+                made.append(Job(seat, 0, (BlockSpec(BOOK, "train", arms, BOOK.T, timed=True),)))
     return made, absent
 
 
-def oracle_of(bench: Bench, framework: str, stage: Stage) -> Record:
+def oracle_of(bench: RunContext, framework: str, stage: Stage) -> Record:
     """The oracle's trajectories, and bounds of the first losses.
 
     NumPy's alone, but made by a worker, whose environment keeps BLAS to one thread: more make products this small slow.
-    Raises Refused when the worker is lost.
+    Raises UsageError when the worker is lost.
     """
     request = {"do": "oracle", "workload": BOOK.model_dump(), "weights": str(bench.weights)}
     with bench.worker(framework, ONE_THREAD, bench.study.timeout_s) as worker:
         try:
             found = worker.ask(request, lambda said: stage(f"the oracle: {said['what']}"))["found"]
-        except Lost as lost:
-            raise Refused(f"the oracle's trajectory could not be made: {lost}") from None
+        except WorkerDied as lost:
+            raise UsageError(f"the oracle's trajectory could not be made: {lost}") from None
     return {"key": digest("oracle"), "kind": "oracle", "status": "ok", "reason": "", **found}
 
 
-def process(bench: Bench, job: Job, oracle: Record, stage: Stage) -> Record:
+def process(bench: RunContext, job: Job, oracle: Record, stage: Stage) -> Record:
     """Have one process train its seat's forms, judge what it gave, and return its record."""
     begun = _begun(bench, job)
     try:
         answer, proof = _answer(bench, job, begun["seed"], stage)
-    except Lost as lost:
+    except WorkerDied as lost:
         answer, proof = (
             {"forms": {form: asdict(Trajectory(lost.status, str(lost))) for form in FORMS}, "seconds": None},
             {},
@@ -143,8 +143,8 @@ def process(bench: Bench, job: Job, oracle: Record, stage: Stage) -> Record:
     return begun | end
 
 
-def _answer(bench: Bench, job: Job, seed: int, stage: Stage) -> tuple[Answer, Answer]:
-    """What a worker answers, and its proof of threads, for which it has several tries. Raises Lost."""
+def _answer(bench: RunContext, job: Job, seed: int, stage: Stage) -> tuple[Answer, Answer]:
+    """What a worker answers, and its proof of threads, for which it has several tries. Raises WorkerDied."""
     request = {
         "do": "train",
         "workload": BOOK.model_dump(),
@@ -176,7 +176,7 @@ def _judged(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[str, An
     return form
 
 
-def _begun(bench: Bench, job: Job) -> Record:
+def _begun(bench: RunContext, job: Job) -> Record:
     """What identifies a process, and the circumstances it began in."""
     key = _key(bench, job)
     begun = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
@@ -184,7 +184,7 @@ def _begun(bench: Bench, job: Job) -> Record:
     return {"key": key, "kind": "process", **_row(job), "replicate": job.replicate, "seed": seed} | begun
 
 
-def _key(bench: Bench, job: Job) -> str:
+def _key(bench: RunContext, job: Job) -> str:
     return jobs.block_key(bench.basis, job, job.blocks[0])
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.study.parts import BATCHED, is_question, part_of, parts
 from harness.study.study import CALIBRATING, SWEPT, Study, Workload, nearest
 from impls.interface import IMPOSSIBLE, NO_TF32, Arm
@@ -43,7 +43,7 @@ CACHE = "<cache>"
 
 
 @dataclass(frozen=True)
-class Seat:
+class Configuration:
     """Where a worker sits: what is fixed for the life of a process, but for the replicate."""
 
     framework: str
@@ -55,7 +55,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class Cell:
-    seat: Seat
+    seat: Configuration
     workload: Workload
     pass_: str
     arm: Arm
@@ -92,10 +92,10 @@ class Plan:
 
     cells: list[Cell]
     absent: list[tuple[Cell, str, str]]
-    loops: dict[Seat, str] = field(default_factory=dict)
+    loops: dict[Configuration, str] = field(default_factory=dict)
     threads: int = 1
 
-    def rank(self, seat: Seat, todo: "Todo") -> Rank:
+    def rank(self, seat: Configuration, todo: "BlockSpec") -> Rank:
         """The rank of a seat's block."""
         if todo.swept or todo.part != self.loops.get(seat):
             return Rank.REST
@@ -103,7 +103,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Todo:
+class BlockSpec:
     """One block of a job. `steps` shortens the workload; `timed` is false for a verification.
 
     `part` says which of the workload's arms these are (harness.study.parts); nothing: all there are. `rounds` is their
@@ -133,46 +133,48 @@ class Todo:
 
 
 @dataclass(frozen=True)
-class Need:
+class SampleSize:
     """What the gaps of a block need: processes in all, and rounds in each."""
 
     processes: int
     rounds: int
 
 
-Needs = dict[tuple[Seat, str, str, str], Need]  # seat, workload's name, pass, part -> what the pilot said
+SampleSizes = dict[
+    tuple[Configuration, str, str, str], SampleSize
+]  # seat, workload's name, pass, part -> what the pilot said
 
 
 @dataclass(frozen=True)
 class Job:
     """One process: a seat, its replicate (the process number of the tables) and its blocks."""
 
-    seat: Seat
+    seat: Configuration
     replicate: int
-    blocks: tuple[Todo, ...]
+    blocks: tuple[BlockSpec, ...]
 
 
 def thread_counts(study: Study, cores: int) -> list[int]:
     """The study's thread counts, `all` being the cores there are, without repetition."""
     counts = [cores if threads == "all" else int(threads) for threads in study.threads]
     if above := [count for count in counts if count > cores]:
-        raise Refused(f"{above[0]} threads were asked for, but {cores} cores can be used")
+        raise UsageError(f"{above[0]} threads were asked for, but {cores} cores can be used")
     return list(dict.fromkeys(counts))
 
 
 def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
-    """The frameworks to study. Raises Refused when one asked for by name is missing or unknown."""
+    """The frameworks to study. Raises UsageError when one asked for by name is missing or unknown."""
     known = {framework.name: framework for framework in frameworks}
     for name in study.frameworks or ():
         try:
             found = known[nearest("framework", name, known)]
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise UsageError(str(error)) from None
         if found.missing:
-            raise Refused(f"framework {name} was asked for, but {advice(found)}")
+            raise UsageError(f"framework {name} was asked for, but {advice(found)}")
     chosen = [known[name] for name in study.frameworks] if study.frameworks else frameworks
     if all(framework.missing for framework in chosen):
-        raise Refused(f"no framework can be used: {'; '.join(f'{f.name}: {advice(f)}' for f in chosen)}")
+        raise UsageError(f"no framework can be used: {'; '.join(f'{f.name}: {advice(f)}' for f in chosen)}")
     _check_executions(study, chosen)
     return chosen
 
@@ -188,13 +190,13 @@ def _check_executions(study: Study, chosen: list[Framework]) -> None:
         try:
             execution = there[nearest("execution", name, there)]
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise UsageError(str(error)) from None
         if execution["missing"] and study.frameworks:
-            raise Refused(f"execution {name} was asked for, but {execution['missing']}")
+            raise UsageError(f"execution {name} was asked for, but {execution['missing']}")
     for device in study.devices or ():
         reasons = [framework.devices.get(device) for framework in chosen if not framework.missing]
         if all(reasons):
-            raise Refused(f"device {device} was asked for, but {'; '.join(str(reason) for reason in reasons)}")
+            raise UsageError(f"device {device} was asked for, but {'; '.join(str(reason) for reason in reasons)}")
 
 
 def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
@@ -216,7 +218,7 @@ def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[C
     devices = [d for d in framework.devices if not study.devices or d in study.devices]
     for device, execution, precision in itertools.product(devices, executions, study.precisions):
         for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's threads are no axis
-            seat = Seat(framework.name, device, count, execution, precision)
+            seat = Configuration(framework.name, device, count, execution, precision)
             for workload, pass_, arm in itertools.product(study.workloads, study.passes, study.arms):
                 yield Cell(seat, workload, pass_, arm)
             swept = study.swept if count == threads[0] or device != "cpu" else study.swept[:CALIBRATING]
@@ -272,7 +274,7 @@ def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | Non
 
 
 def jobs(
-    plan: Plan, study: Study, replicate: int, ranks: Iterable[Rank] = Rank, needs: Needs | None = None
+    plan: Plan, study: Study, replicate: int, ranks: Iterable[Rank] = Rank, needs: SampleSizes | None = None
 ) -> list[Job]:
     """A replicate's timed jobs of some ranks, seats in random order; with `needs`, only what needs so many processes.
 
@@ -295,23 +297,23 @@ def jobs(
     return made
 
 
-def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[Todo]:
+def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[BlockSpec]:
     """A seat's timed blocks: those that forecasts are made from, the question's, the others', the rest of the sweep."""
     points = {workload.name for workload in study.swept}
     made = [
-        Todo(workload, pass_, arms, workload.T, True, part, swept=workload.name in points)
+        BlockSpec(workload, pass_, arms, workload.T, True, part, swept=workload.name in points)
         for (workload, pass_), every in grouped.items()
         for part, arms in parts(every).items()
     ]
     return sorted(made, key=lambda todo: (not _calibrates(todo, study), todo.swept, not is_question(todo.part)))
 
 
-def _calibrates(todo: Todo, study: Study) -> bool:
+def _calibrates(todo: BlockSpec, study: Study) -> bool:
     """Whether a block is one that forecasts are made from."""
     return todo.workload in study.swept[:CALIBRATING]
 
 
-def _shuffled(seats: Iterable[Seat], study: Study, replicate: int) -> list[Seat]:
+def _shuffled(seats: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
     order = list(seats)
     random.Random(f"{study.seed}/{replicate}").shuffle(order)
     return order
@@ -331,11 +333,11 @@ def checks(plan: Plan, study: Study) -> list[Job]:
         arms: dict[Arm, None] = {}
         for each in blocks.values():
             arms.update(dict.fromkeys(each))
-        seat64 = Seat(seat.framework, seat.device, seat.threads, seat.execution, "fp64")
+        seat64 = Configuration(seat.framework, seat.device, seat.threads, seat.execution, "fp64")
         once = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
         chosen = {first: tuple(arms) if first is firsts[0] else tuple(once.values()) for first in firsts}
         todo = [
-            Todo(first, pass_, some, min(first.T, CHECK_STEPS), timed=False)
+            BlockSpec(first, pass_, some, min(first.T, CHECK_STEPS), timed=False)
             for first, some in chosen.items()
             for pass_ in study.passes
             if some
@@ -347,14 +349,14 @@ def checks(plan: Plan, study: Study) -> list[Job]:
 def verifications(plan: Plan) -> list[Job]:
     """Every cell of the plan at full size, without times."""
     return [
-        Job(seat, 0, tuple(Todo(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in blocks.items()))
+        Job(seat, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in blocks.items()))
         for seat, blocks in group(plan.cells).items()
     ]
 
 
-def group(cells: list[Cell]) -> dict[Seat, dict[tuple[Workload, str], list[Arm]]]:
-    """Seat -> (workload, pass) -> arms, in the order of the cells."""
-    grouped: dict[Seat, dict[tuple[Workload, str], list[Arm]]] = {}
+def group(cells: list[Cell]) -> dict[Configuration, dict[tuple[Workload, str], list[Arm]]]:
+    """Configuration -> (workload, pass) -> arms, in the order of the cells."""
+    grouped: dict[Configuration, dict[tuple[Workload, str], list[Arm]]] = {}
     for cell in cells:
         grouped.setdefault(cell.seat, {}).setdefault((cell.workload, cell.pass_), []).append(cell.arm)
     return grouped

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.machine.allocator import SETTINGS
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
@@ -327,25 +327,25 @@ def _spelled_out(sizes: dict[str, Any]) -> str:
 def load(path: Path | None, scale: str | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None) -> Study:
     """The study: the scale's defaults and the command's, overridden by the TOML file, overridden by flags.
 
-    Raises Refused with one sentence on an unreadable file, an unknown key, an impossible value, a text with nothing
+    Raises UsageError with one sentence on an unreadable file, an unknown key, an impossible value, a text with nothing
     in it, or a name that says other sizes.
     """
     written = _read(path) if path else {}
     label = written.pop("label", "default")
     scale = scale or label
     if not isinstance(label, str) or label not in SCALES or scale not in SCALES:
-        raise Refused(f"{path}: label must be one of {', '.join(SCALES)}")
+        raise UsageError(f"{path}: label must be one of {', '.join(SCALES)}")
     said = written | {key: value for key, value in flags.items() if value is not None}
     if blank := next((key for key, value in said.items() if _is_blank(value)), None):
-        raise Refused(f"{blank} is given with nothing in it: leave it out, or say which")
+        raise UsageError(f"{blank} is given with nothing in it: leave it out, or say which")
     usual = SCALES[scale] | ({"sweep": None} if any(name in said for name in NARROWED) else {})
     try:
         study = Study.model_validate({"label": scale} | usual | (defaults or {}) | said)
     except ValidationError as error:
-        raise Refused(sentence(error, path)) from None
+        raise UsageError(sentence(error, path)) from None
     for chosen in (*study.workloads, *([study.sweep] if study.sweep else [])):
         if why := _mislabelled(chosen):
-            raise Refused(f"{path}: {why}" if path else why)
+            raise UsageError(f"{path}: {why}" if path else why)
     return study
 
 
@@ -372,21 +372,21 @@ def _mislabelled(chosen: Workload) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a TOML file says; a byte order mark before it is passed over. Raises Refused."""
+    """What a TOML file says; a byte order mark before it is passed over. Raises UsageError."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise Refused(f"{path} is no study file: it has more than {LARGEST_FILE:,} bytes")
+            raise UsageError(f"{path} is no study file: it has more than {LARGEST_FILE:,} bytes")
         return tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
     except OSError as error:
-        raise Refused(f"{path} can not be read: {error.strerror}") from None
+        raise UsageError(f"{path} can not be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise Refused(f"{path} is not TOML, which is UTF-8 text: {error}") from None
+        raise UsageError(f"{path} is not TOML, which is UTF-8 text: {error}") from None
     except RecursionError:
-        raise Refused(f"{path} is not TOML that can be read: its values are nested too deeply") from None
+        raise UsageError(f"{path} is not TOML that can be read: its values are nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
-        raise Refused(f"{path} is not TOML: {error}") from None
+        raise UsageError(f"{path} is not TOML: {error}") from None
 
 
 def sentence(error: ValueError, path: Path | None = None) -> str:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as loaded
 from safetensors.numpy import save
 
-from harness.errors import Refused
+from harness.errors import UsageError
 from harness.study.study import NAMED, Workload
 from impls.interface import Data, Weights
 
@@ -83,26 +83,26 @@ def make_batches(workload: Workload, count: int, seed: int) -> Arrays:
 def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
     """Arrays of a file that must hold exactly `names` in the workload's shapes, float32 and finite.
 
-    Raises Refused with one sentence.
+    Raises UsageError with one sentence.
     """
     if path.exists() and not path.is_file():
-        raise Refused(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a safetensors file")
+        raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a safetensors file")
     with _opened(path) as file:
         held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
         if set(held) != set(names):
-            raise Refused(f"{path} {_unlike(set(held), names)}, but must hold {', '.join(names)}")
+            raise UsageError(f"{path} {_unlike(set(held), names)}, but must hold {', '.join(names)}")
         for name, kept in held.items():
             shape = workload.shapes[name]
             if kept.get_dtype() != "F32":
-                raise Refused(f"{path}: {name} is {_dtype(kept.get_dtype())}, but must be float32")
+                raise UsageError(f"{path}: {name} is {_dtype(kept.get_dtype())}, but must be float32")
             if tuple(kept.get_shape()) != shape:
-                raise Refused(
+                raise UsageError(
                     f"{path}: {name} has shape {tuple(kept.get_shape())}, but workload {workload.name} needs {shape}"
                 )
         arrays = {name: file.get_tensor(name) for name in names}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise Refused(f"{path}: {name} holds a number that is not finite")
+            raise UsageError(f"{path}: {name} holds a number that is not finite")
     return arrays
 
 
@@ -131,7 +131,7 @@ def load(folder: Path, workload: Workload) -> Data:
 def files(workload: Workload, seed: int, weights: str | None, inputs: str | None) -> Files:
     """A workload's weights and inputs, made or read, as the contents of the files they are stored in.
 
-    Raises Refused when one that was given can not be used.
+    Raises UsageError when one that was given can not be used.
     """
     w = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
     i = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
@@ -176,16 +176,16 @@ def _arrays(path: Path) -> Arrays:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises Refused where it, or what is read of it, is none that NumPy can hold."""
+    """A safetensors file. Raises UsageError where it, or what is read of it, is none that NumPy can hold."""
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
     except FileNotFoundError:
-        raise Refused(f"{path} can not be read: there is no such file") from None
+        raise UsageError(f"{path} can not be read: there is no such file") from None
     except OSError as error:
-        raise Refused(f"{path} can not be read: {error.strerror or error}") from None
+        raise UsageError(f"{path} can not be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise Refused(f"{path} is not a safetensors file that NumPy can hold: {error}") from None
+        raise UsageError(f"{path} is not a safetensors file that NumPy can hold: {error}") from None
 
 
 def _glorot(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -64,7 +64,7 @@ class Excess(NamedTuple):
 NOTHING_HOLDS = Excess(float("inf"), float("inf"))
 
 
-class Judge:
+class OutputCheck:
     """Checks outputs of a study's workloads, whose weights and inputs lie under `folder`.
 
     `bound`: the precision whose bounds all outputs are held to, whatever they were computed in; None: their own.

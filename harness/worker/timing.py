@@ -69,7 +69,7 @@ Keep = Callable[[str, str, Outputs], None]  # is given an arm's name, a moment (
 
 
 @dataclass
-class Timed:
+class ArmTiming:
     """One arm in one block. Times in nanoseconds; a sample is the time of `calls` calls, `faults` the minor page
     faults of its process meanwhile.
     """
@@ -84,7 +84,7 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PreparedArm:
     """A prepared arm that was called once: what is called, and with what. Its outputs are nobody's."""
 
     program: Program
@@ -97,7 +97,7 @@ class Entry:
 class Result:
     """What a block gave, but for outputs. `texts`: arm -> file name -> its program's text."""
 
-    arms: dict[str, Timed]
+    arms: dict[str, ArmTiming]
     timer_ns: float
     texts: dict[str, dict[str, str]]
 
@@ -141,22 +141,22 @@ class _Running:
     meters: Meters
     keep: Keep
     stage: Callable[[str, str], None]
-    arms: dict[str, Timed] = field(default_factory=dict)
-    entries: dict[str, Entry] = field(default_factory=dict)
+    arms: dict[str, ArmTiming] = field(default_factory=dict)
+    entries: dict[str, PreparedArm] = field(default_factory=dict)
 
     def first_calls(self) -> None:
         """Prepare and call every arm, and the twins, in an order of this process's own: so their arrays lie elsewhere
         in every process. In a hurried block the pair of the question comes first.
         """
         began, names = self.meters.clock(), self._names()
-        self.arms = {name: Timed() for name in names if not name.endswith(TWIN)}
+        self.arms = {name: ArmTiming() for name in names if not name.endswith(TWIN)}
         chance = random.Random(self.todo.seed)
         order = chance.sample(list(names), len(names))
         if self.todo.hurried:
             order.sort(key=lambda name: (names[name].projection not in PAIR, name.endswith(TWIN)))
         for name in order:
             if (self.meters.clock() - began) / 1e9 > self.todo.seconds:
-                self.arms[name] = Timed("not_reached", "the time for this process ended before its first call")
+                self.arms[name] = ArmTiming("not_reached", "the time for this process ended before its first call")
                 continue
             self.stage(name, "first call")
             self._first(name, names[name], chance.randrange(BALLAST))
@@ -175,7 +175,7 @@ class _Running:
 
     def _first(self, name: str, arm: Arm, ballast: int) -> None:
         """An arm's first call, on the probe, and one on the real inputs; a failure stays with the arm."""
-        timed_arm = self.arms.setdefault(name, Timed())
+        timed_arm = self.arms.setdefault(name, ArmTiming())
         data = data_for(arm, self.todo.data)
         program = Program(arm, self.todo.cell, self.todo.pass_, self.todo.execution)
         try:
@@ -197,7 +197,7 @@ class _Running:
         else:
             self.keep(name, "before", before)
             self.keep(name, "after", after)
-            self.entries[name] = Entry(program, run, real, held)
+            self.entries[name] = PreparedArm(program, run, real, held)
 
     def rounds(self, timer: float) -> None:
         """Time every arm once a round, in a new random order each round (that of `seed`)."""
@@ -248,7 +248,7 @@ class _Running:
         return texts
 
 
-def counted(backend: Backend, entry: Entry) -> tuple[Evidence, dict[str, str]]:
+def counted(backend: Backend, entry: PreparedArm) -> tuple[Evidence, dict[str, str]]:
     """A program's evidence, or what kept it from being had."""
     try:
         return backend.evidence(entry.program, entry.run, entry.inputs)
