@@ -98,9 +98,9 @@ def measured(bench: jobs.RunContext, job: Job, arms: tuple[Arm, ...], replicate:
     """Seconds per call of each arm, one value a round, in a process of these arms alone."""
     (whole,) = job.blocks
     todo = BlockSpec(whole.workload, whole.pass_, arms, whole.steps, True)
-    (record,) = jobs.work(bench, Job(job.seat, replicate, (todo,)), lambda: ENOUGH_S, lambda said: None)
+    (record,) = jobs.work(bench, Job(job.configuration, replicate, (todo,)), lambda: ENOUGH_S, lambda said: None)
     if record["status"] != "ok":
-        raise SystemExit(f"{job.seat.framework}: {record['reason']}")
+        raise SystemExit(f"{job.configuration.framework}: {record['reason']}")
     return {name: [ns / arm["calls"] / 1e9 for ns in arm["samples_ns"]] for name, arm in record["arms"].items()}
 
 

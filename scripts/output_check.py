@@ -261,19 +261,19 @@ def checked(
     cases: list[Case], bench: jobs.RunContext, judge: Faults, seed: int, precision: str
 ) -> Iterator[dict[str, Any]]:
     """The rows of the cases, those of one execution and thread count in one worker."""
-    by_seat: dict[Configuration, list[Case]] = {}
+    by_configuration: dict[Configuration, list[Case]] = {}
     for case in cases:
-        by_seat.setdefault(
+        by_configuration.setdefault(
             Configuration(case.execution[0], "cpu", case.threads, case.execution[1], precision), []
         ).append(case)
-    for seat, seat_cases in by_seat.items():
-        for start in range(0, len(seat_cases), BLOCK):
-            batch = seat_cases[start : start + BLOCK]
+    for configuration, own_cases in by_configuration.items():
+        for start in range(0, len(own_cases), BLOCK):
+            batch = own_cases[start : start + BLOCK]
             for case in batch:
                 weights.store(bench.weights, weights.files(case.workload, seed, None, None))
             todo = tuple(BlockSpec(c.workload, c.pass_, (c.arm,), c.workload.T, timed=False) for c in batch)
             for case, record in zip(
-                batch, jobs.work(bench, Job(seat, 1, todo), lambda: math.inf, lambda text: None), strict=True
+                batch, jobs.work(bench, Job(configuration, 1, todo), lambda: math.inf, lambda text: None), strict=True
             ):
                 arm = record["arms"][case.arm.name]
                 if not judge.rows:

@@ -35,8 +35,10 @@ def contrast(ratio, verdict, contender="per_step", baseline="in_loop", trusted=T
     return row((*CONFIG, "scan", contender, baseline), ratio, verdict, trusted)
 
 
-def counted(projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", seat=CONFIG, moved=0):
-    place = (*seat[:-1], pass_, recurrence, projection)
+def counted(
+    projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", configuration=CONFIG, moved=0
+):
+    place = (*configuration[:-1], pass_, recurrence, projection)
     return (*place, products, "", flops, moved, 99, "", 0, "", temp, None, None, "", None, "")
 
 
@@ -61,7 +63,7 @@ def test_a_gpu_is_counted_beside_a_cpu_with_another_number_of_threads():
     gpu = ("tf", "gpu", 16, *CONFIG[3:])
     places = (CONFIG, ("tf", "cpu", 16, *CONFIG[3:]), gpu)
     both = [
-        counted(projection, 41 + 19 * (projection == "in_loop"), seat=place)
+        counted(projection, 41 + 19 * (projection == "in_loop"), configuration=place)
         for place in places
         for projection in ("in_loop", "batched")
     ]
@@ -231,7 +233,10 @@ IN_LOOP, BATCHED = listed("in_loop", "[101×100]", "[100]", "[]"), listed("batch
     ],
 )
 def test_variables_and_bytes_are_those_of_tf1s_own_programs_on_the_book(variables, in_loop_bytes, verdict):
-    memory = [counted("in_loop", 60, temp=in_loop_bytes, seat=V1), counted("batched", 41, temp=100.0, seat=V1)]
+    memory = [
+        counted("in_loop", 60, temp=in_loop_bytes, configuration=V1),
+        counted("batched", 41, temp=100.0, configuration=V1),
+    ]
     others = [counted("in_loop", 60, temp=7.0), counted("batched", 41, temp=7.0)]
     found = judged("C4", tables(evidence=[*memory, *others], variables=variables))
     assert found.verdict == verdict

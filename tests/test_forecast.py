@@ -117,9 +117,9 @@ def block(workload, pass_, replicate=0, wobble=0.0):
     for projection in ("none", "in_loop", "batched", "twin"):
         s = told[f"{projection.replace('twin', 'batched')}_s"] * (1 + wobble * math.sin(workload.T + replicate))
         arms[f"scan_{projection}"] = {"status": "ok", "reason": "", "samples_ns": [round(s * 1e9)] * 5, "calls": 1}
-    seat = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
+    configuration = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
     own = {"kind": "block", "replicate": replicate, "workload": workload.model_dump(), "pass": pass_}
-    return {**seat, **own, "rates": RATES, "floors": {"null_ns": 1000.0, "harness_ns": 1.0}, "arms": arms}
+    return {**configuration, **own, "rates": RATES, "floors": {"null_ns": 1000.0, "harness_ns": 1.0}, "arms": arms}
 
 
 def test_what_a_product_costs_is_the_slope_over_the_steps():
@@ -201,17 +201,17 @@ def test_what_is_measured_already_is_not_foretold(numpy_backend, tmp_path):
 
 def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
     made = study.Study(sweep="book", passes=["forward"])
-    seat = Configuration("jax", "cpu", 1, "xla", "fp32")
-    cells = [Cell(seat, point, "forward", Arm("scan", p)) for point in made.swept for p in study.SWEPT]
+    configuration = Configuration("jax", "cpu", 1, "xla", "fp32")
+    cells = [Cell(configuration, point, "forward", Arm("scan", p)) for point in made.swept for p in study.SWEPT]
     blocks = [block(point, "forward") for point in made.swept[:CALIBRATING]]
-    good = forecast.record(seat, blocks, cells[2 * len(study.SWEPT) :], made)
+    good = forecast.record(configuration, blocks, cells[2 * len(study.SWEPT) :], made)
     assert good["status"] == "ok"
     assert len(good["expected"]) == len(made.swept) - CALIBRATING
     blocks[1]["arms"]["scan_in_loop"] |= {"status": "failed", "reason": "no luck", "samples_ns": []}
-    lacking = forecast.record(seat, blocks, cells, made)
+    lacking = forecast.record(configuration, blocks, cells, made)
     assert (lacking["status"], lacking["expected"]) == ("unavailable", [])
     assert lacking["reason"] == "it is told from scan_in_loop, book-T5 forward, and no luck"
-    assert "float32" in forecast.record(replace(seat, precision="bf16"), blocks, cells, made)["reason"]
+    assert "float32" in forecast.record(replace(configuration, precision="bf16"), blocks, cells, made)["reason"]
 
 
 def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):

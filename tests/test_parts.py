@@ -59,9 +59,15 @@ def records(replicates=2):
                 number += 1
                 arms[name] = {"status": "ok", "calls": 1, "samples_ns": [1000 + number] * 5}
             workload = SMALL.model_dump()
-            seat = {"framework": "numpy", "device": "cpu", "threads": 1, "execution": "eager", "precision": "fp32"}
+            configuration = {
+                "framework": "numpy",
+                "device": "cpu",
+                "threads": 1,
+                "execution": "eager",
+                "precision": "fp32",
+            }
             rest = {"pass": "forward", "part": todo.part, "replicate": replicate, "start_s": 1.0, "seconds": 2.0}
-            made.append({**seat, "workload": workload, **rest, "arms": arms})
+            made.append({**configuration, "workload": workload, **rest, "arms": arms})
     return made
 
 
@@ -119,17 +125,17 @@ def bench_with(bench):
 
 def test_a_block_of_guests_alone_is_left_out():
     job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    seat = ("numpy", "cpu", 1, "eager", "fp32")
-    reached = {(seat, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
+    configuration = ("numpy", "cpu", 1, "eager", "fp32")
+    reached = {(configuration, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
     assert [todo.part for todo in schedule._only(job, reached).blocks] == ["scan"]
 
 
 def test_a_block_that_lost_what_it_compares_with_is_left_out():
-    seat = ("numpy", "cpu", 1, "eager", "fp32")
+    configuration = ("numpy", "cpu", 1, "eager", "fp32")
     job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    reached = {(seat, SMALL.name, "forward", arm.name) for arm in EVERY}
+    reached = {(configuration, SMALL.name, "forward", arm.name) for arm in EVERY}
     assert len(schedule._only(job, reached).blocks) == len(job.blocks)
-    reached_but_it = reached - {(seat, SMALL.name, "forward", "scan_batched")}
+    reached_but_it = reached - {(configuration, SMALL.name, "forward", "scan_batched")}
     assert "scan" not in {todo.part for todo in schedule._only(job, reached_but_it).blocks}
     alone = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
     assert schedule._only(alone, reached) == alone
@@ -147,9 +153,11 @@ def planned(sweep=None):
     """A study in one and two threads, of which one would write the scan, and its plan."""
     study = Study(workloads=[SMALL], sweep=sweep)
     arms = [(SMALL, arm) for arm in EVERY] + [(point, Arm("scan", "batched")) for point in study.swept]
-    seats = [CONFIG, replace(CONFIG, threads=2)]
-    cells = [Cell(seat, workload, "forward", arm) for seat in seats for workload, arm in arms]
-    return study, matrix.Plan(cells, [], dict.fromkeys(seats, "scan"), 1)
+    configurations = [CONFIG, replace(CONFIG, threads=2)]
+    cells = [
+        Cell(configuration, workload, "forward", arm) for configuration in configurations for workload, arm in arms
+    ]
+    return study, matrix.Plan(cells, [], dict.fromkeys(configurations, "scan"), 1)
 
 
 def staged(study, made, folder):
@@ -157,7 +165,7 @@ def staged(study, made, folder):
     bench = jobs.RunContext(study, {}, folder, folder, None, {})
     run = schedule.Schedule(bench, made, [], lambda: 0.0, SimpleNamespace())
     return [
-        (number, {job.seat.threads: {"sweep" if b.swept else b.part for b in job.blocks} for job in some})
+        (number, {job.configuration.threads: {"sweep" if b.swept else b.part for b in job.blocks} for job in some})
         for number, some in run._stages()
     ]
 
@@ -179,9 +187,9 @@ def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_wit
     first = matrix.jobs(made, study, 0)[0].blocks
     assert [todo.workload for todo in first[:2]] == study.swept[:2]
     done = [matrix.jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])]
-    together = [todo for some in done for todo in next(job for job in some if job.seat == CONFIG).blocks]
+    together = [todo for some in done for todo in next(job for job in some if job.configuration == CONFIG).blocks]
     assert len(together) == len(set(together))
-    assert set(together) == set(next(job for job in matrix.jobs(made, study, 0) if job.seat == CONFIG).blocks)
+    assert set(together) == set(next(job for job in matrix.jobs(made, study, 0) if job.configuration == CONFIG).blocks)
 
 
 def test_a_number_of_processes_is_everything_s(tmp_path):

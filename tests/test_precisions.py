@@ -113,7 +113,9 @@ def test_cells_that_a_precision_or_device_can_not_have_say_why():
     made = Framework("made", executions=executions, devices={"cpu": None, "gpu": None})
     study = Study(precisions=["fp32", "tf32", "bf16"], projections=["batched"], recurrences=["unrolled"])
     found = matrix.make(study, [made], [1])
-    reasons = {(c.seat.execution, c.seat.device, c.seat.precision): why for c, *why in found.absent}
+    reasons = {
+        (c.configuration.execution, c.configuration.device, c.configuration.precision): why for c, *why in found.absent
+    }
     assert reasons == {
         ("eager", "cpu", "tf32"): ["impossible", NO_TF32],
         ("graphs", "cpu", "fp32"): ["unavailable", "graphs are a GPU's"],

@@ -75,8 +75,8 @@ def test_too_few_samples_tell_nothing_but_outliers():
 
 
 def test_what_of_a_sample_is_the_harness_s_own_is_told_where_it_was_measured():
-    seat = {"framework": "torch", "execution": "eager", "device": "cpu", "precision": "fp32", "pass": "train"}
+    configuration = {"framework": "torch", "execution": "eager", "device": "cpu", "precision": "fp32", "pass": "train"}
     arms = {"scan_none": {"status": "ok", "samples_ns": [900, 1000, 1100], "calls": 3}}
-    known = seat | {"timer_ns": 40, "floors": {"harness_ns": 20.0}, "arms": arms}
+    known = configuration | {"timer_ns": 40, "floors": {"harness_ns": 20.0}, "arms": arms}
     found = of_blocks([known, known | {"floors": {}}, known | {"timer_ns": None}], 0.02)
     assert list(found.own_ns / found.median_ns) == pytest.approx([0.1, np.nan, np.nan], nan_ok=True)

@@ -308,7 +308,7 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
 
 
 def test_the_replicate_that_compiles_begins_with_the_cheapest():
-    seats = [Configuration(name, "cpu", 1, "x", "fp32") for name in ("dear", "cut", "cheap")]
+    configurations = [Configuration(name, "cpu", 1, "x", "fp32") for name in ("dear", "cut", "cheap")]
     costs = {"dear": [("ok", 5), ("ok", 6)], "cut": [("ok", 1), ("not_reached", None)], "cheap": [("ok", 2), ("ok", 3)]}
     costs["cheap"].append(("unavailable", None))  # costs nothing, and is not cut
     checked = [
@@ -316,8 +316,8 @@ def test_the_replicate_that_compiles_begins_with_the_cheapest():
         for name, calls in costs.items()
         for s, ns in calls
     ]
-    ordered = schedule._cheapest_first([Job(seat, 0, ()) for seat in seats], checked)
-    assert [job.seat.framework for job in ordered] == ["cheap", "dear", "cut"]
+    ordered = schedule._cheapest_first([Job(configuration, 0, ()) for configuration in configurations], checked)
+    assert [job.configuration.framework for job in ordered] == ["cheap", "dear", "cut"]
 
 
 class Unhurried:
@@ -327,7 +327,7 @@ class Unhurried:
         self.fast_seen, self.stopped = threading.Event(), []
 
     def work(self, bench, job, left_s, stage):
-        if job.seat.framework == "slow":
+        if job.configuration.framework == "slow":
             said = "ok" if self.fast_seen.wait(5) else "waited in vain"
             self.stopped.append(left_s() == 0)
             yield record_of(job, said)
@@ -336,7 +336,7 @@ class Unhurried:
 
 
 def record_of(job, status):
-    return asdict(job.seat) | {"replicate": 0, "workload": {"name": "w"}, "pass": "forward", "status": status}
+    return asdict(job.configuration) | {"replicate": 0, "workload": {"name": "w"}, "pass": "forward", "status": status}
 
 
 @pytest.fixture
@@ -345,9 +345,14 @@ def unhurried(monkeypatch):
     monkeypatch.setattr(jobs, "work", made.work)
     monkeypatch.setattr(schedule, "end_all", made.fast_seen.set)  # its worker is killed, and the job ends
     monkeypatch.setattr(environment, "cores", lambda: 2)
-    seats = [Configuration(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
+    configurations = [Configuration(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
     with Report(3) as progress:
-        yield made, schedule.together(None, [Job(seat, 0, ()) for seat in seats], lambda: 1.0, progress)
+        yield (
+            made,
+            schedule.together(
+                None, [Job(configuration, 0, ()) for configuration in configurations], lambda: 1.0, progress
+            ),
+        )
 
 
 def test_what_is_verified_is_a_record_as_soon_as_it_is_done(unhurried):

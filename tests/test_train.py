@@ -330,7 +330,7 @@ def test_mistakes_in_training_are_caught(framework, tmp_path, monkeypatch):
 
 def record_of(losses, replicate=0, **more):
     form = {"status": "ok", "reason": "", "first_call_ns": 5, "samples_ns": [2] * (len(losses) - 1), "losses": losses}
-    seat = {
+    configuration = {
         "framework": "f",
         "device": "cpu",
         "threads": 1,
@@ -340,7 +340,7 @@ def record_of(losses, replicate=0, **more):
     }
     forms = {"in_loop": form | {"samples_ns": [3] * (len(losses) - 1)}, BATCHED: form, TWIN: form}
     key = {"key": f"{replicate}-0", "kind": "process", "replicate": replicate, "status": "ok", "reason": ""}
-    return seat | key | {"forms": forms} | more
+    return configuration | key | {"forms": forms} | more
 
 
 def recorded(*found):
@@ -376,9 +376,9 @@ def test_times_are_paired_and_processes_are_the_unit():
 
 def test_a_trainings_verdict_does_not_depend_on_other_frameworks():
     gaps = [stats.Gap(1.1, 1.05, 1.15, 3, "slower", p) for p in (0.03, 0.2, 0.3, 0.4)]
-    seats = [{"framework": name, "execution": "eager"} for name in ("jax", "tf", "torch", "mx")]
-    assert trajectories._verdicts(seats, gaps) == ["slower", *["inconclusive"] * 3]
-    same = [seats[0] | {"recurrence": recurrence} for recurrence in ("unrolled", "scan")]
+    configurations = [{"framework": name, "execution": "eager"} for name in ("jax", "tf", "torch", "mx")]
+    assert trajectories._verdicts(configurations, gaps) == ["slower", *["inconclusive"] * 3]
+    same = [configurations[0] | {"recurrence": recurrence} for recurrence in ("unrolled", "scan")]
     assert trajectories._verdicts(same, gaps[:2]) == ["inconclusive"] * 2
 
 

@@ -75,21 +75,23 @@ def _intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
 
 
 def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
-    """By seat, what gives a call's floor in seconds: from the first process's rates, and the median null call."""
+    """By configuration, what gives a call's floor in seconds: the first process's rates, and the median null call."""
     rates: dict[tuple[Any, ...], Roof] = {}
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
-        seat = tuple(block[name] for name in CONFIG)
+        configuration = tuple(block[name] for name in CONFIG)
         if block.get("rates") and block["precision"] in MEASURED_IN:
-            rates.setdefault(seat, roof(block["rates"]))
+            rates.setdefault(configuration, roof(block["rates"]))
         if null_ns := block.get("floors", {}).get("null_ns"):
-            nulls.setdefault(seat, []).append(null_ns)
-    null_s = {seat: statistics.median(each) / 1e9 for seat, each in nulls.items()}
+            nulls.setdefault(configuration, []).append(null_ns)
+    null_s = {configuration: statistics.median(each) / 1e9 for configuration, each in nulls.items()}
 
-    def of(seat: tuple[Any, ...]) -> Any:
-        return lambda workload, pass_, form: null_s.get(seat, 0.0) + floor_s(rates[seat], workload, pass_, form)
+    def of(configuration: tuple[Any, ...]) -> Any:
+        return lambda workload, pass_, form: (
+            null_s.get(configuration, 0.0) + floor_s(rates[configuration], workload, pass_, form)
+        )
 
-    return {seat: of(seat) for seat in rates}
+    return {configuration: of(configuration) for configuration in rates}
 
 
 Key = tuple[Any, ...]  # the values of CONFIG, the pass and the recurrence
@@ -161,9 +163,9 @@ def scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> 
     added = {tuple(row[key] for key in GAP_KEYS): row["cost_s"] / row["none_s"] for row in costs.to_dict("records")}
     rows = []
     for record in forecasts:
-        seat = tuple(record[name] for name in CONFIG)
+        configuration = tuple(record[name] for name in CONFIG)
         for each in record["expected"]:
-            key = (*seat, each["workload"], each["pass"], record["recurrence"], "in_loop")
+            key = (*configuration, each["workload"], each["pass"], record["recurrence"], "in_loop")
             if key not in measured:
                 continue
             gap, told = measured[key], each["in_loop_s"] / each["batched_s"]

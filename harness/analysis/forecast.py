@@ -1,4 +1,4 @@
-"""What a seat's programs are expected to take, told from two sizes of one workload before any other is measured.
+"""Predict what a configuration's programs take, from two sizes of one workload, before any other is measured.
 
 A call of an arm is expected to take, over T steps,
 
@@ -38,22 +38,22 @@ class Seen:
     batched: float
 
 
-def record(seat: Configuration, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
-    """The forecast of `cells` of a seat, none of them measured yet, from the blocks that it is told from."""
+def record(configuration: Configuration, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
+    """The forecast of `cells` of a configuration, none of them measured yet, from the blocks that it is told from."""
     recurrence = recurrence_of(blocks[0])
-    what: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(seat), "recurrence": recurrence}
+    what: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(configuration), "recurrence": recurrence}
     what |= {"costs": [], "expected": []}
-    if lacking := _lacking(seat, blocks):
+    if lacking := _lacking(configuration, blocks):
         what |= {"status": "unavailable", "reason": lacking}
     else:
         top = roof(blocks[0]["rates"])
-        mine = [cell for cell in cells if cell.seat == seat and cell.arm.recurrence == recurrence]
+        mine = [cell for cell in cells if cell.configuration == configuration and cell.arm.recurrence == recurrence]
         for pass_ in study.passes:
             costs = solved([seen(block) for block in blocks if block["pass"] == pass_], top, pass_)
             what["costs"].append(costs.model_dump(by_alias=True))
             for workload in _workloads([cell for cell in mine if cell.pass_ == pass_]):
                 what["expected"].append({"workload": workload.name, "pass": pass_, **expected(costs, top, workload)})
-    return {"key": digest([asdict(seat), recurrence, study.seed])} | what
+    return {"key": digest([asdict(configuration), recurrence, study.seed])} | what
 
 
 def solved(points: list[Seen], top: Roof, pass_: str) -> Costs:
@@ -111,9 +111,9 @@ def recurrence_of(block: Record) -> str:
     return next(name.partition("_")[0] for name in block["arms"])
 
 
-def _lacking(seat: Configuration, blocks: list[Record]) -> str:
+def _lacking(configuration: Configuration, blocks: list[Record]) -> str:
     """Why nothing can be told from blocks; nothing when it can."""
-    if seat.precision not in MEASURED_IN:
+    if configuration.precision not in MEASURED_IN:
         return "rates are measured of float32 alone"
     if lacking := next(filter(None, map(missing, blocks)), ""):
         return f"it is told from {lacking}"

@@ -77,12 +77,12 @@ def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
     seen: dict[tuple[Any, ...], list[tuple[bool, float, float]]] = {}
     together = Counter((tuple(b[name] for name in CONFIG), b["replicate"]) for b in blocks)
     for block in blocks:
-        seat = tuple(block[name] for name in CONFIG)
+        configuration = tuple(block[name] for name in CONFIG)
         rounds = max((len(arm["samples_ns"]) for arm in block["arms"].values()), default=0)
         if rounds:
             timed_s = sum(sum(arm["samples_ns"]) for arm in block["arms"].values()) / 1e9
-            start_s = block["start_s"] / together[seat, block["replicate"]]
-            key = (*seat, block["workload"]["name"], block["pass"], block.get("part", ""))
+            start_s = block["start_s"] / together[configuration, block["replicate"]]
+            key = (*configuration, block["workload"]["name"], block["pass"], block.get("part", ""))
             counted = any(arm.get("evidence") for arm in block["arms"].values())
             costs = (block["replicate"] > 0 and not counted, start_s + block["seconds"] - timed_s, timed_s / rounds)
             seen.setdefault(key, []).append(costs)

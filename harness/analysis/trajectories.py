@@ -1,7 +1,7 @@
 """A training's records, and what is made of them: trajectories, how far they are from the oracle's, gaps of time.
 
 The first line describes the training (kind "training"), the second holds the oracle's trajectories (kind "oracle");
-every other one is one process that trained both forms of one seat (kind "process").
+every other one is one process that trained both forms of one configuration (kind "process").
 """
 
 import statistics
@@ -105,23 +105,23 @@ CONFIG = tuple(Configuration.model_fields)
 
 @dataclass(frozen=True)
 class Line:
-    """The trajectory of one form in one seat, and whether every repetition, the twins' too, gave the same bits."""
+    """One form's trajectory in one configuration, and whether every repetition, the twins' too, gave the same bits."""
 
-    seat: dict[str, Any]
+    configuration: dict[str, Any]
     form: str
     losses: np.ndarray  # [N]
     alike: bool | None  # None where nothing was repeated
 
     @property
     def name(self) -> str:
-        return f"{self.seat['framework']} {self.seat['execution']} {self.seat['recurrence']}"
+        return f"{self.configuration['framework']} {self.configuration['execution']} {self.configuration['recurrence']}"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A seat's times: median seconds of a step, and of a first step, by form; gaps of in_loop and of the twin."""
+    """A configuration's times: median seconds of a step, of a first step, by form; gaps of in_loop and of the twin."""
 
-    seat: dict[str, Any]
+    configuration: dict[str, Any]
     step_s: dict[str, float]
     first_call_s: dict[str, float]
     gaps: dict[str, Gap]
@@ -155,7 +155,7 @@ def within(losses: Sequence[float] | np.ndarray) -> bool | None:
 
 
 def processes(records: list[Record]) -> list[Record]:
-    """The last record of every process, in the order of their seats and replicates."""
+    """The last record of every process, in the order of their configurations and replicates."""
     found = latest(records, ("process",))
     return sorted(found, key=lambda record: (*(record[name] for name in CONFIG), record["replicate"]))
 
@@ -164,47 +164,56 @@ def lines(records: list[Record]) -> list[Line]:
     """Every form's trajectory, that of the first process that has it whole."""
     steps = records[0]["steps"]
     made = []
-    for seat, some in _by_seat(processes(records)):
+    for configuration, some in _by_configuration(processes(records)):
         for form in NOTEBOOK:
             whole = [p["forms"][form]["losses"] for p in some if len(p["forms"][form]["losses"]) == steps]
             twins = [p["forms"][TWIN]["losses"] for p in some] if form == BATCHED else []
             if whole:
                 again = [*whole[1:], *(losses for losses in twins if len(losses) == steps)]
                 alike = all(losses == whole[0] for losses in again) if again else None
-                made.append(Line(seat, form, np.array(whole[0]), alike))
+                made.append(Line(configuration, form, np.array(whole[0]), alike))
     return made
 
 
 def compared(records: list[Record]) -> list[Compared]:
-    """The times of every seat that has any, in which both forms are sound."""
+    """The times of every configuration that has any, in which both forms are sound."""
     margin = records[0]["study"]["margin"]
     samples: dict[tuple[int, str], stats.Sample] = {}
-    seats = [(seat, _timed(some)) for seat, some in _by_seat(processes(records))]
-    seats = [(seat, some) for seat, some in seats if some]
-    for at, (_, some) in enumerate(seats):
+    configurations = [(configuration, _timed(some)) for configuration, some in _by_configuration(processes(records))]
+    configurations = [(configuration, some) for configuration, some in configurations if some]
+    for at, (_, some) in enumerate(configurations):
         for form in ("in_loop", TWIN):
             pairs = [(p["forms"][form]["samples_ns"], p["forms"][BATCHED]["samples_ns"]) for p in some]
             samples[at, form] = stats.sample(pairs)
     gaps = {key: stats.gap(sample, margin) for key, sample in samples.items()}
-    verdicts = _verdicts([seat for seat, _ in seats], [gaps[at, "in_loop"] for at in range(len(seats))])
+    verdicts = _verdicts(
+        [configuration for configuration, _ in configurations],
+        [gaps[at, "in_loop"] for at in range(len(configurations))],
+    )
     return [
-        Compared(seat, _median_s(some), _first_s(some), {form: gaps[at, form] for form in ("in_loop", TWIN)}, verdict)
-        for at, ((seat, some), verdict) in enumerate(zip(seats, verdicts, strict=True))
+        Compared(
+            configuration,
+            _median_s(some),
+            _first_s(some),
+            {form: gaps[at, form] for form in ("in_loop", TWIN)},
+            verdict,
+        )
+        for at, ((configuration, some), verdict) in enumerate(zip(configurations, verdicts, strict=True))
     ]
 
 
-def _verdicts(seats: list[dict[str, Any]], gaps: list[Gap]) -> list[str]:
-    """A verdict for each seat, corrected over those of one framework and execution."""
+def _verdicts(configurations: list[dict[str, Any]], gaps: list[Gap]) -> list[str]:
+    """A verdict for each configuration, corrected over those of one framework and execution."""
     families: dict[tuple[str, str], list[int]] = {}
-    for at, seat in enumerate(seats):
-        families.setdefault((seat["framework"], seat["execution"]), []).append(at)
+    for at, configuration in enumerate(configurations):
+        families.setdefault((configuration["framework"], configuration["execution"]), []).append(at)
     found: dict[int, str] = {}
     for members in families.values():
         found |= dict(zip(members, stats.verdicts([gaps[at] for at in members]), strict=True))
-    return [found[at] for at in range(len(seats))]
+    return [found[at] for at in range(len(configurations))]
 
 
-def _by_seat(found: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
+def _by_configuration(found: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
     grouped: dict[tuple[Any, ...], list[Record]] = {}
     for record in found:
         grouped.setdefault(tuple(record[name] for name in CONFIG), []).append(record)

@@ -98,7 +98,7 @@ def explain(words: list[str], out: Path | None) -> int:
         raise UsageError(f"this cell is not to be had: {planned.absent[0][2]}")
     place = _place(cell)
     folder = out or Path("runs") / "explain" / place
-    record = _counted(made, frameworks, planned.cells[0].seat, cell, folder)
+    record = _counted(made, frameworks, planned.cells[0].configuration, cell, folder)
     arm = record["arms"][cell.arm.name]
     if arm["status"] != "ok":
         console().print(f"{arm['status']}: {arm['reason']}", markup=False)
@@ -114,7 +114,7 @@ def _place(cell: Wanted) -> str:
 
 
 def _counted(
-    made: Study, frameworks: list[matrix.Framework], seat: Configuration, cell: Wanted, folder: Path
+    made: Study, frameworks: list[matrix.Framework], configuration: Configuration, cell: Wanted, folder: Path
 ) -> Record:
     """The record of the one cell, verified and counted, its program's text in `folder`."""
     folders.make(folder)
@@ -132,7 +132,7 @@ def _counted(
             made, known, place / "weights", place / "cache", OutputCheck(place / "weights"), {}, texts=folder
         )
         with Report(1) as report:
-            (record,) = schedule.together(bench, [Job(seat, 0, (todo,))], lambda: math.inf, report)
+            (record,) = schedule.together(bench, [Job(configuration, 0, (todo,))], lambda: math.inf, report)
     return record
 
 

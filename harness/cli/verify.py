@@ -90,12 +90,20 @@ def output_files(folder: Path, planned: matrix.Plan) -> dict[Cell, Path]:
     """
     asked = [*planned.cells, *(cell for cell, _, _ in planned.absent)]
     many_workloads = len({cell.workload for cell in asked}) > 1
-    many_threads = len({cell.seat.threads for cell in asked}) > 1
+    many_threads = len({cell.configuration.threads for cell in asked}) > 1
     places = {}
     for cell in planned.cells:
-        seat, arm = cell.seat, cell.arm
-        device = [seat.device, f"{seat.threads}threads"] if many_threads else [seat.device]
-        parts = (seat.framework, *device, seat.execution, seat.precision, arm.recurrence, arm.projection, cell.pass_)
+        configuration, arm = cell.configuration, cell.arm
+        device = [configuration.device, f"{configuration.threads}threads"] if many_threads else [configuration.device]
+        parts = (
+            configuration.framework,
+            *device,
+            configuration.execution,
+            configuration.precision,
+            arm.recurrence,
+            arm.projection,
+            cell.pass_,
+        )
         place = folder / cell.workload.name if many_workloads else folder
         places[cell] = place / f"{'-'.join(parts)}.safetensors"
     if there := next((path for path in places.values() if path.exists() or path.is_symlink()), None):
@@ -114,7 +122,7 @@ def _saver(places: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], None]:
             if arm.projection == "none" and "y" in mine:
                 mine["h"] = mine.pop("y")  # the hidden states: there is no projection, so no y
             if mine:
-                path = places[Cell(job.seat, todo.workload, todo.pass_, arm)]
+                path = places[Cell(job.configuration, todo.workload, todo.pass_, arm)]
                 with folders.naming(path):
                     path.write_bytes(save(mine))
 

@@ -276,7 +276,7 @@ class Expected(BaseModel):
 
 
 class Forecast(Configuration):
-    """What is expected of a seat's programs of one recurrence, recorded before they were measured."""
+    """What is expected of a configuration's programs of one recurrence, recorded before they were measured."""
 
     key: str
     kind: Literal["forecast"]

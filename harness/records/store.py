@@ -2,7 +2,7 @@
 
 The first line describes the study (kind "study"); every other line is one block of one worker
 (kind "block"), one verification of it without times (kind "check"), what the pilot asked for
-(kind "plan"), what was expected of a seat before it was measured (kind "forecast"), or under what other
+(kind "plan"), what was expected of a configuration before it was measured (kind "forecast"), or under what other
 budget the run was gone on with (kind "resumed"). A last line that was cut while it was written is no
 record; one that lacks nothing but its newline is.
 """

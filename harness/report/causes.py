@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.analysis.gaps import CONFIG, ENGINE
 from harness.analysis.tables import Tables
-from harness.report.figures import seat as seat_name
+from harness.report.figures import configuration as configuration_name
 from harness.report.markdown import Row, amount, engine, seconds, table
 from harness.study.parts import BATCHED, LOOPS
 
@@ -103,7 +103,7 @@ def _counted(tables: Tables) -> str:
             _each(by, "flops", lambda n: amount(n, "")),
             _each(by, "temp_bytes", lambda n: amount(n, "B")),
         ]
-        rows.append([f"{place['workload']}, {place['pass']}", seat_name(place).rpartition(",")[0], *columns])
+        rows.append([f"{place['workload']}, {place['pass']}", configuration_name(place).rpartition(",")[0], *columns])
     heading = " · ".join(FORMS)
     names = ["products", "kernels", "fusions", "operations of the products", "temporary memory"]
     return f"Of each program, for {heading}:\n\n" + table(["", "", *names], rows)
@@ -125,7 +125,7 @@ def devices(tables: Tables) -> str:
         call_s, device_s = wall.get(tuple(row[name] for name in key), math.nan), row["device_ns"] / 1e9
         busy = device_s / call_s
         bound = "–" if math.isnan(busy) else "the GPU" if busy >= BOUND else "the host"
-        place = [f"{row['workload']}, {row['pass']}", seat_name(row).rpartition(",")[0], row["projection"]]
+        place = [f"{row['workload']}, {row['pass']}", configuration_name(row).rpartition(",")[0], row["projection"]]
         times = [seconds(call_s), seconds(device_s), "–" if math.isnan(busy) else f"{busy:.0%}", bound]
         rows.append([*place, *times, row["device_kinds"], row["graph_launches"]])
     names = ["", "", "", "call", "GPU's own", "share", "waits for", "kernels of a call", "graph launches"]

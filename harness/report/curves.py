@@ -16,7 +16,7 @@ SEATS = (
     "#8e5bb5",
     "#17a2b8",
     "#7f5539",
-)  # one for each seat, then again from the first
+)  # one for each configuration, then again from the first
 DASHES = {"in_loop": "-", BATCHED: (0, (3, 1.5))}
 NAMES = {"in_loop": "notebook, wrapper (in_loop)", BATCHED: "notebook, reshape (batched)"}
 MARKS: dict[str, dict[str, Any]] = {  # the circles lie on the squares

@@ -121,11 +121,13 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which takes longer to import than a figure to draw
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    part = part.assign(seat=[seat(row) for row in part.to_dict("records")])
-    seats = list(dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).seat))
+    part = part.assign(configuration=[configuration(row) for row in part.to_dict("records")])
+    configurations = list(
+        dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).configuration)
+    )
     layout = ConstrainedLayoutEngine()
     wide = part.contender.nunique() > 3
-    figure = Figure(figsize=(8, 1.5 + (0.55 if wide else 0.34) * len(seats)), layout=layout)
+    figure = Figure(figsize=(8, 1.5 + (0.55 if wide else 0.34) * len(configurations)), layout=layout)
     axes = figure.subplots()
     _around_1(axes, margin)
     there = [contender for contender in COLOURS if (part.contender == contender).any()]
@@ -135,12 +137,12 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
             rows = part[kept & (part.contender == contender)]
             style: dict[str, Any] = {"fmt": MARKS[contender], "color": COLOURS[contender], "alpha": alpha}
             label = LABELS[contender] if alpha == 1 else None
-            _intervals(axes, rows, [seats.index(s) + offset for s in rows.seat], label=label, **style)
+            _intervals(axes, rows, [configurations.index(s) + offset for s in rows.configuration], label=label, **style)
     axes.set_xscale("log")
     low, high = part.ratio.min(), part.ratio.max()
     _ticks(axes, min(0.9, low / 1.05), max(1.1, high * 1.05))
-    axes.set_yticks(range(len(seats)), seats)
-    axes.set_ylim(len(seats) - 0.5, -0.5)
+    axes.set_yticks(range(len(configurations)), configurations)
+    axes.set_ylim(len(configurations) - 0.5, -0.5)
     axes.grid(axis="y", color="#f0f0f0")
     axes.set_xlabel("ratio of times, log scale (95% interval over processes)\nright of 1: projecting once is faster")
     axes.set_title(title, loc="left", fontweight="bold", y=1.0)  # with y unsaid it would look for labels above
@@ -230,7 +232,7 @@ def _ticks(axes: Any, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def seat(row: dict[str, Any]) -> str:
+def configuration(row: dict[str, Any]) -> str:
     """How a row of a figure or table is called."""
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     return f"{program(row, '' if row['device'] == 'cpu' else row['device'])}, {threads}"

@@ -5,7 +5,7 @@ from typing import Any
 from harness.analysis.gaps import GAP_KEYS
 from harness.analysis.page_faults import PLACE, uneven
 from harness.analysis.tables import Tables
-from harness.report.figures import seat as seat_name
+from harness.report.figures import configuration as configuration_name
 from harness.report.markdown import counted, ratio, table
 from harness.study.parts import TWIN
 
@@ -31,7 +31,7 @@ def everything(tables: Tables) -> str:
     for gap in gaps:
         pair = _arms(gap)
         if max(shares.get(arm, 0.0) for arm in pair) > WORTH or uneven_arms & set(pair):
-            where = [seat_name(gap), f"{gap['workload']} {gap['pass']}", gap["contender"], ratio(gap)]
+            where = [configuration_name(gap), f"{gap['workload']} {gap['pass']}", gap["contender"], ratio(gap)]
             cells = [f"{calls.get(arm, 0):,.0f} ({shares.get(arm, 0):.1%})" for arm in pair]
             rows.append([*where, *cells, "in some processes alone" if uneven_arms & set(pair) else ""])
     start = f"{SAID[tables.study.memory]}. Page faults take more than {WORTH:.0%} of an arm's time"
@@ -51,7 +51,7 @@ def _arms(gap: dict[str, Any]) -> list[tuple[Any, ...]]:
 def problems(tables: Tables) -> list[str]:
     """The arms that page faults slow in some processes and not in others, a line each."""
     return [
-        f"uneven memory: {seat_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: "
+        f"uneven memory: {configuration_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: "
         f"page faults take {row['min']:.0%} of its time in one process and {row['max']:.0%} in another, so that the "
         "allocator is part of its ratios"
         for row in uneven(tables.faults, tables.study.margin).to_dict("records")

@@ -9,7 +9,7 @@ from harness.analysis.gaps import CONFIG, ENGINE, usable
 from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import sweeps
-from harness.report.figures import seat as seat_name
+from harness.report.figures import configuration as configuration_name
 from harness.report.markdown import Row, counted, engine, seconds, table
 from harness.study.parts import BATCHED
 
@@ -48,7 +48,7 @@ def _costs(tables: Tables) -> str:
         each = _signed(by["in_loop"]["product_s"]) if "in_loop" in by else "–"
         floors = " · ".join(_floors(by.get(form)) for form in FORMS)
         none = seconds(part.none_s.iloc[0])
-        rows.append([f"{place['workload']}, {place['pass']}", seat_name(place), none, *added, each, floors])
+        rows.append([f"{place['workload']}, {place['pass']}", configuration_name(place), none, *added, each, floors])
     names = [f"{form} adds" for form in FORMS]
     return table(["", "", "none", *names, "one product in the loop", f"times the floor: {' · '.join(FORMS)}"], rows)
 
@@ -82,7 +82,7 @@ def _slopes(tables: Tables) -> str:
     for row in tables.slopes.to_dict("records"):
         interval = "" if math.isnan(row["low_s"]) else f" [{_signed(row['low_s'])}, {_signed(row['high_s'])}]"
         costs = [f"{_signed(row['product_s'])}{interval}", _signed(row["roof_s"]), _signed(row["once_s"])]
-        rows.append([f"{seat_name(row)}, {row['pass']}", *costs, f"{row['sizes']} × {row['processes']}"])
+        rows.append([f"{configuration_name(row)}, {row['pass']}", *costs, f"{row['sizes']} × {row['processes']}"])
     names = [
         "",
         "one product in the loop [95% interval]",
@@ -137,13 +137,13 @@ def score(tables: Tables) -> str:
 
 
 def _constants(tables: Tables) -> str:
-    """What the forecasts were made from, one row a seat and pass."""
+    """What the forecasts were made from, one row a configuration and pass."""
     rows = []
     for record in tables.forecasts:
         place = {name: record[name] for name in (*CONFIG, "recurrence")}
         for costs in record["costs"]:
             names = ("call_s", "step_s", "in_loop_s", "product_s", "after_s")
-            rows.append([f"{seat_name(place)}, {costs['pass']}", *(_signed(costs[name]) for name in names)])
+            rows.append([f"{configuration_name(place)}, {costs['pass']}", *(_signed(costs[name]) for name in names)])
     columns = ["", "a call", "a step", "in the loop, once", "in the loop, each product", "after the loop"]
     return table(columns, sorted(rows)) if rows else ""
 
@@ -171,7 +171,7 @@ def _misses(tables: Tables) -> str:
 
 
 def _miss(row: Row) -> list[Any]:
-    place = [f"{row['workload']}, {row['pass']}", seat_name(row)]
+    place = [f"{row['workload']}, {row['pass']}", configuration_name(row)]
     share = "–" if math.isnan(row["share"]) else f"{row['share']:+.0%}"
     numbers = [f"{row['ratio']:.2f}", f"{row['forecast']:.2f}", share, f"{row['forecast_share']:+.0%}"]
     return [*place, *numbers, _why(row)]
@@ -190,7 +190,7 @@ def _why(row: Row) -> str:
 def _untold(tables: Tables) -> list[str]:
     """Seats for which nothing was forecast, and why."""
     lines = {
-        f"{seat_name(record)}: {record['reason'].partition(chr(10))[0]}"
+        f"{configuration_name(record)}: {record['reason'].partition(chr(10))[0]}"
         for record in tables.forecasts
         if record["status"] != "ok"
     }

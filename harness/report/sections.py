@@ -12,7 +12,7 @@ from harness.analysis.stats import UNKNOWN, half_width
 from harness.analysis.tables import Tables
 from harness.report import causes
 from harness.report.figures import ALONE, LOOP, Drawn, group_of
-from harness.report.figures import seat as seat_name
+from harness.report.figures import configuration as configuration_name
 from harness.report.markdown import Row, ratio, seconds, sizes, table
 from harness.study.parts import BATCHED, TWIN
 
@@ -102,5 +102,5 @@ def _rows(
         processes = max(row["processes"] for row in by.values())
         rounds = statistics.median(row["rounds"] for row in by.values())
         counts = causes.counts(issued, place, [*contenders, BATCHED])
-        rows.append([seat_name(place), *each, *ratios, counts, twin, f"{processes} × {rounds:g}{further}"])
+        rows.append([configuration_name(place), *each, *ratios, counts, twin, f"{processes} × {rounds:g}{further}"])
     return rows

@@ -182,7 +182,10 @@ def times(compared: list[Compared], steps: int) -> str:
     rows = []
     for one in compared:
         step_s = one.step_s
-        place = [f"{one.seat['framework']} {one.seat['execution']} {one.seat['recurrence']}", one.seat["threads"]]
+        place = [
+            f"{one.configuration['framework']} {one.configuration['execution']} {one.configuration['recurrence']}",
+            one.configuration["threads"],
+        ]
         whole = [seconds(steps * step_s[form]) for form in NOTEBOOK]
         firsts = [seconds(one.first_call_s[form]) for form in NOTEBOOK]
         gaps = [_gap(one.gaps["in_loop"], one.verdict, one.gaps["in_loop"].direction), _gap(one.gaps[TWIN])]
@@ -205,7 +208,7 @@ def threads_used(found: list[Record]) -> str:
 
 def _used(heading: Record) -> Row:
     """The environments of the frameworks that train, for the threads they train with."""
-    threads = {seat["framework"]: seat["threads"] for seat in heading["seats"]}
+    threads = {configuration["framework"]: configuration["threads"] for configuration in heading["seats"]}
     every = heading["environments"].items()
     return {name: [one for one in some if one["threads"] == threads[name]] for name, some in every if name in threads}
 

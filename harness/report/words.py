@@ -27,7 +27,7 @@ from harness.records.outcome import why_nothing
 from harness.records.store import budgets
 from harness.report import appendix, causes, claims, memory, sections
 from harness.report.figures import CONTROLS, Drawn
-from harness.report.figures import seat as seat_name
+from harness.report.figures import configuration as configuration_name
 from harness.report.markdown import Row, duration, engine, one_line, table
 from harness.study.parts import BATCHED, LOOPS, TWIN, part_of
 from harness.study.study import HEADLINE_PROCESSES
@@ -215,7 +215,7 @@ def _extreme(gaps: pd.DataFrame, verdict: str) -> str:
     part = gaps[gaps.verdict == verdict]
     row = part.loc[part.ratio.idxmax() if verdict == SLOWER else part.ratio.idxmin()].to_dict()
     most = "largest loss" if verdict == SLOWER else "largest gain"
-    place = f"{seat_name(row)}, {row['workload']} {row['pass']}"
+    place = f"{configuration_name(row)}, {row['workload']} {row['pass']}"
     return f"The {most} was a ratio of {row['ratio']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}] in {place}."
 
 
@@ -342,7 +342,8 @@ def problems(tables: Tables) -> list[str]:
     bad = tables.times[tables.times.status.isin(BAD)]
     rows = bad.drop_duplicates([*CONFIG, "workload", "pass", *ARM, "status"]).to_dict("records")
     lines = [
-        f"{row['status']}: {seat_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: {row['reason']}"
+        f"{row['status']}: {configuration_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: "
+        f"{row['reason']}"
         for row in rows
     ]
     lines += [_throttled(block, "its times are kept") for block in tables.blocks if block.get("throttled")]

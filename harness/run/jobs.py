@@ -73,7 +73,9 @@ def work(bench: RunContext, job: Job, left_s: Callable[[], float], stage: Stage)
                 if proof["proven"] is False and (tries := tries - 1):
                     continue  # something else may have kept the cores busy
                 if proof["proven"] is False:
-                    reason = f"threads not proven: {job.seat.threads} set, {proof['threads_used']:.2f} cores used"
+                    reason = (
+                        f"threads not proven: {job.configuration.threads} set, {proof['threads_used']:.2f} cores used"
+                    )
                     yield from (_ended(bench, job, p, "refused", reason) for p in pending)
                     return
                 while pending and left_s() > 0:
@@ -113,14 +115,16 @@ def _after_loss(bench: RunContext, job: Job, pending: list[PendingBlock], lost: 
 
 def worker_of(bench: RunContext, job: Job) -> Worker:
     """A job's worker, just started."""
-    seat = job.seat
-    framework = bench.frameworks[seat.framework]
+    configuration = job.configuration
+    framework = bench.frameworks[configuration.framework]
     cache = _cache(bench, job)
     if job.replicate == 0:  # its first calls are results: they find nothing that an earlier worker left
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
-    variables = framework.environment(seat.device, seat.threads, str(cache)) | allocator.variables(bench.study.memory)
-    return bench.worker(seat.framework, variables, bench.study.timeout_s)
+    variables = framework.environment(configuration.device, configuration.threads, str(cache)) | allocator.variables(
+        bench.study.memory
+    )
+    return bench.worker(configuration.framework, variables, bench.study.timeout_s)
 
 
 def _rated(job: Job) -> bool:
@@ -129,21 +133,21 @@ def _rated(job: Job) -> bool:
 
 
 def _cache(bench: RunContext, job: Job) -> Path:
-    seat = job.seat
-    return bench.cache / f"{seat.framework}-{seat.device}-{seat.threads}-{seat.execution}-{seat.precision}"
+    c = job.configuration
+    return bench.cache / f"{c.framework}-{c.device}-{c.threads}-{c.execution}-{c.precision}"
 
 
 def open_(bench: RunContext, job: Job, worker: Worker, rate: bool = False) -> Answer:
     """Have a worker open its framework, prove its threads, if anything of the job is timed, and measure its rates."""
-    seat = job.seat
+    configuration = job.configuration
     settings = {
-        "device": seat.device,
-        "threads": seat.threads,
-        "precision": seat.precision,
+        "device": configuration.device,
+        "threads": configuration.threads,
+        "precision": configuration.precision,
         "cache": str(_cache(bench, job)),
     }
     timed = any(todo.timed for todo in job.blocks)
-    prove = timed and seat.device == "cpu"
+    prove = timed and configuration.device == "cpu"
     return worker.ask({"do": "open", "settings": settings, "prove": prove, "rate": rate})
 
 
@@ -160,7 +164,7 @@ def _block(
     todo = pending.todo
     label = " ".join(filter(None, (_place(job), todo.workload.name, todo.pass_, todo.part)))
     begun, clock = _heading(bench, job, todo), bench.clock()
-    before = bench.graphics() if job.seat.device == "gpu" else None
+    before = bench.graphics() if job.configuration.device == "gpu" else None
     scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache(bench, job)))
     try:
         request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s(), "outputs": str(scratch)}
@@ -169,7 +173,7 @@ def _block(
             raise OSError(answer["reason"])
         on_gpu = _on_gpu(before, bench.graphics()) if before else {}
         stage(f"{label}: judging")
-        judged = bench.judge.judge(scratch, todo.workload, todo.steps, todo.pass_, job.seat.precision)
+        judged = bench.judge.judge(scratch, todo.workload, todo.steps, todo.pass_, job.configuration.precision)
         if bench.keep:
             bench.keep(job, todo, scratch)
     finally:
@@ -205,7 +209,7 @@ def _request(bench: RunContext, job: Job, todo: BlockSpec) -> dict[str, Any]:
         "workload": todo.workload.model_dump(),
         "steps": todo.steps,
         "pass": todo.pass_,
-        "execution": job.seat.execution,
+        "execution": job.configuration.execution,
         "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
         "weights": str(bench.weights),
         "rounds": {"least": least, "most": most, "block_s": study.block_s * (1 if _central(todo) else LESS_TIME)}
@@ -215,7 +219,9 @@ def _request(bench: RunContext, job: Job, todo: BlockSpec) -> dict[str, Any]:
         "control": todo.control,
         "calls": todo.calls,
         "hurried": job.replicate == 0,
-        "overwrites": bench.frameworks[job.seat.framework].executions[job.seat.execution]["overwrites"],
+        "overwrites": bench.frameworks[job.configuration.framework].executions[job.configuration.execution][
+            "overwrites"
+        ],
         "texts": str(bench.texts or ""),
     }
 
@@ -257,8 +263,8 @@ def _ended(bench: RunContext, job: Job, pending: PendingBlock, status: str, reas
 
 def _heading(bench: RunContext, job: Job, todo: BlockSpec) -> Record:
     """What identifies a block, and the circumstances it began in."""
-    seat = asdict(job.seat)
-    what = seat | {
+    configuration = asdict(job.configuration)
+    what = configuration | {
         "replicate": job.replicate,
         "workload": todo.workload.model_dump(),
         "steps": todo.steps,
@@ -273,10 +279,18 @@ def _heading(bench: RunContext, job: Job, todo: BlockSpec) -> Record:
 
 def block_key(basis: dict[str, Any], job: Job, todo: BlockSpec) -> str:
     """Hash of a block's job, the code, the framework's versions and the hardware."""
-    what = [asdict(job.seat), job.replicate, todo.workload.model_dump(), todo.pass_, todo.steps, todo.timed, todo.part]
+    what = [
+        asdict(job.configuration),
+        job.replicate,
+        todo.workload.model_dump(),
+        todo.pass_,
+        todo.steps,
+        todo.timed,
+        todo.part,
+    ]
     return digest([basis, what])
 
 
 def _place(job: Job) -> str:
-    seat = job.seat
-    return f"[{job.replicate}] {seat.framework} {seat.execution} {seat.device}×{seat.threads} {seat.precision}"
+    c = job.configuration
+    return f"[{job.replicate}] {c.framework} {c.execution} {c.device}×{c.threads} {c.precision}"

@@ -39,7 +39,7 @@ class Schedule:
     report: Report
     verified: list[Record] = field(default_factory=list)  # of a verification beside the run
     reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
-    told: set[Configuration] = field(default_factory=set)  # seats that something was forecast for
+    told: set[Configuration] = field(default_factory=set)  # configurations that something was forecast for
 
     def __post_init__(self) -> None:
         self.study = self.bench.study
@@ -123,25 +123,25 @@ class Schedule:
             yield from self._forecast(job)
 
     def _forecast(self, job: Job) -> Iterator[Record]:
-        """What is expected of a seat's cells that are not measured yet, once all is measured that it is told from."""
+        """Predict a configuration's cells that are not measured yet, once all is measured that it is predicted from."""
         swept = any(todo.swept for todo in job.blocks)
-        if not swept or job.seat in self.told or not (blocks := self._calibrated(job.seat)):
+        if not swept or job.configuration in self.told or not (blocks := self._calibrated(job.configuration)):
             return
-        self.told.add(job.seat)
-        measured = {(r["workload"]["name"], r["pass"]) for r in self._blocks(job.seat)}
+        self.told.add(job.configuration)
+        measured = {(r["workload"]["name"], r["pass"]) for r in self._blocks(job.configuration)}
         cells = (cell for cell in self.planned.cells if (cell.workload.name, cell.pass_) not in measured)
-        yield forecast.record(job.seat, blocks, cells, self.study)
+        yield forecast.record(job.configuration, blocks, cells, self.study)
 
-    def _calibrated(self, seat: Configuration) -> list[Record]:
-        """The first process's blocks that forecasts for a seat are made from, when all are there; the last of each."""
+    def _calibrated(self, configuration: Configuration) -> list[Record]:
+        """The first process's blocks that a configuration is predicted from, when all are there; the last of each."""
         points = [point.name for point in self.study.swept[:CALIBRATING]]
-        first = [record for record in self._blocks(seat) if record["replicate"] == 0]
+        first = [record for record in self._blocks(configuration) if record["replicate"] == 0]
         blocks = {(r["workload"]["name"], r["pass"]): r for r in first if r["workload"]["name"] in points}
         return list(blocks.values()) if len(blocks) == len(points) * len(self.study.passes) else []
 
-    def _blocks(self, seat: Configuration) -> list[Record]:
-        """What was measured in a seat so far."""
-        return [record for record in self.found if record["kind"] == "block" and _same(record, seat)]
+    def _blocks(self, configuration: Configuration) -> list[Record]:
+        """What was measured in a configuration so far."""
+        return [record for record in self.found if record["kind"] == "block" and _same(record, configuration)]
 
     def _alike(self, job: Job) -> Job:
         """The job with as many calls in a sample of each block as its first process had."""
@@ -149,7 +149,7 @@ class Schedule:
             (record["workload"]["name"], record["pass"], record["part"]): max(
                 a["calls"] for a in record["arms"].values()
             )
-            for record in self._blocks(job.seat)
+            for record in self._blocks(job.configuration)
             if record["replicate"] == 0
         }
         blocks = (replace(todo, calls=calls.get((todo.workload.name, todo.pass_, todo.part))) for todo in job.blocks)
@@ -163,7 +163,7 @@ class Schedule:
 
     def _verified(self, job: Job, todo: BlockSpec) -> bool:
         """Whether a verification beside the run has, at full size, all that an untimed block would verify."""
-        what = asdict(job.seat) | {"workload": todo.workload.model_dump(), "pass": todo.pass_}
+        what = asdict(job.configuration) | {"workload": todo.workload.model_dump(), "pass": todo.pass_}
         programs = ((*gates.program(what, arm.name), todo.workload.name) for arm in todo.arms)
         return not todo.timed and all(program in self.gates.whole for program in programs)
 
@@ -204,7 +204,7 @@ def _cheapest_first(made: list[Job], checked: list[Record]) -> list[Job]:
         costs[key] = costs.get(key, 0.0) + (math.inf if None in calls else sum(calls))
 
     def cost(job: Job) -> float:
-        return costs.get((job.seat.framework, job.seat.device, job.seat.execution), math.inf)
+        return costs.get((job.configuration.framework, job.configuration.device, job.configuration.execution), math.inf)
 
     return sorted(made, key=cost)
 
@@ -222,23 +222,23 @@ def _complete(record: Record) -> bool:
 
 def _reached(record: Record) -> set[Any]:
     """The cells of a block that were measured."""
-    seat = tuple(record[name] for name in CONFIG)
+    configuration = tuple(record[name] for name in CONFIG)
     ok = (name for name, arm in record["arms"].items() if arm["status"] == "ok")
-    return {(seat, record["workload"]["name"], record["pass"], name) for name in ok}
+    return {(configuration, record["workload"]["name"], record["pass"], name) for name in ok}
 
 
-def _same(record: Record, seat: Configuration) -> bool:
-    return all(record[name] == value for name, value in asdict(seat).items())
+def _same(record: Record, configuration: Configuration) -> bool:
+    return all(record[name] == value for name, value in asdict(configuration).items())
 
 
 def _only(job: Job, reached: set[Any]) -> Job:
     """The job with the arms that the first replicate measured: the others are named already. A block that has lost
     what it compares with is left out.
     """
-    seat = tuple(asdict(job.seat).values())
+    configuration = tuple(asdict(job.configuration).values())
     blocks = []
     for todo in job.blocks:
-        arms = tuple(arm for arm in todo.arms if (seat, todo.workload.name, todo.pass_, arm.name) in reached)
+        arms = tuple(arm for arm in todo.arms if (configuration, todo.workload.name, todo.pass_, arm.name) in reached)
         left = replace(todo, arms=arms)
         if left.home and _has_baseline(arms) == _has_baseline(todo.arms):
             blocks.append(left)

@@ -1,6 +1,6 @@
 """The chapter's training: every framework, both forms, from the same weights on the same batches.
 
-    seats -> the oracle's trajectories -> processes: each trains both forms in turns, is judged and recorded
+    configurations -> the oracle's trajectories -> processes: each trains both forms in turns, is judged and recorded
 
 What a process does is in harness.worker.training; what is made of the records, in harness.analysis.trajectories.
 """
@@ -47,7 +47,7 @@ class Schedule:
         todo = [job for job in self._jobs() if _key(self.bench, job) not in complete]
         report.expect(len(todo))
         if oracle is None:
-            oracle = oracle_of(self.bench, self.first[0].seat.framework, report.stage)
+            oracle = oracle_of(self.bench, self.first[0].configuration.framework, report.stage)
             yield oracle
         for job in todo:
             record = process(self.bench, job, oracle, report.stage)
@@ -67,7 +67,7 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
     session.check(folder, resume, TRAINING.file)
     threads = matrix.thread_counts(study, environment.cores())
     frameworks = matrix.selected(study, session.probe(study, threads))
-    first, absent = seats(study, frameworks, threads[0])
+    first, absent = configurations(study, frameworks, threads[0])
     if not first:
         raise UsageError(f"nothing can be trained here: {absent[0].reason}")
     files = weights.training_files(BOOK, steps, study.seed)
@@ -82,7 +82,7 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
     return store.recover()
 
 
-def seats(study: Study, frameworks: list[Framework], threads: int) -> tuple[list[Job], list[Absent]]:
+def configurations(study: Study, frameworks: list[Framework], threads: int) -> tuple[list[Job], list[Absent]]:
     """The first replicate's jobs, and the executions that have none.
 
     Where none are selected, they are those in which a framework says that its users train.
@@ -92,16 +92,16 @@ def seats(study: Study, frameworks: list[Framework], threads: int) -> tuple[list
         for name, execution in framework.executions.items():
             if study.executions and name not in study.executions:
                 continue
-            seat = Configuration(framework.name, "cpu", threads, name, "fp32")
+            configuration = Configuration(framework.name, "cpu", threads, name, "fp32")
             arms = tuple(Arm(execution["loop"], form) for form in ("in_loop", BATCHED))
-            cells = [Cell(seat, BOOK, "train", arm) for arm in arms]
+            cells = [Cell(configuration, BOOK, "train", arm) for arm in arms]
             reasons = [execution["missing"], *(matrix.without(execution, cell) for cell in cells)]
             if not study.executions and not execution["trains"]:
                 reasons.append(f"few would train so; --execution {name} does")
             if reason := next(filter(None, reasons), None):
                 absent.append(Absent(framework=framework.name, execution=name, reason=reason))
             else:
-                made.append(Job(seat, 0, (BlockSpec(BOOK, "train", arms, BOOK.T, timed=True),)))
+                made.append(Job(configuration, 0, (BlockSpec(BOOK, "train", arms, BOOK.T, timed=True),)))
     return made, absent
 
 
@@ -121,7 +121,7 @@ def oracle_of(bench: RunContext, framework: str, stage: Stage) -> Record:
 
 
 def process(bench: RunContext, job: Job, oracle: Record, stage: Stage) -> Record:
-    """Have one process train its seat's forms, judge what it gave, and return its record."""
+    """Have one process train its configuration's forms, judge what it gave, and return its record."""
     begun = _begun(bench, job)
     try:
         answer, proof = _answer(bench, job, begun["seed"], stage)
@@ -149,7 +149,7 @@ def _answer(bench: RunContext, job: Job, seed: int, stage: Stage) -> tuple[Answe
         "do": "train",
         "workload": BOOK.model_dump(),
         "weights": str(bench.weights),
-        "execution": job.seat.execution,
+        "execution": job.configuration.execution,
         "recurrence": _recurrence(job),
         "seed": seed,
     }
@@ -189,7 +189,7 @@ def _key(bench: RunContext, job: Job) -> str:
 
 
 def _row(job: Job) -> dict[str, Any]:
-    return asdict(job.seat) | {"recurrence": _recurrence(job)}
+    return asdict(job.configuration) | {"recurrence": _recurrence(job)}
 
 
 def _recurrence(job: Job) -> str:
@@ -197,4 +197,4 @@ def _recurrence(job: Job) -> str:
 
 
 def _place(job: Job) -> str:
-    return f"{job.seat.framework} {job.seat.execution} {_recurrence(job)}"
+    return f"{job.configuration.framework} {job.configuration.execution} {_recurrence(job)}"

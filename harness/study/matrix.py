@@ -55,7 +55,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Cell:
-    seat: Configuration
+    configuration: Configuration
     workload: Workload
     pass_: str
     arm: Arm
@@ -65,7 +65,7 @@ class Cell:
         w = self.workload
         sizes = {size: getattr(w, size) for size in "BTIHO"}
         return {
-            **asdict(self.seat),
+            **asdict(self.configuration),
             "workload": w.name,
             "cell": w.cell,
             **sizes,
@@ -87,7 +87,7 @@ class Rank(IntEnum):
 class Plan:
     """Cells to measure, and those that can not be, with status and reason.
 
-    `loops`: the loop that one would write in each seat. `threads`: the first of the thread counts.
+    `loops`: the loop that one would write in each configuration. `threads`: the first of the thread counts.
     """
 
     cells: list[Cell]
@@ -95,11 +95,15 @@ class Plan:
     loops: dict[Configuration, str] = field(default_factory=dict)
     threads: int = 1
 
-    def rank(self, seat: Configuration, todo: "BlockSpec") -> Rank:
-        """The rank of a seat's block."""
-        if todo.swept or todo.part != self.loops.get(seat):
+    def rank(self, configuration: Configuration, todo: "BlockSpec") -> Rank:
+        """The rank of a configuration's block."""
+        if todo.swept or todo.part != self.loops.get(configuration):
             return Rank.REST
-        return Rank.OTHER_THREADS if seat.device == "cpu" and seat.threads != self.threads else Rank.HEADLINE
+        return (
+            Rank.OTHER_THREADS
+            if configuration.device == "cpu" and configuration.threads != self.threads
+            else Rank.HEADLINE
+        )
 
 
 @dataclass(frozen=True)
@@ -142,14 +146,14 @@ class SampleSize:
 
 SampleSizes = dict[
     tuple[Configuration, str, str, str], SampleSize
-]  # seat, workload's name, pass, part -> what the pilot said
+]  # configuration, workload's name, pass, part -> what the pilot said
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process: a seat, its replicate (the process number of the tables) and its blocks."""
+    """One process: a configuration, its replicate (the process number of the tables) and its blocks."""
 
-    seat: Configuration
+    configuration: Configuration
     replicate: int
     blocks: tuple[BlockSpec, ...]
 
@@ -205,7 +209,7 @@ def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
     points = {workload.name for workload in study.swept}
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
-            plan.loops[cell.seat] = framework.executions[cell.seat.execution]["loop"]
+            plan.loops[cell.configuration] = framework.executions[cell.configuration.execution]["loop"]
             if why := why_not(study, framework, cell, cell.workload.name in points):
                 plan.absent.append((cell, *why))
             else:
@@ -218,22 +222,22 @@ def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[C
     devices = [d for d in framework.devices if not study.devices or d in study.devices]
     for device, execution, precision in itertools.product(devices, executions, study.precisions):
         for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's threads are no axis
-            seat = Configuration(framework.name, device, count, execution, precision)
+            configuration = Configuration(framework.name, device, count, execution, precision)
             for workload, pass_, arm in itertools.product(study.workloads, study.passes, study.arms):
-                yield Cell(seat, workload, pass_, arm)
+                yield Cell(configuration, workload, pass_, arm)
             swept = study.swept if count == threads[0] or device != "cpu" else study.swept[:CALIBRATING]
             for point, pass_, projection in itertools.product(swept, study.passes, SWEPT):
-                yield Cell(seat, point, pass_, Arm(framework.executions[execution]["loop"], projection))
+                yield Cell(configuration, point, pass_, Arm(framework.executions[execution]["loop"], projection))
 
 
 def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False) -> tuple[str, str] | None:
     """Status and reason of a cell that can not be measured, or None; `swept`: whether it is a point of a sweep."""
-    execution = framework.executions[cell.seat.execution]
-    if missing := framework.devices[cell.seat.device] or execution["missing"]:
+    execution = framework.executions[cell.configuration.execution]
+    if missing := framework.devices[cell.configuration.device] or execution["missing"]:
         return "unavailable", missing
     if reason := IMPOSSIBLE.get(cell.arm.name):
         return "impossible", reason
-    if cell.seat.device == "cpu" and cell.seat.precision == "tf32":
+    if cell.configuration.device == "cpu" and cell.configuration.precision == "tf32":
         return "impossible", NO_TF32
     if reason := without(execution, cell):
         return "unavailable", reason
@@ -261,7 +265,13 @@ def prototypes(study: Study, frameworks: list[Framework]) -> list[dict[str, str]
 
 def without(execution: dict[str, Any], cell: Cell) -> str | None:
     """Why an execution does not have what a cell asks for, or None."""
-    asked = (cell.seat.device, cell.seat.precision, cell.arm.recurrence, cell.arm.projection, cell.arm.name)
+    asked = (
+        cell.configuration.device,
+        cell.configuration.precision,
+        cell.arm.recurrence,
+        cell.arm.projection,
+        cell.arm.name,
+    )
     return next(filter(None, map(execution["without"].get, asked)), None)
 
 
@@ -276,29 +286,29 @@ def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | Non
 def jobs(
     plan: Plan, study: Study, replicate: int, ranks: Iterable[Rank] = Rank, needs: SampleSizes | None = None
 ) -> list[Job]:
-    """A replicate's timed jobs of some ranks, seats in random order; with `needs`, only what needs so many processes.
+    """A replicate's timed jobs of some ranks, in random order; with `needs`, only what needs so many processes.
 
     Blocks keep the study's order in every replicate: a budget that ends early has then cut the least central cells.
     In the first, what forecasts are made from comes with what they are about, and before it.
     """
     grouped = group(plan.cells)
     made = []
-    for seat in _shuffled(grouped, study, replicate):
+    for configuration in _shuffled(grouped, study, replicate):
         blocks = []
-        for todo in blocks_of(grouped[seat], study):
-            need = needs.get((seat, todo.workload.name, todo.pass_, todo.part)) if needs is not None else None
-            rank = plan.rank(seat, todo)
+        for todo in blocks_of(grouped[configuration], study):
+            need = needs.get((configuration, todo.workload.name, todo.pass_, todo.part)) if needs is not None else None
+            rank = plan.rank(configuration, todo)
             if replicate == 0 and _calibrates(todo, study):
                 rank = Rank.HEADLINE
             if rank in ranks and (needs is None or (need and need.processes > replicate)):
                 blocks.append(replace(todo, rounds=need.rounds if need else None))
         if blocks:
-            made.append(Job(seat, replicate, tuple(blocks)))
+            made.append(Job(configuration, replicate, tuple(blocks)))
     return made
 
 
 def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[BlockSpec]:
-    """A seat's timed blocks: those that forecasts are made from, the question's, the others', the rest of the sweep."""
+    """A configuration's timed blocks: those that forecasts are made from, the question's, the others', the rest of the sweep."""
     points = {workload.name for workload in study.swept}
     made = [
         BlockSpec(workload, pass_, arms, workload.T, True, part, swept=workload.name in points)
@@ -313,8 +323,8 @@ def _calibrates(todo: BlockSpec, study: Study) -> bool:
     return todo.workload in study.swept[:CALIBRATING]
 
 
-def _shuffled(seats: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
-    order = list(seats)
+def _shuffled(configurations: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
+    order = list(configurations)
     random.Random(f"{study.seed}/{replicate}").shuffle(order)
     return order
 
@@ -329,11 +339,13 @@ def checks(plan: Plan, study: Study) -> list[Job]:
     for workload in study.workloads:
         by_cell.setdefault(workload.cell, workload)
     firsts = list(by_cell.values())
-    for seat, blocks in group(plan.cells).items():
+    for configuration, blocks in group(plan.cells).items():
         arms: dict[Arm, None] = {}
         for each in blocks.values():
             arms.update(dict.fromkeys(each))
-        seat64 = Configuration(seat.framework, seat.device, seat.threads, seat.execution, "fp64")
+        double = Configuration(
+            configuration.framework, configuration.device, configuration.threads, configuration.execution, "fp64"
+        )
         once = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
         chosen = {first: tuple(arms) if first is firsts[0] else tuple(once.values()) for first in firsts}
         todo = [
@@ -342,15 +354,15 @@ def checks(plan: Plan, study: Study) -> list[Job]:
             for pass_ in study.passes
             if some
         ]
-        found[seat.framework, seat.device, seat.execution] = Job(seat64, 0, tuple(todo))
+        found[configuration.framework, configuration.device, configuration.execution] = Job(double, 0, tuple(todo))
     return list(found.values())
 
 
 def verifications(plan: Plan) -> list[Job]:
     """Every cell of the plan at full size, without times."""
     return [
-        Job(seat, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in blocks.items()))
-        for seat, blocks in group(plan.cells).items()
+        Job(configuration, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in blocks.items()))
+        for configuration, blocks in group(plan.cells).items()
     ]
 
 
@@ -358,5 +370,5 @@ def group(cells: list[Cell]) -> dict[Configuration, dict[tuple[Workload, str], l
     """Configuration -> (workload, pass) -> arms, in the order of the cells."""
     grouped: dict[Configuration, dict[tuple[Workload, str], list[Arm]]] = {}
     for cell in cells:
-        grouped.setdefault(cell.seat, {}).setdefault((cell.workload, cell.pass_), []).append(cell.arm)
+        grouped.setdefault(cell.configuration, {}).setdefault((cell.workload, cell.pass_), []).append(cell.arm)
     return grouped
