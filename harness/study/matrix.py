@@ -308,7 +308,7 @@ def jobs(
 
 
 def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[BlockSpec]:
-    """A configuration's timed blocks: those that forecasts are made from, the question's, the others', the rest of the sweep."""
+    """A configuration's timed blocks: what forecasts are made from, the question, the others, the rest of the sweep."""
     points = {workload.name for workload in study.swept}
     made = [
         BlockSpec(workload, pass_, arms, workload.T, True, part, swept=workload.name in points)
