@@ -1,10 +1,10 @@
-"""What the program says to a request that it can not carry out. In a file of its own: --help needs no more."""
+"""The error for a request that the program cannot carry out. In a file of its own, because --help needs no more."""
 
 
 class UsageError(Exception):
-    """What the user gave can not be used; the message is one sentence that says why. Exit status 2.
+    """An input that cannot be used; the message is one sentence that says why. Exit status 2.
 
-    The sentence stays on one line whatever it quotes: what can not be printed is written as an escape.
+    The sentence stays on one line whatever it quotes: characters that cannot be printed are written as escapes.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -1,1 +1,1 @@
-"""From records to numbers: pure functions, which measure nothing and import no framework."""
+"""Analysis of records: pure functions that measure nothing and import no framework."""

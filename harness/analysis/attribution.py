@@ -1,8 +1,11 @@
-"""Where the time goes: what each projection adds to the loop alone, what one issued product costs, how far a call is
-from its floor; and how far measured gaps are from what was forecast. Pure: the same records, the same tables.
+"""Where the time goes: the cost of each projection and of one issued product, the floor of a call, and predictions.
 
-Costs and slopes are of each process by itself, and their intervals are over processes (harness.analysis.stats): what
-none took there is part of each, and so is its error.
+A projection's cost is what it adds to the loop alone. The floor is the lower bound of a call's time: its roofline and
+the null call. The scores say how far measured gaps are from their predictions. Pure: the same records give the same
+tables.
+
+Costs and slopes are of each process by itself, and their intervals are over processes (harness.analysis.stats). Each is
+a difference from none's time in that process, so the error of that time is in it too.
 """
 
 import math
@@ -39,11 +42,11 @@ ISSUES_EACH = ("in_loop", "per_step")  # projections that issue a product a step
 
 
 def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
-    """What each projection adds to the loop alone, in seconds: a row for each ratio to none that was measured.
+    """Return what each projection adds to the loop alone, in seconds, one row per measured gap over none.
 
-    `cost_s`, with its 95% interval, is the mean over processes of what a call took longer than none in the same rounds;
-    `product_s` the same for each of T products, where so many are issued; `none_s` and `call_s` the medians of none and
-    of the whole call; `floor_s` what no call can be faster than: its roofline and the null call.
+    `cost_s`, with its 95% interval, is the mean over processes of what a call took longer than none in the same rounds.
+    `product_s` is the same for each of T products, where so many are issued. `none_s` and `call_s` are the medians of
+    none and of the whole call. `floor_s` is the lower bound of a call: its roofline and the null call.
     """
     calls, floors = (
         times.groupby([*CONFIG, "workload", "pass", *ARM]).median_s.median().to_dict(),
@@ -67,7 +70,10 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.
 
 
 def _intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
-    """Seconds that each form adds to none, by GAP_KEYS' values and "none": each process's median over rounds."""
+    """Return the seconds that each form adds to none, by the values of GAP_KEYS and "none".
+
+    Each process gives its median over rounds.
+    """
     return {
         key: stats.interval([float(np.median(form - none)) / 1e9 for form, none in processes])
         for key, processes in paired(blocks, against_none).items()
@@ -75,7 +81,10 @@ def _intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
 
 
 def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
-    """By configuration, what gives a call's floor in seconds: the first process's rates, and the median null call."""
+    """Return functions of a call's floor in seconds, by configuration.
+
+    They use the rates of the first process and the median null call.
+    """
     rates: dict[tuple[Any, ...], Roof] = {}
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
@@ -84,26 +93,26 @@ def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
             rates.setdefault(configuration, roof(block["rates"]))
         if null_ns := block.get("floors", {}).get("null_ns"):
             nulls.setdefault(configuration, []).append(null_ns)
-    null_s = {configuration: statistics.median(each) / 1e9 for configuration, each in nulls.items()}
+    null_s = {configuration: statistics.median(values) / 1e9 for configuration, values in nulls.items()}
 
-    def of(configuration: tuple[Any, ...]) -> Any:
+    def floor_of(configuration: tuple[Any, ...]) -> Any:
         return lambda workload, pass_, form: (
             null_s.get(configuration, 0.0) + floor_s(rates[configuration], workload, pass_, form)
         )
 
-    return {configuration: of(configuration) for configuration in rates}
+    return {configuration: floor_of(configuration) for configuration in rates}
 
 
 Key = tuple[Any, ...]  # the values of CONFIG, the pass and the recurrence
-Points = dict[Key, dict[int, list[Seen]]]  # of each process
+Points = dict[Key, dict[int, list[Seen]]]  # by process
 
 
 def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
-    """What one product issued in the loop costs: the slope over T of what in_loop adds to none, in the same rounds.
+    """Return the cost of one product issued in the loop: the slope over T of what in_loop adds to none.
 
-    Each process has a line of its own by least squares, weighted by none's time, through one point for each T of the
-    sweep; `product_s` is their mean, with its 95% interval. `roof_s` is the roofline's part of it; `once_s` what
-    projecting once adds, the median over the same points.
+    What in_loop adds is taken in the same rounds. Each process has a line of its own by least squares, weighted by
+    none's time, through one point for each T of the sweep. `product_s` is the mean slope, with its 95% interval.
+    `roof_s` is the roofline's part of it, and `once_s` what projecting once adds, the median over the same points.
     """
     points, roofs = _points(blocks, study)
     rows = []
@@ -117,7 +126,7 @@ def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
 
 
 def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float]]:
-    """The points of processes that were measured at several T, and the roofline's seconds of one product."""
+    """Return the points of processes that were measured at several T, and the roofline's seconds of one product."""
     centre, points, roofs = study.sweep, Points(), dict[Key, float]()
     if centre is None:
         return points, roofs
@@ -137,8 +146,9 @@ def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float
 
 
 def _slope(points: list[Seen]) -> float:
-    """The slope of one process's line by weighted least squares; by exact sums, not by LAPACK, whose last digit is the
-    machine's.
+    """Return the slope of one process's line by weighted least squares.
+
+    Uses exact sums, not LAPACK, whose last digit depends on the machine.
     """
     steps, cost = [point.workload.T for point in points], [point.in_loop for point in points]
     weights = [1 / point.none**2 for point in points]
@@ -153,23 +163,28 @@ def _mean(values: Sequence[float], weights: list[float]) -> float:
 
 
 def scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Every forecast gap that was measured afterwards and may be counted.
+    """Return a row for each predicted gap that was measured afterwards and is included.
 
-    `error` is log(forecast / ratio); `share` what in_loop adds to none, as a fraction of it, and `forecast_share` what
-    it was expected to.
+    `error` is log(forecast / ratio). `share` is what in_loop adds to none, as a fraction of none, and `forecast_share`
+    is its prediction.
     """
-    found = gaps[usable(gaps) & (gaps.contender == "in_loop")]
-    measured = {tuple(row[key] for key in GAP_KEYS): row for row in found.to_dict("records")}
+    included = gaps[usable(gaps) & (gaps.contender == "in_loop")]
+    measured = {tuple(row[key] for key in GAP_KEYS): row for row in included.to_dict("records")}
     added = {tuple(row[key] for key in GAP_KEYS): row["cost_s"] / row["none_s"] for row in costs.to_dict("records")}
     rows = []
     for record in forecasts:
         configuration = tuple(record[name] for name in CONFIG)
-        for each in record["expected"]:
-            key = (*configuration, each["workload"], each["pass"], record["recurrence"], "in_loop")
+        for prediction in record["expected"]:
+            key = (*configuration, prediction["workload"], prediction["pass"], record["recurrence"], "in_loop")
             if key not in measured:
                 continue
-            gap, told = measured[key], each["in_loop_s"] / each["batched_s"]
-            shares = {"share": added.get(key, math.nan), "forecast_share": each["in_loop_s"] / each["none_s"] - 1}
-            rows.append({**gap, "forecast": told, "error": math.log(told / gap["ratio"]), **shares})
+            gap, predicted_ratio = measured[key], prediction["in_loop_s"] / prediction["batched_s"]
+            shares = {
+                "share": added.get(key, math.nan),
+                "forecast_share": prediction["in_loop_s"] / prediction["none_s"] - 1,
+            }
+            rows.append(
+                {**gap, "forecast": predicted_ratio, "error": math.log(predicted_ratio / gap["ratio"]), **shares}
+            )
     frame = pd.DataFrame(rows, columns=SCORES)
     return frame.sort_values(GAP_KEYS, kind="stable", ignore_index=True)

@@ -1,15 +1,15 @@
 """Predict what a configuration's programs take, from two sizes of one workload, before any other is measured.
 
-A call of an arm is expected to take, over T steps,
+A call of an arm is predicted to take, over T steps,
 
     none     call + T (step + least.step)
     in_loop  none + in_loop + T (product + least.one) + least.loss
     batched  none + after + least.once + least.loss
 
-with `least` the roofline's times (harness.analysis.roofline) and five costs of everything else: dispatch, copies,
-loops. They are solved for from the sweep's first two points, which differ in T alone, once for each pass. Those of a
-call and of a step are none where the roofline alone is above what was seen; those of projecting may be below nothing,
-where projecting saves something else.
+where `least` is the roofline's times (harness.analysis.roofline). The five others are costs of everything else:
+dispatch, copies, loops. They are solved for from the sweep's first two points, which differ in T alone, once for each
+pass. The costs of a call and of a step are 0 where the roofline alone is above what was measured. The costs of
+projecting may be negative, where projecting saves something else.
 """
 
 import statistics
@@ -25,12 +25,12 @@ from harness.records.store import Record, digest
 from harness.study.matrix import Cell, Configuration
 from harness.study.study import SWEPT, Study, Workload
 
-LEAST = 0.2  # of the recurrence alone, in which no form of it is expected to be done
+LEAST = 0.2  # of the time of the recurrence alone; no form is predicted to take less
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One measured point: its workload, seconds of none, and what the two projections add to it in the same rounds."""
+    """Measured point: its workload, seconds of none, and what the two projections add to none in the same rounds."""
 
     workload: Workload
     none: float
@@ -39,57 +39,62 @@ class Seen:
 
 
 def record(configuration: Configuration, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
-    """The forecast of `cells` of a configuration, none of them measured yet, from the blocks that it is told from."""
+    """Return the forecast record of a configuration's `cells`, none of them measured yet, fitted on `blocks`.
+
+    Its status is "unavailable", with the reason, where the blocks cannot be fitted on.
+    """
     recurrence = recurrence_of(blocks[0])
-    what: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(configuration), "recurrence": recurrence}
-    what |= {"costs": [], "expected": []}
-    if lacking := _lacking(configuration, blocks):
-        what |= {"status": "unavailable", "reason": lacking}
+    body: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(configuration), "recurrence": recurrence}
+    body |= {"costs": [], "expected": []}
+    if reason := _lacking(configuration, blocks):
+        body |= {"status": "unavailable", "reason": reason}
     else:
-        top = roof(blocks[0]["rates"])
-        mine = [cell for cell in cells if cell.configuration == configuration and cell.arm.recurrence == recurrence]
+        roofline = roof(blocks[0]["rates"])
+        plan = [cell for cell in cells if cell.configuration == configuration and cell.arm.recurrence == recurrence]
         for pass_ in study.passes:
-            costs = solved([seen(block) for block in blocks if block["pass"] == pass_], top, pass_)
-            what["costs"].append(costs.model_dump(by_alias=True))
-            for workload in _workloads([cell for cell in mine if cell.pass_ == pass_]):
-                what["expected"].append({"workload": workload.name, "pass": pass_, **expected(costs, top, workload)})
-    return {"key": digest([asdict(configuration), recurrence, study.seed])} | what
+            costs = solved([seen(block) for block in blocks if block["pass"] == pass_], roofline, pass_)
+            body["costs"].append(costs.model_dump(by_alias=True))
+            for workload in _workloads([cell for cell in plan if cell.pass_ == pass_]):
+                body["expected"].append(
+                    {"workload": workload.name, "pass": pass_, **expected(costs, roofline, workload)}
+                )
+    return {"key": digest([asdict(configuration), recurrence, study.seed])} | body
 
 
-def solved(points: list[Seen], top: Roof, pass_: str) -> Costs:
-    """The costs that two points with different T were seen to have."""
-    few, many = sorted(points, key=lambda seen: seen.workload.T)
-    steps, further = many.workload.T, many.workload.T - few.workload.T
-    floors = [least(top, seen.workload, pass_) for seen in (few, many)]
-    step = max((many.none - few.none) / further - floors[1].step, 0.0)
-    pairs = list(zip((few, many), floors, strict=True))
-    few_s, many_s = (seen.in_loop - floor.loss for seen, floor in pairs)
-    product = (many_s - few_s) / further - floors[1].one
-    after = statistics.mean(seen.batched - floor.once - floor.loss for seen, floor in pairs)
+def solved(points: list[Seen], roofline: Roof, pass_: str) -> Costs:
+    """Solve for the costs of two points with different T."""
+    short, long = sorted(points, key=lambda point: point.workload.T)
+    steps, extra_steps = long.workload.T, long.workload.T - short.workload.T
+    floors = [least(roofline, point.workload, pass_) for point in (short, long)]
+    step = max((long.none - short.none) / extra_steps - floors[1].step, 0.0)
+    pairs = list(zip((short, long), floors, strict=True))
+    short_s, long_s = (point.in_loop - floor.loss for point, floor in pairs)
+    product = (long_s - short_s) / extra_steps - floors[1].one
+    after_s = statistics.mean(point.batched - floor.once - floor.loss for point, floor in pairs)
     return Costs.model_validate(
         {
             "pass": pass_,
-            "call_s": max(many.none - steps * (step + floors[1].step), 0.0),
+            "call_s": max(long.none - steps * (step + floors[1].step), 0.0),
             "step_s": step,
-            "in_loop_s": many_s - steps * (product + floors[1].one),
+            "in_loop_s": long_s - steps * (product + floors[1].one),
             "product_s": product,
-            "after_s": after,
+            "after_s": after_s,
         }
     )
 
 
-def expected(costs: Costs, top: Roof, workload: Workload) -> dict[str, float]:
-    """Seconds of a call with each projection, at least some part of the recurrence's alone."""
-    floor = least(top, workload, costs.pass_)
+def expected(costs: Costs, roofline: Roof, workload: Workload) -> dict[str, float]:
+    """Return the predicted seconds of a call with each projection, at least `LEAST` of the recurrence's alone."""
+    floor = least(roofline, workload, costs.pass_)
     none = costs.call_s + workload.T * (costs.step_s + floor.step)
     in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.one) + floor.loss
     batched = none + costs.after_s + floor.once + floor.loss
-    bottom = LEAST * none
-    return {"none_s": none, "in_loop_s": max(in_loop, bottom), "batched_s": max(batched, bottom)}
+    minimum = LEAST * none
+    return {"none_s": none, "in_loop_s": max(in_loop, minimum), "batched_s": max(batched, minimum)}
 
 
 def seen(block: Record) -> Seen:
-    """A sweep's block that nothing is missing of, as a point."""
+    """Return the point of a sweep's block that nothing is missing from."""
     recurrence = recurrence_of(block)
     none, *forms = (calls_ns(block["arms"][f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
     in_loop, batched = (float(np.median(form - none)) for form in forms)
@@ -97,30 +102,30 @@ def seen(block: Record) -> Seen:
 
 
 def missing(block: Record) -> str:
-    """Which form a sweep's block has no times of, and why; nothing when it has all."""
+    """Return the first form that a sweep's block has no times of, with the reason, or nothing when it has all."""
     for projection in SWEPT:
         arm = block["arms"].get(name := f"{recurrence_of(block)}_{projection}")
         if not arm or not arm["samples_ns"] or arm["status"] != "ok":
-            why = arm["reason"] if arm else "it is not there"
-            return f"{name}, {block['workload']['name']} {block['pass']}, and {why}"
+            reason = arm["reason"] if arm else "it is not there"
+            return f"{name}, {block['workload']['name']} {block['pass']}, and {reason}"
     return ""
 
 
 def recurrence_of(block: Record) -> str:
-    """The one recurrence of a sweep's block."""
+    """Return the only recurrence of a sweep's block."""
     return next(name.partition("_")[0] for name in block["arms"])
 
 
 def _lacking(configuration: Configuration, blocks: list[Record]) -> str:
-    """Why nothing can be told from blocks; nothing when it can."""
+    """Return why the blocks cannot be fitted on, or nothing when they can."""
     if configuration.precision not in MEASURED_IN:
         return "rates are measured of float32 alone"
-    if lacking := next(filter(None, map(missing, blocks)), ""):
-        return f"it is told from {lacking}"
+    if form := next(filter(None, map(missing, blocks)), ""):
+        return f"it is told from {form}"
     return "" if blocks[0].get("rates") else "no rates were measured"
 
 
 def _workloads(cells: list[Cell]) -> list[Workload]:
-    """Those that both forms are planned for, in the plan's order."""
+    """Return the workloads that both forms are planned for, in the plan's order."""
     in_loop, batched = ({c.workload: None for c in cells if c.arm.projection == form} for form in SWEPT[1:])
     return [workload for workload in in_loop if workload in batched]

@@ -1,4 +1,7 @@
-"""What a call computes in matrix products: as counted, and the least that its outputs take. Pure."""
+"""Matrix products of a call: its operations as counted, and the fewest that its outputs require.
+
+Pure: the same evidence gives the same work.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,10 +14,12 @@ NOT_MOVED = "a compiler made multiplications of some products, in kernels that r
 
 
 class Work(NamedTuple):
-    """Of one call. None where it is not known; `missing` says why, with all that the evidence says is missing.
+    """Work of one call, where None is not known.
 
-    `products`: issued as such. `operations`: of these and of the ones that a compiler made multiplications of, which
-    are counted in the program before it. `moved_bytes`: of the products, where all were issued.
+    `products` is the number issued as products. `operations` is those of these products and of the ones that a compiler
+    turned into multiplications, which are counted in the program before the compiler. `moved_bytes` is that of the
+    products, where all were issued. `missing` says why a value is not known, and holds all that the evidence says is
+    missing.
     """
 
     products: int | None
@@ -24,34 +29,38 @@ class Work(NamedTuple):
 
 
 def work(evidence: Mapping[str, Any], least: int, item_bytes: int) -> Work:
-    """The work of a call from its evidence, as recorded, and from the operations that its outputs take at least."""
+    """Return the work of a call from its recorded evidence.
+
+    `least` is the least number of operations that the call's outputs require.
+    """
     missing = dict(evidence["missing"])
     if {"everything", "products"} & missing.keys():
         return Work(None, None, None, missing)
-    products, written = ([Product(*one) for one in evidence[name]] for name in ("products", "written"))
-    by_products = flops(products)
-    operations = max(by_products, flops(written))
-    if by_products == least:
+    products, source_products = ([Product(*fields) for fields in evidence[name]] for name in ("products", "written"))
+    issued_operations = flops(products)
+    operations = max(issued_operations, flops(source_products))
+    if issued_operations == least:
         missing.pop("operations", None)  # nothing can be left out of the least
     if "operations" in missing or operations < least:
         return Work(issued(products), None, None, {"operations": LEFT_OUT} | missing)
-    if by_products < operations:
+    if issued_operations < operations:
         return Work(issued(products), operations, None, missing | {"product_bytes": NOT_MOVED})
     return Work(issued(products), operations, moved_bytes(products, item_bytes), missing)
 
 
 def least_operations(sizes: Mapping[str, Any], pass_: str, arm: Arm) -> int:
-    """Operations of the products that every program of an arm computes: a multiplication and an addition for each term.
+    """Return the operations of the products that every program of an arm computes.
 
-    The state before the first step is zero, so a program need not multiply it; and nothing asks for its gradient.
+    Each term is a multiplication and an addition.
+    The state before the first step is zero, so a program need not multiply it, and nothing uses its gradient.
     `sizes`: B, T, I, H, O and cell.
     """
     batch, steps, inputs, size, outputs = (sizes[name] for name in "BTIHO")
-    wide = len(GATES[sizes["cell"]]) * size
-    recurrent, given = (steps - 1) * size * wide, arm.recurrence == "given"
-    step = 0 if given else steps * inputs * wide + recurrent
+    width = len(GATES[sizes["cell"]]) * size
+    recurrent, precomputed = (steps - 1) * size * width, arm.recurrence == "given"
+    step = 0 if precomputed else steps * inputs * width + recurrent
     projection = 0 if arm.projection == "none" else steps * size * outputs
     if pass_ == "forward":
         return 2 * batch * (step + projection)
-    back = 0 if given else steps * inputs * wide + 2 * recurrent  # of w_in; of w_rec and h
-    return 2 * batch * (step + back + projection * (2 if given else 3))
+    backward = 0 if precomputed else steps * inputs * width + 2 * recurrent  # of w_in; of w_rec and h
+    return 2 * batch * (step + backward + projection * (2 if precomputed else 3))

@@ -1,6 +1,6 @@
-"""Page faults: what the kernel's giving of memory takes of each arm's time, and whether it decides a gap.
+"""Page faults: the share of each arm's time in which the kernel gives memory, and whether it decides a gap.
 
-Pure: the same records, the same tables.
+Pure: the same records give the same tables.
 """
 
 import statistics
@@ -17,10 +17,10 @@ PLACE = [*CONFIG, "workload", "pass", *ARM]
 
 
 def faults(blocks: list[Record]) -> pd.DataFrame:
-    """A row for each arm and process whose page faults were counted.
+    """Return a row for each arm and process whose page faults were counted.
 
-    `faults`: minor faults of a call, the median over samples; `share`: of the median call's time, what so many take at
-    what one of the smallest pages was measured to, missing where that was not.
+    `faults` is the minor faults of a call, the median over samples. `share` is the part of the median call's time that
+    they take, at the measured cost of a fault of the smallest pages. It is missing where that cost was not measured.
     """
     rates = [block["rates"] for block in blocks if block.get("rates")]
     costs_ns = [rate["fault_ns"] for rate in rates if rate.get("fault_ns") is not None]
@@ -30,14 +30,16 @@ def faults(blocks: list[Record]) -> pd.DataFrame:
         for name, arm in block["arms"].items():
             if arm.get("faults") and arm["status"] == "ok":
                 count = statistics.median(arm["faults"]) / arm["calls"]
-                where = [*block_key(block), *arm_of(name).values(), block["replicate"]]
-                rows.append([*where, count, min(count * fault_s / median_s(arm), 1.0)])
+                keys = [*block_key(block), *arm_of(name).values(), block["replicate"]]
+                rows.append([*keys, count, min(count * fault_s / median_s(arm), 1.0)])
     return pd.DataFrame(rows, columns=FAULTS).sort_values([*PLACE, "process"], kind="stable", ignore_index=True)
 
 
 def uneven(table: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """The arms whose page faults take more of the time in one process than in another by more than `margin`, with the
-    least and the most: there the allocator, and not the program, is part of what is measured.
+    """Return the arms whose share of time in page faults differs by more than `margin` between processes.
+
+    A row has the least and the greatest share. In such an arm the allocator, and not only the program, is part of
+    what is measured.
     """
     shares = table.groupby(PLACE, sort=False).share.agg(["min", "max", "size"]).reset_index()
     return shares[shares["max"] - shares["min"] > margin].reset_index(drop=True)

@@ -1,5 +1,6 @@
-"""From records to tables: times, identity, evidence, and gaps (harness.analysis.gaps). Pure: the same records, the
-same tables.
+"""Tables from records: times, identity, evidence, and gaps (harness.analysis.gaps).
+
+Pure: the same records give the same tables.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,66 +47,68 @@ EVIDENCE = [
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
-UNSAID = {"memory": "default"}  # of a study, by records from before it could be said
+UNSAID = {"memory": "default"}  # settings of a study that older records do not state
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
 CSV: dict[str, Any] = {
     "index": False,
     "lineterminator": "\n",
-    "float_format": "%.7g",  # the last digits of a logarithm are those of the processor's instructions
+    "float_format": "%.7g",  # the last digits of a logarithm depend on the processor's instructions
 }
 WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
-Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name and itself
+Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name, and the arm
 
 
 class Tables:
-    """The tables of one run; `heading` is its first record and `study` the study in it; `sittings` are that record and
-    those of going on under other budgets. The gaps of what a framework marks as a prototype are in `prototypes` alone.
+    """Tables of one run.
 
-    `verification`: the records of one beside the run; `uncounted` says why it is not counted, if it is not.
+    `heading` is the run's first record, its header, and `study` the study in it. `sittings` are that record and those
+    of the sessions that resumed the run under other budgets. The gaps of what a framework marks as a prototype are in
+    `prototypes` alone. `verification` is the records of a verification beside the run; `uncounted` says why they are
+    not counted, if they are not.
     """
 
     def __init__(self, records: list[Record], verification: Sequence[Record] = ()) -> None:
         self.heading = records[0]
         self.sittings = [self.heading, *(record for record in records if record["kind"] == "resumed")]
         self.study = Study.model_validate(UNSAID | self.heading["study"])
-        done = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*CONFIG, "replicate", "pass")])
-        verified, self.uncounted = gates.beside(self.heading, list(verification))
-        self.checks = [*(record for record in done if record["kind"] == "check"), *verified]
+        last_tries = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*CONFIG, "replicate", "pass")])
+        verification_checks, self.uncounted = gates.beside(self.heading, list(verification))
+        self.checks = [*(record for record in last_tries if record["kind"] == "check"), *verification_checks]
         self.gates = gates.Gates(self.checks)
-        self.first_tries = [record for record in records if record.get("first_try") and record not in done]
+        self.first_tries = [record for record in records if record.get("first_try") and record not in last_tries]
         wrong = _wrong_in_fp64(self.checks)
-        with_guests = [_withheld(record, wrong) for record in done if record["kind"] == "block"]
+        with_guests = [_withheld(record, wrong) for record in last_tries if record["kind"] == "block"]
         self.blocks = [at_home(record) for record in with_guests]
         self.times = _times(self)
         self.faults = page_faults.faults(self.blocks)
         prototypes = self.heading.get("prototypes", ())  # older records mark none
         self.prototype_reasons = {(p["framework"], p["execution"], p["recurrence"]): p["reason"] for p in prototypes}
         blocks = gaps.without_prototypes(with_guests, self.prototype_reasons)
-        compared, contrasts = gaps.tables_of(blocks, self.study)
+        run_gaps, contrasts = gaps.tables_of(blocks, self.study)
         blocks = gaps.of_prototypes_alone(with_guests, self.prototype_reasons)
         self.prototypes, _ = gaps.tables_of(blocks, self.study)
-        swept = compared.workload.isin({point.name for point in self.study.swept})
-        self.gaps, self.swept = (compared[part].reset_index(drop=True) for part in (~swept, swept))
-        alone = contrasts.baseline == "none"
-        self.contrasts, added = (contrasts[part].reset_index(drop=True) for part in (~alone, alone))
+        swept = run_gaps.workload.isin({point.name for point in self.study.swept})
+        self.gaps, self.swept = (run_gaps[rows].reset_index(drop=True) for rows in (~swept, swept))
+        over_none = contrasts.baseline == "none"
+        self.contrasts, added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
         self.forecasts = latest(records, ("forecast",))
         self.costs = attribution.costs(self.blocks, self.times, added)
         self.slopes = attribution.slopes(self.blocks, self.study)
         self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
         self.identity = _identity(self)
-        counted = list(_first_counted(self.blocks))
-        self.evidence = _evidence(counted)
-        self.variables = _variables(counted)
+        counted_arms = list(_first_counted(self.blocks))
+        self.evidence = _evidence(counted_arms)
+        self.variables = _variables(counted_arms)
 
     def files(self, folder: Path) -> list[Callable[[], None]]:
-        """What writes every table as a CSV file of its name; some only where there is something in them."""
-        kept = [name for name in (*ALWAYS, *WHERE_THERE_ARE) if name in ALWAYS or not getattr(self, name).empty]
-        return [partial(getattr(self, name).to_csv, folder.absolute() / f"{name}.csv", **CSV) for name in kept]
+        """Return functions that each write a table as a CSV file of its name, some only for tables that have rows."""
+        names = [name for name in (*ALWAYS, *WHERE_THERE_ARE) if name in ALWAYS or not getattr(self, name).empty]
+        return [partial(getattr(self, name).to_csv, folder.absolute() / f"{name}.csv", **CSV) for name in names]
 
 
 def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
-    """Framework, device, execution, pass and arm -> why its fp64 verification failed."""
+    """Return why the fp64 verification failed, by framework, device, execution, pass and arm."""
     return {
         gates.program(check, name): f"in fp64 {arm['reason']}"
         for check in checks
@@ -115,12 +118,12 @@ def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
 
 
 def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
-    """The block without the times of arms that failed the fp64 gate."""
+    """Return the block without the times of arms that failed the fp64 gate."""
     arms = {}
     for name, arm in record["arms"].items():
         reason = wrong.get(gates.program(record, name.replace(TWIN, BATCHED)))
-        withheld: Record = {"status": "wrong", "reason": reason, "samples_ns": [], "first_call_ns": None}
-        arms[name] = arm | withheld if reason else arm
+        replacement: Record = {"status": "wrong", "reason": reason, "samples_ns": [], "first_call_ns": None}
+        arms[name] = arm | replacement if reason else arm
     return record | {"arms": arms}
 
 
@@ -131,41 +134,47 @@ def _place(record: Record) -> dict[str, Any]:
 
 
 def _times(tables: Tables) -> pd.DataFrame:
-    """A row for each arm and process measured, and one for each cell that was not, with its reason."""
-    rows: list[tuple[Any, ...]] = []  # in the order of TIMES, not by name: there are many
-    seen = set()
+    """Return a row for each arm and process measured, and one with its reason for each cell that was not measured."""
+    rows: list[tuple[Any, ...]] = []  # in the order of TIMES, not by name, because there are many
+    measured = set()
     for record in tables.blocks:
         place, key = tuple(_place(record).values()), block_key(record)
         for name, arm in record["arms"].items():
-            of = tuple(arm_of(name).values())
-            rows.append((*place, *of, record["replicate"], *_time(record, arm)))
-            seen.add((*key, *of))
+            arm_key = tuple(arm_of(name).values())
+            rows.append((*place, *arm_key, record["replicate"], *_time(record, arm)))
+            measured.add((*key, *arm_key))
     keys = [*CONFIG, "workload", "pass", *ARM]
     budget = budgets(tables.sittings)[-1]
-    why = f"the budget of {budget:g} s ended first" if budget else "the run was interrupted"
-    unseen = (cell for cell in tables.heading["cells"] if tuple(cell[key] for key in keys) not in seen)
-    others = [cell | {"status": "not_reached", "reason": why} for cell in unseen]
-    others += tables.heading["absent"]
-    others += [m | {"status": "unavailable"} for m in tables.heading["missing"]]
-    rows += [tuple(row.get(name) for name in TIMES) for row in others]
+    reason = f"the budget of {budget:g} s ended first" if budget else "the run was interrupted"
+    not_reached = (cell for cell in tables.heading["cells"] if tuple(cell[key] for key in keys) not in measured)
+    other_rows = [cell | {"status": "not_reached", "reason": reason} for cell in not_reached]
+    other_rows += tables.heading["absent"]
+    other_rows += [m | {"status": "unavailable"} for m in tables.heading["missing"]]
+    rows += [tuple(row.get(name) for name in TIMES) for row in other_rows]
     return pd.DataFrame(rows, columns=TIMES).sort_values([*keys, "process"], kind="stable", ignore_index=True)
 
 
 def _time(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
-    """TIMES from median_s on, in seconds. A first call is a result only in replicate 0, whose caches were empty."""
-    cold = record["replicate"] == 0 and record["key"].endswith("-0") and arm["first_call_ns"] is not None
+    """Return the values of TIMES from median_s on, in seconds.
+
+    A first call is a result only in replicate 0, whose caches were empty.
+    """
+    is_cold = record["replicate"] == 0 and record["key"].endswith("-0") and arm["first_call_ns"] is not None
     return (
         median_s(arm) if arm["samples_ns"] and arm["status"] == "ok" else None,
         len(arm["samples_ns"]) or None,
-        arm["first_call_ns"] / 1e9 if cold else None,
+        arm["first_call_ns"] / 1e9 if is_cold else None,
         arm["status"],
         arm["reason"],
     )
 
 
-def _evidence(counted: list[Counted]) -> pd.DataFrame:
-    """A row for each cell whose calls were counted."""
-    rows = [_place(record) | arm_of(name) | _row(record, name, arm) for record, name, arm in counted]
+def _evidence(counted_arms: list[Counted]) -> pd.DataFrame:
+    """Return a row for each cell whose calls were counted.
+
+    Raises UsageError where a count is too large for a table.
+    """
+    rows = [_place(record) | arm_of(name) | _row(record, name, arm) for record, name, arm in counted_arms]
     frame = pd.DataFrame(rows, columns=EVIDENCE)
     try:
         frame[COUNTS] = frame[COUNTS].astype("Int64")
@@ -174,11 +183,14 @@ def _evidence(counted: list[Counted]) -> pd.DataFrame:
     return frame.sort_values([*CONFIG, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
-def _variables(counted: list[Counted]) -> pd.DataFrame:
-    """A row for each variable of each program that keeps its own, in the program's order; shapes as [101×100]."""
+def _variables(counted_arms: list[Counted]) -> pd.DataFrame:
+    """Return a row for each variable of each program that keeps its own, in the program's order.
+
+    A shape is written as [101×100].
+    """
     rows = [
         _place(record) | arm_of(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
-        for record, arm_name, arm in counted
+        for record, arm_name, arm in counted_arms
         for name, shape in arm["evidence"].get("variables", ())
     ]
     frame = pd.DataFrame(rows, columns=VARIABLES)
@@ -186,64 +198,67 @@ def _variables(counted: list[Counted]) -> pd.DataFrame:
 
 
 def _first_counted(blocks: list[Record]) -> Iterator[Counted]:
-    """Each cell whose calls were counted, from the first process that did."""
-    seen = set()
+    """Yield each cell whose calls were counted, from the first process that counted them."""
+    keys = set()
     for record in blocks:
         place = block_key(record)
         for name, arm in record["arms"].items():
-            if arm.get("evidence") and arm["status"] == "ok" and (key := (*place, name)) not in seen:
-                seen.add(key)
+            if arm.get("evidence") and arm["status"] == "ok" and (key := (*place, name)) not in keys:
+                keys.add(key)
                 yield record, name, arm
 
 
 def _row(record: Record, name: str, arm: dict[str, Any]) -> dict[str, Any]:
-    """An arm's evidence as a row: what is missing is empty, and says why in the last column."""
-    found = asdict(Evidence()) | arm["evidence"]  # older records have fewer fields
+    """Return an arm's evidence as a row.
+
+    What is missing is empty, and the last column says why.
+    """
+    evidence = asdict(Evidence()) | arm["evidence"]  # older records have fewer fields
     least = least_operations(record["workload"] | {"T": record["steps"]}, record["pass"], Arm(**arm_of(name)))
-    done = work(found, least, ITEM_BYTES[record["precision"]])
-    missing, ran = done.missing, found["device_kernels"]
-    names = not {"everything", "kernels"} & missing.keys()
+    call_work = work(evidence, least, ITEM_BYTES[record["precision"]])
+    missing, device_kernels = call_work.missing, evidence["device_kernels"]
+    kernels_counted = not {"everything", "kernels"} & missing.keys()
     return {
-        "products": done.products,
-        "shapes": "; ".join(str(Product(*product)) for product in found["products"]),
-        "flops": done.operations,
-        "product_bytes": done.moved_bytes,
-        "kernels": sum(found["kernels"].values()) if names else None,
-        "kernel_names": "; ".join(f"{count}×{name}" for name, count in found["kernels"].items()),
-        "fusions": found["fusions"],
-        "loops": " ".join(map(str, found["loops"])),
-        "temp_bytes": found["temp_bytes"],
-        "device_ns": found["device_ns"],
-        "device_kernels": sum(ran.values()) if ran else None,
-        "device_kinds": "; ".join(f"{count}×{kind}" for kind, count in trace.kinds(ran).items()),
-        "graph_launches": found["graph_launches"],
-        "missing": "; ".join(f"{what}: {why}" for what, why in missing.items()),
+        "products": call_work.products,
+        "shapes": "; ".join(str(Product(*product)) for product in evidence["products"]),
+        "flops": call_work.operations,
+        "product_bytes": call_work.moved_bytes,
+        "kernels": sum(evidence["kernels"].values()) if kernels_counted else None,
+        "kernel_names": "; ".join(f"{count}×{name}" for name, count in evidence["kernels"].items()),
+        "fusions": evidence["fusions"],
+        "loops": " ".join(map(str, evidence["loops"])),
+        "temp_bytes": evidence["temp_bytes"],
+        "device_ns": evidence["device_ns"],
+        "device_kernels": sum(device_kernels.values()) if device_kernels else None,
+        "device_kinds": "; ".join(f"{count}×{kind}" for kind, count in trace.kinds(device_kernels).items()),
+        "graph_launches": evidence["graph_launches"],
+        "missing": "; ".join(f"{item}: {reason}" for item, reason in missing.items()),
     }
 
 
 def _identity(tables: Tables) -> pd.DataFrame:
-    """A row for each quantity of each arm: the worst over processes of its error against the oracle.
+    """Return a row for each quantity of each arm: the worst over processes of its error against the oracle.
 
-    `rel_error` and `bound` are of the row's precision; the fp64 error beside them is that of the same framework,
-    device, execution, arm and pass, of the row's workload where it was verified at full size (`fp64_gate`).
+    `rel_error` and `bound` are of the row's precision. The fp64 error beside them is that of the same framework,
+    device, execution, arm and pass. It is of the row's workload where that was verified at full size (`fp64_gate`).
     """
-    in_fp64: dict[tuple[str, ...], list[Worst]] = {}
+    fp64_errors: dict[tuple[str, ...], list[Worst]] = {}
     for w in _worst(tables.checks):
-        in_fp64.setdefault((*gates.program(w.record, w.arm), w.quantity), []).append(w)
+        fp64_errors.setdefault((*gates.program(w.record, w.arm), w.quantity), []).append(w)
     rows = []
     for w in _worst(tables.blocks):
-        others = in_fp64.get((*gates.program(w.record, w.arm), w.quantity), [])
-        error = {"rel_error": w.found[1], "bound": w.bound[1], "fp64_rel_error": _fp64_error(w, others)}
-        error["fp64_gate"] = tables.gates.of(w.record, w.arm)
-        status = {"status": "ok" if all(each.ok for each in (w, *others)) else "wrong"}
-        apart = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
-        rows.append(_place(w.record) | arm_of(w.arm) | {"quantity": w.quantity} | error | apart | status)
+        others = fp64_errors.get((*gates.program(w.record, w.arm), w.quantity), [])
+        errors = {"rel_error": w.found[1], "bound": w.bound[1], "fp64_rel_error": _fp64_error(w, others)}
+        errors["fp64_gate"] = tables.gates.of(w.record, w.arm)
+        status = {"status": "ok" if all(worst.ok for worst in (w, *others)) else "wrong"}
+        differences = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
+        rows.append(_place(w.record) | arm_of(w.arm) | {"quantity": w.quantity} | errors | differences | status)
     frame = pd.DataFrame(rows, columns=IDENTITY).astype(dict.fromkeys(("fp64_rel_error", "rel_error", "bound"), float))
     return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
 
 
 def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
-    """The worst error in fp64 of a quantity: of the same workload at full size, or of what there is."""
+    """Return the worst fp64 error of a quantity: of the same workload at full size, or else of any check there is."""
     name = w.record["workload"]["name"]
     same_size = [check for check in others if check.record["workload"]["name"] == name and gates.is_whole(check.record)]
     itself = [w] if w.record["precision"] == "fp64" else []
@@ -252,7 +267,7 @@ def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
 
 @dataclass(frozen=True)
 class Worst:
-    """A quantity of a cell: its worst errors over the processes, in verify.Found's order."""
+    """Worst errors of a cell's quantity over the processes, in the order of output_check.Found."""
 
     record: Record
     arm: str
@@ -266,26 +281,26 @@ class Worst:
 
 
 def _worst(records: list[Record]) -> list[Worst]:
-    """The worst of each quantity over the processes of a cell; the bounds are the cell's."""
+    """Return the worst errors of each quantity over the processes of a cell, beside the cell's bounds."""
     first: dict[tuple[Any, ...], Record] = {}
-    every: dict[tuple[Any, ...], list[list[Any]]] = {}
+    errors: dict[tuple[Any, ...], list[list[Any]]] = {}
     for record in records:
         place = (*block_key(record), record["steps"])
         for name, arm in record["arms"].items():
             if arm_of(name)["projection"] != TWIN:
-                for quantity, found in arm.get("quantities", {}).items():
+                for quantity, process_errors in arm.get("quantities", {}).items():
                     key = (*place, name, quantity)
                     first.setdefault(key, record)
-                    every.setdefault(key, []).append(found)
+                    errors.setdefault(key, []).append(process_errors)
     worst = []
     for key, record in first.items():
         name, quantity = key[-2:]
-        worst.append(Worst(record, name, quantity, _joined(every[key]), record["bounds"][form_of(name)][quantity]))
+        worst.append(Worst(record, name, quantity, _joined(errors[key]), record["bounds"][form_of(name)][quantity]))
     return worst
 
 
-def _joined(every: list[list[Any]]) -> list[Any]:
-    """What the processes found, at its worst."""
-    rms, highest, bitwise, ulp = zip(*every, strict=True)
-    same = None if None in bitwise else all(bitwise)
-    return [max(rms), max(highest), same, None if None in ulp else max(ulp)]
+def _joined(errors: list[list[Any]]) -> list[Any]:
+    """Return the worst of the errors that the processes have."""
+    rms, highest, bitwise, ulp = zip(*errors, strict=True)
+    is_same = None if None in bitwise else all(bitwise)
+    return [max(rms), max(highest), is_same, None if None in ulp else max(ulp)]

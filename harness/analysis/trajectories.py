@@ -1,7 +1,7 @@
-"""A training's records, and what is made of them: trajectories, how far they are from the oracle's, gaps of time.
+"""Records of a training, and results from them: trajectories, their distance from the oracle's, and gaps of time.
 
-The first line describes the training (kind "training"), the second holds the oracle's trajectories (kind "oracle");
-every other one is one process that trained both forms of one configuration (kind "process").
+The first line describes the training (kind "training"), and the second holds the oracle's trajectories (kind
+"oracle"). Each other line is one process that trained both forms of one configuration (kind "process").
 """
 
 import statistics
@@ -30,19 +30,19 @@ NOTEBOOK = {  # mean squared errors that the chapter's notebook printed, every 1
     ],
 }  # fmt: skip
 EVERY = 100  # iterations between the notebook's prints
-WHOLE = 1500  # steps of the chapter's training, after which its losses and ours are to be alike
+WHOLE = 1500  # steps of the chapter's training, after which our losses must be like its own
 LAST = 100  # steps whose median loss is compared
-RANGE = (0.035, 0.06)  # where that median is to lie
+RANGE = (0.035, 0.06)  # where that median must lie
 
 
 class Configuration(schema.Configuration):
-    """Where a process trains, and the recurrence that both forms have there."""
+    """Configuration that a process trains in, with the recurrence of both forms."""
 
     recurrence: str
 
 
 class Form(BaseModel):
-    """One form's trajectory, see harness.worker.training."""
+    """Trajectory of one form, see harness.worker.training."""
 
     status: str
     reason: str
@@ -52,7 +52,7 @@ class Form(BaseModel):
 
 
 class Process(Configuration):
-    """One process. `seconds`: of its training, without its start."""
+    """Record of one process; `seconds` is the time of its training, without its start."""
 
     key: str
     kind: Literal["process"]
@@ -68,7 +68,10 @@ class Process(Configuration):
 
 
 class Oracle(BaseModel):
-    """Losses in float64, the truth; in float32, for comparison; and by how much the first may differ from the truth."""
+    """Losses of the oracle in float64, the truth, and in float32, for comparison.
+
+    `bounds` is how far the first losses of a trajectory may be from the truth.
+    """
 
     key: str
     kind: Literal["oracle"]
@@ -80,7 +83,7 @@ class Oracle(BaseModel):
 
 
 class Absent(BaseModel):
-    """An execution that is not trained in, and why."""
+    """Execution that nothing is trained in, with the reason."""
 
     framework: str
     execution: str
@@ -88,7 +91,7 @@ class Absent(BaseModel):
 
 
 class Heading(Begun):
-    """The first record: what was to be trained, on what."""
+    """Run header, the first record: what is to be trained, and on what."""
 
     kind: Literal["training"]
     steps: Annotated[int, Field(ge=1)]
@@ -105,7 +108,10 @@ CONFIG = tuple(Configuration.model_fields)
 
 @dataclass(frozen=True)
 class Line:
-    """One form's trajectory in one configuration, and whether every repetition, the twins' too, gave the same bits."""
+    """Trajectory of one form in one configuration.
+
+    `alike` is whether every repetition, the A/A control's included, gave the same bits.
+    """
 
     configuration: dict[str, Any]
     form: str
@@ -119,7 +125,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Compared:
-    """A configuration's times: median seconds of a step, of a first step, by form; gaps of in_loop and of the twin."""
+    """Times of one configuration: median seconds of a step and seconds of a first step, by form, and gaps.
+
+    The gaps are those of in_loop and of the A/A control.
+    """
 
     configuration: dict[str, Any]
     step_s: dict[str, float]
@@ -129,129 +138,129 @@ class Compared:
 
 
 def off(losses: Sequence[float], oracle: Record) -> str:
-    """How a trajectory's first losses are further from the truth than rounding explains, in a sentence; or nothing."""
-    apart = distance(losses, oracle["losses"])
-    for step, (found, bound) in enumerate(zip(apart, oracle["bounds"], strict=False), 1):
-        if not found <= bound:
-            return f"the loss of step {step} is off by {found:.2g} (bound {bound:.2g})"
+    """Return a sentence on the first loss that is further from the truth than rounding explains, or nothing."""
+    distances = distance(losses, oracle["losses"])
+    for step, (error, bound) in enumerate(zip(distances, oracle["bounds"], strict=False), 1):
+        if not error <= bound:
+            return f"the loss of step {step} is off by {error:.2g} (bound {bound:.2g})"
     return ""
 
 
 def distance(losses: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Relative difference from the truth, step by step, as far as both go."""
+    """Return the relative difference from the truth at each step, as far as both go."""
     count = min(len(losses), len(true))
     truth = np.asarray(true[:count], float)
     return np.abs(np.asarray(losses[:count], float) - truth) / truth
 
 
 def final(losses: Sequence[float] | np.ndarray) -> float:
-    """Median loss of the last steps."""
+    """Return the median loss of the last steps."""
     return float(np.median(losses[-LAST:]))
 
 
 def within(losses: Sequence[float] | np.ndarray) -> bool | None:
-    """Whether a whole training ended where the notebook's did; None for a shorter one."""
+    """Return whether a whole training ended where the notebook's did; None for a shorter one."""
     return None if len(losses) < WHOLE else RANGE[0] <= final(losses) <= RANGE[1]
 
 
 def processes(records: list[Record]) -> list[Record]:
-    """The last record of every process, in the order of their configurations and replicates."""
-    found = latest(records, ("process",))
-    return sorted(found, key=lambda record: (*(record[name] for name in CONFIG), record["replicate"]))
+    """Return the last record of every process, in the order of their configurations and replicates."""
+    process_records = latest(records, ("process",))
+    return sorted(process_records, key=lambda record: (*(record[name] for name in CONFIG), record["replicate"]))
 
 
 def lines(records: list[Record]) -> list[Line]:
-    """Every form's trajectory, that of the first process that has it whole."""
+    """Return the trajectory of every form, from the first process that has it whole."""
     steps = records[0]["steps"]
-    made = []
-    for configuration, some in _by_configuration(processes(records)):
+    trajectories = []
+    for configuration, group in _by_configuration(processes(records)):
         for form in NOTEBOOK:
-            whole = [p["forms"][form]["losses"] for p in some if len(p["forms"][form]["losses"]) == steps]
-            twins = [p["forms"][TWIN]["losses"] for p in some] if form == BATCHED else []
+            whole = [p["forms"][form]["losses"] for p in group if len(p["forms"][form]["losses"]) == steps]
+            controls = [p["forms"][TWIN]["losses"] for p in group] if form == BATCHED else []
             if whole:
-                again = [*whole[1:], *(losses for losses in twins if len(losses) == steps)]
-                alike = all(losses == whole[0] for losses in again) if again else None
-                made.append(Line(configuration, form, np.array(whole[0]), alike))
-    return made
+                repetitions = [*whole[1:], *(losses for losses in controls if len(losses) == steps)]
+                alike = all(losses == whole[0] for losses in repetitions) if repetitions else None
+                trajectories.append(Line(configuration, form, np.array(whole[0]), alike))
+    return trajectories
 
 
 def compared(records: list[Record]) -> list[Compared]:
-    """The times of every configuration that has any, in which both forms are sound."""
+    """Return the times of every configuration that has a timed process with all forms sound."""
     margin = records[0]["study"]["margin"]
     samples: dict[tuple[int, str], stats.Sample] = {}
-    configurations = [(configuration, _timed(some)) for configuration, some in _by_configuration(processes(records))]
-    configurations = [(configuration, some) for configuration, some in configurations if some]
-    for at, (_, some) in enumerate(configurations):
+    configurations = [(configuration, _timed(group)) for configuration, group in _by_configuration(processes(records))]
+    configurations = [(configuration, group) for configuration, group in configurations if group]
+    for index, (_, group) in enumerate(configurations):
         for form in ("in_loop", TWIN):
-            pairs = [(p["forms"][form]["samples_ns"], p["forms"][BATCHED]["samples_ns"]) for p in some]
-            samples[at, form] = stats.sample(pairs)
+            pairs = [(p["forms"][form]["samples_ns"], p["forms"][BATCHED]["samples_ns"]) for p in group]
+            samples[index, form] = stats.sample(pairs)
     gaps = {key: stats.gap(sample, margin) for key, sample in samples.items()}
     verdicts = _verdicts(
         [configuration for configuration, _ in configurations],
-        [gaps[at, "in_loop"] for at in range(len(configurations))],
+        [gaps[index, "in_loop"] for index in range(len(configurations))],
     )
     return [
         Compared(
             configuration,
-            _median_s(some),
-            _first_s(some),
-            {form: gaps[at, form] for form in ("in_loop", TWIN)},
+            _median_s(group),
+            _first_s(group),
+            {form: gaps[index, form] for form in ("in_loop", TWIN)},
             verdict,
         )
-        for at, ((configuration, some), verdict) in enumerate(zip(configurations, verdicts, strict=True))
+        for index, ((configuration, group), verdict) in enumerate(zip(configurations, verdicts, strict=True))
     ]
 
 
 def _verdicts(configurations: list[dict[str, Any]], gaps: list[Gap]) -> list[str]:
-    """A verdict for each configuration, corrected over those of one framework and execution."""
+    """Return a verdict for each configuration, corrected over those of one framework and execution."""
     families: dict[tuple[str, str], list[int]] = {}
-    for at, configuration in enumerate(configurations):
-        families.setdefault((configuration["framework"], configuration["execution"]), []).append(at)
-    found: dict[int, str] = {}
+    for index, configuration in enumerate(configurations):
+        families.setdefault((configuration["framework"], configuration["execution"]), []).append(index)
+    verdicts: dict[int, str] = {}
     for members in families.values():
-        found |= dict(zip(members, stats.verdicts([gaps[at] for at in members]), strict=True))
-    return [found[at] for at in range(len(configurations))]
+        verdicts |= dict(zip(members, stats.verdicts([gaps[index] for index in members]), strict=True))
+    return [verdicts[index] for index in range(len(configurations))]
 
 
-def _by_configuration(found: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
-    grouped: dict[tuple[Any, ...], list[Record]] = {}
-    for record in found:
-        grouped.setdefault(tuple(record[name] for name in CONFIG), []).append(record)
-    return [(dict(zip(CONFIG, key, strict=True)), some) for key, some in grouped.items()]
+def _by_configuration(records: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in CONFIG), []).append(record)
+    return [(dict(zip(CONFIG, key, strict=True)), group) for key, group in groups.items()]
 
 
-def _timed(some: list[Record]) -> list[Record]:
-    """Processes whose forms are all sound and were timed."""
-    return [p for p in some if all(f["status"] == "ok" and f["samples_ns"] for f in p["forms"].values())]
+def _timed(records: list[Record]) -> list[Record]:
+    """Return the processes whose forms are all sound and were timed."""
+    return [p for p in records if all(f["status"] == "ok" and f["samples_ns"] for f in p["forms"].values())]
 
 
-def _median_s(some: list[Record]) -> dict[str, float]:
-    """Median over processes of each one's median step, by form."""
+def _median_s(records: list[Record]) -> dict[str, float]:
+    """Return the median over processes of each process's median step in seconds, by form."""
     return {
-        form: statistics.median(statistics.median(p["forms"][form]["samples_ns"]) for p in some) / 1e9
+        form: statistics.median(statistics.median(p["forms"][form]["samples_ns"]) for p in records) / 1e9
         for form in NOTEBOOK
     }
 
 
-def _first_s(some: list[Record]) -> dict[str, float]:
-    """The first step of the process that compiles, or of the first there is."""
-    return {form: some[0]["forms"][form]["first_call_ns"] / 1e9 for form in NOTEBOOK}
+def _first_s(records: list[Record]) -> dict[str, float]:
+    """Return the seconds of the first step, by form, of the process that compiles, or of the first there is."""
+    return {form: records[0]["forms"][form]["first_call_ns"] / 1e9 for form in NOTEBOOK}
 
 
 def bad(records: list[Record]) -> list[str]:
-    """What went wrong, a sentence each: forms that are not sound, and trainings that ended elsewhere."""
-    said = []
+    """Return a sentence for each form that is not sound, and for each training that ended outside RANGE."""
+    sentences = []
     for p in processes(records):
         place = f"{p['framework']} {p['execution']} {p['recurrence']}"
-        said += [
-            f"{found['status']}: {place}, {form}, process {p['replicate']}: {found['reason']}"
-            for form, found in p["forms"].items()
-            if found["status"] not in ("ok", "unavailable")
+        sentences += [
+            f"{trajectory['status']}: {place}, {form}, process {p['replicate']}: {trajectory['reason']}"
+            for form, trajectory in p["forms"].items()
+            if trajectory["status"] not in ("ok", "unavailable")
         ]
-    said += [
+    sentences += [
         f"{line.name}, {line.form}: the median MSE of the last {LAST} steps is {final(line.losses):.4f}, "
         f"outside {RANGE[0]:g} to {RANGE[1]:g}"
         for line in lines(records)
         if within(line.losses) is False
     ]
-    return said
+    return sentences

@@ -36,7 +36,7 @@ from harness.cli.options import (
 )
 from harness.errors import UsageError
 
-if TYPE_CHECKING:  # commands import what they need: --help shall not wait for it
+if TYPE_CHECKING:  # commands import what they need themselves, so that --help does not wait for it
     from harness.study.study import Study
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer has and does not name
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer uses but does not export
 BAD = ("wrong", "failed", "timeout", "refused")
 
 
@@ -88,17 +88,17 @@ def run(
 
     if quick and rigorous:
         raise UsageError("--quick and --rigorous contradict each other")
-    narrowed = [framework, device, threads, execution, recurrence, projection, pass_, workload]
-    if all_ and (study or any(narrowed)):
+    selection = [framework, device, threads, execution, recurrence, projection, pass_, workload]
+    if all_ and (study or any(selection)):
         raise UsageError("--all means everything and takes no study file and no selection beside it")
     flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
-    scale = "quick" if quick else "rigorous" if rigorous else None
-    made = limited(load(study, scale, flags), budget, unroll_limit)
-    if made.processes is None and (absent := [name for name in ("pandas", "scipy") if not _there(name)]):
-        raise UsageError(f"planning how many processes a gap needs takes {' and '.join(absent)}: give --processes")
-    _run(made, out, resume, not no_report)
+    preset = "quick" if quick else "rigorous" if rigorous else None
+    run_study = limited(load(study, preset, flags), budget, unroll_limit)
+    if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _there(name)]):
+        raise UsageError(f"planning how many processes a gap needs takes {' and '.join(missing)}: give --processes")
+    _run(run_study, out, resume, not no_report)
 
 
 @app.command()
@@ -142,19 +142,19 @@ def verify(
 
     flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
-    usual: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
+    defaults: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
     if workload or study:
-        usual["unroll_limit"] = None
-    made = limited(load(study, None, flags, usual), None, unroll_limit)
-    if made.recurrences is None:
-        made = made.model_copy(update={"recurrences": list(RECURRENCES)})  # every arm, not the usual ones
+        defaults["unroll_limit"] = None
+    verify_study = limited(load(study, None, flags, defaults), None, unroll_limit)
+    if verify_study.recurrences is None:  # every arm, not the usual ones
+        verify_study = verify_study.model_copy(update={"recurrences": list(RECURRENCES)})
     if bound is not None and bound not in PRECISIONS:
         raise UsageError(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
     if bound is not None and out is not None:
         raise UsageError(
             "--bound holds outputs to another's bounds: no gate of a run's, so it takes no --out beside it"
         )
-    raise typer.Exit(verify.verify(made, save_outputs, bound, out, _command()))
+    raise typer.Exit(verify.verify(verify_study, save_outputs, bound, out, _command()))
 
 
 @app.command()
@@ -202,10 +202,10 @@ def train(
     files = Files(out, TRAINING.file, reports.write)
     records, path = _kept(files, lambda command: training.train(study, steps, out, resume, command))
     print(path)
-    said = bad(records)
-    for sentence in said:
-        print(sentence, file=sys.stderr)
-    raise typer.Exit(1 if said else 0)
+    errors = bad(records)
+    for error in errors:
+        print(error, file=sys.stderr)
+    raise typer.Exit(1 if errors else 0)
 
 
 @app.command()
@@ -223,11 +223,11 @@ def report(
     from harness.report import several, training
 
     first = folders[0]
-    trained = any(os.path.lexists(first / name) for name in (TRAINING.file, f"{TRAINING.file}.gz"))
+    is_training = any(os.path.lexists(first / name) for name in (TRAINING.file, f"{TRAINING.file}.gz"))
     if len(folders) > 1:
         print(several.write(folders, out))
     else:
-        print(training.write(first, out) if trained else reports.write(first, out))
+        print(training.write(first, out) if is_training else reports.write(first, out))
 
 
 @app.command(name="list")
@@ -265,6 +265,7 @@ def doctor() -> None:
 
 
 def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
+    """Measure a study into a folder, print the path of its report, and exit: with 1 where anything went wrong."""
     from harness.records.outcome import why_nothing
     from harness.records.store import FILE, budgets, latest
     from harness.run import session as runs
@@ -274,15 +275,16 @@ def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     records, path = _kept(files, lambda command: runs.run(study, out, resume, command))
     statuses = [arm["status"] for r in latest(records) for arm in r["arms"].values()]
     print(path)
-    bad = sum(status in BAD for status in statuses)
-    if bad:
-        print(f"{bad} measurements went wrong or failed; the records name them", file=sys.stderr)
-    if nothing := why_nothing(latest(records, ("block",)), budgets(records)[-1]):
-        print(f"nothing was measured: {nothing}", file=sys.stderr)
-    raise typer.Exit(1 if bad or nothing else 0)
+    bad_count = sum(status in BAD for status in statuses)
+    if bad_count:
+        print(f"{bad_count} measurements went wrong or failed; the records name them", file=sys.stderr)
+    if reason := why_nothing(latest(records, ("block",)), budgets(records)[-1]):
+        print(f"nothing was measured: {reason}", file=sys.stderr)
+    raise typer.Exit(1 if bad_count or reason else 0)
 
 
 def _there(module: str) -> bool:
+    """Return whether a module is installed."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:
@@ -296,7 +298,7 @@ def _reported(folder: Path) -> Path:
 
 
 class Files(NamedTuple):
-    """A folder to be filled: the name of its records, and what writes its report."""
+    """A folder of results, the name of its records file, and the function that writes its report."""
 
     out: Path
     records: str
@@ -304,7 +306,11 @@ class Files(NamedTuple):
 
 
 def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Path]:
-    """What `measure`, given the command, returns, and the report's path; when it ends early, what is done is kept."""
+    """Call `measure` with the command line; return its records and the path of the report.
+
+    When `measure` is interrupted, or cannot write, the records so far are kept and this exits with a status above 0.
+    An interrupted run with records also gets its report.
+    """
     command = _command()
     try:
         records = measure(command)
@@ -320,46 +326,46 @@ def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple
 
 
 def _command() -> str:
-    """The command line as it was given, but for where results go."""
+    """Return the command line as it was given, without --out and --resume."""
     return f"python -m harness {streams.quoted(_again(sys.argv[1:]))}"
 
 
 def _further(files: Files, command: str) -> str:
-    """What is kept of a run that ended early, and how to go on with it."""
-    kept = "what is done is kept" if (files.out / files.records).exists() else "nothing was measured yet"
-    begun = files.out.is_dir() and any(files.out.iterdir())
-    how = ["--resume"] if begun else []
-    return f"{kept}. Go on with: {command} {streams.quoted(['--out', str(files.out), *how])}"
+    """Return a sentence on what an interrupted run has kept, and the command that resumes it."""
+    state = "what is done is kept" if (files.out / files.records).exists() else "nothing was measured yet"
+    resumable = files.out.is_dir() and any(files.out.iterdir())
+    flags = ["--resume"] if resumable else []
+    return f"{state}. Go on with: {command} {streams.quoted(['--out', str(files.out), *flags])}"
 
 
 def _written(files: Files) -> Path:
-    """The path of the report, which is written now; where it cannot be, exit status 1."""
+    """Write the report and return its path. Exits with status 1 when the report cannot be written."""
     try:
         return files.write(files.out)
     except OSError as error:
-        again = f"python -m harness report {streams.quoted([str(files.out)])}"
-        said = f"{streams.sentence(error)}; the records are kept, and the report can be made with: {again}"
-        raise typer.Exit(streams.tell(said, 1)) from None
+        retry = f"python -m harness report {streams.quoted([str(files.out)])}"
+        message = f"{streams.sentence(error)}; the records are kept, and the report can be made with: {retry}"
+        raise typer.Exit(streams.tell(message, 1)) from None
 
 
 def _again(arguments: list[str]) -> list[str]:
-    """The arguments without --resume and --out, which are not part of what was measured."""
-    kept: list[str] = []
+    """Return the arguments without --resume and --out, which do not change what is measured."""
+    remaining: list[str] = []
     skip = False
     for argument in arguments:
         if not skip and argument != "--resume" and argument != "--out" and not argument.startswith("--out="):
-            kept.append(argument)
+            remaining.append(argument)
         skip = argument == "--out"
-    return kept
+    return remaining
 
 
 def main() -> NoReturn:
-    """Run the command line; a refused request is one sentence on stderr and exit status 2."""
+    """Run the command line and exit. A usage error is printed as one sentence on stderr, with exit status 2."""
     streams.leave(_program)
 
 
 def _program() -> int | None:
-    """The command's exit status. Raises UsageError."""
+    """Run a command and return its exit status. Raises UsageError."""
     try:
         refuse_blanks(sys.argv[1:])
         return app(sys.argv[1:] or ["--help"], standalone_mode=False)

@@ -1,4 +1,4 @@
-"""What on this machine will hurt a measurement, each with what to do; and the noise to expect."""
+"""The command `doctor`: what on this machine will hurt a measurement, what to do about it, and the noise to expect."""
 
 import importlib.metadata
 import os
@@ -24,11 +24,11 @@ from harness.study.parts import TWIN
 from harness.study.study import Study, load
 
 CPU = Path("/sys/devices/system/cpu")
-BUSY = 0.1  # of a core: another process that uses more disturbs
+BUSY = 0.1  # of a core: another process that uses more disturbs a measurement
 LOOK_S = 1.0  # how long processes are watched
 COMPILER = "g++"  # what Inductor calls where CXX is not set; as in impls/torch, which only a worker imports
 PIP_S = 120
-MEMORY_GIB = 4.0  # free: what compiling takes beside a worker
+MEMORY_GIB = 4.0  # of free memory, which compiling takes beside a worker
 CONTROL: dict[str, Any] = {  # about 20 seconds
     "threads": [1],
     "recurrences": ["unrolled"],
@@ -43,7 +43,7 @@ PAIRS = (("tensorflow", "tf-keras"), ("jax", "jaxlib"))  # whose minor versions 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `advice` is what to do, empty when all is well."""
+    """The result of one check. `advice` is what to do about it; it is empty when nothing is wrong."""
 
     what: str
     found: str
@@ -51,14 +51,16 @@ class Finding:
 
 
 def governor(folder: Path = CPU) -> Finding:
-    found = environment.text(folder / "cpu0/cpufreq/scaling_governor")
-    if found is None:
+    """Check the frequency governor of the first core."""
+    value = environment.text(folder / "cpu0/cpufreq/scaling_governor")
+    if value is None:
         return Finding("governor", "not readable (a virtual machine, mostly)")
-    advice = "" if found == "performance" else "set it: cpupower frequency-set -g performance"
-    return Finding("governor", found, advice)
+    advice = "" if value == "performance" else "set it: cpupower frequency-set -g performance"
+    return Finding("governor", value, advice)
 
 
 def turbo(folder: Path = CPU) -> Finding:
+    """Check whether the processor's turbo is off."""
     off = environment.text(folder / "intel_pstate/no_turbo")
     on = environment.text(folder / "cpufreq/boost")
     if off is None and on is None:
@@ -69,22 +71,22 @@ def turbo(folder: Path = CPU) -> Finding:
 
 
 def others(watch_s: float = LOOK_S) -> Finding:
-    """Processes, not this one's, that use the processor while watched."""
-    mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-    seen = [p for p in psutil.process_iter(["name"]) if p.pid not in mine]
-    for process in seen:
+    """Check for other processes that use the processor, watched for `watch_s` seconds."""
+    own_pids = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    processes = [p for p in psutil.process_iter(["name"]) if p.pid not in own_pids]
+    for process in processes:
         _usage(process)
     time.sleep(watch_s)
-    busy = sorted(((_usage(p), p.info["name"] or "?", p.pid) for p in seen), reverse=True)
-    busy = [one for one in busy if one[0] > BUSY]
+    busy = sorted(((_usage(p), p.info["name"] or "?", p.pid) for p in processes), reverse=True)
+    busy = [usage for usage in busy if usage[0] > BUSY]
     if not busy:
         return Finding("other processes", f"none uses more than {BUSY:.0%} of a core")
-    named = ", ".join(f"{name} ({pid}): {use:.0%}" for use, name, pid in busy[:3])
-    return Finding("other processes", named, "end them while measuring: a busy second core turned 0.6 ms into 16 ms")
+    names = ", ".join(f"{name} ({pid}): {share:.0%}" for share, name, pid in busy[:3])
+    return Finding("other processes", names, "end them while measuring: a busy second core turned 0.6 ms into 16 ms")
 
 
 def _usage(process: psutil.Process) -> float:
-    """Of one core, since it was last asked for."""
+    """Return the share of one core that a process has used since the last call; 0 when it cannot be read."""
     try:
         return process.cpu_percent() / 100
     except psutil.Error:  # it has ended, or is not ours to see
@@ -92,21 +94,22 @@ def _usage(process: psutil.Process) -> float:
 
 
 def stolen(watch_s: float = LOOK_S) -> Finding:
-    """Time that a hypervisor gave to others."""
+    """Check how much time a hypervisor gave to other machines, watched for `watch_s` seconds."""
     share = getattr(psutil.cpu_times_percent(watch_s), "steal", 0.0)
     advice = "" if share <= 1 else "another machine shares these cores: use more processes, or another machine"
     return Finding("stolen by the hypervisor", f"{share:.1f}%", advice)
 
 
 def threads(cores: int, logical: int) -> Finding:
-    found = f"{cores} cores can be used, {logical} logical processors"
+    """Check that the usable cores leave a logical processor for anything else."""
+    counts = f"{cores} cores can be used, {logical} logical processors"
     if cores == logical:
-        return Finding("cores", found, "'all' threads leave no core for anything else: keep the machine idle")
-    return Finding("cores", found)
+        return Finding("cores", counts, "'all' threads leave no core for anything else: keep the machine idle")
+    return Finding("cores", counts)
 
 
 def quota(cores: float | None) -> Finding:
-    """What the control groups grant of the processor."""
+    """Check how many cores the control groups grant; None is no limit."""
     if cores is None:
         return Finding("quota", "none")
     advice = "" if cores >= 1 else "less than a core: no block can prove its thread, and all are refused; ask for more"
@@ -114,62 +117,63 @@ def quota(cores: float | None) -> Finding:
 
 
 def memory(free_gib: float) -> Finding:
+    """Check that enough memory is free for compiling."""
     advice = "" if free_gib >= MEMORY_GIB else f"below {MEMORY_GIB:g} GiB compiling may be killed: free some"
     return Finding("free memory", f"{free_gib:.1f} GiB", advice)
 
 
 def compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
-    """What torch's Inductor calls in a worker, which does not see CXX."""
-    found = which(COMPILER) or f"no {COMPILER}"
+    """Check for the C++ compiler that torch's Inductor calls in a worker, which does not see CXX."""
+    description = which(COMPILER) or f"no {COMPILER}"
     advice = "" if which(COMPILER) else f"torch's inductor needs a C++ compiler: install {COMPILER}"
-    if (other := os.environ.get("CXX")) and which(other) != which(COMPILER):
-        found += f" (CXX, {other}, is not passed on to workers)"
-    return Finding("C++ compiler", found, advice)
+    if (cxx := os.environ.get("CXX")) and which(cxx) != which(COMPILER):
+        description += f" (CXX, {cxx}, is not passed on to workers)"
+    return Finding("C++ compiler", description, advice)
 
 
 def versions(version: Callable[[str], str] = importlib.metadata.version) -> Finding:
-    """Packages that are known to need each other's minor version."""
+    """Check the packages that are known to need each other's minor version."""
     clashes = []
     for pair in PAIRS:
         try:
-            one, other = (version(name) for name in pair)
+            first, second = (version(name) for name in pair)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if one.split(".")[:2] != other.split(".")[:2]:
-            clashes.append(f"{pair[0]} {one} with {pair[1]} {other}")
+        if first.split(".")[:2] != second.split(".")[:2]:
+            clashes.append(f"{pair[0]} {first} with {pair[1]} {second}")
     if clashes:
         return Finding("versions", "; ".join(clashes), "install both from constraints.txt")
     return Finding("versions", "none that are known to clash")
 
 
 def requirements() -> Finding:
-    """What pip says of the installed packages."""
+    """Run `pip check` on the installed packages."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=PIP_S)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=PIP_S)
     except subprocess.TimeoutExpired:
         return Finding("requirements", f"pip did not answer within {PIP_S} s")
-    lines = done.stdout.strip().splitlines() or ["pip said nothing"]
-    if done.returncode == 0:
+    lines = result.stdout.strip().splitlines() or ["pip said nothing"]
+    if result.returncode == 0:
         return Finding("requirements", lines[0])
     return Finding("requirements", "; ".join(lines[:3]), "install again with constraints.txt")
 
 
 def graphics(state: gpu.State | None) -> Finding:
-    """Processes on the GPU, and why its clocks are low; `state` is None where there is no GPU."""
+    """Check the GPU for processes and for low clocks; `state` is None where there is no GPU."""
     if state is None:
         return Finding("GPU", "none that NVML can see")
-    hot = [reason for reason in state["reasons"] if reason not in gpu.HARMLESS]
-    if hot:
-        return Finding("GPU", f"its clocks are low: {', '.join(hot)}, {state['temperature_c']} °C", "let it cool")
+    causes = [reason for reason in state["reasons"] if reason not in gpu.HARMLESS]
+    if causes:
+        return Finding("GPU", f"its clocks are low: {', '.join(causes)}, {state['temperature_c']} °C", "let it cool")
     if state["processes"]:
-        named = ", ".join(map(str, state["processes"][:3]))
-        return Finding("GPU", f"used by {len(state['processes'])} processes ({named})", "end them while measuring")
+        names = ", ".join(map(str, state["processes"][:3]))
+        return Finding("GPU", f"used by {len(state['processes'])} processes ({names})", "end them while measuring")
     return Finding("GPU", "its processes are not told" if state["processes"] is None else "used by no process")
 
 
 def findings() -> list[Finding]:
-    """Everything looked at on this machine."""
+    """Run every check on this machine."""
     return [
         governor(),
         turbo(),
@@ -186,18 +190,18 @@ def findings() -> list[Finding]:
 
 
 def floor() -> str:
-    """What the same program against itself gives here, in a sentence: smaller gaps can not be seen."""
-    usable = [framework for framework in session.probe(Study(), [1]) if not framework.missing]
-    if not usable:
+    """Measure a program against itself and return a sentence with the noise floor: smaller gaps cannot be seen."""
+    available = [framework for framework in session.probe(Study(), [1]) if not framework.missing]
+    if not available:
         return "noise floor: not measured, for no framework is installed"
-    first = usable[0]
+    first = available[0]
     control = {"frameworks": [first.name], "executions": [next(iter(first.executions))]} | CONTROL
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
         gaps = Tables(session.run(load(None, None, control), Path(folder) / "run", False, "doctor")).gaps
-    twins = gaps[(gaps.contender == TWIN) & gaps.ci_low.notna()]
-    if twins.empty:
+    controls = gaps[(gaps.contender == TWIN) & gaps.ci_low.notna()]
+    if controls.empty:
         return "noise floor: not measured; `run` would say why"
-    row = twins.iloc[0]
+    row = controls.iloc[0]
     return (
         f"noise floor: the same program against itself is {row.ratio:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] "
         f"({row.framework} {row.execution}, {row.processes} processes × {row.rounds:g} rounds): with so few, gaps "
@@ -206,7 +210,7 @@ def floor() -> str:
 
 
 def say() -> int:
-    """Print the findings and the noise floor. Returns the exit status, 0: advice is not an error."""
+    """Print the findings and the noise floor, and return the exit status 0, because advice is not an error."""
     table = Table("", "found", "what to do")
     for finding in findings():
         table.add_row(finding.what, finding.found, finding.advice)

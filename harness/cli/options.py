@@ -1,4 +1,4 @@
-"""The flags that several commands have, and what their words mean. Imports no more than --help needs."""
+"""The flags that several commands share, and how their values are parsed. Imports no more than --help needs."""
 
 import math
 import re
@@ -61,7 +61,7 @@ def flags_of(
     framework: Many, device: Many, threads: Many, execution: Many, recurrence: Many,
     projection: Many, pass_: Many, precision: Many, workload: Many,
 ) -> dict[str, Any]:  # fmt: skip
-    """The selection flags as fields of a study."""
+    """Return the selection flags as fields of a study. Raises UsageError where a value is malformed."""
     return {
         "frameworks": split("--framework", framework),
         "devices": split("--device", device),
@@ -76,28 +76,29 @@ def flags_of(
 
 
 def split(flag: str, values: Many) -> Many:
-    """The words of a flag, parted by commas, but for a workload's sizes. Raises UsageError where one is missing."""
+    """Split a flag's values at commas, except a workload's sizes. Raises UsageError where a word is empty."""
     if not values:
         return None
-    parts = [part.strip() for value in values for part in ([value] if "=" in value else value.split(","))]
-    if "" in parts:
-        given = next(value for value in values if "" in map(str.strip, value.split(",")))
-        raise UsageError(f"{flag} {given!r} names nothing {'beside a comma' if ',' in given else 'at all'}")
-    return parts
+    words = [word.strip() for value in values for word in ([value] if "=" in value else value.split(","))]
+    if "" in words:
+        faulty = next(value for value in values if "" in map(str.strip, value.split(",")))
+        raise UsageError(f"{flag} {faulty!r} names nothing {'beside a comma' if ',' in faulty else 'at all'}")
+    return words
 
 
 def refuse_blanks(arguments: Sequence[str]) -> None:
-    """Raise UsageError where an argument says nothing, as "" and --weights= do: it is there, so no default is meant."""
-    for before, argument in zip(["", *arguments], arguments, strict=False):
+    """Raise UsageError where an argument is empty, as "" and --weights= are: an empty value asks for no default."""
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
         flag, equals, value = argument.partition("=")
         if not argument.strip():
-            whose = f" of {before}" if before.startswith("--") and "=" not in before else ""
-            raise UsageError(f"an argument{whose} is given with nothing in it: leave it out, or say which")
+            owner = f" of {previous}" if previous.startswith("--") and "=" not in previous else ""
+            raise UsageError(f"an argument{owner} is given with nothing in it: leave it out, or say which")
         if equals and re.fullmatch("--[a-z-]+", flag) and not value.strip():
             raise UsageError(f"{flag} is given with nothing after '=': leave it out, or say which")
 
 
 def threads_of(text: str) -> int | str:
+    """Return a thread count, or the word `all`. Raises UsageError."""
     if text == "all":
         return text
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
@@ -106,22 +107,22 @@ def threads_of(text: str) -> int | str:
 
 
 def _seconds(text: str) -> float:
-    """A time written 900, 900s, 15m or 1h30m."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    if not found or not any(found.groups()):
+    """Return the seconds of a time written 900, 900s, 15m or 1h30m. Raises UsageError."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not match or not any(match.groups()):
         raise UsageError(f"--budget takes seconds, or a time such as 15m or 1h30m, not {text!r}")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return 3600 * hours + 60 * minutes + seconds
 
 
 def limited(study: "Study", budget: str | None, unroll_limit: int | None) -> "Study":
-    """The study with the two limits that flags can also lift."""
-    lifted: dict[str, Any] = {}
+    """Return the study with a budget and an unroll limit from flags, which can also lift either. Raises UsageError."""
+    limits: dict[str, Any] = {}
     if budget is not None:
         seconds = _seconds(budget)
-        lifted["budget_s"] = seconds if 0 < seconds < math.inf else None
+        limits["budget_s"] = seconds if 0 < seconds < math.inf else None
     if unroll_limit is not None:
         if unroll_limit < -1:
             raise UsageError(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")
-        lifted["unroll_limit"] = None if unroll_limit == -1 else unroll_limit
-    return study.model_copy(update=lifted)
+        limits["unroll_limit"] = None if unroll_limit == -1 else unroll_limit
+    return study.model_copy(update=limits)

@@ -1,7 +1,7 @@
-"""A program's standard streams, whatever they were left as: closed, full, without a reader, unable to encode.
+"""A program's standard streams, made usable even when closed, full, without a reader, or unable to encode.
 
-A descriptor that was closed is opened on the null device first of all. Left closed, the next pipe or file would take
-its number, and a worker would answer into its own log.
+A descriptor that was closed is first opened on the null device. Left closed, it would give its number to the next pipe
+or file, and a worker would write its answers into its own log.
 """
 
 import errno
@@ -19,7 +19,7 @@ from harness.errors import UsageError
 IN, OUT, ERR = 0, 1, 2
 UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 INTERRUPTED = 130
-STDOUT = "standard output"  # as an error names it
+STDOUT = "standard output"  # its name in error messages
 
 
 class Output(io.FileIO):
@@ -34,7 +34,7 @@ class Output(io.FileIO):
 
 
 class Errors(io.FileIO):
-    """Standard error. A write that fails counts as done: nobody is left to be told, and the work goes on."""
+    """Standard error. A write that fails counts as done: nobody is left to read it, and the work goes on."""
 
     def write(self, data: Any) -> Any:
         try:
@@ -44,7 +44,7 @@ class Errors(io.FileIO):
 
 
 def settle() -> None:
-    """Make the three streams usable. Raises UsageError where nothing could be printed."""
+    """Make the three streams usable. Raises UsageError when standard output was closed or is read-only."""
     closed = {descriptor for descriptor in (IN, OUT, ERR) if not _is_open(descriptor)}
     for descriptor in sorted(closed):
         os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
@@ -67,29 +67,29 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _text(raw: io.FileIO, line_buffering: bool) -> io.TextIOWrapper:
-    """A text stream in the locale's encoding; what that lacks is written as an escape."""
-    known = sys.__stdout__ or sys.__stderr__
-    encoding = known.encoding if known else None
+    """Return a text stream in the locale's encoding; characters that it lacks are written as escapes."""
+    original = sys.__stdout__ or sys.__stderr__
+    encoding = original.encoding if original else None
     return io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=line_buffering
     )
 
 
 def leave(program: Callable[[], int | None]) -> NoReturn:
-    """Carry a program out and leave with its exit status; what goes wrong is one sentence on stderr.
+    """Run a program and exit with its status; an error is printed as one sentence on stderr.
 
-    SIGTERM and SIGHUP interrupt it as Ctrl-C does, so that what is temporary is removed.
+    SIGTERM and SIGHUP interrupt the program as Ctrl-C does, so that temporary files are removed.
     """
     try:
         settle()
         for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup has set SIGHUP to be ignored
                 signal.signal(number, signal.default_int_handler)
         status = program() or 0
-    except SystemExit as left:
-        status = _status(left.code)
-    except UsageError as refused:
-        status = tell(refused, 2)
+    except SystemExit as program_exit:
+        status = _status(program_exit.code)
+    except UsageError as usage_error:
+        status = tell(usage_error, 2)
     except KeyboardInterrupt:
         status = tell("interrupted", INTERRUPTED)
     except OSError as error:
@@ -98,22 +98,23 @@ def leave(program: Callable[[], int | None]) -> NoReturn:
 
 
 def _status(code: Any) -> int:
-    """The exit status that `sys.exit(code)` stands for; a text goes to stderr."""
+    """Return the exit status that `sys.exit(code)` means; a code that is text is printed on stderr."""
     if code is None or isinstance(code, int):
         return code or 0
     print(code, file=sys.stderr)
     return 1
 
 
-def tell(sentence: object, status: int) -> int:
-    """Print an error on stderr; returns the exit status."""
-    print(f"error: {sentence}" if status != INTERRUPTED else sentence, file=sys.stderr)
+def tell(message: object, status: int) -> int:
+    """Print an error on stderr and return the exit status."""
+    print(f"error: {message}" if status != INTERRUPTED else message, file=sys.stderr)
     return status
 
 
 def _failed(error: OSError) -> int:
-    """Exit status 1, in words but for a reader that has left. What standard output holds yet goes to the null device:
-    Python would try again at its end.
+    """Return exit status 1, and print the error unless it is a pipe whose reader has left.
+
+    Where standard output failed, it is turned to the null device: Python would try again to flush it at exit.
     """
     if error.filename == STDOUT or error.errno == errno.EPIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), OUT)
@@ -121,30 +122,30 @@ def _failed(error: OSError) -> int:
 
 
 def _flushed(status: int) -> int:
-    """The exit status once all is printed, or cannot be."""
+    """Flush standard output and return the exit status; a flush that fails makes a status of 0 a failure."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        failed = _failed(error)
-        return status or failed
+        failure_status = _failed(error)
+        return status or failure_status
     return status
 
 
 def sentence(error: OSError) -> str:
-    """What an error of the system says, and of which file."""
+    """Return the message of an operating system error, with the file that it is about."""
     if not error.strerror:
         return " ".join(str(error).split())
-    where = error.filename if isinstance(error.filename, str) else os.fsdecode(error.filename or "a file")
-    return str(UsageError(f"{where}{' cannot be written' if error.errno in UNWRITTEN else ''}: {error.strerror}"))
+    path = error.filename if isinstance(error.filename, str) else os.fsdecode(error.filename or "a file")
+    return str(UsageError(f"{path}{' cannot be written' if error.errno in UNWRITTEN else ''}: {error.strerror}"))
 
 
 def quoted(words: list[str]) -> str:
-    """Words as a shell takes them, on one line; bytes that are no text, and controls, as $'\\x..'."""
+    """Quote words for a shell, on one line; bytes that are not text, and control characters, become $'\\x..'."""
     return " ".join(shlex.quote(word) if _is_text(word) else _escaped(word) for word in words)
 
 
 def _is_text(word: str) -> bool:
-    """Whether a word can be printed as it is."""
+    """Return whether a word can be printed as it is."""
     try:
         word.encode(sys.stderr.encoding or "ascii")
     except UnicodeEncodeError:
@@ -153,5 +154,5 @@ def _is_text(word: str) -> bool:
 
 
 def _escaped(word: str) -> str:
-    plain = set(range(0x20, 0x7F)) - set(b"'\\")
-    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
+    printable = set(range(0x20, 0x7F)) - set(b"'\\")
+    return "$'" + "".join(chr(byte) if byte in printable else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"

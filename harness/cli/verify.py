@@ -1,4 +1,4 @@
-"""`verify` and `list`: what can be said without timing anything."""
+"""The commands `verify` and `list`, which report what can be said without timing anything."""
 
 import math
 import os
@@ -24,51 +24,53 @@ from impls.interface import RECURRENCES
 
 
 def verify(
-    made: Study, save_outputs: Path | None, bound: str | None = None, out: Path | None = None, command: str = ""
+    study_: Study, save_outputs: Path | None, bound: str | None = None, out: Path | None = None, command: str = ""
 ) -> int:
-    """Verify every arm of a study at full size; prints a table; returns the exit status.
+    """Verify every arm of a study at full size, print a table, and return the exit status.
 
-    `bound`: the precision whose bounds all are held to; None: their own. `out`: where the records are kept, beside
-    those of a run or before it. Raises UsageError before any work.
+    `bound` is the precision whose bounds all outputs are held to; None means each output's own precision. `out` is the
+    folder for the records, beside those of a run or before it; None keeps none. Raises UsageError before any work.
     """
     for folder in filter(None, (save_outputs, out)):
         folders.check(folder)
-    threads = matrix.thread_counts(made, environment.cores())
-    frameworks = matrix.selected(made, session.probe(made, threads))
-    planned = matrix.make(made, frameworks, threads)
-    if not planned.cells:
-        raise UsageError(f"nothing of this study can be verified here: {planned.absent[0][2]}")
-    places = {} if save_outputs is None else output_files(save_outputs, planned)
-    files = session.prepare(made)
-    for folder in {path.parent: None for path in places.values()}:
+    threads = matrix.thread_counts(study_, environment.cores())
+    frameworks = matrix.selected(study_, session.probe(study_, threads))
+    plan = matrix.make(study_, frameworks, threads)
+    if not plan.cells:
+        raise UsageError(f"nothing of this study can be verified here: {plan.absent[0][2]}")
+    paths = {} if save_outputs is None else output_files(save_outputs, plan)
+    files = session.prepare(study_)
+    for folder in {path.parent: None for path in paths.values()}:
         folders.make(folder)
-    heading = session.heading_of(made, frameworks, planned, files, command)
-    with folders.private() as place, _kept(out, heading) as keep_record:
-        weights.store(place / "weights", files)
-        keep = None if save_outputs is None else _saver(places)
-        known = {framework.name: framework for framework in frameworks}
-        judge = OutputCheck(place / "weights", bound)
-        bench = jobs.RunContext(made, known, place / "weights", place / "cache", judge, heading["basis"], keep)
-        records = _verified(bench, matrix.verifications(planned), keep_record)
-    return _say(records, planned, frameworks)
+    header = session.heading_of(study_, frameworks, plan, files, command)
+    with folders.private() as private, _kept(out, header) as append:
+        weights.store(private / "weights", files)
+        save_block = None if save_outputs is None else _saver(paths)
+        by_name = {framework.name: framework for framework in frameworks}
+        check = OutputCheck(private / "weights", bound)
+        context = jobs.RunContext(
+            study_, by_name, private / "weights", private / "cache", check, header["basis"], save_block
+        )
+        records = _verified(context, matrix.verifications(plan), append)
+    return _say(records, plan, frameworks)
 
 
-def _verified(bench: jobs.RunContext, made: list[Job], keep: Callable[[Record], object]) -> list[Record]:
-    """The records of jobs, in the order of their blocks; each is kept as soon as it is done."""
-    done = {}
-    with Report(sum(len(job.blocks) for job in made)) as report:
-        for record in schedule.together(bench, made, lambda: math.inf, report):
-            done[record["key"]] = record
-            keep(record)
-    keys = (jobs.block_key(bench.basis, job, todo) for job in made for todo in job.blocks)
-    return [done[key] for key in keys]
+def _verified(context: jobs.RunContext, untimed_jobs: list[Job], append: Callable[[Record], object]) -> list[Record]:
+    """Return the records of jobs in the order of their blocks; `append` gets each record as soon as it is done."""
+    records = {}
+    with Report(sum(len(job.blocks) for job in untimed_jobs)) as report:
+        for record in schedule.together(context, untimed_jobs, lambda: math.inf, report):
+            records[record["key"]] = record
+            append(record)
+    keys = (jobs.block_key(context.basis, job, block) for job in untimed_jobs for block in job.blocks)
+    return [records[key] for key in keys]
 
 
 @contextmanager
-def _kept(out: Path | None, heading: Record) -> Iterator[Callable[[Record], object]]:
-    """What keeps a record of a verification in a folder, whose heading is kept first; or keeps nothing.
+def _kept(out: Path | None, header: Record) -> Iterator[Callable[[Record], object]]:
+    """Yield a function that stores a record in the folder `out`, after storing the header there.
 
-    Raises UsageError where another's are there.
+    Where `out` is None the function stores nothing. Raises UsageError where the folder holds a verification already.
     """
     if out is None:
         yield lambda record: None
@@ -76,25 +78,27 @@ def _kept(out: Path | None, heading: Record) -> Iterator[Callable[[Record], obje
     folders.make(out)
     with held(out):
         store = Store(out, VERIFICATION)
-        if there := next((path for path in (store.path, store.packed) if os.path.lexists(path)), None):
-            raise UsageError(f"{there} is there already and would be lost: give another --out, or remove it")
-        store.append(heading)
+        if existing := next((path for path in (store.path, store.packed) if os.path.lexists(path)), None):
+            raise UsageError(f"{existing} is there already and would be lost: give another --out, or remove it")
+        store.append(header)
         yield store.append
 
 
-def output_files(folder: Path, planned: matrix.Plan) -> dict[Cell, Path]:
-    """Where each cell's outputs go in a folder: no two into one file, and none into one that is there already.
+def output_files(folder: Path, plan: matrix.Plan) -> dict[Cell, Path]:
+    """Return the file of each cell's outputs in a folder; every cell has a file of its own.
 
-    Workloads, where there are several, have a folder each, and thread counts are told in the files' names. Raises
-    UsageError.
+    If the study has several workloads, each gets a folder. If it has several thread counts, the names of the files hold
+    them. Raises UsageError where a file exists already.
     """
-    asked = [*planned.cells, *(cell for cell, _, _ in planned.absent)]
-    many_workloads = len({cell.workload for cell in asked}) > 1
-    many_threads = len({cell.configuration.threads for cell in asked}) > 1
-    places = {}
-    for cell in planned.cells:
+    cells = [*plan.cells, *(cell for cell, _, _ in plan.absent)]
+    several_workloads = len({cell.workload for cell in cells}) > 1
+    several_threads = len({cell.configuration.threads for cell in cells}) > 1
+    paths = {}
+    for cell in plan.cells:
         configuration, arm = cell.configuration, cell.arm
-        device = [configuration.device, f"{configuration.threads}threads"] if many_threads else [configuration.device]
+        device = (
+            [configuration.device, f"{configuration.threads}threads"] if several_threads else [configuration.device]
+        )
         parts = (
             configuration.framework,
             *device,
@@ -104,45 +108,45 @@ def output_files(folder: Path, planned: matrix.Plan) -> dict[Cell, Path]:
             arm.projection,
             cell.pass_,
         )
-        place = folder / cell.workload.name if many_workloads else folder
-        places[cell] = place / f"{'-'.join(parts)}.safetensors"
-    if there := next((path for path in places.values() if path.exists() or path.is_symlink()), None):
-        raise UsageError(f"{there} is there already and would be lost: give another --save-outputs")
-    return places
+        parent = folder / cell.workload.name if several_workloads else folder
+        paths[cell] = parent / f"{'-'.join(parts)}.safetensors"
+    if existing := next((path for path in paths.values() if path.exists() or path.is_symlink()), None):
+        raise UsageError(f"{existing} is there already and would be lost: give another --save-outputs")
+    return paths
 
 
-def _saver(places: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], None]:
-    """A function that keeps a block's outputs, one file an arm."""
+def _saver(paths: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], None]:
+    """Return a function that saves a block's outputs, one file for each arm."""
 
-    def keep(job: Job, todo: BlockSpec, outputs: Path) -> None:
+    def save_block(job: Job, block: BlockSpec, outputs: Path) -> None:
         arrays = loaded(outputs)
-        for arm in todo.arms:
-            start = f"{arm.name}/after/"
-            mine = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
-            if arm.projection == "none" and "y" in mine:
-                mine["h"] = mine.pop("y")  # the hidden states: there is no projection, so no y
-            if mine:
-                path = places[Cell(job.configuration, todo.workload, todo.pass_, arm)]
+        for arm in block.arms:
+            prefix = f"{arm.name}/after/"  # the outputs on the real inputs
+            quantities = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+            if arm.projection == "none" and "y" in quantities:
+                quantities["h"] = quantities.pop("y")  # the hidden states: there is no projection, so no y
+            if quantities:
+                path = paths[Cell(job.configuration, block.workload, block.pass_, arm)]
                 with folders.naming(path):
-                    path.write_bytes(save(mine))
+                    path.write_bytes(save(quantities))
 
-    return keep
+    return save_block
 
 
-def _say(records: list[Record], planned: matrix.Plan, frameworks: list[Framework]) -> int:
-    """Print what passed and what did not; 1 when anything did not."""
+def _say(records: list[Record], plan: matrix.Plan, frameworks: list[Framework]) -> int:
+    """Print which arms passed and which did not, and return the exit status: 1 when any did not."""
     table = Table("framework", "execution", "precision", "workload", "pass", "arms ok", "worst error / bound")
-    bad: list[str] = []
-    absent = Counter((status, reason) for _, status, reason in planned.absent)
+    failures: list[str] = []
+    absent = Counter((status, reason) for _, status, reason in plan.absent)
     for record in records:
         arms = record["arms"]
-        found = [
+        errors = [
             (error[1], record["bounds"][form_of(name)][quantity][1])
             for name, arm in arms.items()
             for quantity, error in arm.get("quantities", {}).items()
         ]
-        over = max((error / (bound or 1) for error, bound in found), default=math.nan)
-        ok = sum(arm["status"] == "ok" for arm in arms.values())
+        worst = max((error / (bound or 1) for error, bound in errors), default=math.nan)
+        ok_count = sum(arm["status"] == "ok" for arm in arms.values())
         absent.update((arm["status"], arm["reason"]) for arm in arms.values() if arm["status"] == "unavailable")
         place = [
             record["framework"],
@@ -151,8 +155,8 @@ def _say(records: list[Record], planned: matrix.Plan, frameworks: list[Framework
             record["workload"]["name"],
             record["pass"],
         ]
-        table.add_row(*place, f"{ok} of {len(arms)}", f"{over:.2f}")
-        bad += [
+        table.add_row(*place, f"{ok_count} of {len(arms)}", f"{worst:.2f}")
+        failures += [
             f"{arm['status']}: {' '.join(place)} {name}: {arm['reason']}"
             for name, arm in arms.items()
             if arm["status"] not in ("ok", "unavailable")
@@ -164,34 +168,34 @@ def _say(records: list[Record], planned: matrix.Plan, frameworks: list[Framework
     for framework in frameworks:
         if framework.missing:
             out.print(f"unavailable: {matrix.advice(framework)}", markup=False)
-    for line in bad:
+    for line in failures:
         print(line, file=sys.stderr)
-    return 1 if bad else 0
+    return 1 if failures else 0
 
 
 def listing() -> None:
     """Print frameworks, executions, devices and workloads, and what is missing with its reason."""
-    everything = Study()
-    threads = matrix.thread_counts(everything, environment.cores())
+    default_study = Study()
+    threads = matrix.thread_counts(default_study, environment.cores())
     out = console()
     table = Table("framework", "version", "device", "execution", *RECURRENCES)
     notes: list[str] = []
-    for framework in session.probe(everything, threads):
+    for framework in session.probe(default_study, threads):
         if framework.missing:
             table.add_row(framework.name, "missing", *["–"] * (2 + len(RECURRENCES)))
             notes.append(f"{framework.name}: {matrix.advice(framework)}")
         for device, no_device in framework.devices.items():
             for name, execution in framework.executions.items():
                 place = (framework.name, next(iter(framework.versions.values())), device, name)
-                whole = no_device or execution["missing"] or execution["without"].get(device)
-                why = [whole or execution["without"].get(recurrence) for recurrence in RECURRENCES]
-                on_request = {} if whole else execution["on_request"]
+                missing = no_device or execution["missing"] or execution["without"].get(device)
+                reasons = [missing or execution["without"].get(recurrence) for recurrence in RECURRENCES]
+                on_request = {} if missing else execution["on_request"]
                 words = ("on request" if recurrence in on_request else "yes" for recurrence in RECURRENCES)
-                table.add_row(*place, *("no" if reason else word for reason, word in zip(why, words, strict=True)))
-                told = [f"{name}: {whole}"] if whole else []
-                told += [f"{name} {r}: {y}" for r, y in zip(RECURRENCES, why, strict=True) if y and not whole]
-                told += [f"{name} {recurrence}: on request, for {reason}" for recurrence, reason in on_request.items()]
-                notes += [f"{framework.name} {device} {note}" for note in told]
+                table.add_row(*place, *("no" if reason else word for reason, word in zip(reasons, words, strict=True)))
+                lines = [f"{name}: {missing}"] if missing else []
+                lines += [f"{name} {r}: {y}" for r, y in zip(RECURRENCES, reasons, strict=True) if y and not missing]
+                lines += [f"{name} {recurrence}: on request, for {reason}" for recurrence, reason in on_request.items()]
+                notes += [f"{framework.name} {device} {line}" for line in lines]
     out.print(table)
     for note in notes:
         out.print(note, markup=False, highlight=False)

@@ -1,1 +1,1 @@
-"""The machine that is measured on: its facts, its GPU, its allocator, and the folders written into."""
+"""The machine that runs the measurements: its facts, its GPU, its memory allocator, and the output folders."""

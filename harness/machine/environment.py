@@ -1,4 +1,4 @@
-"""The machine, the versions and the code: what a number depends on besides the study."""
+"""The environment of a measurement: the machine, the versions and the code that it depends on besides the study."""
 
 import hashlib
 import importlib.metadata
@@ -21,7 +21,10 @@ LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib"
 
 
 def cores() -> int:
-    """Physical cores this process may use: the smallest of the machine's, its affinity's and its quota's."""
+    """Return the number of physical cores this process may use.
+
+    It is the smallest of the machine's cores, the process's affinity and its control groups' quota.
+    """
     import psutil
 
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
@@ -29,14 +32,14 @@ def cores() -> int:
 
 
 def free_bytes() -> int:
-    """Memory that processes can still have."""
+    """Return the memory that is available to processes, in bytes."""
     import psutil
 
     return int(psutil.virtual_memory().available)
 
 
 def machine() -> dict[str, Any]:
-    """Facts of the machine that a reader needs to judge a time. Memory in GiB."""
+    """Return the facts of the machine that a reader needs to judge a time. Memory is in GiB."""
     import psutil
 
     return {
@@ -51,13 +54,13 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name as the kernel gives it; asked without a child process, which could be killed."""
-    named = re.search(r"^model name\s*: (.+)$", text("/proc/cpuinfo") or "", re.MULTILINE)
-    return named.group(1) if named else platform.processor() or platform.machine()
+    """Return the processor's name as the kernel gives it, without starting a child process, which could be killed."""
+    match = re.search(r"^model name\s*: (.+)$", text("/proc/cpuinfo") or "", re.MULTILINE)
+    return match.group(1) if match else platform.processor() or platform.machine()
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the harness's own libraries; measuring needs not all of them."""
+    """Return the versions of the harness's own libraries, some of which measuring does not need."""
     return {name: _version(name) for name in LIBRARIES}
 
 
@@ -69,50 +72,57 @@ def _version(name: str) -> str:
 
 
 def load() -> float:
-    """Runnable processes in the last minute, on average."""
+    """Return the average number of runnable processes in the last minute."""
     return os.getloadavg()[0]
 
 
 def code() -> dict[str, str]:
-    """The commit, and a hash of every Python file of harness/ and of impls/, wherever on the import path that lies."""
+    """Return the commit, and a hash of every Python file of harness/ and of impls/.
+
+    Every folder of the import path that holds a part of impls/ counts.
+    """
     return {"commit": _commit(), "hash": hash_of([ROOT / "harness", *map(Path, impls.__path__)])}
 
 
 def hash_of(packages: Iterable[Path]) -> str:
-    """A short hash of the names and bytes of all Python files of some packages."""
-    hashed = hashlib.sha256()
+    """Return a short hash of the names and bytes of all Python files in the packages."""
+    digest = hashlib.sha256()
     for package in packages:
         for file in sorted(package.rglob("*.py")):
             content = hashlib.sha256(file.read_bytes()).hexdigest()
-            hashed.update(f"{file.relative_to(package).as_posix()} {content}\n".encode())
-    return hashed.hexdigest()[:16]
+            digest.update(f"{file.relative_to(package).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _commit() -> str:
-    """What git calls the checkout. Raises UsageError when git was killed: a guess would spoil every resume."""
+    """Return git's name of the checkout.
+
+    Raises UsageError when git was killed or took longer than a minute: a guess would spoil every resume.
+    """
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+        process = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except FileNotFoundError:
         return "no git here"
     except subprocess.TimeoutExpired:
         raise UsageError("git did not say within a minute which commit this is") from None
-    if found.returncode < 0:
-        raise UsageError(f"git was ended by {signal.Signals(-found.returncode).name} when asked for the commit")
-    return found.stdout.strip() if found.returncode == 0 else "not a git checkout"
+    if process.returncode < 0:
+        raise UsageError(f"git was ended by {signal.Signals(-process.returncode).name} when asked for the commit")
+    return process.stdout.strip() if process.returncode == 0 else "not a git checkout"
 
 
 def _quota() -> int | None:
-    """Whole cores of the control group's quota, if there is one; a part of a core counts as one."""
+    """Return the whole cores of the control groups' quota, at least one; None without a quota."""
     share = quota()
     return None if share is None else max(1, int(share))
 
 
 def quota() -> float | None:
-    """Cores that this process's control groups grant: the least of its own and of those that it is in; None: no limit.
+    """Return the cores that this process's control groups grant, or None for no limit.
 
-    Of both versions: of the first the hierarchy `cpu`, of the second the only one. In a container the groups that
-    /proc names may lie above what is mounted, whose root then is its own.
+    It is the smallest quota of the process's own groups and the groups that contain them. Both versions of control
+    groups are read: of version 1 the hierarchy `cpu`, of version 2 the only hierarchy. In a container, the groups that
+    /proc names may lie above the mounted hierarchy, whose root is then the container's own group.
     """
     folders = dict.fromkeys(folder for mount, path in _groups() for folder in _above(mount, path))
     shares = [share for folder in folders for share in (_second(folder), _first(folder)) if share is not None]
@@ -120,40 +130,41 @@ def quota() -> float | None:
 
 
 def _groups() -> list[tuple[str, str]]:
-    """Where a hierarchy that limits processors may be mounted, and the path of this process's group in it."""
-    found = [(mount, "/") for mount in CGROUPS]
+    """Return (mount, path): where a hierarchy that limits processors may be mounted, and this process's group in it."""
+    groups = [(mount, "/") for mount in CGROUPS]
     for line in (text("/proc/self/cgroup") or "").splitlines():
-        number, _, rest = line.partition(":")
+        hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if number == "0" or "cpu" in controllers.split(","):
-            found += [(mount, path) for mount in CGROUPS]
-    return found
+        if hierarchy == "0" or "cpu" in controllers.split(","):
+            groups += [(mount, path) for mount in CGROUPS]
+    return groups
 
 
 def _above(mount: str, path: str) -> list[str]:
-    """The folders of a group and of all that it is in, up to where the hierarchy is mounted."""
+    """Return the folders of a group and of all groups that contain it, up to where the hierarchy is mounted."""
     parts = [part for part in path.split("/") if part not in ("", "..")]
     return [f"{mount}{''.join(f'/{part}' for part in parts[:depth])}" for depth in range(len(parts) + 1)]
 
 
 def _second(folder: str) -> float | None:
-    """Cores that a group of the second version grants."""
+    """Return the cores that a group of version 2 grants, or None for no limit."""
     limit, _, period = (text(f"{folder}/cpu.max") or "max").partition(" ")
     return _cores(limit, period)
 
 
 def _first(folder: str) -> float | None:
-    """Cores that a group of the first version grants; -1 is no limit."""
+    """Return the cores that a group of version 1 grants, or None for no limit, which the kernel writes as -1."""
     return _cores(text(f"{folder}/cpu.cfs_quota_us") or "-1", text(f"{folder}/cpu.cfs_period_us") or "")
 
 
 def _cores(limit: str, period: str) -> float | None:
-    known = limit.isdecimal() and period.isdecimal() and int(limit) > 0 and int(period) > 0
-    return int(limit) / int(period) if known else None
+    """Return a quota's cores, or None where the two texts are not positive whole numbers."""
+    is_limited = limit.isdecimal() and period.isdecimal() and int(limit) > 0 and int(period) > 0
+    return int(limit) / int(period) if is_limited else None
 
 
 def text(path: str | Path) -> str | None:
-    """A small file's text without its end, or None where it can not be read."""
+    """Return a small file's text, stripped of white space at both ends, or None when it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

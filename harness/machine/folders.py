@@ -1,8 +1,8 @@
-"""Folders: those that a command is told to write into, asked before any work, and those that end with it.
+"""Folders: output folders, which are checked before any work, and private folders, which are removed at the end.
 
-A private folder holds what frameworks keep for a run (compilation caches, temporary files). Their paths become parts
-of flags and of a compiler's command lines, so it lies where no character of a user's path can break those. It is
-locked while its process lives; the next run removes those that a killed one left.
+A private folder holds what frameworks store during a run (compilation caches, temporary files). Its path becomes part
+of flags and of a compiler's command lines, so the folder is placed where no character of the path can break those. It
+is locked while its process lives. The next run removes the private folders of killed runs.
 """
 
 import errno
@@ -19,12 +19,12 @@ from harness.errors import UsageError
 
 PREFIX = "fusegap-private-"
 PLAIN = re.compile(r"/[A-Za-z0-9._/+-]{0,63}")  # what flags, command lines and a socket's path can hold
-NEEDED_BYTES = 64 * 2**20  # free, for what a few programs compile to
+NEEDED_BYTES = 64 * 2**20  # free space, enough for the compiled code of a few programs
 PAGE = 4096  # bytes written to see whether a disk is full
 
 
 def check(folder: Path) -> None:
-    """See whether a folder is there to be written into, or can be made; leaves no trace. Raises UsageError."""
+    """Raise UsageError when a folder cannot be written into, or cannot be created. Leaves no trace."""
     try:
         with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
             file.write(bytes(PAGE))
@@ -34,7 +34,7 @@ def check(folder: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or of those that it is to be made in the nearest that exists. Raises OSError."""
+    """Return the folder if it exists, otherwise its nearest parent that does. Raises OSError."""
     try:
         os.stat(folder)
     except FileNotFoundError:
@@ -45,7 +45,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def make(folder: Path) -> None:
-    """Make a folder, if there is none. Raises UsageError where it cannot be written into."""
+    """Create a folder if it does not exist. Raises UsageError when it cannot be written into."""
     check(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def make(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an error of the system that names no file, as one of a full disk, name this one."""
+    """Add `path` to an OSError that names no file, such as one about a full disk."""
     try:
         yield
     except OSError as error:
@@ -66,7 +66,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def private() -> Iterator[Path]:
-    """A folder of this process alone, removed on leaving. Raises UsageError where there is room for none."""
+    """Create a folder for this process alone, and remove it on leaving. Raises UsageError when no place has room."""
     for base in _bases():
         _sweep(base)
     folder, lock = _locked()
@@ -78,13 +78,13 @@ def private() -> Iterator[Path]:
 
 
 def _bases() -> list[Path]:
-    """Where a private folder may lie, the first choice first. Raises UsageError where there is no such place."""
+    """Return the places where a private folder may lie, the first choice first. Raises UsageError when none fits."""
     places: dict[str, None] = {}
     for choice in (tempfile.gettempdir, lambda: "/tmp", lambda: "/var/tmp", lambda: "/dev/shm", os.getcwd):
-        with suppress(OSError):  # none that Python would take, or the working directory is gone
+        with suppress(OSError):  # Python finds no temporary folder, or the working directory was removed
             places[os.path.realpath(choice())] = None
-    if fitting := [Path(place) for place in places if PLAIN.fullmatch(place) and _has_room(place)]:
-        return fitting
+    if bases := [Path(place) for place in places if PLAIN.fullmatch(place) and _has_room(place)]:
+        return bases
     raise UsageError(
         f"no folder for temporary files: none of {', '.join(places)} has a plain path, {NEEDED_BYTES >> 20} MiB free "
         "and leave to run what is compiled there; set TMPDIR to one that has"
@@ -92,17 +92,18 @@ def _bases() -> list[Path]:
 
 
 def _has_room(place: str) -> bool:
+    """Return whether a folder can be written into, allows programs to run, and has NEEDED_BYTES free."""
     try:
-        found = os.statvfs(place)
+        filesystem = os.statvfs(place)
     except OSError:
         return False
-    usable = os.access(place, os.W_OK | os.X_OK) and not found.f_flag & (os.ST_NOEXEC | os.ST_RDONLY)
-    return usable and found.f_bavail * found.f_frsize >= NEEDED_BYTES
+    usable = os.access(place, os.W_OK | os.X_OK) and not filesystem.f_flag & (os.ST_NOEXEC | os.ST_RDONLY)
+    return usable and filesystem.f_bavail * filesystem.f_frsize >= NEEDED_BYTES
 
 
 def _locked() -> tuple[Path, int]:
-    """A new folder and the descriptor that holds its lock. Raises UsageError where none can be made."""
-    why = ""
+    """Create a folder; return it and the descriptor that holds its lock. Raises UsageError when none can be created."""
+    reason = ""
     for base in _bases():
         try:
             while True:
@@ -110,14 +111,17 @@ def _locked() -> tuple[Path, int]:
                 lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
                 if _lock(lock) and folder.exists():
                     return folder, lock
-                os.close(lock)  # another run took it, new and not yet locked, for one that was left
+                os.close(lock)  # before it was locked, another run took the folder for one of a killed run
         except OSError as error:
-            why = f"{base}: {error.strerror}"
-    raise UsageError(f"no folder for temporary files can be made: {why}")
+            reason = f"{base}: {error.strerror}"
+    raise UsageError(f"no folder for temporary files can be made: {reason}")
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the lock is ours now; on a file system without locks nobody else can have it either."""
+    """Lock a folder, and return whether this process holds the lock.
+
+    Returns true on a file system without locks, where no other process can hold it either.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -126,11 +130,11 @@ def _lock(descriptor: int) -> bool:
 
 
 def _sweep(base: Path) -> None:
-    """Remove private folders of ours whose process is gone."""
+    """Remove this user's private folders whose process no longer exists."""
     for folder in base.glob(f"{PREFIX}*"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # another's, or just removed
+        except OSError:  # another user's, or just removed
             continue
         try:
             if os.fstat(lock).st_uid == os.getuid():

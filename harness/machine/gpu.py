@@ -1,7 +1,8 @@
-"""What a GPU is and how it does, from NVML, which comes with its driver. None where there is no GPU to ask.
+"""Facts and state of the GPU, from NVML, which comes with the driver.
 
-A GPU that is too hot, or is told to brake, lowers its clocks: times taken then are of another machine. One that
-merely reaches its power limit does so under every large load, and so that is recorded and not held against it.
+A GPU that is too hot, or gets a brake signal, lowers its clocks: times taken then are those of another machine. A GPU
+that merely reaches its power limit does so under every large load, so this is recorded but does not count as
+throttling.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from functools import cache
 from typing import Any
 
 State = dict[str, Any]
-REASONS = {  # bits of NVML's clocks event reasons that lower the clocks
+REASONS = {  # those of NVML's clocks event reasons that lower the clocks, by bit
     0x04: "power limit",
     0x08: "hardware slowdown",
     0x20: "heat (software)",
@@ -22,7 +23,7 @@ VIOLATIONS = {0: "power limit", 1: "heat", 3: "board limit", 5: "reliability"}  
 
 @cache
 def nvml() -> Any:
-    """NVML, begun, or None without a GPU or its library."""
+    """Return the NVML module, initialised, or None without a GPU or without the library."""
     try:
         import pynvml
     except ImportError:
@@ -35,7 +36,7 @@ def nvml() -> Any:
 
 
 def facts(library: Any = None) -> dict[str, str]:
-    """Name, memory and driver of the first GPU; nothing without one."""
+    """Return name, memory and driver of the first GPU; an empty dict without a GPU."""
     library = library or nvml()
     if library is None:
         return {}
@@ -46,46 +47,48 @@ def facts(library: Any = None) -> dict[str, str]:
 
 
 def state(library: Any = None) -> State | None:
-    """Clocks in MHz, temperature in °C, power in W, why the clocks are low, processes, and time at each limit in ns.
+    """Return the state of the first GPU, or None without a GPU.
 
-    What the driver does not tell is None.
+    The state holds clocks in MHz, temperature in °C, power in W, the reasons for low clocks, the processes, and the
+    time at each limit in ns. What the driver does not report is None.
     """
     library = library or nvml()
     if library is None:
         return None
     device = library.nvmlDeviceGetHandleByIndex(0)
 
-    def told(ask: Callable[..., Any], *more: Any) -> Any:
+    def query(function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of NVML for the device; return None where it fails."""
         try:
-            return ask(device, *more)
+            return function(device, *arguments)
         except library.NVMLError:
             return None
 
-    bits = told(library.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
-    power_mw, running = told(library.nvmlDeviceGetPowerUsage), told(library.nvmlDeviceGetComputeRunningProcesses)
-    limits = {name: told(library.nvmlDeviceGetViolationStatus, policy) for policy, name in VIOLATIONS.items()}
+    bits = query(library.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
+    power_mw, running = query(library.nvmlDeviceGetPowerUsage), query(library.nvmlDeviceGetComputeRunningProcesses)
+    limits = {name: query(library.nvmlDeviceGetViolationStatus, policy) for policy, name in VIOLATIONS.items()}
     return {
-        "sm_mhz": told(library.nvmlDeviceGetClockInfo, library.NVML_CLOCK_SM),
-        "memory_mhz": told(library.nvmlDeviceGetClockInfo, library.NVML_CLOCK_MEM),
-        "temperature_c": told(library.nvmlDeviceGetTemperature, library.NVML_TEMPERATURE_GPU),
+        "sm_mhz": query(library.nvmlDeviceGetClockInfo, library.NVML_CLOCK_SM),
+        "memory_mhz": query(library.nvmlDeviceGetClockInfo, library.NVML_CLOCK_MEM),
+        "temperature_c": query(library.nvmlDeviceGetTemperature, library.NVML_TEMPERATURE_GPU),
         "power_w": None if power_mw is None else power_mw / 1000,
         "reasons": [name for bit, name in REASONS.items() if bits & bit],
         "processes": None if running is None else [process.pid for process in running],
-        "limited_ns": {name: found.violationTime for name, found in limits.items() if found is not None},
+        "limited_ns": {name: status.violationTime for name, status in limits.items() if status is not None},
     }
 
 
 def throttled(before: State, after: State) -> list[str]:
-    """Why the clocks were lowered between two states, but for what is harmless."""
+    """Return why the clocks were lowered between two states, except for harmless reasons."""
     limits = after["limited_ns"]
-    grown = [name for name in limits if limits[name] > before["limited_ns"].get(name, limits[name])]
-    found = dict.fromkeys([*before["reasons"], *after["reasons"], *grown])
-    return [name for name in found if name not in HARMLESS]
+    violations = [name for name in limits if limits[name] > before["limited_ns"].get(name, limits[name])]
+    reasons = dict.fromkeys([*before["reasons"], *after["reasons"], *violations])
+    return [name for name in reasons if name not in HARMLESS]
 
 
-def foreign(now: State) -> int | None:
-    """Processes on the GPU but for the worker that uses it; None where the driver does not tell.
+def foreign(snapshot: State) -> int | None:
+    """Return the number of processes on the GPU besides the worker that uses it, or None if the driver does not report.
 
-    Counted, not told by their numbers, which in a container are others than ours.
+    The processes are only counted: in a container, the driver's process ids differ from ours.
     """
-    return None if now["processes"] is None else max(0, len(now["processes"]) - 1)
+    return None if snapshot["processes"] is None else max(0, len(snapshot["processes"]) - 1)

@@ -1,1 +1,1 @@
-"""What was measured, as it is kept: the schema of records, the store that loses none, and what they hold."""
+"""What was measured: the schema of records, the store that loses none, and what the records hold."""

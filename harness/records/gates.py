@@ -1,6 +1,7 @@
-"""Which gates a cell had: its own precision's at full size, and that of fp64 at full size, at few steps, or not at all.
+"""Which fp64 gate each cell had: at full size, at a few steps, or none.
 
-A run verifies in fp64 at few steps of one workload; `verify --out` beside its records does at full size. Pure.
+A cell in fp64 at full size is its own fp64 check. For other cells, a run verifies in fp64 at a few steps of one
+workload, and `verify --out` beside the run's records verifies at full size. Pure functions.
 """
 
 from typing import Any
@@ -12,20 +13,23 @@ Program = tuple[str, ...]  # framework, device, execution, cell, pass and arm: t
 
 
 class Gates:
-    """What verifications in fp64 speak for. `whole`: programs, each with the workload that it had at full size."""
+    """Gates that the output checks in fp64 give to cells.
+
+    `whole`: programs that were checked at full size, each with its workload's name.
+    """
 
     def __init__(self, checks: list[Record]) -> None:
         self.whole: set[tuple[str, ...]] = set()
-        self.steps: dict[Program, tuple[int, str]] = {}  # the most steps of a program, and of which workload
+        self.steps: dict[Program, tuple[int, str]] = {}  # a program's largest number of steps, and in which workload
         for check in checks:
             for arm in (name for name, arm in check["arms"].items() if arm["status"] in ("ok", "wrong")):
-                key, name = program(check, arm), check["workload"]["name"]
-                self.steps[key] = max(self.steps.get(key, (0, "")), (check["steps"], name))
+                key, workload = program(check, arm), check["workload"]["name"]
+                self.steps[key] = max(self.steps.get(key, (0, "")), (check["steps"], workload))
                 if is_whole(check):
-                    self.whole.add((*key, name))
+                    self.whole.add((*key, workload))
 
     def of(self, record: Record, arm: str) -> str:
-        """How a block's arm was verified in fp64, as a word of the tables."""
+        """Return how a block's arm was verified in fp64, as a word of the tables."""
         key = program(record, arm)
         if (record["precision"] == "fp64" and is_whole(record)) or (*key, record["workload"]["name"]) in self.whole:
             return FULL
@@ -33,38 +37,39 @@ class Gates:
 
 
 def program(record: Record, arm: str) -> Program:
-    """What a verification in fp64 speaks for."""
+    """Return the program of a block's arm, whose function one check in fp64 verifies for every size."""
     return record["framework"], record["device"], record["execution"], record["workload"]["cell"], record["pass"], arm
 
 
 def is_whole(record: Record) -> bool:
-    """Whether a block ran all the steps of its workload."""
+    """Return whether a block ran all the steps of its workload."""
     return bool(record["steps"] == record["workload"]["T"])
 
 
-def beside(heading: Record, verification: list[Record]) -> tuple[list[Record], str]:
-    """What a verification beside a run's records verified in fp64, and why that is not counted, if it is not."""
+def beside(header: Record, verification: list[Record]) -> tuple[list[Record], str]:
+    """Return the fp64 checks of a verification beside a run's records, and why they do not count, if they do not."""
     if not verification:
         return [], ""
-    if names := unlike(heading, verification[0]):
+    if names := unlike(header, verification[0]):
         return [], f"it is not of the same {' and '.join(names)}"
     return [record for record in latest(verification, ("check",)) if record["precision"] == "fp64"], ""
 
 
-def unlike(heading: Record, other: Record) -> list[str]:
-    """In what the measurements of two first records are not of the same: code, machine, and of what both have versions
-    and weights.
+def unlike(header: Record, other: Record) -> list[str]:
+    """Return the names of what two run headers differ in: code, machine, versions, weights.
+
+    Versions and weights are compared only where both headers have them.
     """
-    basis, its = heading["basis"], other["basis"]
-    differ = {
-        "code": basis["code"]["hash"] != its["code"]["hash"],
-        "machine": basis["machine"] != its["machine"],
-        "versions": _differ(basis["versions"], its["versions"]),
-        "weights": _differ(heading["weights"], other["weights"]),
+    basis, other_basis = header["basis"], other["basis"]
+    differences = {
+        "code": basis["code"]["hash"] != other_basis["code"]["hash"],
+        "machine": basis["machine"] != other_basis["machine"],
+        "versions": _differ(basis["versions"], other_basis["versions"]),
+        "weights": _differ(header["weights"], other["weights"]),
     }
-    return [name for name, differs in differ.items() if differs]
+    return [name for name, differs in differences.items() if differs]
 
 
 def _differ(values: dict[str, Any], others: dict[str, Any]) -> bool:
-    """Whether two differ in what both have."""
+    """Return whether two dicts differ in the value of a key that both have."""
     return any(values[name] != others[name] for name in values.keys() & others.keys())

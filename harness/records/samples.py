@@ -1,4 +1,4 @@
-"""Times of a recorded arm, per call."""
+"""Times per call of a recorded arm."""
 
 import statistics
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 
 
 def calls_ns(arm: dict[str, Any]) -> np.ndarray:
-    """Nanoseconds per call of every sample of a recorded arm."""
+    """Return the nanoseconds per call of every sample of a recorded arm."""
     return np.array(arm["samples_ns"], float) / arm["calls"]
 
 
 def median_s(arm: dict[str, Any]) -> float:
-    """Median seconds per call of a recorded arm."""
+    """Return the median seconds per call of a recorded arm."""
     return statistics.median(arm["samples_ns"]) / arm["calls"] / 1e9

@@ -1,4 +1,4 @@
-"""What a record may be: each line of a run's records is one of these, whoever wrote it."""
+"""Schema of a run's records: every line of a records file is one of these models, whoever wrote it."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,17 +14,20 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _all_positive(values: Any) -> Any:
-    """A list of whole numbers above 0: told here, for millions of them take pydantic as long as all the rest."""
+    """Return a list of whole numbers above 0; raise ValueError for anything else.
+
+    It is checked here because pydantic would take as long for millions of samples as for everything else.
+    """
     if type(values) is not list or (values and (set(map(type, values)) != {int} or min(values) <= 0)):
         raise ValueError("samples are a list of whole numbers of nanoseconds, each at least 1")
     return values
 
 
-Samples = Annotated[Any, AfterValidator(_all_positive)]  # nanoseconds; a list itself would be copied
+Samples = Annotated[Any, AfterValidator(_all_positive)]  # nanoseconds; Any, because pydantic would copy a list
 
 
 def _counts(values: Any) -> Any:
-    """A list of whole numbers of at least 0."""
+    """Return a list of whole numbers of at least 0; raise ValueError for anything else."""
     if type(values) is not list or (values and (set(map(type, values)) != {int} or min(values) < 0)):
         raise ValueError("faults are a list of whole numbers, each at least 0")
     return values
@@ -34,13 +37,14 @@ Faults = Annotated[Any, AfterValidator(_counts)]
 
 
 def _known(precision: str) -> str:
+    """Return the name of a precision; raise ValueError if there is none of that name."""
     if precision not in ITEM_BYTES:
         raise ValueError(f"there is no precision {precision!r}")
     return precision
 
 
 def _of_a_workload(file: str) -> str:
-    """Return the name of a stored file where it begins with a workload's; else raise ValueError."""
+    """Return the name of a stored file: a workload's name and one of STORED; raise ValueError for any other."""
     name, _, kind = file.partition(".")
     NAME.validate_python(name)
     if kind not in STORED:
@@ -54,8 +58,10 @@ Stored = Annotated[str, AfterValidator(_of_a_workload)]
 
 
 class ArmTiming(BaseModel):
-    """One arm of a block. `faults`: minor page faults in each sample, where they were counted. `quantities`: name ->
-    root-mean-square error, worst, bitwise equal to batched, ULP.
+    """Timing of one arm of a block.
+
+    `faults`: minor page faults in each sample; empty where they were not counted.
+    `quantities`: name -> root-mean-square error, largest error, whether bitwise equal to batched, ULP.
     """
 
     status: str
@@ -69,7 +75,10 @@ class ArmTiming(BaseModel):
 
 
 class Floors(BaseModel):
-    """Nanoseconds a call: of an empty program, and of the timed region itself. `reason` is why there is none."""
+    """Lower bounds in nanoseconds per call: of the timed region itself, and of an empty program.
+
+    `reason` says why there is none.
+    """
 
     harness_ns: float | None = None
     null_ns: float | None = None
@@ -77,8 +86,11 @@ class Floors(BaseModel):
 
 
 class Rates(BaseModel):
-    """What a framework did at best: operations a second of a large product, nanoseconds of scaling so many numbers;
-    and nanoseconds of a page fault.
+    """Peak rates of a framework.
+
+    `flops_s`: floating-point operations per second of a large product.
+    `scale_ns`: count of numbers -> nanoseconds of scaling them.
+    `fault_ns`: nanoseconds of a page fault.
     """
 
     flops_s: Positive
@@ -87,7 +99,7 @@ class Rates(BaseModel):
 
 
 class Configuration(BaseModel):
-    """Where a worker sits, see harness.study.matrix."""
+    """Configuration of a worker (see harness.study.matrix)."""
 
     framework: str
     device: str
@@ -97,16 +109,18 @@ class Configuration(BaseModel):
 
 
 class Place(Configuration):
-    """Where a block, a cell or a need belongs, but for its workload."""
+    """Configuration and pass of a block, a cell or a required sample size; the workload is kept apart."""
 
     pass_: Annotated[str, Field(alias="pass")]
 
 
 class Block(Place):
-    """Arms of one workload and pass in one worker; `part` says which (harness.study.parts), nothing: all there were.
+    """Record of a block: arms of one workload and pass in one worker.
 
-    `bounds`: form -> quantity -> bounds of the first two errors. `first_try`: the GPU was throttled, and the block is
-    done again; `redone`: this is the second try of such a block.
+    `part`: which arms (harness.study.parts); empty for all of them.
+    `bounds`: form -> quantity -> bounds of the first two errors of `quantities`.
+    `first_try`: the GPU was throttled, and the block is measured again.
+    `redone`: this is the second try of such a block.
     """
 
     key: str
@@ -135,6 +149,7 @@ class Block(Place):
 
     @model_validator(mode="after")
     def _whole(self) -> "Block":
+        """Raise ValueError unless the bounds, the arms' counts of samples and of faults, and the sizes are complete."""
         for name, arm in self.arms.items():
             if unbounded := arm.quantities.keys() - self.bounds.get(form_of(name), {}).keys():
                 raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
@@ -142,19 +157,19 @@ class Block(Place):
             raise ValueError("the arms of a block have as many samples, one a round")
         if any(arm.faults and len(arm.faults) != len(arm.samples_ns) for arm in self.arms.values()):
             raise ValueError("an arm has as many counts of page faults as samples, or none")
-        if untold := Workload.model_fields.keys() - self.workload.model_fields_set:
-            raise ValueError(f"the workload lacks {', '.join(sorted(untold))}")
+        if missing_fields := Workload.model_fields.keys() - self.workload.model_fields_set:
+            raise ValueError(f"the workload lacks {', '.join(sorted(missing_fields))}")
         return self
 
 
 class Cell(Place):
-    """A row of the tables without times, with status and reason where it can not be measured."""
+    """A row of the tables without times; status and reason say why it cannot be measured, if it cannot."""
 
     workload: Name
     cell: str
     B: int
     T: int
-    I: int  # noqa: E741  the word of the study
+    I: int  # noqa: E741  the study's name for it
     H: int
     O: int  # noqa: E741
     recurrence: str
@@ -164,12 +179,14 @@ class Cell(Place):
 
 
 class Code(BaseModel):
+    """Version of the harness's code."""
+
     commit: str
     hash: str
 
 
 class Basis(BaseModel):
-    """What a number depends on besides the study."""
+    """What a measurement depends on besides the study."""
 
     machine: dict[str, Any]
     versions: dict[str, dict[str, str]]
@@ -177,18 +194,22 @@ class Basis(BaseModel):
 
 
 class Environment(BaseModel):
+    """Environment variables of a framework's workers on one device with one number of threads."""
+
     device: str
     threads: int
     variables: dict[str, str]
 
 
 class Missing(BaseModel):
+    """A framework that is not available, with the reason."""
+
     framework: str
     reason: str
 
 
 class Prototype(BaseModel):
-    """Programs that rest on what their framework's authors mark as a prototype; `reason` says so."""
+    """Programs that rest on something that their framework's authors mark as a prototype; `reason` says so."""
 
     framework: str
     execution: str
@@ -197,7 +218,10 @@ class Prototype(BaseModel):
 
 
 class Begun(BaseModel):
-    """What every first record says: what was wanted, of what, on what. `output_check`: how bounds are made."""
+    """Fields that every run header has: the study, what it depends on, and how it was started.
+
+    `output_check`: how the bounds of the output check are made.
+    """
 
     key: str
     status: str
@@ -213,7 +237,10 @@ class Begun(BaseModel):
 
 
 class Heading(Begun):
-    """The first record: what was to be studied, on what. `none_in_training`: what projection none is there."""
+    """Run header: the first record of a run, with the cells to be measured and those that cannot be.
+
+    `none_in_training`: what projection `none` means in training.
+    """
 
     kind: Literal["study"]
     cells: list[Cell]
@@ -222,7 +249,7 @@ class Heading(Begun):
 
 
 class SampleSize(Place):
-    """What the gaps of one block need, and the block it is."""
+    """Required sample size of one block's gaps, with the block's workload and part."""
 
     workload: Name
     part: str = ""
@@ -231,7 +258,7 @@ class SampleSize(Place):
 
 
 class Planned(BaseModel):
-    """What the pilot asked for, recorded before it was measured."""
+    """Required sample sizes from the pilot, recorded before they were measured."""
 
     key: str
     kind: Literal["plan"]
@@ -242,7 +269,7 @@ class Planned(BaseModel):
 
 
 class Resumed(BaseModel):
-    """The run is gone on with from here under another budget, of seconds; None is no limit."""
+    """Start of another session of a run. `budget_s`: the session's budget in seconds; None for no limit."""
 
     key: str
     kind: Literal["resumed"]
@@ -253,8 +280,10 @@ class Resumed(BaseModel):
 
 
 class Costs(BaseModel):
-    """Seconds of one pass besides its arithmetic: of a call, of a step, and of what a projection adds: in the loop
-    once and with each product, and after it.
+    """Seconds of one pass besides its arithmetic.
+
+    `call_s`: of a call. `step_s`: of a step. The others are what a projection adds: `in_loop_s` once, in the loop;
+    `product_s` with each product, in the loop; `after_s` after the loop.
     """
 
     pass_: Annotated[str, Field(alias="pass")]
@@ -266,7 +295,7 @@ class Costs(BaseModel):
 
 
 class Expected(BaseModel):
-    """Seconds of a call of each arm of one workload and pass, as they are expected."""
+    """Predicted seconds of a call of each arm of one workload and pass."""
 
     workload: Name
     pass_: Annotated[str, Field(alias="pass")]
@@ -276,7 +305,7 @@ class Expected(BaseModel):
 
 
 class Forecast(Configuration):
-    """What is expected of a configuration's programs of one recurrence, recorded before they were measured."""
+    """Prediction for a configuration's programs of one recurrence, recorded before they were measured."""
 
     key: str
     kind: Literal["forecast"]

@@ -1,10 +1,14 @@
-"""Records: one JSON object a line, appended and fsynced, never changed.
+"""Store of records: one JSON object per line, appended and fsynced, never changed.
 
-The first line describes the study (kind "study"); every other line is one block of one worker
-(kind "block"), one verification of it without times (kind "check"), what the pilot asked for
-(kind "plan"), what was expected of a configuration before it was measured (kind "forecast"), or under what other
-budget the run was gone on with (kind "resumed"). A last line that was cut while it was written is no
-record; one that lacks nothing but its newline is.
+The first line is the run header (kind "study"). Every other line is of one of these kinds:
+
+    "block": one block of one worker
+    "check": the output check of a block without times
+    "plan": the required sample sizes from the pilot
+    "forecast": what was predicted for a configuration before it was measured
+    "resumed": the start of another session, with its budget
+
+A last line that was cut while it was being written is not a record; one that lacks only its newline is.
 """
 
 import fcntl
@@ -30,14 +34,17 @@ from harness.study.study import Study, Workload
 
 SCHEMA = 1
 FILE = "records.jsonl"
-PACKED = f"{FILE}.gz"  # as it may be kept; a run that goes on unpacks it
+PACKED = f"{FILE}.gz"  # the compressed form; resuming a run unpacks it
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file of records: its name, what its lines may be, the kind of its first line and of no other, and in what this
-    one must be the same for a run to be gone on with.
+    """Format of a records file.
+
+    `known`: the type of its lines.
+    `first`: the kind of its first line, and of no other line.
+    `same`: the fields of the first line that must be unchanged for a run to be resumed.
     """
 
     file: str
@@ -50,18 +57,21 @@ RUN = Format(FILE, KNOWN, "study", ("cells", "weights"))
 VERIFICATION = Format("verification.jsonl", KNOWN, "study", ("cells", "weights"))  # beside a run's records
 
 
-def digest(what: Any) -> str:
-    """A short stable hash of anything JSON can hold."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+def digest(content: Any) -> str:
+    """Return a short stable hash of anything that JSON can represent."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read(folder: Path, format_: Format = RUN) -> list[Record]:
-    """A run's records, plain or packed. Raises UsageError on a missing file, a foreign schema or a broken line."""
+    """Return a run's records, from a plain or a packed file.
+
+    Raises UsageError for a missing file, another schema version or an invalid line.
+    """
     path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
         with gzip.open(packed) if packed.exists() and not path.exists() else path.open("rb") as file:
-            whole = (line for line in file if _is_whole(line))
-            records = [_parsed(path, format_, number, line) for number, line in enumerate(whole, 1)]
+            lines = (line for line in file if _is_whole(line))
+            records = [_parsed(path, format_, number, line) for number, line in enumerate(lines, 1)]
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
     _check_workloads(path, records)
@@ -69,13 +79,19 @@ def read(folder: Path, format_: Format = RUN) -> list[Record]:
 
 
 def verification(folder: Path) -> list[Record]:
-    """The records of a verification beside a run's; none where there is none. Raises UsageError as `read` does."""
+    """Return the records of a verification beside a run's, or an empty list if there is none.
+
+    Raises UsageError as `read` does.
+    """
     file = folder / VERIFICATION.file
     return read(folder, VERIFICATION) if file.exists() or file.with_suffix(".jsonl.gz").exists() else []
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether a line was written to its end. A record is a JSON object, no part of which is JSON itself."""
+    """Return whether a line was written to its end.
+
+    Without a newline it is whole if it parses: a record is a JSON object, and no prefix of one is valid JSON.
+    """
     if line.endswith(b"\n"):
         return True
     try:
@@ -86,16 +102,17 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _check_workloads(path: Path, records: list[Record]) -> None:
-    """Raise UsageError where one name stands for two workloads: what is reported under it would be of both."""
-    known = {each.name: each for each in Study(**records[0]["study"]).workloads} if records else {}
+    """Raise UsageError where one name stands for two workloads, because the report would mix them under that name."""
+    workloads = {workload.name: workload for workload in Study(**records[0]["study"]).workloads} if records else {}
     for number, record in enumerate(records, 1):
         if "workload" in record:
             workload = Workload(**record["workload"])
-            if known.setdefault(workload.name, workload) != workload:
+            if workloads.setdefault(workload.name, workload) != workload:
                 raise UsageError(f"{path}, line {number}: workload {workload.name} had other sizes before it")
 
 
 def _parsed(path: Path, format_: Format, number: int, line: bytes) -> Record:
+    """Parse and validate line `number` of a records file. Raises UsageError where it is invalid."""
     try:
         record = from_json(line)
     except ValueError:
@@ -104,18 +121,18 @@ def _parsed(path: Path, format_: Format, number: int, line: bytes) -> Record:
         version = record.get("schema") if isinstance(record, dict) else None
         raise UsageError(f"{path}, line {number}, has schema {version!r}, but this version reads {SCHEMA}")
     try:
-        found = format_.known.validate_python(record)
+        model = format_.known.validate_python(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(repr, first["loc"]))
         raise UsageError(f"{path}, line {number}, is no record: {place}: {first['msg']}") from None
-    if (found.kind == format_.first) != (number == 1):
+    if (model.kind == format_.first) != (number == 1):
         raise UsageError(f"{path}, line {number}: the first record, and no other, describes the study")
     return record
 
 
 class Store:
-    """Appends records to a run's folder."""
+    """Append-only store of the records in a run's folder."""
 
     def __init__(self, folder: Path, format_: Format = RUN) -> None:
         self.path, self.packed, self.format = folder / format_.file, folder / f"{format_.file}.gz", format_
@@ -123,14 +140,17 @@ class Store:
         self.mended = False  # whether the file is known to end with a whole line
 
     def append(self, record: Record) -> Record:
-        """Write a record through to the disk; its key is made unique by the attempt's number."""
+        """Write a record through to the disk, and return it with its final key.
+
+        The number of the attempt is added to the key, which makes it unique.
+        """
         attempt = 0
         while (key := f"{record['key']}-{attempt}") in self.keys:
             attempt += 1
         record = {"schema": SCHEMA, **record, "key": key}
         if not self.mended:
             self._mend()
-        self.mended = False  # until the whole line is there
+        self.mended = False  # until the whole line is written
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
@@ -140,7 +160,7 @@ class Store:
         return record
 
     def unpack(self) -> list[Record]:
-        """Replace packed records by plain ones, which can be added to; returns them. Raises UsageError."""
+        """Replace the packed records by plain ones, which can be appended to, and return them. Raises UsageError."""
         plain = self.path.with_suffix(".unpacked")
         with naming(plain), gzip.open(self.packed) as packed, plain.open("wb") as file:
             shutil.copyfileobj(packed, file)
@@ -151,19 +171,19 @@ class Store:
         return self.recover()
 
     def recover(self) -> list[Record]:
-        """Return the records there are, whose keys are then taken. Raises UsageError, and changes nothing."""
+        """Return the existing records, and reserve their keys. Raises UsageError; never changes the file."""
         records = read(self.path.parent, self.format)
         self.keys = {record["key"] for record in records}
         return records
 
     def _mend(self) -> None:
-        """End a last line that lacks its newline, or drop it where it was cut; the lines before it are not touched."""
+        """Add a missing newline to the last line, or drop that line if it was cut; leave the lines before it alone."""
         if not self.path.exists():
             return
         with self.path.open("r+b") as file:
-            data = file.read()
-            start = data.rfind(b"\n") + 1
-            if start < len(data) and _is_whole(data[start:]):
+            content = file.read()
+            start = content.rfind(b"\n") + 1
+            if start < len(content) and _is_whole(content[start:]):
                 file.write(b"\n")
             else:
                 file.truncate(start)
@@ -171,7 +191,7 @@ class Store:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process. Raises UsageError when another process holds it."""
+    """Lock a run's folder for this process. Raises UsageError when another process has locked it."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,11 +204,14 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def latest(records: list[Record], kinds: tuple[str, ...] = ("block", "check")) -> list[Record]:
-    """Of the records of one block, or whatever else `kinds` names, the last; in the order they were first written."""
-    found = {r["key"].rpartition("-")[0]: r for r in records if r["kind"] in kinds}
-    return list(found.values())
+    """Return the last record of each block (or of each key of whatever other `kinds`).
+
+    They are in the order in which the keys were first written.
+    """
+    by_key = {r["key"].rpartition("-")[0]: r for r in records if r["kind"] in kinds}
+    return list(by_key.values())
 
 
 def budgets(records: list[Record]) -> list[float | None]:
-    """Seconds that a run had to begin with, then each other budget that it was gone on with under; None is no limit."""
+    """Return the budgets of a run's sessions in seconds, the first session's first; None means no limit."""
     return [records[0]["study"].get("budget_s"), *(r["budget_s"] for r in records if r["kind"] == "resumed")]

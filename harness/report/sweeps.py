@@ -1,4 +1,4 @@
-"""Figures of a sweep: the gap along each size, a map of where batching wins, and forecasts beside what was measured."""
+"""Figures of a sweep: the gap along each size, a map of all ratios, and forecast against measured gaps."""
 
 import math
 from functools import partial
@@ -16,24 +16,24 @@ from harness.report.figures import PLACES, Figures, program, save
 SIZES = "TBHO"
 COLOURS = (*PLACES, "black")
 TICKS = (0.2, 0.33, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5)
-FORECASTS = "forecasts"  # the figure of them
-LIMIT = math.log(1.5)  # of the map's colours, either way
+FORECASTS = "forecasts"  # the name of their figure
+LIMIT = math.log(1.5)  # log ratio at which the map's colours saturate, on either side of 0
 
 
 def drawings(tables: Tables) -> Figures:
-    """What there is to draw: a figure of curves and a map for each pass, one of the forecasts."""
+    """Return the figures: curves and a map for each pass, and one of the forecasts where there are any."""
     frame = rows(tables)
-    drawn: Figures = {}
+    figures: Figures = {}
     for pass_, part in frame.groupby("pass", sort=True):
-        drawn[f"sweep-{pass_}"] = partial(_curves, part, f"around {_centre(tables)}, {pass_}", tables.study.margin)
-        drawn[f"map-{pass_}"] = partial(_map, part, f"in_loop / batched around {_centre(tables)}, {pass_}")
+        figures[f"sweep-{pass_}"] = partial(_curves, part, f"around {_centre(tables)}, {pass_}", tables.study.margin)
+        figures[f"map-{pass_}"] = partial(_map, part, f"in_loop / batched around {_centre(tables)}, {pass_}")
     if not tables.scores.empty:
-        drawn[FORECASTS] = partial(_forecasts, tables.scores)
-    return drawn
+        figures[FORECASTS] = partial(_forecasts, tables.scores)
+    return figures
 
 
 def rows(tables: Tables) -> pd.DataFrame:
-    """The sweep's gaps of in_loop that may be counted, with the sizes of their points; of the fewest threads."""
+    """Return the sweep's included gaps of in_loop, with their points' sizes; only those with the fewest threads."""
     frame = tables.swept[usable(tables.swept) & (tables.swept.contender == "in_loop")]
     sizes = pd.DataFrame(
         [{"workload": w.name, **{size: getattr(w, size) for size in SIZES}} for w in tables.study.swept],
@@ -45,12 +45,13 @@ def rows(tables: Tables) -> pd.DataFrame:
 
 
 def _centre(tables: Tables) -> str:
+    """Return the name of the workload around which sizes were swept."""
     assert tables.study.sweep is not None
     return tables.study.sweep.name
 
 
 def _curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
-    """A panel for each size: the ratio along it, a line for each program, all other sizes as in the centre."""
+    """Draw a panel for each size: the ratio against it, a line for each program, all other sizes as in the centre."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
@@ -60,14 +61,14 @@ def _curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     for axes, size in zip(panels, SIZES, strict=True):
         axes.axhspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0)
         axes.axhline(1, color="black", linewidth=0.8)
-        along = frame[frame.workload.str.contains(rf"-{size}\d+$")]
+        points = frame[frame.workload.str.contains(rf"-{size}\d+$")]
         for name, colour in zip(programs, COLOURS * 3, strict=False):
-            part = pd.concat([centre, along])
+            part = pd.concat([centre, points])
             part = part[part.program == name].sort_values(size)
             error = [(part.ratio - part.ci_low).fillna(0), (part.ci_high - part.ratio).fillna(0)]
             style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.1, "color": colour}
             axes.errorbar(part[size], part.ratio, yerr=error, label=name, **style)
-        values = sorted({*centre[size], *along[size]})
+        values = sorted({*centre[size], *points[size]})
         axes.set(xscale="log", yscale="log", xlabel=size)
         axes.set_xticks(values, [f"{value}" for value in values], minor=False)
         axes.set_xticks([], minor=True)
@@ -81,6 +82,7 @@ def _curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
 
 
 def _ratios(axis: Any, ratios: pd.Series) -> None:
+    """Set ticks at the round ratios within the range, named as ratios."""
     low, high = ratios.min() / 1.05, ratios.max() * 1.05
     ticks = [tick for tick in TICKS if low <= tick <= high]
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
@@ -88,7 +90,7 @@ def _ratios(axis: Any, ratios: pd.Series) -> None:
 
 
 def _map(frame: pd.DataFrame, title: str, path: Path) -> None:
-    """Every program and point: coloured by the ratio, which is bold where it was judged slower or faster."""
+    """Draw a map of programs and points, coloured by the ratio; bold where the verdict is slower or faster."""
     from matplotlib.figure import Figure
 
     points = list(dict.fromkeys(frame.sort_values([*SIZES]).workload))
@@ -96,36 +98,36 @@ def _map(frame: pd.DataFrame, title: str, path: Path) -> None:
     programs = sorted(frame.program.unique())
     figure = Figure(figsize=(2.5 + 0.75 * len(points), 1.6 + 0.36 * len(programs)), layout="constrained")
     axes = figure.subplots()
-    by = {(row["program"], row["workload"]): row for row in frame.to_dict("records")}
-    image = [[math.log(by[p, w]["ratio"]) if (p, w) in by else math.nan for w in points] for p in programs]
-    shown = axes.imshow(image, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
-    for (name, point), row in by.items():
-        judged = row["verdict"] in (SLOWER, FASTER)
+    cells = {(row["program"], row["workload"]): row for row in frame.to_dict("records")}
+    image = [[math.log(cells[p, w]["ratio"]) if (p, w) in cells else math.nan for w in points] for p in programs]
+    colours = axes.imshow(image, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
+    for (name, point), row in cells.items():
+        bold = row["verdict"] in (SLOWER, FASTER)
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
         style["color"] = "white" if abs(math.log(row["ratio"])) > 0.75 * LIMIT else "black"
-        style["fontweight"] = "bold" if judged else "normal"
+        style["fontweight"] = "bold" if bold else "normal"
         axes.text(points.index(point), programs.index(name), f"{row['ratio']:.2f}", **style)
     axes.set_xticks(range(len(points)), [point.rpartition("-")[2] for point in points])
     axes.set_yticks(range(len(programs)), programs)
     axes.set_title(f"{title}\nbold: judged slower (red) or faster (blue)", loc="left")
-    bar = figure.colorbar(shown, ax=axes, ticks=[math.log(tick) for tick in (0.67, 0.8, 1, 1.25, 1.5)])
+    bar = figure.colorbar(colours, ax=axes, ticks=[math.log(tick) for tick in (0.67, 0.8, 1, 1.25, 1.5)])
     bar.ax.set_yticklabels(["≤ 0.67", "0.8", "1", "1.25", "≥ 1.5"])
     save(figure, path)
 
 
 def _axis(name: str) -> int:
-    """The place of a point's size among SIZES; of the centre before all."""
+    """Return the index in SIZES of the size that a point varies; -1 for the centre."""
     return SIZES.find(name.rpartition("-")[2][0])
 
 
 def _forecasts(scores: pd.DataFrame, path: Path) -> None:
-    """Forecast against measured ratio, a colour for each framework and execution; ±10% beside the diagonal."""
+    """Draw forecast against measured ratios, a colour for each framework and execution; ±10% around the diagonal."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 6), layout="constrained")
     axes = figure.subplots()
-    every = pd.concat([scores.ratio, scores.forecast])
-    ends = [every.min() / 1.05, every.max() * 1.05]
+    ratios = pd.concat([scores.ratio, scores.forecast])
+    ends = [ratios.min() / 1.05, ratios.max() * 1.05]
     axes.fill_between(ends, [e / 1.1 for e in ends], [e * 1.1 for e in ends], color="#e8e8e8", label="within 10%")
     axes.plot(ends, ends, color="black", linewidth=0.8)
     names = scores.framework + " " + scores.execution
@@ -138,8 +140,8 @@ def _forecasts(scores: pd.DataFrame, path: Path) -> None:
     axes.set(
         xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured", ylabel="forecast, before it was measured"
     )
-    _ratios(axes.xaxis, every)
-    _ratios(axes.yaxis, every)
+    _ratios(axes.xaxis, ratios)
+    _ratios(axes.yaxis, ratios)
     axes.set_title("in_loop / batched", loc="left")
     axes.legend(frameon=False)
     save(figure, path)

@@ -1,4 +1,4 @@
-"""What the report says first: the answer, the verdicts and the gaps, from the tables of a run."""
+"""The first part of the report: the answer, the verdicts and the gaps, from the tables of a run."""
 
 import math
 from collections import Counter
@@ -42,15 +42,15 @@ DIRECTIONS = (LONGER, SHORTER, UNKNOWN)
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
-def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], beside: Row) -> Row:
-    """The template's variables."""
-    began, ended = measured(tables)
+def everything(tables: Tables, figure_names: Drawn, idiomatic_rows: list[dict[str, str]], script_results: Row) -> Row:
+    """Return the variables of the template report.md.j2."""
+    first_start, last_start = measured(tables)
     return {
         "label": tables.study.label,
         "study": tables.study,
         "heading": tables.heading,
         "budget": budget(tables),
-        "commands": [sitting["command"] for sitting in tables.sittings],
+        "commands": [session["command"] for session in tables.sittings],
         "title": title(tables),
         "itself": title(tables) == ITSELF,
         "answer": answer(tables),
@@ -60,7 +60,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "control": control(tables),
         "more": more(tables),
         "problems": problems(tables),
-        "sections": sections.everything(tables, drawn),
+        "sections": sections.everything(tables, figure_names),
         "prototypes": sections.prototypes(tables),
         "prototype_reasons": prototype_reasons(tables),
         "controls": CONTROLS if ((tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()).any() else "",
@@ -73,24 +73,24 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "original": not tables.variables.empty,
         "identity": appendix.identity(tables),
         "uncounted": tables.uncounted,
-        "checked": sorted({f"{c['workload']['name']} at {c['steps']} steps" for c in tables.checks}),
+        "checked": sorted({f"{check['workload']['name']} at {check['steps']} steps" for check in tables.checks}),
         "first_calls": appendix.first_calls(tables),
         "twins": appendix.twins(tables),
         "alarms": appendix.alarms(tables),
         "absent": appendix.absent(tables),
-        "idiomatic": appendix.idiomatic(compared),
-        "kills": appendix.kills(beside["kills"]) if beside["kills"] else "",
-        "repeat": appendix.repeated(beside["repeat"]) if beside["repeat"] else "",
-        "apart": appendix.apart(beside["apart"]) if beside["apart"] else "",
+        "idiomatic": appendix.idiomatic(idiomatic_rows),
+        "kills": appendix.kills(script_results["kills"]) if script_results["kills"] else "",
+        "repeat": appendix.repeated(script_results["repeat"]) if script_results["repeat"] else "",
+        "apart": appendix.apart(script_results["apart"]) if script_results["apart"] else "",
         "environments": appendix.environments(
             tables.heading["environments"], {"cpu", *(block["device"] for block in tables.blocks)}
         ),
         "graphics": appendix.graphics(tables),
         "devices": causes.devices(tables),
         "numerics": appendix.numerics(tables),
-        "began": began,
-        "ended": ended,
-        "load": max((b["load"] for b in tables.blocks), default=math.nan),
+        "began": first_start,
+        "ended": last_start,
+        "load": max((block["load"] for block in tables.blocks), default=math.nan),
         "fewest": FEWEST,
         "steadiness": appendix.steadiness(tables),
         "threads_used": appendix.threads_used(tables),
@@ -98,55 +98,58 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
 
 
 def budget(tables: Tables) -> str:
-    """The budgets of the run's sittings; nothing where none ever had one."""
-    known = [f"{value:g} s" if value else "none" for value in budgets(tables.sittings)]
-    return "" if set(known) == {"none"} else f", budget {', and gone on with: '.join(known)}"
+    """Return the budget of each session of the run as text, or "" if no session had one."""
+    texts = [f"{value:g} s" if value else "none" for value in budgets(tables.sittings)]
+    return "" if set(texts) == {"none"} else f", budget {', and gone on with: '.join(texts)}"
 
 
 def measured(tables: Tables) -> tuple[str, str]:
-    """When the first and the last block began."""
-    began = [block["began"] for block in tables.blocks]
-    return min(began, default="never"), max(began, default="never")
+    """Return when the first and the last block began; both are "never" if there is no block."""
+    starts = [block["began"] for block in tables.blocks]
+    return min(starts, default="never"), max(starts, default="never")
 
 
 def title(tables: Tables) -> str:
-    """What a run is: a comparison, the harness's own test, times that have no counterpart, or nothing."""
+    """Return the report's title.
+
+    It names a comparison, the harness's test of itself, times that have no counterpart, or that nothing was measured.
+    """
     if (tables.gaps.contender != TWIN).any() or not tables.swept.empty or not tables.prototypes.empty:
         return COMPARED
     if why_nothing(tables.blocks, budgets(tables.sittings)[-1]):
         return NOTHING
-    tried = {arm_of(name)["projection"] for block in tables.blocks for name in block["arms"]}
-    return ITSELF if tried == {BATCHED, TWIN} else ALONE
+    projections = {arm_of(name)["projection"] for block in tables.blocks for name in block["arms"]}
+    return ITSELF if projections == {BATCHED, TWIN} else ALONE
 
 
 def answer(tables: Tables) -> str:
-    """The question's answer, with its extremes."""
-    if why := no_answer(tables):
-        return why
-    every, gaps = _in_loop(tables)
-    extreme = " ".join(_extreme(gaps, verdict) for verdict in (SLOWER, FASTER) if (gaps.verdict == verdict).any())
-    return f"{QUESTION} {sentence(tables)} {extreme}{_left_out(len(every) - len(gaps))}"
+    """Return the answer to the question with its extreme ratios, or the reason why there is none."""
+    if reason := no_answer(tables):
+        return reason
+    all_gaps, gaps = _in_loop(tables)
+    extremes = " ".join(_extreme(gaps, verdict) for verdict in (SLOWER, FASTER) if (gaps.verdict == verdict).any())
+    return f"{QUESTION} {sentence(tables)} {extremes}{_left_out(len(all_gaps) - len(gaps))}"
 
 
 def _in_loop(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The gaps that the question is about: every one, and those that may be counted."""
-    every = tables.gaps[tables.gaps.contender == "in_loop"]
-    return every, every[usable(every)]
+    """Return all gaps that the question is about, and those of them that are counted."""
+    gaps = tables.gaps[tables.gaps.contender == "in_loop"]
+    return gaps, gaps[usable(gaps)]
 
 
 def no_answer(tables: Tables) -> str:
-    """Why a run does not answer the question; nothing when it does."""
-    every = tables.gaps[tables.gaps.contender == "in_loop"]
-    if every.empty and not tables.prototypes.empty:
+    """Return why the run does not answer the question, or "" if it does."""
+    gaps = tables.gaps[tables.gaps.contender == "in_loop"]
+    if gaps.empty and not tables.prototypes.empty:
         return "What this run compared is marked as a prototype, and answers nothing: it stands apart, below."
-    if every.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
+    if gaps.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
         return "This run measured nothing that projects inside a loop, so it does not answer the question."
-    if every.empty and not tables.gaps.empty:
-        alone = "This run measured the batched form against itself and nothing else"
-        return f"{alone}: it tests the harness." if title(tables) == ITSELF else f"{alone}, so it has no answer."
-    if every.empty and (nothing := why_nothing(tables.blocks, budgets(tables.sittings)[-1])):
-        return f"Nothing was measured, so this run has no answer: {nothing}."
-    if every.empty:
+    if gaps.empty and not tables.gaps.empty:
+        start = "This run measured the batched form against itself and nothing else"
+        return f"{start}: it tests the harness." if title(tables) == ITSELF else f"{start}, so it has no answer."
+    if gaps.empty and (reason := why_nothing(tables.blocks, budgets(tables.sittings)[-1])):
+        return f"Nothing was measured, so this run has no answer: {reason}."
+    if gaps.empty:
         return "Nothing was measured in both forms, so this run has no answer."
     if tables.study.label == "quick":
         return (
@@ -157,13 +160,13 @@ def no_answer(tables: Tables) -> str:
 
 
 def sentence(tables: Tables) -> str:
-    """The question's answer in a sentence, or why there is none."""
-    if why := no_answer(tables):
-        return why
+    """Return the answer to the question in short, or the reason why there is none."""
+    if reason := no_answer(tables):
+        return reason
     _, gaps = _in_loop(tables)
-    places = gaps.groupby("device", sort=True) if gaps.device.nunique() > 1 else [("", gaps)]
-    said = [f"{_where(device)} **{_lead(part, tables.study.margin)}**." for device, part in places]
-    return " ".join([*said, *filter(None, [claims.as_stated(tables)])])
+    groups = gaps.groupby("device", sort=True) if gaps.device.nunique() > 1 else [("", gaps)]
+    sentences = [f"{_where(device)} **{_lead(part, tables.study.margin)}**." for device, part in groups]
+    return " ".join([*sentences, *filter(None, [claims.as_stated(tables)])])
 
 
 def _where(device: str) -> str:
@@ -171,39 +174,42 @@ def _where(device: str) -> str:
 
 
 def _lead(gaps: pd.DataFrame, margin: float) -> str:
-    """What holds of all comparisons, or that nothing does."""
-    found = set(gaps.verdict)
+    """Return a clause that says what holds in all comparisons, or that it depends or is not known."""
+    verdicts = set(gaps.verdict)
     slower = f"slower by more than {margin:.0%}"
-    others = " or ".join(sorted(found & {FASTER, EQUIVALENT}))
-    if found <= {INCONCLUSIVE}:
+    others = " or ".join(sorted(verdicts & {FASTER, EQUIVALENT}))
+    if verdicts <= {INCONCLUSIVE}:
         return "this run can not tell"
-    if others and SLOWER in found:
+    if others and SLOWER in verdicts:
         return f"it depends: {slower} in some comparisons, {others} in others"
-    lead = slower if SLOWER in found else others
-    if INCONCLUSIVE in found:
+    lead = slower if SLOWER in verdicts else others
+    if INCONCLUSIVE in verdicts:
         return f"{lead} in some comparisons, not known in the others"
-    return f"{'yes' if SLOWER in found else 'no'}, {lead} in every comparison"
+    return f"{'yes' if SLOWER in verdicts else 'no'}, {lead} in every comparison"
 
 
 def counts(tables: Tables) -> str:
-    """How many comparisons have which direction and which size, and for how many equivalence could be shown."""
+    """Say how many comparisons have each direction and each size, and in how many equivalence could be shown.
+
+    Returns "" if the run has no answer.
+    """
     if no_answer(tables):
         return ""
     _, gaps = _in_loop(tables)
     directions, sizes, margin = Counter(gaps.direction), Counter(gaps.verdict), tables.study.margin
-    possible = int(could_be_equivalent(gaps, margin).sum())
+    possible_count = int(could_be_equivalent(gaps, margin).sum())
     return (
         f"The {len(gaps)} comparisons (framework, execution, recurrence, threads, workload, pass) share machine, "
         "processes and compilers: their counts describe this run, and decide nothing. *Direction*, by each 95% "
         f"interval: in_loop takes longer in {directions[LONGER]}, shorter in {directions[SHORTER]}, unknown in "
         f"{directions[UNKNOWN]} (the interval holds 1). *Size*, against a margin of {margin:.0%}: "
         f"{', '.join(f'{verdict} in {sizes[verdict]}' for verdict in VERDICTS)}. Equivalence could have been shown in "
-        f"{possible}, whose interval's half-width is below the margin, and was in {sizes[EQUIVALENT]}."
+        f"{possible_count}, whose interval's half-width is below the margin, and was in {sizes[EQUIVALENT]}."
     )
 
 
 def could_be_equivalent(gaps: pd.DataFrame, margin: float) -> pd.Series:
-    """Which gaps are known well enough to be shown equivalent, if they are: an interval that fits into the margin."""
+    """Mark the gaps whose 95% interval is narrow enough to show equivalence: its half-width is below the margin."""
     return half_width(gaps.ci_low, gaps.ci_high) < margin
 
 
@@ -214,42 +220,45 @@ def _left_out(count: int) -> str:
 def _extreme(gaps: pd.DataFrame, verdict: str) -> str:
     part = gaps[gaps.verdict == verdict]
     row = part.loc[part.ratio.idxmax() if verdict == SLOWER else part.ratio.idxmin()].to_dict()
-    most = "largest loss" if verdict == SLOWER else "largest gain"
+    label = "largest loss" if verdict == SLOWER else "largest gain"
     place = f"{configuration_name(row)}, {row['workload']} {row['pass']}"
-    return f"The {most} was a ratio of {row['ratio']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}] in {place}."
+    return f"The {label} was a ratio of {row['ratio']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}] in {place}."
 
 
 def per_execution(tables: Tables) -> str:
-    """Directions and sizes of both contenders' gaps, counted for each framework and execution."""
+    """Return a table of the directions and sizes of both contenders' gaps, counted by framework and execution."""
     gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE) & tables.gaps.recurrence.isin(LOOPS)]
     rows = []
-    for (*by, contender), part in gaps.groupby([*ENGINE, "contender"], sort=True):
-        kept = part[usable(part)]
-        left_out, count = len(part) - len(kept), Counter([*kept.direction, *kept.verdict])
-        seen = "–" if kept.empty else f"{kept.ratio.min():.2f} to {kept.ratio.max():.2f}"
-        possible = int(could_be_equivalent(kept, tables.study.margin).sum())
+    for (*keys, contender), part in gaps.groupby([*ENGINE, "contender"], sort=True):
+        included = part[usable(part)]
+        left_out, count = len(part) - len(included), Counter([*included.direction, *included.verdict])
+        ratio_range = "–" if included.empty else f"{included.ratio.min():.2f} to {included.ratio.max():.2f}"
+        possible_count = int(could_be_equivalent(included, tables.study.margin).sum())
         numbers = [count[name] for name in (*DIRECTIONS, *VERDICTS)]
-        rows.append([engine(*by), contender, *numbers, possible, left_out or "–", seen])
+        rows.append([engine(*keys), contender, *numbers, possible_count, left_out or "–", ratio_range])
     names = [*DIRECTIONS, *VERDICTS, "equivalence possible", "left out ⚠", "ratios seen"]
     return table(["execution", "contender", *names], rows)
 
 
 def correct(tables: Tables) -> str:
-    """Whether all compute the same, and by which gates, in a sentence."""
+    """Say whether all cells compute the same, which gates they passed, and how large the errors are."""
     frame = tables.identity
     if frame.empty:
         return "No output was verified."
-    cells = [*CONFIG, "workload", "pass", *ARM]
-    good = frame[frame.status == "ok"]
-    every, wrong = len(frame[cells].drop_duplicates()), len(frame[frame.status != "ok"][cells].drop_duplicates())
-    over = (good.rel_error / good.bound)[good.precision != "fp64"].max()
-    fp64 = good.fp64_rel_error.max()
-    start = "All compute the same" if wrong == 0 else f"**{wrong} of {every} cells are wrong** and their times withheld"
-    errors = [] if math.isnan(fp64) else [f"at most {fp64:.1e} from the float64 oracle in fp64"]
-    if not math.isnan(over):
-        errors.append(f"at most {over:.0%} of the rounding bound away in {_precisions(good)}")
-    passed = "; ".join(_passed(good.drop_duplicates(cells)))
-    return f"{start}: of {every - wrong:,} cells {passed}. Outputs and gradients are {', and '.join(errors)}."
+    cell_keys = [*CONFIG, "workload", "pass", *ARM]
+    ok_rows = frame[frame.status == "ok"]
+    total, wrong = (
+        len(frame[cell_keys].drop_duplicates()),
+        len(frame[frame.status != "ok"][cell_keys].drop_duplicates()),
+    )
+    bound_share = (ok_rows.rel_error / ok_rows.bound)[ok_rows.precision != "fp64"].max()
+    fp64_error = ok_rows.fp64_rel_error.max()
+    start = "All compute the same" if wrong == 0 else f"**{wrong} of {total} cells are wrong** and their times withheld"
+    errors = [] if math.isnan(fp64_error) else [f"at most {fp64_error:.1e} from the float64 oracle in fp64"]
+    if not math.isnan(bound_share):
+        errors.append(f"at most {bound_share:.0%} of the rounding bound away in {_precisions(ok_rows)}")
+    gates = "; ".join(_passed(ok_rows.drop_duplicates(cell_keys)))
+    return f"{start}: of {total - wrong:,} cells {gates}. Outputs and gradients are {', and '.join(errors)}."
 
 
 def _precisions(frame: pd.DataFrame) -> str:
@@ -257,36 +266,40 @@ def _precisions(frame: pd.DataFrame) -> str:
 
 
 def _passed(cells: pd.DataFrame) -> list[str]:
-    """How many cells passed which gates: their own precision's always at full size, that of fp64 as far as it was."""
-    own, others = cells[cells.precision == "fp64"], cells[cells.precision != "fp64"]
+    """Say how many cells passed which gates, in a clause for each kind.
+
+    A cell always passed its own precision's gate at full size. The fp64 gate it passed at full size, at fewer steps, or
+    not at all.
+    """
+    fp64_cells, other_cells = cells[cells.precision == "fp64"], cells[cells.precision != "fp64"]
     gate = f"the {_precisions(cells)} gate at full size"
-    count = others.fp64_gate.value_counts().to_dict()
-    whole, alone = count.pop(FULL, 0), count.pop(NONE, 0)
-    said = [f"{whole:,} passed both gates at full size"] if whole else []
-    said += ["none had both gates at full size"] if len(others) and not whole else []
-    said += [f"{number:,} passed {gate} and the fp64 gate at {steps} alone" for steps, number in count.items()]
-    said += [f"{alone:,} passed {gate} and were not verified in fp64"] if alone else []
-    return said + ([f"{len(own):,} are in fp64 and passed its gate at full size"] if len(own) else [])
+    gate_counts = other_cells.fp64_gate.value_counts().to_dict()
+    full_count, unverified_count = gate_counts.pop(FULL, 0), gate_counts.pop(NONE, 0)
+    clauses = [f"{full_count:,} passed both gates at full size"] if full_count else []
+    clauses += ["none had both gates at full size"] if len(other_cells) and not full_count else []
+    clauses += [f"{number:,} passed {gate} and the fp64 gate at {steps} alone" for steps, number in gate_counts.items()]
+    clauses += [f"{unverified_count:,} passed {gate} and were not verified in fp64"] if unverified_count else []
+    return clauses + ([f"{len(fp64_cells):,} are in fp64 and passed its gate at full size"] if len(fp64_cells) else [])
 
 
 def control(tables: Tables) -> str:
-    """What the A/A control says of the whole run, in a sentence."""
-    twins = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
-    if twins.empty:
+    """Say how often the interval of the A/A control misses 1 in the whole run, and how wide it is."""
+    controls = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
+    if controls.empty:
         return "The control (batched against itself) has no interval: that takes two processes of a cell."
-    half = half_width(twins.ci_low, twins.ci_high)
-    coarse, missed = int((half > tables.study.margin).sum()), int((~twins.trusted).sum())
-    found, low, high = rate(missed, len(twins))
+    half_widths = half_width(controls.ci_low, controls.ci_high)
+    coarse_count, missed_count = int((half_widths > tables.study.margin).sum()), int((~controls.trusted).sum())
+    miss_rate, low, high = rate(missed_count, len(controls))
     return (
-        f"The 95% interval of the control, batched against itself, misses 1 in {missed} of {len(twins)} blocks "
-        f"({found:.1%} [{low:.1%}, {high:.1%}], where 5% is what 95% intervals promise): {_kept(low, high)}. The "
-        f"interval is typically ±{half.median():.1%}, at widest ±{half.max():.1%}, and in {coarse} blocks wider than "
-        f"the margin of ±{tables.study.margin:.0%}."
+        f"The 95% interval of the control, batched against itself, misses 1 in {missed_count} of {len(controls)} "
+        f"blocks ({miss_rate:.1%} [{low:.1%}, {high:.1%}], where 5% is what 95% intervals promise): "
+        f"{_kept(low, high)}. The interval is typically ±{half_widths.median():.1%}, at widest "
+        f"±{half_widths.max():.1%}, and in {coarse_count} blocks wider than the margin of ±{tables.study.margin:.0%}."
     )
 
 
 def _kept(low: float, high: float) -> str:
-    """What the interval of the control's rate says of all intervals of the run."""
+    """Say what the 95% interval of the control's miss rate implies for all intervals of the run."""
     if low > LEVEL:
         return "**more than that, so that the contenders' intervals too are narrower than they should be**"
     if high < LEVEL:
@@ -295,52 +308,58 @@ def _kept(low: float, high: float) -> str:
 
 
 def more(tables: Tables) -> str:
-    """What it would take to know every gap as well as the study wants, in a sentence."""
+    """Say in a sentence how many processes and how much time would bring every gap to the study's target.
+
+    Returns "" if no gap has a required sample size.
+    """
     gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE)]
-    known = gaps[gaps.needs.notna()]
-    if known.empty:
+    planned = gaps[gaps.needs.notna()]
+    if planned.empty:
         return ""
-    left = known[known.needs > 0]
+    remaining = planned[planned.needs > 0]
     start = (
-        f"{len(known) - len(left)} of {len(gaps)} gaps are known to ±{tables.study.target:.0%} "
+        f"{len(planned) - len(remaining)} of {len(gaps)} gaps are known to ±{tables.study.target:.0%} "
         f"(the 95% interval's half-width that this study plans for)"
     )
-    if left.empty:
+    if remaining.empty:
         return f"{start}."
-    processes = f"the others need up to {int(left.needs.max())} more processes each (in the tables below)"
-    spent = sample_size.spent([block for block in tables.blocks if block.get("seconds")])
-    there = {key[-1] for key in spent}  # older records have blocks of all arms, whose part has no name
-    named = [part_of(r, c) for r, c in zip(left.recurrence, left.contender, strict=True)]
-    left = left.assign(part=[part if part in there else "" for part in named])
-    blocks = left.groupby([*CONFIG, "workload", "pass", "part"]).agg({"needs": "max", "rounds": "median"})
-    if not set(blocks.index) <= set(spent):
+    processes = f"the others need up to {int(remaining.needs.max())} more processes each (in the tables below)"
+    costs = sample_size.spent([block for block in tables.blocks if block.get("seconds")])
+    parts = {key[-1] for key in costs}  # blocks of older records hold all arms, and their part has no name
+    part_names = [
+        part_of(recurrence, contender)
+        for recurrence, contender in zip(remaining.recurrence, remaining.contender, strict=True)
+    ]
+    remaining = remaining.assign(part=[name if name in parts else "" for name in part_names])
+    blocks = remaining.groupby([*CONFIG, "workload", "pass", "part"]).agg({"needs": "max", "rounds": "median"})
+    if not set(blocks.index) <= set(costs):
         return f"{start}; {processes}."
     total_s = sum(
-        row["needs"] * (spent[key].process_s + row["rounds"] * spent[key].round_s)
+        row["needs"] * (costs[key].process_s + row["rounds"] * costs[key].round_s)
         for key, row in blocks.to_dict("index").items()
     )
     return f"{start}; {processes}, about {duration(total_s)} of measuring."
 
 
 def prototype_reasons(tables: Tables) -> list[str]:
-    """Why each measured prototype is called one, a line each."""
-    measured_in = set(tables.prototypes[[*ENGINE, "recurrence"]].itertuples(index=False, name=None))
+    """Return the reason why each measured prototype is marked as one, a line each."""
+    prototypes = set(tables.prototypes[[*ENGINE, "recurrence"]].itertuples(index=False, name=None))
     return [
-        f"{engine(*by)} {recurrence}: {tables.prototype_reasons[by[0], by[1], recurrence]}"
-        for *by, recurrence in sorted(measured_in)
+        f"{engine(*keys)} {recurrence}: {tables.prototype_reasons[keys[0], keys[1], recurrence]}"
+        for *keys, recurrence in sorted(prototypes)
     ]
 
 
-def _throttled(block: Row, what: str) -> str:
-    by = (block["framework"], block["execution"], block["device"], block["precision"])
-    place = f"{engine(*by)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
-    return f"throttled: {place}: {', '.join(block['throttled'])}; {what}"
+def _throttled(block: Row, consequence: str) -> str:
+    keys = (block["framework"], block["execution"], block["device"], block["precision"])
+    place = f"{engine(*keys)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
+    return f"throttled: {place}: {', '.join(block['throttled'])}; {consequence}"
 
 
 def problems(tables: Tables) -> list[str]:
-    """What went wrong in measured and verified cells, one line each, the reason with it."""
-    bad = tables.times[tables.times.status.isin(BAD)]
-    rows = bad.drop_duplicates([*CONFIG, "workload", "pass", *ARM, "status"]).to_dict("records")
+    """Return what went wrong in measured and verified cells, one line each with its reason."""
+    failures = tables.times[tables.times.status.isin(BAD)]
+    rows = failures.drop_duplicates([*CONFIG, "workload", "pass", *ARM, "status"]).to_dict("records")
     lines = [
         f"{row['status']}: {configuration_name(row)}, {row['projection']}, {row['workload']} {row['pass']}: "
         f"{row['reason']}"
@@ -350,8 +369,8 @@ def problems(tables: Tables) -> list[str]:
     lines += [_throttled(block, "it was done again, and the second try counts") for block in tables.first_tries]
     lines += memory.problems(tables)
     for check in tables.checks:
-        by = (check["framework"], check["execution"], check["device"], check["precision"])
-        place = f"{engine(*by)} at {check['steps']} steps"
+        keys = (check["framework"], check["execution"], check["device"], check["precision"])
+        place = f"{engine(*keys)} at {check['steps']} steps"
         lines += [
             f"{arm['status']}: {place}, {name}, {check['workload']['name']} {check['pass']}: {arm['reason']}"
             for name, arm in check["arms"].items()

@@ -1,4 +1,4 @@
-"""Carry out one job: a worker, its blocks one by one, each judged and turned into a record."""
+"""Carry out one job: start a worker, have it run the blocks one by one, check their outputs, and record them."""
 
 import shutil
 import tempfile
@@ -29,9 +29,10 @@ PROOFS = 3  # workers that may fail to prove their threads before a job is refus
 class RunContext:
     """What every job of a run needs.
 
-    `weights` holds the workloads' weights and inputs, `cache` the frameworks' compilation caches;
-    `basis` is what a record's key depends on besides the job: code, versions, hardware. `keep` is shown every
-    block's outputs; with `texts` every program is counted, timed or not, and its text written into that folder.
+    `weights` is the folder of the workloads' weights and inputs, `cache` that of the frameworks' compilation caches.
+    `judge` checks outputs. `basis` is what a record's key depends on besides the job: code, versions, hardware.
+    `keep` is called with every block's outputs. With `texts`, every program is counted, timed or not, and its text is
+    written into that folder.
     """
 
     study: Study
@@ -49,26 +50,27 @@ class RunContext:
 
 @dataclass
 class PendingBlock:
-    """A block yet to be done, and the arms that a worker was lost at."""
+    """A block that is not done yet, and the timings of the arms at which a worker died."""
 
     todo: BlockSpec
     lost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def work(bench: RunContext, job: Job, left_s: Callable[[], float], stage: Stage) -> Iterator[Record]:
-    """The records of a job's blocks. A block that is not begun while `left_s` > 0 has none.
+def work(context: RunContext, job: Job, left_s: Callable[[], float], stage: Stage) -> Iterator[Record]:
+    """Yield the records of a job's blocks. No block is begun, and none recorded, once `left_s` is 0 or less.
 
-    When a worker is lost at an arm, the arm is recorded and its block tried again without it in a
-    new worker; when it is lost anywhere else, the block is recorded as it ended.
+    When a worker dies at an arm, the arm is recorded and a new worker tries the block again without it. When it dies
+    anywhere else, the block is recorded as it ended. When it dies before it has opened its framework, or cannot prove
+    its threads in PROOFS tries, every pending block is recorded so and the job ends.
     """
-    pending = [PendingBlock(todo) for todo in job.blocks]
+    pending = [PendingBlock(block) for block in job.blocks]
     tries = PROOFS
     while pending and left_s() > 0:
         opened = False
         try:
-            began = bench.clock()
-            with worker_of(bench, job) as worker:
-                proof = open_(bench, job, worker, rate=_rated(job)) | {"start_s": bench.clock() - began}
+            start_s = context.clock()
+            with worker_of(context, job) as worker:
+                proof = open_(context, job, worker, rate=_rated(job)) | {"start_s": context.clock() - start_s}
                 opened = True
                 if proof["proven"] is False and (tries := tries - 1):
                     continue  # something else may have kept the cores busy
@@ -76,83 +78,87 @@ def work(bench: RunContext, job: Job, left_s: Callable[[], float], stage: Stage)
                     reason = (
                         f"threads not proven: {job.configuration.threads} set, {proof['threads_used']:.2f} cores used"
                     )
-                    yield from (_ended(bench, job, p, "refused", reason) for p in pending)
+                    yield from (_ended(context, job, block, "refused", reason) for block in pending)
                     return
                 while pending and left_s() > 0:
-                    block = partial(_block, bench, job, pending[0], worker, proof, left_s, stage)
-                    yield from _tries(block)
+                    attempt = partial(_block, context, job, pending[0], worker, proof, left_s, stage)
+                    yield from _tries(attempt)
                     pending.pop(0)
-        except WorkerDied as lost:
+        except WorkerDied as error:
             if not opened:
-                yield from (_ended(bench, job, p, lost.status, str(lost)) for p in pending)
+                yield from (_ended(context, job, block, error.status, str(error)) for block in pending)
                 return
-            yield from _after_loss(bench, job, pending, lost)
+            yield from _after_loss(context, job, pending, error)
 
 
-def _tries(block: Callable[[], Record]) -> Iterator[Record]:
-    """A block's record; where the GPU was throttled meanwhile, marked as a first try, and then that of a second.
+def _tries(attempt: Callable[[], Record]) -> Iterator[Record]:
+    """Yield a block's record. If the GPU was throttled, mark it as a first try and yield that of a second try.
 
-    The second may have been throttled too, and says so. The first process's first calls are results, and can not be
-    had twice: it has one try.
+    The second try may be throttled too, and then says so. The first process has one try: its first calls are results,
+    which cannot be measured twice.
     """
-    record = block()
+    record = attempt()
     if not record.get("throttled") or record["replicate"] == 0:
         yield record
         return
     yield record | {"first_try": True}
-    yield block() | {"redone": True}
+    yield attempt() | {"redone": True}
 
 
-def _after_loss(bench: RunContext, job: Job, pending: list[PendingBlock], lost: WorkerDied) -> Iterator[Record]:
+def _after_loss(context: RunContext, job: Job, pending: list[PendingBlock], error: WorkerDied) -> Iterator[Record]:
+    """Take the arm at which a worker died out of the first pending block, or record the block when none is left."""
     block = pending[0]
-    left = tuple(arm for arm in block.todo.arms if arm.name != lost.arm)
-    if len(left) == len(block.todo.arms) or not left:
-        yield _ended(bench, job, pending.pop(0), lost.status, str(lost))
+    arms = tuple(arm for arm in block.todo.arms if arm.name != error.arm)
+    if len(arms) == len(block.todo.arms) or not arms:
+        yield _ended(context, job, pending.pop(0), error.status, str(error))
         return
-    ended = asdict(ArmTiming(lost.status, str(lost)))
-    pending[0] = PendingBlock(replace(block.todo, arms=left), {**block.lost, lost.arm: ended})
+    timing = asdict(ArmTiming(error.status, str(error)))
+    pending[0] = PendingBlock(replace(block.todo, arms=arms), {**block.lost, error.arm: timing})
 
 
-def worker_of(bench: RunContext, job: Job) -> Worker:
-    """A job's worker, just started."""
+def worker_of(context: RunContext, job: Job) -> Worker:
+    """Start a job's worker."""
     configuration = job.configuration
-    framework = bench.frameworks[configuration.framework]
-    cache = _cache(bench, job)
-    if job.replicate == 0:  # its first calls are results: they find nothing that an earlier worker left
+    framework = context.frameworks[configuration.framework]
+    cache = _cache(context, job)
+    if job.replicate == 0:  # its first calls are results: an earlier worker's cache would shorten them
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     variables = framework.environment(configuration.device, configuration.threads, str(cache)) | allocator.variables(
-        bench.study.memory
+        context.study.memory
     )
-    return bench.worker(configuration.framework, variables, bench.study.timeout_s)
+    return context.worker(configuration.framework, variables, context.study.timeout_s)
 
 
 def _rated(job: Job) -> bool:
-    """Whether a job's worker measures what can be done at best: the first that times anything."""
-    return job.replicate == 0 and any(todo.timed for todo in job.blocks)
+    """Return whether a job's worker measures the machine's peak rates: the first replicate's, if it times anything."""
+    return job.replicate == 0 and any(block.timed for block in job.blocks)
 
 
-def _cache(bench: RunContext, job: Job) -> Path:
+def _cache(context: RunContext, job: Job) -> Path:
     c = job.configuration
-    return bench.cache / f"{c.framework}-{c.device}-{c.threads}-{c.execution}-{c.precision}"
+    return context.cache / f"{c.framework}-{c.device}-{c.threads}-{c.execution}-{c.precision}"
 
 
-def open_(bench: RunContext, job: Job, worker: Worker, rate: bool = False) -> Answer:
-    """Have a worker open its framework, prove its threads, if anything of the job is timed, and measure its rates."""
+def open_(context: RunContext, job: Job, worker: Worker, rate: bool = False) -> Answer:
+    """Have a worker open its framework, and with `rate` measure its peak rates; return its answer.
+
+    On a CPU the worker also proves its threads, if any block of the job is timed. Raises WorkerDied.
+    """
     configuration = job.configuration
     settings = {
         "device": configuration.device,
         "threads": configuration.threads,
         "precision": configuration.precision,
-        "cache": str(_cache(bench, job)),
+        "cache": str(_cache(context, job)),
     }
-    timed = any(todo.timed for todo in job.blocks)
+    timed = any(block.timed for block in job.blocks)
     prove = timed and configuration.device == "cpu"
     return worker.ask({"do": "open", "settings": settings, "prove": prove, "rate": rate})
 
 
 def _block(
-    bench: RunContext,
+    context: RunContext,
     job: Job,
     pending: PendingBlock,
     worker: Worker,
@@ -160,98 +166,106 @@ def _block(
     left_s: Callable[[], float],
     stage: Stage,
 ) -> Record:
-    """Have one block done, judge what it gave, and return its record."""
-    todo = pending.todo
-    label = " ".join(filter(None, (_place(job), todo.workload.name, todo.pass_, todo.part)))
-    begun, clock = _heading(bench, job, todo), bench.clock()
-    before = bench.graphics() if job.configuration.device == "gpu" else None
-    scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache(bench, job)))
+    """Have a worker run one block, check its outputs, and return its record.
+
+    Raises WorkerDied, and OSError when the worker could not write its outputs.
+    """
+    block = pending.todo
+    label = " ".join(filter(None, (_place(job), block.workload.name, block.pass_, block.part)))
+    header, start_s = _heading(context, job, block), context.clock()
+    before = context.graphics() if job.configuration.device == "gpu" else None
+    scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache(context, job)))
     try:
-        request = _request(bench, job, todo) | {"seed": begun["seed"], "seconds": left_s(), "outputs": str(scratch)}
-        answer = worker.ask(request, lambda said: stage(f"{label} {said['arm']}: {said['what']}"))
-        if answer["is"] == "unwritten":  # a full disk, mostly, which all that follows would meet too
+        request = _request(context, job, block) | {"seed": header["seed"], "seconds": left_s(), "outputs": str(scratch)}
+        answer = worker.ask(request, lambda message: stage(f"{label} {message['arm']}: {message['what']}"))
+        if answer["is"] == "unwritten":  # usually a full disk, which every later block would meet too
             raise OSError(answer["reason"])
-        on_gpu = _on_gpu(before, bench.graphics()) if before else {}
+        on_gpu = _on_gpu(before, context.graphics()) if before else {}
         stage(f"{label}: judging")
-        judged = bench.judge.judge(scratch, todo.workload, todo.steps, todo.pass_, job.configuration.precision)
-        if bench.keep:
-            bench.keep(job, todo, scratch)
+        check = context.judge.judge(scratch, block.workload, block.steps, block.pass_, job.configuration.precision)
+        if context.keep:
+            context.keep(job, block, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    arms = {name: _judged(arm, judged["arms"].get(name)) for name, arm in answer["arms"].items()} | pending.lost
+    arms = {name: _judged(arm, check["arms"].get(name)) for name, arm in answer["arms"].items()} | pending.lost
     status = "ok" if all(arm["status"] in ("ok", "not_reached", "unavailable") for arm in arms.values()) else "failed"
     reason = "; ".join(f"{name}: {arm['reason']}" for name, arm in arms.items() if arm["reason"])
-    end = {
+    results = {
         "timer_ns": answer["timer_ns"],
         "threads_used": proof["threads_used"],
         "numerics": proof["numerics"],
         "rates": proof["rates"],
         "floors": answer["floors"],
         "start_s": proof["start_s"],
-        "seconds": bench.clock() - clock,
-        "bounds": judged["bounds"],
+        "seconds": context.clock() - start_s,
+        "bounds": check["bounds"],
         "arms": arms,
     }
-    return begun | {"status": status, "reason": reason} | end | on_gpu
+    return header | {"status": status, "reason": reason} | results | on_gpu
 
 
 def _on_gpu(before: gpu.State, after: gpu.State | None) -> Record:
-    """How the GPU did before and after a block, and why its clocks were low."""
+    """Return the GPU's state before and after a block, and why its clocks were low; empty without an `after` state."""
     return {"gpu": {"before": before, "after": after}, "throttled": gpu.throttled(before, after)} if after else {}
 
 
-def _request(bench: RunContext, job: Job, todo: BlockSpec) -> dict[str, Any]:
-    """What a worker is asked for a block, but for what differs from try to try."""
-    study = bench.study
-    least, most = todo.rounds or study.rounds_min, todo.rounds or study.rounds
+def _request(context: RunContext, job: Job, block: BlockSpec) -> dict[str, Any]:
+    """Return a worker's request for a block, without the keys that differ from try to try."""
+    study = context.study
+    rounds_min, rounds_max = block.rounds or study.rounds_min, block.rounds or study.rounds
     return {
         "do": "block",
-        "workload": todo.workload.model_dump(),
-        "steps": todo.steps,
-        "pass": todo.pass_,
+        "workload": block.workload.model_dump(),
+        "steps": block.steps,
+        "pass": block.pass_,
         "execution": job.configuration.execution,
-        "arms": [[arm.recurrence, arm.projection] for arm in todo.arms],
-        "weights": str(bench.weights),
-        "rounds": {"least": least, "most": most, "block_s": study.block_s * (1 if _central(todo) else LESS_TIME)}
-        if todo.timed
+        "arms": [[arm.recurrence, arm.projection] for arm in block.arms],
+        "weights": str(context.weights),
+        "rounds": {
+            "least": rounds_min,
+            "most": rounds_max,
+            "block_s": study.block_s * (1 if _central(block) else LESS_TIME),
+        }
+        if block.timed
         else None,
-        "counted": [[arm.recurrence, arm.projection] for arm in _counted(bench, job, todo)],
-        "control": todo.control,
-        "calls": todo.calls,
+        "counted": [[arm.recurrence, arm.projection] for arm in _counted(context, job, block)],
+        "control": block.control,
+        "calls": block.calls,
         "hurried": job.replicate == 0,
-        "overwrites": bench.frameworks[job.configuration.framework].executions[job.configuration.execution][
+        "overwrites": context.frameworks[job.configuration.framework].executions[job.configuration.execution][
             "overwrites"
         ],
-        "texts": str(bench.texts or ""),
+        "texts": str(context.texts or ""),
     }
 
 
-def _central(todo: BlockSpec) -> bool:
-    """Whether a block has a whole block's time."""
-    return not todo.swept and (not todo.part or is_question(todo.part))
+def _central(block: BlockSpec) -> bool:
+    """Return whether a block has the whole of the study's time for a block."""
+    return not block.swept and (not block.part or is_question(block.part))
 
 
-def _counted(bench: RunContext, job: Job, todo: BlockSpec) -> tuple[Arm, ...]:
-    """The arms of which is counted what they do in a call: once, where they are at home."""
-    wanted = bench.texts or (todo.timed and job.replicate == 0 and not todo.swept)
-    return todo.home if wanted else ()
+def _counted(context: RunContext, job: Job, block: BlockSpec) -> tuple[Arm, ...]:
+    """Return the arms whose operations in a call are counted: none but those of the block's own part, and only once."""
+    counted = context.texts or (block.timed and job.replicate == 0 and not block.swept)
+    return block.home if counted else ()
 
 
-def _judged(arm: dict[str, Any], judged: dict[str, Any] | None) -> dict[str, Any]:
-    """An arm with what the gates say; the times of one that is not ok are withheld."""
-    if judged is None:
+def _judged(arm: dict[str, Any], check: dict[str, Any] | None) -> dict[str, Any]:
+    """Return an arm with the result of its output check; the times of an arm that is not ok are withheld."""
+    if check is None:
         return arm
-    arm = arm | {"quantities": judged["quantities"]}
-    if judged["status"] == "ok":
+    arm = arm | {"quantities": check["quantities"]}
+    if check["status"] == "ok":
         return arm
     withheld: Record = {"first_call_ns": None, "samples_ns": [], "faults": []}
-    return arm | withheld | {"status": judged["status"], "reason": judged["reason"]}
+    return arm | withheld | {"status": check["status"], "reason": check["reason"]}
 
 
-def _ended(bench: RunContext, job: Job, pending: PendingBlock, status: str, reason: str) -> Record:
+def _ended(context: RunContext, job: Job, pending: PendingBlock, status: str, reason: str) -> Record:
+    """Return the record of a block that ended with a status and its reason, without measurements."""
     arms = {arm.name: asdict(ArmTiming(status, reason)) for arm in pending.todo.arms} | pending.lost
-    heading = _heading(bench, job, pending.todo)
-    return heading | {
+    header = _heading(context, job, pending.todo)
+    return header | {
         "status": status,
         "reason": reason,
         "timer_ns": None,
@@ -261,34 +275,34 @@ def _ended(bench: RunContext, job: Job, pending: PendingBlock, status: str, reas
     }
 
 
-def _heading(bench: RunContext, job: Job, todo: BlockSpec) -> Record:
-    """What identifies a block, and the circumstances it began in."""
+def _heading(context: RunContext, job: Job, block: BlockSpec) -> Record:
+    """Return the fields that identify a block, with when it began, the machine's load and the block's seed."""
     configuration = asdict(job.configuration)
-    what = configuration | {
+    identity = configuration | {
         "replicate": job.replicate,
-        "workload": todo.workload.model_dump(),
-        "steps": todo.steps,
-        "pass": todo.pass_,
-        "part": todo.part,
+        "workload": block.workload.model_dump(),
+        "steps": block.steps,
+        "pass": block.pass_,
+        "part": block.part,
     }
-    key = block_key(bench.basis, job, todo)
-    begun = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
-    seed = int(digest([bench.study.seed, key]), 16) % 2**31
-    return {"key": key, "kind": "block" if todo.timed else "check"} | what | begun | {"seed": seed}
+    key = block_key(context.basis, job, block)
+    circumstances = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
+    seed = int(digest([context.study.seed, key]), 16) % 2**31
+    return {"key": key, "kind": "block" if block.timed else "check"} | identity | circumstances | {"seed": seed}
 
 
-def block_key(basis: dict[str, Any], job: Job, todo: BlockSpec) -> str:
-    """Hash of a block's job, the code, the framework's versions and the hardware."""
-    what = [
+def block_key(basis: dict[str, Any], job: Job, block: BlockSpec) -> str:
+    """Return the hash of a block and its job, and of the code, the framework's versions and the hardware."""
+    identity = [
         asdict(job.configuration),
         job.replicate,
-        todo.workload.model_dump(),
-        todo.pass_,
-        todo.steps,
-        todo.timed,
-        todo.part,
+        block.workload.model_dump(),
+        block.pass_,
+        block.steps,
+        block.timed,
+        block.part,
     ]
-    return digest([basis, what])
+    return digest([basis, identity])
 
 
 def _place(job: Job) -> str:

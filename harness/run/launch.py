@@ -1,4 +1,4 @@
-"""Start a worker, talk to it, and end it with everything it started."""
+"""Start a worker process, exchange requests and answers with it, and end it with everything it started."""
 
 import contextlib
 import json
@@ -12,15 +12,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-TAIL = 2000  # characters of a worker's own output kept with a failure
+TAIL = 2000  # bytes of a dead worker's output that are kept with the failure
 INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH"),
     *("VIRTUAL_ENV", "USER"),
 )
 COMMON = {
     "PYTHONHASHSEED": "0",
-    "PYTHONUTF8": str(sys.flags.utf8_mode),  # so that a path in a request is the same file for both
-    "PYTHONIOENCODING": "utf-8:backslashreplace",  # whatever a framework prints, it can
+    "PYTHONUTF8": str(sys.flags.utf8_mode),  # so that a path in a request names the same file in both processes
+    "PYTHONIOENCODING": "utf-8:backslashreplace",  # so that a framework can print any character
 }
 Answer = dict[str, Any]
 
@@ -28,8 +28,8 @@ Answer = dict[str, Any]
 LIVE: set["Worker"] = set()
 
 
-class WorkerDied(Exception):  # noqa: N818  a worker is lost, which is a record and no error of ours
-    """A worker ended or fell silent. `status` is failed or timeout, `arm` what it was at."""
+class WorkerDied(Exception):  # noqa: N818  its death becomes a record, not an error
+    """A worker ended or fell silent. `status` is failed or timeout; `arm` is the arm it was working on, or ""."""
 
     def __init__(self, status: str, reason: str, arm: str) -> None:
         super().__init__(reason)
@@ -37,27 +37,27 @@ class WorkerDied(Exception):  # noqa: N818  a worker is lost, which is a record 
 
 
 class Worker:
-    """A worker process in a session of its own, answering on a private descriptor.
+    """A worker process in a session of its own, which answers on a private file descriptor.
 
-    Nothing of the parent's environment reaches it but `INHERITED` and the variables given.
+    Its environment holds the parent's variables named in `INHERITED`, those of `COMMON`, and `variables`; no others.
     """
 
     def __init__(self, framework: str, variables: dict[str, str], timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.arm = ""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
-        self.answers, theirs = os.pipe()
+        self.answers, worker_end = os.pipe()
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "harness.worker", framework, str(theirs)],
+            [sys.executable, "-m", "harness.worker", framework, str(worker_end)],
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
             env=environment | COMMON | variables,
-            pass_fds=(theirs,),
+            pass_fds=(worker_end,),
             start_new_session=True,
         )
-        os.close(theirs)
+        os.close(worker_end)
         self.buffer = b""
         LIVE.add(self)
 
@@ -65,7 +65,7 @@ class Worker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.end()
 
@@ -85,12 +85,12 @@ class Worker:
         return answer
 
     def end(self) -> None:
-        """End the process and whatever it started; safe to call twice."""
+        """End the process and everything it started. Safe to call twice."""
         self.kill()
         self.process.wait()
         LIVE.discard(self)
         if self.process.stdin and not self.process.stdin.closed:
-            with contextlib.suppress(BrokenPipeError):  # unsent bytes for a process that is gone
+            with contextlib.suppress(BrokenPipeError):  # closing would send the rest to a process that is gone
                 self.process.stdin.close()
         if self.answers >= 0:
             os.close(self.answers)
@@ -98,11 +98,12 @@ class Worker:
             self.answers = -1
 
     def kill(self) -> None:
-        """Kill the process group; whoever waits for an answer then raises WorkerDied."""
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and so has all it started
+        """Kill the process group. A pending `ask` then raises WorkerDied."""
+        with contextlib.suppress(ProcessLookupError):  # the whole group has ended by itself
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def _next(self) -> Answer:
+        """Return the next line of the worker, parsed. Raises WorkerDied after `timeout_s` of silence, or at its end."""
         while b"\n" not in self.buffer:
             if not select.select([self.answers], [], [], self.timeout_s)[0]:
                 raise WorkerDied("timeout", f"nothing was heard for {self.timeout_s:g} s", self.arm)
@@ -114,15 +115,16 @@ class Worker:
         return json.loads(line)
 
     def _lost(self) -> WorkerDied:
+        """Return the error of a worker that ended, with how it ended and the end of its output."""
         code = self.process.wait()
-        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        ending = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, self.log.tell() - TAIL))
         tail = self.log.read().decode(errors="replace").strip()
-        return WorkerDied("failed", f"the worker {how}; its last words: {tail or 'none'}", self.arm)
+        return WorkerDied("failed", f"the worker {ending}; its last words: {tail or 'none'}", self.arm)
 
 
 def end_all() -> None:
-    """Kill every worker there is: what an interrupted run does before it leaves."""
+    """Kill every live worker, as an interrupted run does before it ends."""
     for worker in list(LIVE):
         worker.kill()

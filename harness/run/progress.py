@@ -1,4 +1,4 @@
-"""Progress: a live bar with the time left on a terminal, plain lines elsewhere. Writes to stderr."""
+"""Progress on stderr: a live bar with the time left on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,12 +9,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 
 def console() -> Console:
-    """For results on stdout. Where nobody sees a terminal's edge, tables are not cut to it."""
+    """Return the console for results on stdout. Where that is no terminal, tables may be 160 columns wide."""
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 class Report:
-    """Tells how far a run is. `total` is in `units`; time left comes from those done so far."""
+    """The progress of a run. `total` is counted in `units`; the time left is estimated from the units done so far."""
 
     def __init__(self, total: int, units: str = "blocks") -> None:
         self.total, self.done, self.began = total, 0, time.monotonic()
@@ -30,21 +30,21 @@ class Report:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.bar.stop()
 
     def expect(self, blocks: int) -> None:
-        """How many blocks there will be."""
+        """Set the total number of blocks."""
         self.total = blocks
         self.bar.update(self.task, total=blocks)
 
     def stage(self, text: str) -> None:
-        """What is being done right now; shown on a terminal only."""
+        """Show what is being done right now. Plain lines leave it out."""
         self.bar.update(self.task, description=text)
 
     def block(self, text: str, blocks: int = 1) -> None:
-        """Some blocks are over."""
+        """Count `blocks` as done, and print `text` as a plain line where there is no terminal."""
         self.done += blocks
         self.bar.update(self.task, completed=self.done)
         if not self.live:

@@ -1,4 +1,4 @@
-"""The course of a run: its jobs one after another, while the budget lasts, each block a record."""
+"""The schedule of a run: its jobs one after another, while the budget lasts, each block a record."""
 
 import math
 import threading
@@ -22,15 +22,15 @@ from harness.study.study import CALIBRATING, HEADLINE_PROCESSES
 from impls.interface import Arm
 
 CONFIG = tuple(entry.name for entry in fields(Configuration))
-CHECK_SHARE = 0.1  # of the budget, at most, for the fp64 verification
-COLD_SHARE = 0.5  # of what is left, at most, for a first replicate, which compiles
-LEAST_S = 20.0  # of a first replicate's time for each job, for less of which it would hardly start
+CHECK_SHARE = 0.1  # largest share of the budget for the fp64 verification
+COLD_SHARE = 0.5  # largest share of the time left for a first replicate, which compiles
+LEAST_S = 20.0  # least time of a job in a first replicate: with less it would hardly start
 Clock = Callable[[], float]
 
 
 @dataclass
 class Schedule:
-    """A run on its way. `done` are the records there are already; `spent_s` is told when it began."""
+    """The schedule of a run. `done` holds earlier sessions' records; `spent_s` returns the seconds since the start."""
 
     bench: jobs.RunContext
     planned: Plan
@@ -39,7 +39,7 @@ class Schedule:
     report: Report
     verified: list[Record] = field(default_factory=list)  # of a verification beside the run
     reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
-    told: set[Configuration] = field(default_factory=set)  # configurations that something was forecast for
+    told: set[Configuration] = field(default_factory=set)  # configurations that have a forecast
 
     def __post_init__(self) -> None:
         self.study = self.bench.study
@@ -49,72 +49,79 @@ class Schedule:
         self.complete = {r["key"].rpartition("-")[0] for r in self.found if _complete(r)}
         cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
         self.reached |= {cell for record in cold for cell in _reached(record)}
-        told = (r for r in self.done if r["kind"] == "forecast" and r["status"] == "ok")
-        self.told |= {Configuration(*(record[name] for name in CONFIG)) for record in told}
+        forecasts = (r for r in self.done if r["kind"] == "forecast" and r["status"] == "ok")
+        self.told |= {Configuration(*(record[name] for name in CONFIG)) for record in forecasts}
 
     def records(self) -> Iterator[Record]:
-        """Records of everything planned and not yet done, as it is done.
+        """Yield the records of everything planned and not yet done, each as soon as it is done.
 
-        With a number of processes, everything has as many. Without one the question comes first: once everywhere, then
-        in more processes, which are at least HEADLINE_PROCESSES in the loop that one would write with the first of the
-        thread counts. Then the rest, first once and then as often as a pilot is; and then what the pilot asks for.
+        When the study sets a number of processes, every cell is measured in as many. When it sets none, the order is:
+
+        1. the question, once in every configuration;
+        2. the question in more processes: at least HEADLINE_PROCESSES in the loop that one would write, with the first
+           of the thread counts;
+        3. the rest, first once and then in as many processes as the pilot has;
+        4. the processes and rounds that the pilot asks for.
         """
         checks = [self._left(job) for job in matrix.checks(self.planned, self.study)]
         stages = self._stages()
-        self._expect([checks, *(made for _, made in stages)])
+        self._expect([checks, *(stage for _, stage in stages)])
         yield from self._checks(checks)
-        checked = [r for r in self.found if r["kind"] == "check"]
-        for replicate, made in stages:
-            yield from self._warm(made) if replicate else self._cold(_cheapest_first(made, checked))
+        check_records = [r for r in self.found if r["kind"] == "check"]
+        for replicate, stage in stages:
+            yield from self._warm(stage) if replicate else self._cold(_cheapest_first(stage, check_records))
         if self.study.processes is None and self.spent_s() < self.budget:
-            needs = yield from self._needs()
-            most = max((need.processes for need in needs.values()), default=0)
-            replicates = range(self.study.pilot, most)
-            further = [matrix.jobs(self.planned, self.study, replicate, needs=needs) for replicate in replicates]
-            self._expect([checks, *(made for _, made in stages), *further])
-            for made in further:
-                yield from self._warm(made)
+            sizes = yield from self._needs()
+            processes = max((size.processes for size in sizes.values()), default=0)
+            replicates = range(self.study.pilot, processes)
+            later_stages = [matrix.jobs(self.planned, self.study, replicate, needs=sizes) for replicate in replicates]
+            self._expect([checks, *(stage for _, stage in stages), *later_stages])
+            for stage in later_stages:
+                yield from self._warm(stage)
 
     def _stages(self) -> list[tuple[int, list[Job]]]:
-        """What is done one after another before a pilot has said anything: replicates, and their jobs."""
+        """Return the stages that need no result of the pilot, in order: a replicate and its jobs."""
         if self.study.processes:
             return [(number, matrix.jobs(self.planned, self.study, number)) for number in range(self.study.processes)]
-        pilot, (question, others, rest) = self.study.pilot, Rank
-        most = max(pilot, min(HEADLINE_PROCESSES, self.study.processes_max))
-        wanted = [(0, [question, others])]
-        wanted += [(number, [question]) for number in range(1, most)]
-        wanted += [(number, [others]) for number in range(1, pilot)]
-        wanted += [(number, [rest]) for number in range(pilot)]
-        return [(number, matrix.jobs(self.planned, self.study, number, ranks)) for number, ranks in wanted]
+        pilot, (headline, other_threads, rest) = self.study.pilot, Rank
+        headline_processes = max(pilot, min(HEADLINE_PROCESSES, self.study.processes_max))
+        order = [(0, [headline, other_threads])]
+        order += [(number, [headline]) for number in range(1, headline_processes)]
+        order += [(number, [other_threads]) for number in range(1, pilot)]
+        order += [(number, [rest]) for number in range(pilot)]
+        return [(number, matrix.jobs(self.planned, self.study, number, ranks)) for number, ranks in order]
 
-    def _expect(self, made: list[list[Job]]) -> None:
-        self.report.expect(sum(len(job.blocks) for each in made for job in each))
+    def _expect(self, stages: list[list[Job]]) -> None:
+        self.report.expect(sum(len(job.blocks) for stage in stages for job in stage))
 
     def _checks(self, checks: list[Job]) -> Iterator[Record]:
-        until = self.spent_s() + CHECK_SHARE * self.budget
-        for record in together(self.bench, checks, lambda: until - self.spent_s(), self.report):
+        """Yield the records of the fp64 verification, which has CHECK_SHARE of the budget to begin its blocks in."""
+        end_s = self.spent_s() + CHECK_SHARE * self.budget
+        for record in together(self.bench, checks, lambda: end_s - self.spent_s(), self.report):
             self.found.append(record)
             yield record
 
-    def _cold(self, made: list[Job]) -> Iterator[Record]:
-        """A first replicate: each job has a fair share of what there is for compiling."""
-        share, now = COLD_SHARE if self.study.processes != 1 else 1.0, self.spent_s()
-        until = now + share * max(0.0, self.budget - now)
-        for position, job in enumerate(made):
-            end = _fair_end(self.spent_s(), until, len(made) - position)
-            for record in self._work(self._left(job), end):
+    def _cold(self, stage: list[Job]) -> Iterator[Record]:
+        """Yield the records of a first replicate, whose jobs get fair shares of the time for compiling."""
+        share, now_s = COLD_SHARE if self.study.processes != 1 else 1.0, self.spent_s()
+        stage_end_s = now_s + share * max(0.0, self.budget - now_s)
+        for position, job in enumerate(stage):
+            job_end_s = _fair_end(self.spent_s(), stage_end_s, len(stage) - position)
+            for record in self._work(self._left(job), job_end_s):
                 if record["kind"] == "block":
                     self.reached |= _reached(record)
                 yield record
 
-    def _warm(self, made: list[Job]) -> Iterator[Record]:
-        for job in made:
+    def _warm(self, stage: list[Job]) -> Iterator[Record]:
+        """Yield the records of a later replicate, which measures only what the first one reached."""
+        for job in stage:
             yield from self._work(self._left(self._alike(_only(job, self.reached))), self.budget)
 
-    def _work(self, job: Job, end: float) -> Iterator[Record]:
+    def _work(self, job: Job, end_s: float) -> Iterator[Record]:
+        """Yield the records of a job's blocks, and the forecasts that they make possible."""
         yield from self._forecast(job)
-        for record in jobs.work(self.bench, job, lambda: end - self.spent_s(), self.report.stage):
-            if not record.get("first_try"):  # which is kept, and not measured with
+        for record in jobs.work(self.bench, job, lambda: end_s - self.spent_s(), self.report.stage):
+            if not record.get("first_try"):  # a first try is stored, but nothing is concluded from it
                 self.report.block(line(record))
                 self.found.append(record)
                 if _complete(record):
@@ -123,8 +130,11 @@ class Schedule:
             yield from self._forecast(job)
 
     def _forecast(self, job: Job) -> Iterator[Record]:
-        """Predict a configuration's cells that are not measured yet, once all is measured that it is predicted from."""
-        swept = any(todo.swept for todo in job.blocks)
+        """Yield the forecast of a configuration's unmeasured cells, once all blocks that it is made from are measured.
+
+        Only a job with a point of a sweep has one, and a configuration has at most one.
+        """
+        swept = any(block.swept for block in job.blocks)
         if not swept or job.configuration in self.told or not (blocks := self._calibrated(job.configuration)):
             return
         self.told.add(job.configuration)
@@ -133,52 +143,60 @@ class Schedule:
         yield forecast.record(job.configuration, blocks, cells, self.study)
 
     def _calibrated(self, configuration: Configuration) -> list[Record]:
-        """The first process's blocks that a configuration is predicted from, when all are there; the last of each."""
+        """Return the first process's blocks that a configuration's forecast is made from; empty unless all are there.
+
+        Of several records of a block it returns the last.
+        """
         points = [point.name for point in self.study.swept[:CALIBRATING]]
         first = [record for record in self._blocks(configuration) if record["replicate"] == 0]
         blocks = {(r["workload"]["name"], r["pass"]): r for r in first if r["workload"]["name"] in points}
         return list(blocks.values()) if len(blocks) == len(points) * len(self.study.passes) else []
 
     def _blocks(self, configuration: Configuration) -> list[Record]:
-        """What was measured in a configuration so far."""
+        """Return the records of a configuration's blocks so far."""
         return [record for record in self.found if record["kind"] == "block" and _same(record, configuration)]
 
     def _alike(self, job: Job) -> Job:
-        """The job with as many calls in a sample of each block as its first process had."""
+        """Return the job with as many calls per sample, in each block, as its first process had."""
         calls = {
             (record["workload"]["name"], record["pass"], record["part"]): max(
-                a["calls"] for a in record["arms"].values()
+                arm["calls"] for arm in record["arms"].values()
             )
             for record in self._blocks(job.configuration)
             if record["replicate"] == 0
         }
-        blocks = (replace(todo, calls=calls.get((todo.workload.name, todo.pass_, todo.part))) for todo in job.blocks)
+        blocks = (
+            replace(block, calls=calls.get((block.workload.name, block.pass_, block.part))) for block in job.blocks
+        )
         return replace(job, blocks=tuple(blocks))
 
     def _left(self, job: Job) -> Job:
-        """The job without the blocks that are complete, or verified already at full size."""
-        keys = {todo: jobs.block_key(self.bench.basis, job, todo) for todo in job.blocks}
-        left = (todo for todo in job.blocks if keys[todo] not in self.complete and not self._verified(job, todo))
-        return replace(job, blocks=tuple(left))
+        """Return the job without the blocks that are complete, or already verified at full size."""
+        keys = {block: jobs.block_key(self.bench.basis, job, block) for block in job.blocks}
+        blocks = (block for block in job.blocks if keys[block] not in self.complete and not self._verified(job, block))
+        return replace(job, blocks=tuple(blocks))
 
-    def _verified(self, job: Job, todo: BlockSpec) -> bool:
-        """Whether a verification beside the run has, at full size, all that an untimed block would verify."""
-        what = asdict(job.configuration) | {"workload": todo.workload.model_dump(), "pass": todo.pass_}
-        programs = ((*gates.program(what, arm.name), todo.workload.name) for arm in todo.arms)
-        return not todo.timed and all(program in self.gates.whole for program in programs)
+    def _verified(self, job: Job, block: BlockSpec) -> bool:
+        """Return whether a verification beside the run covers, at full size, every arm of an untimed block."""
+        row = asdict(job.configuration) | {"workload": block.workload.model_dump(), "pass": block.pass_}
+        programs = ((*gates.program(row, arm.name), block.workload.name) for arm in block.arms)
+        return not block.timed and all(program in self.gates.whole for program in programs)
 
     def _needs(self) -> Generator[Record, None, SampleSizes]:
-        """What the pilot asks for: recorded before any of it is measured, and read again by a resumed run."""
+        """Return the sample sizes that the pilot asks for, after yielding them as a record.
+
+        The record is stored before any of them is measured. A resumed run reads it and yields none.
+        """
         plans = [record for record in self.done if record["kind"] == "plan"]
         if not plans:
             from harness.analysis import sample_size
 
-            marked = matrix.prototypes(self.study, list(self.bench.frameworks.values()))
-            apart = {(each["framework"], each["execution"], each["recurrence"]) for each in marked}
+            prototypes = matrix.prototypes(self.study, list(self.bench.frameworks.values()))
+            excluded = {(row["framework"], row["execution"], row["recurrence"]) for row in prototypes}
             rows = sample_size.needs([record for record in self.found if record["kind"] == "block"], self.study)
-            rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in apart]
-            what: Record = {"kind": "plan", "status": "ok", "reason": "", "target": self.study.target, "needs": rows}
-            plans = [{"key": digest(what), **what}]
+            rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in excluded]
+            plan: Record = {"kind": "plan", "status": "ok", "reason": "", "target": self.study.target, "needs": rows}
+            plans = [{"key": digest(plan), **plan}]
             yield plans[0]
         return {
             (
@@ -191,28 +209,31 @@ class Schedule:
         }
 
 
-def _cheapest_first(made: list[Job], checked: list[Record]) -> list[Job]:
-    """Jobs in order of what the first calls of their framework and execution cost in fp64.
+def _cheapest_first(stage: list[Job], checks: list[Record]) -> list[Job]:
+    """Sort jobs by what the first calls of their framework, device and execution cost in fp64.
 
-    The first replicate compiles. What the cheap jobs leave of their fair shares is then there for the dear
-    ones; those whose verification was cut short are the dearest.
+    The first replicate compiles. What the cheap jobs leave of their fair shares is then there for the expensive ones.
+    Executions whose verification was cut short count as the most expensive.
     """
     costs: dict[tuple[str, ...], float] = {}
-    for record in checked:
+    for record in checks:
         key = (record["framework"], record["device"], record["execution"])
-        calls = [arm["first_call_ns"] for arm in record["arms"].values() if arm["status"] != "unavailable"]
-        costs[key] = costs.get(key, 0.0) + (math.inf if None in calls else sum(calls))
+        first_calls_ns = [arm["first_call_ns"] for arm in record["arms"].values() if arm["status"] != "unavailable"]
+        costs[key] = costs.get(key, 0.0) + (math.inf if None in first_calls_ns else sum(first_calls_ns))
 
     def cost(job: Job) -> float:
         return costs.get((job.configuration.framework, job.configuration.device, job.configuration.execution), math.inf)
 
-    return sorted(made, key=cost)
+    return sorted(stage, key=cost)
 
 
-def _fair_end(now: float, end: float, jobs_left: int) -> float:
-    """When a job must end so that the ones after it get as much of the time left, where that is enough to start."""
-    left = max(0.0, end - now)
-    return now + max(left / jobs_left, min(left, LEAST_S))
+def _fair_end(now_s: float, end_s: float, jobs_left: int) -> float:
+    """Return when a job must end to leave every later job as much time as it had itself.
+
+    A job gets at least LEAST_S of the time left, because with less it would hardly start.
+    """
+    left_s = max(0.0, end_s - now_s)
+    return now_s + max(left_s / jobs_left, min(left_s, LEAST_S))
 
 
 def _complete(record: Record) -> bool:
@@ -221,10 +242,10 @@ def _complete(record: Record) -> bool:
 
 
 def _reached(record: Record) -> set[Any]:
-    """The cells of a block that were measured."""
+    """Return the cells of a block that were measured."""
     configuration = tuple(record[name] for name in CONFIG)
-    ok = (name for name, arm in record["arms"].items() if arm["status"] == "ok")
-    return {(configuration, record["workload"]["name"], record["pass"], name) for name in ok}
+    names = (name for name, arm in record["arms"].items() if arm["status"] == "ok")
+    return {(configuration, record["workload"]["name"], record["pass"], name) for name in names}
 
 
 def _same(record: Record, configuration: Configuration) -> bool:
@@ -232,16 +253,19 @@ def _same(record: Record, configuration: Configuration) -> bool:
 
 
 def _only(job: Job, reached: set[Any]) -> Job:
-    """The job with the arms that the first replicate measured: the others are named already. A block that has lost
-    what it compares with is left out.
+    """Return the job with only the arms that the first replicate measured; its records name the other arms already.
+
+    A block is left out when it has lost its batched arm, which the others are compared with, or all its own arms.
     """
     configuration = tuple(asdict(job.configuration).values())
     blocks = []
-    for todo in job.blocks:
-        arms = tuple(arm for arm in todo.arms if (configuration, todo.workload.name, todo.pass_, arm.name) in reached)
-        left = replace(todo, arms=arms)
-        if left.home and _has_baseline(arms) == _has_baseline(todo.arms):
-            blocks.append(left)
+    for block in job.blocks:
+        arms = tuple(
+            arm for arm in block.arms if (configuration, block.workload.name, block.pass_, arm.name) in reached
+        )
+        reduced = replace(block, arms=arms)
+        if reduced.home and _has_baseline(arms) == _has_baseline(block.arms):
+            blocks.append(reduced)
     return replace(job, blocks=tuple(blocks))
 
 
@@ -249,29 +273,29 @@ def _has_baseline(arms: tuple[Arm, ...]) -> bool:
     return any(arm.projection == BATCHED for arm in arms)
 
 
-def together(bench: jobs.RunContext, made: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
-    """Untimed jobs, as many at once as there are cores; every block's record as soon as it is done."""
-    stopping, done = threading.Event(), SimpleQueue[Record | Future[None]]()
+def together(context: jobs.RunContext, untimed_jobs: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
+    """Run untimed jobs, as many at once as there are cores; yield every block's record as soon as it is done."""
+    stopping, results = threading.Event(), SimpleQueue[Record | Future[None]]()
 
-    def left() -> float:
+    def job_left_s() -> float:
         return 0.0 if stopping.is_set() else left_s()
 
     def work(job: Job) -> None:
-        for record in jobs.work(bench, job, left, report.stage):
-            done.put(record)
+        for record in jobs.work(context, job, job_left_s, report.stage):
+            results.put(record)
 
     with ThreadPoolExecutor(environment.cores()) as pool:
         try:
-            running = len(made)
-            for job in made:
-                pool.submit(work, job).add_done_callback(done.put)
+            running = len(untimed_jobs)
+            for job in untimed_jobs:
+                pool.submit(work, job).add_done_callback(results.put)
             while running:
-                if isinstance(ended := done.get(), Future):
-                    ended.result()  # raises what ended the job
+                if isinstance(result := results.get(), Future):
+                    result.result()  # raises what ended the job
                     running -= 1
                 else:
-                    report.block(line(ended))
-                    yield ended
+                    report.block(line(result))
+                    yield result
         except BaseException:  # Ctrl-C too: the threads end when their workers do
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -280,7 +304,7 @@ def together(bench: jobs.RunContext, made: list[Job], left_s: Clock, report: Rep
 
 
 def line(record: Record) -> str:
-    """What a plain progress line says of a record."""
+    """Return the plain progress line of a record."""
     place = f"{record['framework']} {record['execution']} {record['device']}×{record['threads']} {record['precision']}"
     block = " ".join(filter(None, (record["workload"]["name"], record["pass"], record.get("part"))))
     return f"[{record['replicate']}] {place} {block}: {record['status']}"

@@ -1,8 +1,8 @@
-"""The chapter's training: every framework, both forms, from the same weights on the same batches.
+"""The chapter's training: every framework trains both forms, from the same weights on the same batches.
 
-    configurations -> the oracle's trajectories -> processes: each trains both forms in turns, is judged and recorded
+    configurations -> the oracle's trajectories -> processes: each trains both forms in turns, is checked and recorded
 
-What a process does is in harness.worker.training; what is made of the records, in harness.analysis.trajectories.
+harness.worker.training does the training itself; harness.analysis.trajectories computes the results from the records.
 """
 
 import random
@@ -34,28 +34,28 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training on its way: what its processes need, the first replicate's jobs, and what there is already."""
+    """The schedule of a training: the first replicate's jobs, and in `done` the records of earlier sessions."""
 
     bench: RunContext
     first: list[Job]
     done: list[Record]
 
     def records(self, report: Report) -> Iterator[Record]:
-        """Records of everything not yet done, as it is done: the oracle's, then the processes'."""
+        """Yield the records of everything not yet done, each as it is done: the oracle's, then the processes'."""
         oracle = next((record for record in self.done if record["kind"] == "oracle"), None)
         complete = {r["key"].rpartition("-")[0] for r in latest(self.done, ("process",)) if r["status"] == "ok"}
-        todo = [job for job in self._jobs() if _key(self.bench, job) not in complete]
-        report.expect(len(todo))
+        pending = [job for job in self._jobs() if _key(self.bench, job) not in complete]
+        report.expect(len(pending))
         if oracle is None:
             oracle = oracle_of(self.bench, self.first[0].configuration.framework, report.stage)
             yield oracle
-        for job in todo:
+        for job in pending:
             record = process(self.bench, job, oracle, report.stage)
             report.block(f"[{job.replicate}] {_place(job)}: {record['status']}")
             yield record
 
     def _jobs(self) -> Iterator[Job]:
-        """Every process: the replicates one after another, each in a random order."""
+        """Yield a job for every process: the replicates one after another, each in a random order."""
         study = self.bench.study
         for replicate in range(study.processes or 1):
             shuffled = random.Random(f"{study.seed}/{replicate}").sample(self.first, len(self.first))
@@ -63,7 +63,7 @@ class Schedule:
 
 
 def train(study: Study, steps: int, folder: Path, resume: bool, command: str) -> list[Record]:
-    """Train into a folder; returns its records. Raises UsageError before any work is done."""
+    """Train into a folder and return its records. Raises UsageError before any work is done."""
     session.check(folder, resume, TRAINING.file)
     threads = matrix.thread_counts(study, environment.cores())
     frameworks = matrix.selected(study, session.probe(study, threads))
@@ -71,23 +71,24 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
     if not first:
         raise UsageError(f"nothing can be trained here: {absent[0].reason}")
     files = weights.training_files(BOOK, steps, study.seed)
-    own = {"steps": steps, "seats": [_row(job) for job in first], "absent": [one.model_dump() for one in absent]}
-    heading = session.begun("training", study, frameworks, files, command, own)
-    with folders.private() as private, session.filled(folder, resume, heading, files, TRAINING) as (store, done):
-        basis = heading["basis"] | {"training": heading["weights"]}
-        bench = session.bench_of(study, frameworks, folder, private, basis)
+    fields = {"steps": steps, "seats": [_row(job) for job in first], "absent": [entry.model_dump() for entry in absent]}
+    header = session.begun("training", study, frameworks, files, command, fields)
+    with folders.private() as private, session.filled(folder, resume, header, files, TRAINING) as (store, earlier):
+        basis = header["basis"] | {"training": header["weights"]}
+        context = session.bench_of(study, frameworks, folder, private, basis)
         with Report(0, "processes") as report:
-            for record in Schedule(bench, first, done).records(report):
+            for record in Schedule(context, first, earlier).records(report):
                 store.append(record)
     return store.recover()
 
 
 def configurations(study: Study, frameworks: list[Framework], threads: int) -> tuple[list[Job], list[Absent]]:
-    """The first replicate's jobs, and the executions that have none.
+    """Return the first replicate's jobs, and the executions that have none, with the reason.
 
-    Where none are selected, they are those in which a framework says that its users train.
+    When the study selects no executions, the jobs are those of the executions in which, by the framework's own account,
+    its users train.
     """
-    made, absent = [], []
+    first, absent = [], []
     for framework in frameworks:
         for name, execution in framework.executions.items():
             if study.executions and name not in study.executions:
@@ -101,72 +102,75 @@ def configurations(study: Study, frameworks: list[Framework], threads: int) -> t
             if reason := next(filter(None, reasons), None):
                 absent.append(Absent(framework=framework.name, execution=name, reason=reason))
             else:
-                made.append(Job(configuration, 0, (BlockSpec(BOOK, "train", arms, BOOK.T, timed=True),)))
-    return made, absent
+                first.append(Job(configuration, 0, (BlockSpec(BOOK, "train", arms, BOOK.T, timed=True),)))
+    return first, absent
 
 
-def oracle_of(bench: RunContext, framework: str, stage: Stage) -> Record:
-    """The oracle's trajectories, and bounds of the first losses.
+def oracle_of(context: RunContext, framework: str, stage: Stage) -> Record:
+    """Return the record of the oracle's trajectories, with bounds of the first losses.
 
-    NumPy's alone, but made by a worker, whose environment keeps BLAS to one thread: more make products this small slow.
-    Raises UsageError when the worker is lost.
+    The oracle is NumPy's alone. A worker computes it, because its environment keeps BLAS to one thread: more threads
+    make products this small slow. Raises UsageError when the worker dies.
     """
-    request = {"do": "oracle", "workload": BOOK.model_dump(), "weights": str(bench.weights)}
-    with bench.worker(framework, ONE_THREAD, bench.study.timeout_s) as worker:
+    request = {"do": "oracle", "workload": BOOK.model_dump(), "weights": str(context.weights)}
+    with context.worker(framework, ONE_THREAD, context.study.timeout_s) as worker:
         try:
-            found = worker.ask(request, lambda said: stage(f"the oracle: {said['what']}"))["found"]
-        except WorkerDied as lost:
-            raise UsageError(f"the oracle's trajectory could not be made: {lost}") from None
-    return {"key": digest("oracle"), "kind": "oracle", "status": "ok", "reason": "", **found}
+            fields = worker.ask(request, lambda message: stage(f"the oracle: {message['what']}"))["found"]
+        except WorkerDied as error:
+            raise UsageError(f"the oracle's trajectory could not be made: {error}") from None
+    return {"key": digest("oracle"), "kind": "oracle", "status": "ok", "reason": "", **fields}
 
 
-def process(bench: RunContext, job: Job, oracle: Record, stage: Stage) -> Record:
-    """Have one process train its configuration's forms, judge what it gave, and return its record."""
-    begun = _begun(bench, job)
+def process(context: RunContext, job: Job, oracle: Record, stage: Stage) -> Record:
+    """Have one process train its configuration's forms, check their losses, and return its record."""
+    header = _begun(context, job)
     try:
-        answer, proof = _answer(bench, job, begun["seed"], stage)
-    except WorkerDied as lost:
+        answer, proof = _answer(context, job, header["seed"], stage)
+    except WorkerDied as error:
         answer, proof = (
-            {"forms": {form: asdict(Trajectory(lost.status, str(lost))) for form in FORMS}, "seconds": None},
+            {"forms": {form: asdict(Trajectory(error.status, str(error))) for form in FORMS}, "seconds": None},
             {},
         )
     forms = {name: _judged(form, proof, oracle) for name, form in answer["forms"].items()}
-    sound = all(form["status"] in ("ok", "unavailable") for form in forms.values())
-    end = {
-        "status": "ok" if sound else "failed",
+    ok = all(form["status"] in ("ok", "unavailable") for form in forms.values())
+    results = {
+        "status": "ok" if ok else "failed",
         "reason": "; ".join(f"{name}: {form['reason']}" for name, form in forms.items() if form["reason"]),
         "start_s": proof.get("start_s"),
         "seconds": answer["seconds"],
         "threads_used": proof.get("threads_used"),
         "forms": forms,
     }
-    return begun | end
+    return header | results
 
 
-def _answer(bench: RunContext, job: Job, seed: int, stage: Stage) -> tuple[Answer, Answer]:
-    """What a worker answers, and its proof of threads, for which it has several tries. Raises WorkerDied."""
+def _answer(context: RunContext, job: Job, seed: int, stage: Stage) -> tuple[Answer, Answer]:
+    """Return a worker's answer and its proof of threads, for which it has PROOFS tries. Raises WorkerDied."""
     request = {
         "do": "train",
         "workload": BOOK.model_dump(),
-        "weights": str(bench.weights),
+        "weights": str(context.weights),
         "execution": job.configuration.execution,
         "recurrence": _recurrence(job),
         "seed": seed,
     }
     for tries_left in reversed(range(PROOFS)):
-        began = bench.clock()
-        with jobs.worker_of(bench, job) as worker:
-            proof = jobs.open_(bench, job, worker)
+        start_s = context.clock()
+        with jobs.worker_of(context, job) as worker:
+            proof = jobs.open_(context, job, worker)
             if proof["proven"] is False and tries_left:
                 continue  # something else may have kept the cores busy
-            opened = bench.clock()
-            answer = worker.ask(request, lambda said: stage(f"{_place(job)}: {said['what']}"))
+            opened_s = context.clock()
+            answer = worker.ask(request, lambda message: stage(f"{_place(job)}: {message['what']}"))
             break
-    return answer | {"seconds": bench.clock() - opened}, proof | {"start_s": opened - began}
+    return answer | {"seconds": context.clock() - opened_s}, proof | {"start_s": opened_s - start_s}
 
 
 def _judged(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[str, Any]:
-    """A form with what the gate says. The times of a wrong one are withheld; threads must have been proven."""
+    """Return a form with the result of its output check.
+
+    The times of a wrong form are withheld. A form whose threads were not proven is refused.
+    """
     if form["status"] not in ("ok", "refused"):
         return form
     if reason := off(form["losses"], oracle):
@@ -176,16 +180,16 @@ def _judged(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[str, An
     return form
 
 
-def _begun(bench: RunContext, job: Job) -> Record:
-    """What identifies a process, and the circumstances it began in."""
-    key = _key(bench, job)
-    begun = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
-    seed = int(digest([bench.study.seed, key]), 16) % 2**31
-    return {"key": key, "kind": "process", **_row(job), "replicate": job.replicate, "seed": seed} | begun
+def _begun(context: RunContext, job: Job) -> Record:
+    """Return the fields that identify a process, with when it began, the machine's load and the process's seed."""
+    key = _key(context, job)
+    circumstances = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
+    seed = int(digest([context.study.seed, key]), 16) % 2**31
+    return {"key": key, "kind": "process", **_row(job), "replicate": job.replicate, "seed": seed} | circumstances
 
 
-def _key(bench: RunContext, job: Job) -> str:
-    return jobs.block_key(bench.basis, job, job.blocks[0])
+def _key(context: RunContext, job: Job) -> str:
+    return jobs.block_key(context.basis, job, job.blocks[0])
 
 
 def _row(job: Job) -> dict[str, Any]:

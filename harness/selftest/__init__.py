@@ -1,1 +1,1 @@
-"""The harness measured by itself: simulated machines whose truth is known, and real programs against themselves."""
+"""Tests of the harness by itself: simulated machines of known truth, and real programs against themselves."""

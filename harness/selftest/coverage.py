@@ -1,7 +1,7 @@
-"""The harness tested on known truth: how often its intervals hold, and how often it calls a difference wrongly.
+"""The harness tested on known truth: how often its intervals cover, and how often it reports a wrong difference.
 
-Every row is found by measuring simulated machines (harness.selftest.simulation) with the code that measures real ones,
-and stands beside the target it is held to. The last row measures a real delay, made by waiting.
+Each row measures simulated machines (harness.selftest.simulation) with the code that measures real ones, and gives the
+result beside its target. The last row measures a real delay, made by waiting.
 """
 
 import gc
@@ -26,16 +26,16 @@ from impls.interface import Program, Run, Weights
 
 WORLD = simulation.World()
 UNEQUAL = simulation.World(arm=0.05)  # processes that favour one arm or the other
-WILD = replace(WORLD, arm=6 * WORLD.arm)  # in which a gap varies six times as much from process to process
+WILD = replace(WORLD, arm=6 * WORLD.arm)  # a gap varies six times as much between processes as in WORLD
 HALVES = (WORLD, WILD)
 STUDY = Study()
 MARGIN = STUDY.margin
 COSTS = sample_size.Costs(process_s=2.0, round_s=0.02)
 PROCESSES, ROUNDS = 10, 40
-FEW, GAPS, FEW_ROUNDS = 3, 20, 5  # of a study of many gaps in few processes
+FEW, GAPS, FEW_ROUNDS = 3, 20, 5  # for a study of many gaps in few processes
 TRUTHS = (0.8, 0.95, 1.0, 1.02, 1.1, 1.5)
 NEAR = (0.97, 0.98, 0.99, 1.01, 1.02, 1.03)
-REAL: dict[str, Any] = {  # 432 blocks, each with the batched arm and its twin
+REAL: dict[str, Any] = {  # 432 blocks, each with the batched arm and its A/A control
     "recurrences": ["unrolled", "scan"],
     "projections": ["batched"],
     "executions": ["eager", "graph", "xla", "inductor"],
@@ -47,12 +47,12 @@ REAL: dict[str, Any] = {  # 432 blocks, each with the batched arm and its twin
     "block_s": 0.3,
     "budget_s": None,
 }
-CHUNK = 25  # studies a task
+CHUNK = 25  # studies per task
 DELAY, WAIT_NS = 1.02, 1_000_000
 
 
 class Case(NamedTuple):
-    """A true ratio, the gap that was found for it, and the world it was found in."""
+    """A true ratio, the measured gap, and the simulated world."""
 
     true: float
     gap: stats.Gap
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A target and what was found, in `cases` gaps."""
+    """A target and the result over `cases` gaps."""
 
     what: str
     cases: int
@@ -71,75 +71,78 @@ class Row:
 
 
 def real() -> Study:
-    """The study of nothing but controls."""
+    """Return the study that consists of A/A controls only."""
     return load(None, None, REAL)
 
 
 def say(studies: int, seed: int) -> int:
-    """Print every target with what was found; 1 when one is missed."""
-    found = rows(studies, seed, environment.cores())
+    """Print every target with its result; return 1 if one is missed, else 0."""
+    results = rows(studies, seed, environment.cores())
     table = Table("", "cases", "found", "target", "met")
-    for row in found:
+    for row in results:
         table.add_row(row.what, f"{row.cases:,}", row.found, row.target, "yes" if row.met else "NO")
     console().print(table, markup=False)
-    return 0 if all(row.met for row in found) else 1
+    return 0 if all(row.met for row in results) else 1
 
 
 Make = Callable[[np.random.Generator], list[Case]]
 
 
-Worlds = tuple[simulation.World, ...]  # the gaps of a study lie in them in turns
+Worlds = tuple[simulation.World, ...]  # a study's gaps lie in these worlds in turns
 
 
-def one_gap(worlds: Worlds, truths: tuple[float, ...], random: np.random.Generator) -> list[Case]:
-    """A study of one gap in many processes."""
-    true, world = float(random.choice(truths)), worlds[0]
-    return [Case(true, stats.gap(simulation.sample(world, true, PROCESSES, ROUNDS, random), MARGIN), world)]
+def one_gap(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
+    """Simulate a study of one gap in many processes."""
+    ratio, world = float(rng.choice(truths)), worlds[0]
+    return [Case(ratio, stats.gap(simulation.sample(world, ratio, PROCESSES, ROUNDS, rng), MARGIN), world)]
 
 
-def many_gaps(worlds: Worlds, truths: tuple[float, ...], random: np.random.Generator) -> list[Case]:
-    """A study of many gaps in few processes, each gap with many rounds or few."""
+def many_gaps(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
+    """Simulate a study of many gaps in few processes, where each gap has many rounds or few."""
     cases = []
-    for true, rounds, world in zip(*_drawn(truths, random), cycle(worlds), strict=False):
-        sample = simulation.sample(world, true, FEW, rounds, random)
-        cases.append(Case(true, stats.gap(sample, MARGIN), world))
+    for ratio, rounds, world in zip(*_drawn(truths, rng), cycle(worlds), strict=False):
+        sample = simulation.sample(world, ratio, FEW, rounds, rng)
+        cases.append(Case(ratio, stats.gap(sample, MARGIN), world))
     return cases
 
 
-def _drawn(truths: tuple[float, ...], random: np.random.Generator) -> tuple[list[float], list[int]]:
-    """A true ratio and a number of rounds for each gap of a study."""
-    return random.choice(truths, GAPS).tolist(), random.choice([FEW_ROUNDS, ROUNDS], GAPS).tolist()
+def _drawn(truths: tuple[float, ...], rng: np.random.Generator) -> tuple[list[float], list[int]]:
+    """Draw a true ratio and a number of rounds for each gap of a study."""
+    return rng.choice(truths, GAPS).tolist(), rng.choice([FEW_ROUNDS, ROUNDS], GAPS).tolist()
 
 
-def planned(worlds: Worlds, truths: tuple[float, ...], random: np.random.Generator) -> list[Case]:
-    """A study of many gaps whose pilot says how many processes and rounds each gets."""
-    places = list(zip(random.choice(truths, GAPS).tolist(), cycle(worlds), strict=False))
-    pilots = [simulation.measured(world, true, FEW, ROUNDS, random) for true, world in places]
+def planned(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
+    """Simulate a study of many gaps whose pilot decides how many processes and rounds each gap gets."""
+    places = list(zip(rng.choice(truths, GAPS).tolist(), cycle(worlds), strict=False))
+    pilots = [simulation.measured(world, ratio, FEW, ROUNDS, rng) for ratio, world in places]
     samples = [stats.sample(times) for times in pilots]
-    before = stats.prior(samples)
+    prior = stats.prior(samples)
     cases = []
-    for (true, world), times, sample in zip(places, pilots, samples, strict=True):
-        known = stats.parts(sample, ROUNDS, before)
-        assert known is not None
-        need = sample_size.need([known], COSTS, STUDY.target, FEW_ROUNDS, 2 * ROUNDS)
-        further = max(0, min(need.processes, STUDY.processes_max) - FEW)
-        whole = stats.sample([*times, *simulation.measured(world, true, further, need.rounds, random)])
-        cases.append(Case(true, stats.gap(whole, MARGIN), world))
+    for (ratio, world), times, sample in zip(places, pilots, samples, strict=True):
+        variances = stats.parts(sample, ROUNDS, prior)
+        assert variances is not None
+        required_size = sample_size.need([variances], COSTS, STUDY.target, FEW_ROUNDS, 2 * ROUNDS)
+        extra_processes = max(0, min(required_size.processes, STUDY.processes_max) - FEW)
+        full_sample = stats.sample(
+            [*times, *simulation.measured(world, ratio, extra_processes, required_size.rounds, rng)]
+        )
+        cases.append(Case(ratio, stats.gap(full_sample, MARGIN), world))
     return cases
 
 
 def simulated(make: Make, studies: int, seed: int, workers: int) -> list[Case]:
-    """The cases of independent studies; the same for the same seed, however many workers share them."""
+    """Return the cases of independent studies; they depend on the seed, but not on the number of workers."""
     seeds = np.random.SeedSequence(seed).spawn(studies)
-    chunks = [seeds[at : at + CHUNK] for at in range(0, studies, CHUNK)]
+    chunks = [seeds[start : start + CHUNK] for start in range(0, studies, CHUNK)]
     if workers == 1:
         return [case for chunk in chunks for case in _chunk(make, chunk)]
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
-        return [case for part in pool.map(partial(_chunk, make), chunks) for case in part]
+        return [case for cases in pool.map(partial(_chunk, make), chunks) for case in cases]
 
 
 def _chunk(make: Make, seeds: list[np.random.SeedSequence]) -> list[Case]:
-    gc.freeze()  # every block collects garbage first; what is alive now is not to be looked through each time
+    """Return the cases of the studies of some seeds."""
+    gc.freeze()  # every block collects garbage first, which need not search the objects that exist by now
     try:
         return [case for seed in seeds for case in make(np.random.default_rng(seed))]
     finally:
@@ -147,84 +150,94 @@ def _chunk(make: Make, seeds: list[np.random.SeedSequence]) -> list[Case]:
 
 
 def covers(case: Case) -> bool:
+    """Return whether the interval contains the true ratio."""
     return case.gap.low <= case.true <= case.gap.high
 
 
 def differs(case: Case) -> bool:
-    """Whether the interval excludes 1."""
+    """Return whether the interval excludes 1."""
     return not case.gap.low <= 1 <= case.gap.high
 
 
 def wrong_sign(case: Case) -> bool:
-    """Whether the interval lies on one side of 1 and the truth on the other."""
+    """Return whether the interval lies on one side of 1 and the true ratio on the other."""
     return case.gap.low > 1 > case.true or case.gap.high < 1 < case.true
 
 
 def rows(studies: int, seed: int, workers: int) -> list[Row]:
-    """Every target's row; each is found in at least `studies` gaps, the power and the signs in half as many."""
+    """Return a row for every target.
+
+    Each is measured in at least `studies` gaps; the power and the wrong signs in half as many.
+    """
 
     def cases(
         make: Callable[..., list[Case]], truths: tuple[float, ...], count: int, *worlds: simulation.World
     ) -> list[Case]:
         return simulated(partial(make, worlds or (WORLD,), truths), count, seed, workers)
 
-    one = f"one gap, {PROCESSES} processes × {ROUNDS} rounds"
-    few = f"{GAPS} gaps, {FEW} processes × {FEW_ROUNDS} or {ROUNDS} rounds"
-    asked = f"{GAPS} gaps, as a pilot asks"
-    half, shared = max(1, studies // 2), max(1, studies // GAPS)
-    twice = len(HALVES) * shared  # as many gaps in each half as in other rows
+    one_label = f"one gap, {PROCESSES} processes × {ROUNDS} rounds"
+    few_label = f"{GAPS} gaps, {FEW} processes × {FEW_ROUNDS} or {ROUNDS} rounds"
+    pilot_label = f"{GAPS} gaps, as a pilot asks"
+    half_count, shared_count = max(1, studies // 2), max(1, studies // GAPS)
+    halves_count = len(HALVES) * shared_count  # each half then has as many gaps as the other rows
     return [
-        _coverage(f"95% interval holds the truth: {one}", cases(one_gap, TRUTHS, studies)),
-        _coverage(f"95% interval holds the truth: {one}, unequal", cases(one_gap, TRUTHS, studies, UNEQUAL)),
-        _coverage(f"95% interval holds the truth: {few}", cases(many_gaps, TRUTHS, shared)),
-        _coverage(f"95% interval holds the truth: {asked}", cases(planned, TRUTHS, shared)),
-        *_halves(few, cases(many_gaps, TRUTHS, twice, *HALVES)),
-        *_halves(asked, cases(planned, TRUTHS, twice, *HALVES)),
-        _false(f"a difference where there is none: {one}", cases(one_gap, (1.0,), studies)),
-        _false(f"a difference where there is none: {few}", cases(many_gaps, (1.0,), shared)),
-        _power(f"a difference of 2% is found: {one}", cases(one_gap, (DELAY,), half)),
-        _signs(f"a difference of 1 to 3% with the wrong sign: {one}", cases(one_gap, NEAR, half)),
+        _coverage(f"95% interval holds the truth: {one_label}", cases(one_gap, TRUTHS, studies)),
+        _coverage(f"95% interval holds the truth: {one_label}, unequal", cases(one_gap, TRUTHS, studies, UNEQUAL)),
+        _coverage(f"95% interval holds the truth: {few_label}", cases(many_gaps, TRUTHS, shared_count)),
+        _coverage(f"95% interval holds the truth: {pilot_label}", cases(planned, TRUTHS, shared_count)),
+        *_halves(few_label, cases(many_gaps, TRUTHS, halves_count, *HALVES)),
+        *_halves(pilot_label, cases(planned, TRUTHS, halves_count, *HALVES)),
+        _false(f"a difference where there is none: {one_label}", cases(one_gap, (1.0,), studies)),
+        _false(f"a difference where there is none: {few_label}", cases(many_gaps, (1.0,), shared_count)),
+        _power(f"a difference of 2% is found: {one_label}", cases(one_gap, (DELAY,), half_count)),
+        _signs(f"a difference of 1 to 3% with the wrong sign: {one_label}", cases(one_gap, NEAR, half_count)),
         delayed(seed),
     ]
 
 
-def _coverage(what: str, cases: list[Case]) -> Row:
-    found, low, high = stats.rate(sum(map(covers, cases)), len(cases))
-    return Row(what, len(cases), _percent(found, low, high), "93% to 97%", 0.93 <= found <= 0.97)
+def _coverage(label: str, cases: list[Case]) -> Row:
+    """Return the row of how often the interval contains the true ratio."""
+    rate, low, high = stats.rate(sum(map(covers, cases)), len(cases))
+    return Row(label, len(cases), _percent(rate, low, high), "93% to 97%", 0.93 <= rate <= 0.97)
 
 
-def _halves(what: str, cases: list[Case]) -> list[Row]:
-    """Coverage where half the gaps vary six times as much as the others, in each half."""
+def _halves(label: str, cases: list[Case]) -> list[Row]:
+    """Return the coverage in each half of studies where half the gaps vary six times as much as the others."""
     names = {WORLD: "the half that varies little", WILD: "the half that varies six times as much"}
     return [
-        _coverage(f"95% interval holds the truth: {what}, {name}", [case for case in cases if case.world == world])
+        _coverage(f"95% interval holds the truth: {label}, {name}", [case for case in cases if case.world == world])
         for world, name in names.items()
     ]
 
 
-def _false(what: str, cases: list[Case]) -> Row:
-    found, low, high = stats.rate(sum(map(differs, cases)), len(cases))
-    return Row(what, len(cases), _percent(found, low, high), "3% to 7%", 0.03 <= found <= 0.07)
+def _false(label: str, cases: list[Case]) -> Row:
+    """Return the row of how often the interval excludes 1, for cases whose true ratio is 1."""
+    rate, low, high = stats.rate(sum(map(differs, cases)), len(cases))
+    return Row(label, len(cases), _percent(rate, low, high), "3% to 7%", 0.03 <= rate <= 0.07)
 
 
-def _power(what: str, cases: list[Case]) -> Row:
-    found, low, high = stats.rate(sum(case.gap.low > 1 for case in cases), len(cases))
-    return Row(what, len(cases), _percent(found, low, high), "at least 95%", found >= 0.95)
+def _power(label: str, cases: list[Case]) -> Row:
+    """Return the row of how often the interval lies above 1, for cases whose true ratio is above 1."""
+    rate, low, high = stats.rate(sum(case.gap.low > 1 for case in cases), len(cases))
+    return Row(label, len(cases), _percent(rate, low, high), "at least 95%", rate >= 0.95)
 
 
-def _signs(what: str, cases: list[Case]) -> Row:
+def _signs(label: str, cases: list[Case]) -> Row:
+    """Return the row of how many cases have the wrong sign."""
     count = sum(map(wrong_sign, cases))
-    return Row(what, len(cases), str(count), "0", count == 0)
+    return Row(label, len(cases), str(count), "0", count == 0)
 
 
-def _percent(found: float, low: float, high: float) -> str:
-    return f"{found:.1%} [{low:.1%}, {high:.1%}]"
+def _percent(rate: float, low: float, high: float) -> str:
+    """Format a rate and its interval as percentages."""
+    return f"{rate:.1%} [{low:.1%}, {high:.1%}]"
 
 
 class Waiting(simulation.Still):
-    """A backend of arms that do nothing but wait, the contender 2% longer."""
+    """A backend whose arms only wait, the contender 2% longer."""
 
     def prepare(self, program: Program, w: Weights) -> Run:
+        """Return a callable that waits as long as the program's arm does."""
         wait = int(WAIT_NS * DELAY) if program.arm.name == simulation.CONTENDER else WAIT_NS
 
         def run(x: Any, target: Any) -> Any:
@@ -237,9 +250,9 @@ class Waiting(simulation.Still):
 
 
 def delayed(seed: int) -> Row:
-    """A real delay of 2%, measured by the real clock."""
-    blocks = [simulation.block(Waiting(), time.perf_counter_ns, ROUNDS, seed + at) for at in range(PROCESSES)]
+    """Measure a real delay of 2% with the real clock, and return its row."""
+    blocks = [simulation.block(Waiting(), time.perf_counter_ns, ROUNDS, seed + process) for process in range(PROCESSES)]
     gap = stats.gap(stats.sample([(b[simulation.CONTENDER], b[simulation.BASELINE]) for b in blocks]), MARGIN)
     near = abs(gap.ratio / DELAY - 1) < 0.002
-    found = f"{gap.ratio:.4f} [{gap.low:.4f}, {gap.high:.4f}]"
-    return Row("a real delay of 2%, in ten blocks", PROCESSES, found, "1.02, to 0.2%", near and gap.low > 1)
+    interval = f"{gap.ratio:.4f} [{gap.low:.4f}, {gap.high:.4f}]"
+    return Row("a real delay of 2%, in ten blocks", PROCESSES, interval, "1.02, to 0.2%", near and gap.low > 1)

@@ -1,1 +1,1 @@
-"""What is to be measured: a study, the matrix of its cells, what is timed side by side, weights and inputs."""
+"""The definition of what is measured: studies, the matrix of cells, the arms timed together, weights and inputs."""

@@ -1,4 +1,4 @@
-"""What an arm is called with: a workload's weights and inputs, in the precision and the shapes of the arm."""
+"""The data that an arm is called with: a workload's weights and inputs, in the arm's precision and shapes."""
 
 import math
 from typing import Any
@@ -8,20 +8,21 @@ import numpy as np
 from impls.interface import PRECISIONS, Arm, Data, Weights
 
 DTYPES = {precision: "float64" if precision == "fp64" else "float32" for precision in PRECISIONS}
-NONE_IN_TRAINING = "the backward pass from a given gradient of h"  # older records have none: theirs had a loss of h
+NONE_IN_TRAINING = "the backward pass from a given gradient of h"  # older records lack it: their loss was one of h
 
 
 def probe(data: Data) -> Data:
-    """Other inputs of the same shapes. An output that does not follow its inputs is found by them."""
+    """Return other inputs of the same shapes, which reveal an output that does not depend on its inputs."""
     return Data(data.weights, np.ascontiguousarray(0.75 * data.x[::-1] - 0.125).astype(data.x.dtype), data.target)
 
 
 def data_for(arm: Arm, data: Data) -> Data:
-    """The data an arm is called with.
+    """Return the data an arm is called with.
 
-    For projection none the target is the gradient of h that its backward pass starts from: [T, B, H] of cosines, no
-    two of its steps alike, so that steps in a wrong order change what follows from it. For recurrence given x is
-    [T, B, H], uniform on [-1, 1].
+    For projection none the target is the gradient of h that its backward pass starts from, [T, B, H]. It consists of
+    cosines and no two of its steps are alike, so that steps in a wrong order change the result.
+
+    For recurrence given, x is [T, B, H], uniform on [-1, 1].
     """
     steps, batch, _ = data.x.shape
     shape = (steps, batch, data.weights.w_rec.shape[0])
@@ -33,10 +34,10 @@ def data_for(arm: Arm, data: Data) -> Data:
 
 
 def _held(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """As a file of float32 numbers would hold it."""
+    """Round an array to float32, as a file of float32 numbers would, and return it in `dtype`."""
     return array.astype("float32").astype(dtype)
 
 
 def cast(data: Data, dtype: str) -> Data:
-    """The data in another precision."""
+    """Return the data with every array converted to `dtype`."""
     return Data(Weights(*(a.astype(dtype) for a in data.weights)), data.x.astype(dtype), data.target.astype(dtype))

@@ -1,7 +1,7 @@
-"""From a study and what the frameworks say of themselves to cells, and from cells to jobs.
+"""The matrix of a study: its cells, and the jobs that measure them.
 
 A cell is one arm of one workload and pass in one framework, device, thread count, execution and
-precision. Every cell is either planned or named with the reason why not.
+precision. Every cell is either planned or listed as absent with the reason.
 """
 
 import itertools
@@ -21,8 +21,9 @@ CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification in
 
 @dataclass(frozen=True)
 class Framework:
-    """What a framework said in its own process. `missing` is why it cannot be used, or None; where it is `installed`,
-    installing it would not help.
+    """What a framework reported about itself, in a process of its own.
+
+    `missing` is why it cannot be used, or None. `installed` is true where installing it would not help.
     """
 
     name: str
@@ -34,9 +35,9 @@ class Framework:
     installed: bool = True
 
     def environment(self, device: str, threads: int, cache: str) -> dict[str, str]:
-        """The variables a worker is started with; `cache` replaces the place held for it."""
-        found = next(e for e in self.environments if (e["device"], e["threads"]) == (device, threads))
-        return {name: value.replace(CACHE, cache) for name, value in found["variables"].items()}
+        """Return the environment variables a worker is started with; `cache` replaces the placeholder CACHE."""
+        entry = next(e for e in self.environments if (e["device"], e["threads"]) == (device, threads))
+        return {name: value.replace(CACHE, cache) for name, value in entry["variables"].items()}
 
 
 CACHE = "<cache>"
@@ -44,7 +45,7 @@ CACHE = "<cache>"
 
 @dataclass(frozen=True)
 class Configuration:
-    """Where a worker sits: what is fixed for the life of a process, but for the replicate."""
+    """What is fixed for the life of a worker process, except the replicate."""
 
     framework: str
     device: str
@@ -55,13 +56,15 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Cell:
+    """One arm of one workload and pass, in one configuration."""
+
     configuration: Configuration
     workload: Workload
     pass_: str
     arm: Arm
 
     def row(self) -> dict[str, Any]:
-        """The cell's keys, as the tables name them."""
+        """Return the cell's keys under the column names of the tables."""
         w = self.workload
         sizes = {size: getattr(w, size) for size in "BTIHO"}
         return {
@@ -76,18 +79,18 @@ class Cell:
 
 
 class Rank(IntEnum):
-    """What comes first where a budget does not do for everything."""
+    """The order in which blocks are measured when the budget does not cover all of them."""
 
-    HEADLINE = 0  # the question in the loop that one would write, with the first of the thread counts
-    OTHER_THREADS = 1  # the same with the other thread counts
+    HEADLINE = 0  # the question's arms, in the loop that users would write, with the first thread count
+    OTHER_THREADS = 1  # the same arms with the other thread counts
     REST = 2  # other loops, other projections, the framework's own layer, and the sweep
 
 
 @dataclass
 class Plan:
-    """Cells to measure, and those that can not be, with status and reason.
+    """The cells to measure, and those that cannot be measured, with status and reason.
 
-    `loops`: the loop that one would write in each configuration. `threads`: the first of the thread counts.
+    `loops`: the loop that users would write in each configuration. `threads`: the first thread count.
     """
 
     cells: list[Cell]
@@ -95,9 +98,9 @@ class Plan:
     loops: dict[Configuration, str] = field(default_factory=dict)
     threads: int = 1
 
-    def rank(self, configuration: Configuration, todo: "BlockSpec") -> Rank:
-        """The rank of a configuration's block."""
-        if todo.swept or todo.part != self.loops.get(configuration):
+    def rank(self, configuration: Configuration, block: "BlockSpec") -> Rank:
+        """Return the rank of a configuration's block."""
+        if block.swept or block.part != self.loops.get(configuration):
             return Rank.REST
         return (
             Rank.OTHER_THREADS
@@ -108,11 +111,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block of a job. `steps` shortens the workload; `timed` is false for a verification.
+    """One block of a job.
 
-    `part` says which of the workload's arms these are (harness.study.parts); nothing: all there are. `rounds` is their
-    number, where a pilot has said it; else the study's limits hold. `calls` of a sample, where an earlier process has
-    found it. `swept`: a point of a sweep, which takes a third of a block's time, and whose programs are not counted.
+    `steps` shortens the workload. `timed` is false for a verification.
+    `part`: which of the workload's arms these are (harness.study.parts); empty means all of them.
+    `rounds`: their number, where a pilot has determined it; otherwise the study's limits hold.
+    `calls`: the number of calls in a sample, where an earlier process has determined it.
+    `swept`: whether this is a point of a sweep; it takes a third of a block's time, and its programs are not counted.
     """
 
     workload: Workload
@@ -127,18 +132,18 @@ class BlockSpec:
 
     @property
     def home(self) -> tuple[Arm, ...]:
-        """Its arms but for guests."""
+        """Return the arms that belong to the block's part, without the guests."""
         return tuple(a for a in self.arms if not self.part or part_of(a.recurrence, a.projection) == self.part)
 
     @property
     def control(self) -> bool:
-        """Whether its batched arms have twins: not where they are guests."""
+        """Return whether the block has A/A controls: only where a batched arm is no guest."""
         return any(arm.projection == BATCHED for arm in self.home)
 
 
 @dataclass(frozen=True)
 class SampleSize:
-    """What the gaps of a block need: processes in all, and rounds in each."""
+    """The sample size that the gaps of a block require: processes in total, and rounds in each."""
 
     processes: int
     rounds: int
@@ -146,7 +151,7 @@ class SampleSize:
 
 SampleSizes = dict[
     tuple[Configuration, str, str, str], SampleSize
-]  # configuration, workload's name, pass, part -> what the pilot said
+]  # (configuration, workload's name, pass, part) -> sample size computed from the pilot
 
 
 @dataclass(frozen=True)
@@ -159,79 +164,91 @@ class Job:
 
 
 def thread_counts(study: Study, cores: int) -> list[int]:
-    """The study's thread counts, `all` being the cores there are, without repetition."""
+    """Return the study's thread counts without repetition; `all` stands for the number of cores.
+
+    Raises UsageError when a count exceeds the cores.
+    """
     counts = [cores if threads == "all" else int(threads) for threads in study.threads]
-    if above := [count for count in counts if count > cores]:
-        raise UsageError(f"{above[0]} threads were asked for, but {cores} cores can be used")
+    if excess := [count for count in counts if count > cores]:
+        raise UsageError(f"{excess[0]} threads were asked for, but {cores} cores can be used")
     return list(dict.fromkeys(counts))
 
 
 def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
-    """The frameworks to study. Raises UsageError when one asked for by name is missing or unknown."""
-    known = {framework.name: framework for framework in frameworks}
+    """Return the frameworks to study.
+
+    Raises UsageError when a framework, execution or device that the study names is missing or unknown, and when no
+    framework can be used.
+    """
+    by_name = {framework.name: framework for framework in frameworks}
     for name in study.frameworks or ():
         try:
-            found = known[nearest("framework", name, known)]
+            framework = by_name[nearest("framework", name, by_name)]
         except ValueError as error:
             raise UsageError(str(error)) from None
-        if found.missing:
-            raise UsageError(f"framework {name} was asked for, but {advice(found)}")
-    chosen = [known[name] for name in study.frameworks] if study.frameworks else frameworks
-    if all(framework.missing for framework in chosen):
-        raise UsageError(f"no framework can be used: {'; '.join(f'{f.name}: {advice(f)}' for f in chosen)}")
-    _check_executions(study, chosen)
-    return chosen
+        if framework.missing:
+            raise UsageError(f"framework {name} was asked for, but {advice(framework)}")
+    selection = [by_name[name] for name in study.frameworks] if study.frameworks else frameworks
+    if all(framework.missing for framework in selection):
+        raise UsageError(f"no framework can be used: {'; '.join(f'{f.name}: {advice(f)}' for f in selection)}")
+    _check_executions(study, selection)
+    return selection
 
 
 def advice(framework: Framework) -> str:
-    """Why a framework is missing, and what to do where that is known."""
+    """Return why a framework is missing, and how to install it where it is not installed."""
     return str(framework.missing) + ("" if framework.installed else f": pip install '.[{framework.name}]'")
 
 
-def _check_executions(study: Study, chosen: list[Framework]) -> None:
-    there = {name: e for framework in chosen for name, e in framework.executions.items()}
+def _check_executions(study: Study, frameworks: list[Framework]) -> None:
+    """Raise UsageError when an execution or device that the study names is unknown or missing."""
+    executions = {name: e for framework in frameworks for name, e in framework.executions.items()}
     for name in study.executions or ():
         try:
-            execution = there[nearest("execution", name, there)]
+            execution = executions[nearest("execution", name, executions)]
         except ValueError as error:
             raise UsageError(str(error)) from None
         if execution["missing"] and study.frameworks:
             raise UsageError(f"execution {name} was asked for, but {execution['missing']}")
     for device in study.devices or ():
-        reasons = [framework.devices.get(device) for framework in chosen if not framework.missing]
+        reasons = [framework.devices.get(device) for framework in frameworks if not framework.missing]
         if all(reasons):
             raise UsageError(f"device {device} was asked for, but {'; '.join(str(reason) for reason in reasons)}")
 
 
 def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
-    """Every cell of the study, planned or absent with its reason."""
+    """Return the plan of a study: every cell, either planned or absent with its reason."""
     plan = Plan([], [], threads=threads[0])
     points = {workload.name for workload in study.swept}
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
             plan.loops[cell.configuration] = framework.executions[cell.configuration.execution]["loop"]
-            if why := why_not(study, framework, cell, cell.workload.name in points):
-                plan.absent.append((cell, *why))
+            if absence := why_not(study, framework, cell, cell.workload.name in points):
+                plan.absent.append((cell, *absence))
             else:
                 plan.cells.append(cell)
     return plan
 
 
 def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[Cell]:
+    """Yield every cell of a study in one framework, whether it can be measured or not."""
     executions = [e for e in framework.executions if not study.executions or e in study.executions]
     devices = [d for d in framework.devices if not study.devices or d in study.devices]
     for device, execution, precision in itertools.product(devices, executions, study.precisions):
-        for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's threads are no axis
+        for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's thread count is not varied
             configuration = Configuration(framework.name, device, count, execution, precision)
             for workload, pass_, arm in itertools.product(study.workloads, study.passes, study.arms):
                 yield Cell(configuration, workload, pass_, arm)
-            swept = study.swept if count == threads[0] or device != "cpu" else study.swept[:CALIBRATING]
-            for point, pass_, projection in itertools.product(swept, study.passes, SWEPT):
+            points = study.swept if count == threads[0] or device != "cpu" else study.swept[:CALIBRATING]
+            for point, pass_, projection in itertools.product(points, study.passes, SWEPT):
                 yield Cell(configuration, point, pass_, Arm(framework.executions[execution]["loop"], projection))
 
 
 def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False) -> tuple[str, str] | None:
-    """Status and reason of a cell that can not be measured, or None; `swept`: whether it is a point of a sweep."""
+    """Return status and reason of a cell that cannot be measured, or None.
+
+    `swept`: whether the cell is a point of a sweep.
+    """
     execution = framework.executions[cell.configuration.execution]
     if missing := framework.devices[cell.configuration.device] or execution["missing"]:
         return "unavailable", missing
@@ -253,7 +270,7 @@ def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False)
 
 
 def prototypes(study: Study, frameworks: list[Framework]) -> list[dict[str, str]]:
-    """What the study's executions say rests on a prototype, a row for each recurrence."""
+    """Return a row for each recurrence that rests on a prototype, in the study's executions, with the reason."""
     return [
         {"framework": framework.name, "execution": name, "recurrence": recurrence, "reason": reason}
         for framework in frameworks
@@ -264,111 +281,122 @@ def prototypes(study: Study, frameworks: list[Framework]) -> list[dict[str, str]
 
 
 def without(execution: dict[str, Any], cell: Cell) -> str | None:
-    """Why an execution does not have what a cell asks for, or None."""
-    asked = (
+    """Return why an execution lacks something that a cell requires, or None."""
+    requirements = (
         cell.configuration.device,
         cell.configuration.precision,
         cell.arm.recurrence,
         cell.arm.projection,
         cell.arm.name,
     )
-    return next(filter(None, map(execution["without"].get, asked)), None)
+    return next(filter(None, map(execution["without"].get, requirements)), None)
 
 
 def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | None:
-    """Why a recurrence that the study does not name is not measured, or None."""
+    """Return why a recurrence that the study does not name is not measured, or None."""
     recurrence = cell.arm.recurrence
     reason = execution["on_request"].get(recurrence)
-    asked = recurrence in (study.recurrences or ())
-    return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not asked else None
+    is_named = recurrence in (study.recurrences or ())
+    return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not is_named else None
 
 
 def jobs(
     plan: Plan, study: Study, replicate: int, ranks: Iterable[Rank] = Rank, needs: SampleSizes | None = None
 ) -> list[Job]:
-    """A replicate's timed jobs of some ranks, in random order; with `needs`, only what needs so many processes.
+    """Return a replicate's timed jobs of the given ranks, in random order.
 
-    Blocks keep the study's order in every replicate: a budget that ends early has then cut the least central cells.
-    In the first, what forecasts are made from comes with what they are about, and before it.
+    With `needs`, only blocks whose sample size has more than `replicate` processes are included.
+
+    Blocks keep the study's order in every replicate, so that a budget that ends early cuts the least central cells.
+    In replicate 0, the points of the sweep that predictions are fitted on have the highest rank and come first.
     """
-    grouped = group(plan.cells)
-    made = []
-    for configuration in _shuffled(grouped, study, replicate):
+    arms_by_configuration = group(plan.cells)
+    timed_jobs = []
+    for configuration in _shuffled(arms_by_configuration, study, replicate):
         blocks = []
-        for todo in blocks_of(grouped[configuration], study):
-            need = needs.get((configuration, todo.workload.name, todo.pass_, todo.part)) if needs is not None else None
-            rank = plan.rank(configuration, todo)
-            if replicate == 0 and _calibrates(todo, study):
+        for block in blocks_of(arms_by_configuration[configuration], study):
+            need = (
+                needs.get((configuration, block.workload.name, block.pass_, block.part)) if needs is not None else None
+            )
+            rank = plan.rank(configuration, block)
+            if replicate == 0 and _calibrates(block, study):
                 rank = Rank.HEADLINE
             if rank in ranks and (needs is None or (need and need.processes > replicate)):
-                blocks.append(replace(todo, rounds=need.rounds if need else None))
+                blocks.append(replace(block, rounds=need.rounds if need else None))
         if blocks:
-            made.append(Job(configuration, replicate, tuple(blocks)))
-    return made
+            timed_jobs.append(Job(configuration, replicate, tuple(blocks)))
+    return timed_jobs
 
 
-def blocks_of(grouped: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[BlockSpec]:
-    """A configuration's timed blocks: what forecasts are made from, the question, the others, the rest of the sweep."""
+def blocks_of(arms_by_case: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[BlockSpec]:
+    """Return a configuration's timed blocks, from its arms by workload and pass.
+
+    Their order: the points that predictions are fitted on, the question, the other parts, the rest of the sweep.
+    """
     points = {workload.name for workload in study.swept}
-    made = [
-        BlockSpec(workload, pass_, arms, workload.T, True, part, swept=workload.name in points)
-        for (workload, pass_), every in grouped.items()
-        for part, arms in parts(every).items()
+    blocks = [
+        BlockSpec(workload, pass_, part_arms, workload.T, True, part, swept=workload.name in points)
+        for (workload, pass_), arms in arms_by_case.items()
+        for part, part_arms in parts(arms).items()
     ]
-    return sorted(made, key=lambda todo: (not _calibrates(todo, study), todo.swept, not is_question(todo.part)))
+    return sorted(blocks, key=lambda block: (not _calibrates(block, study), block.swept, not is_question(block.part)))
 
 
-def _calibrates(todo: BlockSpec, study: Study) -> bool:
-    """Whether a block is one that forecasts are made from."""
-    return todo.workload in study.swept[:CALIBRATING]
+def _calibrates(block: BlockSpec, study: Study) -> bool:
+    """Return whether predictions are fitted on a block."""
+    return block.workload in study.swept[:CALIBRATING]
 
 
 def _shuffled(configurations: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
+    """Return the configurations in a random order, which the study's seed and the replicate determine."""
     order = list(configurations)
     random.Random(f"{study.seed}/{replicate}").shuffle(order)
     return order
 
 
 def checks(plan: Plan, study: Study) -> list[Job]:
-    """The fp64 verification inside `run`: each framework, device and execution once, at few steps.
+    """Return the jobs of the fp64 verification inside `run`: each framework, device and execution once, at few steps.
 
-    Every arm with the first workload, and of every further cell what differs by cell: the recurrences.
+    The first workload is verified with every arm. Each further kind of cell is verified with one arm of each
+    recurrence, because only the recurrences differ by cell.
     """
-    found: dict[tuple[str, str, str], Job] = {}
+    check_jobs: dict[tuple[str, str, str], Job] = {}
     by_cell: dict[str, Workload] = {}
     for workload in study.workloads:
         by_cell.setdefault(workload.cell, workload)
-    firsts = list(by_cell.values())
-    for configuration, blocks in group(plan.cells).items():
+    workloads = list(by_cell.values())
+    for configuration, arms_by_case in group(plan.cells).items():
         arms: dict[Arm, None] = {}
-        for each in blocks.values():
-            arms.update(dict.fromkeys(each))
-        double = Configuration(
+        for case_arms in arms_by_case.values():
+            arms.update(dict.fromkeys(case_arms))
+        fp64_configuration = Configuration(
             configuration.framework, configuration.device, configuration.threads, configuration.execution, "fp64"
         )
-        once = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
-        chosen = {first: tuple(arms) if first is firsts[0] else tuple(once.values()) for first in firsts}
-        todo = [
-            BlockSpec(first, pass_, some, min(first.T, CHECK_STEPS), timed=False)
-            for first, some in chosen.items()
+        by_recurrence = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
+        selection = {w: tuple(arms) if w is workloads[0] else tuple(by_recurrence.values()) for w in workloads}
+        blocks = [
+            BlockSpec(workload, pass_, workload_arms, min(workload.T, CHECK_STEPS), timed=False)
+            for workload, workload_arms in selection.items()
             for pass_ in study.passes
-            if some
+            if workload_arms
         ]
-        found[configuration.framework, configuration.device, configuration.execution] = Job(double, 0, tuple(todo))
-    return list(found.values())
+        check_jobs[configuration.framework, configuration.device, configuration.execution] = Job(
+            fp64_configuration, 0, tuple(blocks)
+        )
+    return list(check_jobs.values())
 
 
 def verifications(plan: Plan) -> list[Job]:
-    """Every cell of the plan at full size, without times."""
+    """Return the jobs that verify every cell of the plan at full size, without times."""
     return [
-        Job(configuration, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in blocks.items()))
-        for configuration, blocks in group(plan.cells).items()
+        Job(configuration, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in cases.items()))
+        for configuration, cases in group(plan.cells).items()
     ]
 
 
 def group(cells: list[Cell]) -> dict[Configuration, dict[tuple[Workload, str], list[Arm]]]:
-    """Configuration -> (workload, pass) -> arms, in the order of the cells."""
-    grouped: dict[Configuration, dict[tuple[Workload, str], list[Arm]]] = {}
+    """Return configuration -> (workload, pass) -> arms, in the order of the cells."""
+    arms: dict[Configuration, dict[tuple[Workload, str], list[Arm]]] = {}
     for cell in cells:
-        grouped.setdefault(cell.configuration, {}).setdefault((cell.workload, cell.pass_), []).append(cell.arm)
-    return grouped
+        arms.setdefault(cell.configuration, {}).setdefault((cell.workload, cell.pass_), []).append(cell.arm)
+    return arms

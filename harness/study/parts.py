@@ -1,9 +1,15 @@
-"""Which arms are timed side by side: what runs beside an arm shares its heap and its caches, and may disturb it.
+"""The parts of a workload's arms: which arms are timed side by side.
 
-A workload and pass is measured in parts, each a block of its own: the arms of the question, one part for each of our
-loops; whatever else projects after such a loop; the framework's own layer; and what is given its states. An arm is at
-home in one part. Where another part compares with it, it is measured there once more, as a guest, for that comparison
-alone.
+Arms that run side by side share a heap and caches, and may disturb each other. A workload and pass is therefore
+measured in parts, each in a block of its own:
+
+- the arms of the question, one part for each of our loops;
+- the other projections after such a loop;
+- the framework's own layer;
+- the arms with precomputed hidden states.
+
+Every arm belongs to one part, its home. Where another part compares its arms with it, it is measured there as well,
+as a guest, for that comparison alone.
 """
 
 from collections.abc import Iterable
@@ -17,21 +23,24 @@ BATCHED = "batched"
 TWIN = "twin"  # the batched arm a second time: the A/A control
 OWN = "layer_batched"  # the framework's own layer, projected once
 QUESTION = (*AROUND_THE_LOOP, TWIN)
-PAIR = ("in_loop", BATCHED)  # without which a block answers nothing
+PAIR = ("in_loop", BATCHED)  # a block without both answers nothing
 
 
 def part_of(recurrence: str, projection: str) -> str:
-    """The part that an arm is at home in."""
+    """Return the part that an arm belongs to."""
     return recurrence if recurrence not in LOOPS or projection in QUESTION else f"{recurrence}-others"
 
 
 def is_question(part: str) -> bool:
-    """Whether a part holds the arms of the question."""
+    """Return whether a part holds the arms of the question."""
     return part in LOOPS
 
 
 def parts(arms: Iterable[Arm]) -> dict[str, tuple[Arm, ...]]:
-    """Each part's arms, guests last: the parts of the question first, the arms in the order given."""
+    """Return each part's arms, with guests last.
+
+    The parts of the question come first. Within a part, arms keep the given order.
+    """
     ordered = list(arms)
     by_part: dict[str, list[Arm]] = {}
     for arm in ordered:
@@ -42,14 +51,18 @@ def parts(arms: Iterable[Arm]) -> dict[str, tuple[Arm, ...]]:
 
 
 def _visits(arm: Arm, part: str, members: list[Arm]) -> bool:
-    """Whether a part compares its members with an arm of another: with the loop's batched; with in_loop, a layer."""
+    """Return whether a part compares its members with an arm of another part.
+
+    The other projections after a loop are compared with that loop's batched arm, and the framework's own layer with
+    the in_loop arms.
+    """
     if part.endswith("-others"):
         return arm.projection == BATCHED and part.startswith(arm.recurrence)
     return arm.projection == "in_loop" and any(member.name == OWN for member in members)
 
 
 def at_home(record: dict[str, Any]) -> dict[str, Any]:
-    """A block's record without its guests; older records have none."""
+    """Return a block's record without its guests. Older records name no part and have no guests."""
     part = record.get("part")
     if not part:
         return record

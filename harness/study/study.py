@@ -1,4 +1,4 @@
-"""What is to be studied: read from TOML and flags, validated before anything runs."""
+"""The definition of a study: read from TOML and flags, validated before anything runs."""
 
 import difflib
 import math
@@ -25,8 +25,8 @@ from harness.machine.allocator import SETTINGS
 from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 Size = Annotated[int, Field(ge=1, le=65536)]
-HEADLINE_PROCESSES = 5  # of the question, in the loop that one would write, before what else there is
-CALIBRATING = 2  # points of a sweep that forecasts are made from
+HEADLINE_PROCESSES = 5  # for the question, in the loop that users would write, before the rest is measured
+CALIBRATING = 2  # points of a sweep that predictions are fitted on
 LARGEST_BYTES = 4 << 30  # of the arrays of one float32 call
 LARGEST_FILE = 1 << 20  # bytes of a study file
 LONGEST_NAME = 64  # characters: names become parts of file names
@@ -36,21 +36,21 @@ NAMES = (
 )
 
 
-def nearest(what: str, value: str, known: Iterable[str]) -> str:
-    """`value`, when it is known; else ValueError with the nearest match."""
-    known = list(known)
-    if value in known:
+def nearest(kind: str, value: str, choices: Iterable[str]) -> str:
+    """Return `value` when it is one of the choices; otherwise raise ValueError with the nearest of them."""
+    choices = list(choices)
+    if value in choices:
         return value
-    near = difflib.get_close_matches(value, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    raise ValueError(f"unknown {what} {value!r}: {hint}")
+    matches = difflib.get_close_matches(value, choices, 1)
+    hint = f"did you mean {matches[0]}?" if matches else f"there are {', '.join(choices)}"
+    raise ValueError(f"unknown {kind} {value!r}: {hint}")
 
 
 def _checked_name(name: str) -> str:
-    """Return `name` where it keeps the rule of names; else raise ValueError with the rule."""
+    """Return `name` when it follows the rule NAMES; otherwise raise ValueError with the rule."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or len(name) > LONGEST_NAME:
-        shown = name if len(name) <= LONGEST_NAME else f"{name[:20]}..."
-        raise ValueError(f"{shown!r} is no name: {NAMES}")
+        excerpt = name if len(name) <= LONGEST_NAME else f"{name[:20]}..."
+        raise ValueError(f"{excerpt!r} is no name: {NAMES}")
     return name
 
 
@@ -60,10 +60,13 @@ def plain(text: str) -> str:
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """The first name that two have, or None. Case tells no names apart, as it tells no files apart on some systems."""
-    given = list(names)
-    counts = Counter(map(str.lower, given))
-    return next((name for name in given if counts[name.lower()] > 1), None)
+    """Return the first name that occurs twice, or None.
+
+    Names that differ only in case count as the same, because some file systems do not distinguish them.
+    """
+    spellings = list(names)
+    counts = Counter(map(str.lower, spellings))
+    return next((name for name in spellings if counts[name.lower()] > 1), None)
 
 
 Name = Annotated[str, AfterValidator(_checked_name)]  # becomes a file name and a word of Markdown
@@ -77,7 +80,7 @@ class Workload(BaseModel):
     name: Name
     B: Size
     T: Size
-    I: Size  # noqa: E741  the word of the study
+    I: Size  # noqa: E741  the study's name for it
     H: Size
     O: Size  # noqa: E741
     cell: str = "rnn_tanh"
@@ -97,12 +100,12 @@ class Workload(BaseModel):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the weights and inputs, by name."""
-        wide = len(GATES[self.cell]) * self.H
+        """Return the shapes of the weights and inputs, by name."""
+        width = len(GATES[self.cell]) * self.H
         return {
-            "w_in": (self.I, wide),
-            "w_rec": (self.H, wide),
-            "b_rec": (wide,),
+            "w_in": (self.I, width),
+            "w_rec": (self.H, width),
+            "b_rec": (width,),
             "w_out": (self.H, self.O),
             "b_out": (self.O,),
             "x": (self.T, self.B, self.I),
@@ -138,7 +141,7 @@ DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), wi
 KNOWN = NAMED | DEEPBENCH
 
 AROUND_THE_LOOP = ("none", "in_loop", "per_step", "batched")
-USUAL = {  # what a study has that selects no recurrence and no projection: each form where it tells something
+USUAL = {  # the arms of a study that selects neither recurrences nor projections: each form where it is informative
     "unrolled": AROUND_THE_LOOP,
     "scan": AROUND_THE_LOOP,
     "layer": ("none", "in_loop", "batched", "library"),
@@ -147,7 +150,7 @@ USUAL = {  # what a study has that selects no recurrence and no projection: each
 
 
 SWEPT = ("none", "in_loop", "batched")  # projections of a sweep
-FACTORS = {  # what each size of a sweep's centre is multiplied by, one size at a time, the most telling first
+FACTORS = {  # multiply one size of a sweep's centre at a time; for each size, the most informative factor first
     "T": (1 / 4, 4, 1 / 2, 2),
     "B": (1 / 50, 5, 1 / 5),
     "H": (4, 1 / 4),
@@ -156,40 +159,45 @@ FACTORS = {  # what each size of a sweep's centre is multiplied by, one size at 
 
 
 def around(centre: Workload) -> list[Workload]:
-    """The points of a sweep: the centre under a second name, with fewer steps, and with one other size at a time.
+    """Return the points of a sweep, with those that predictions are fitted on (the first CALIBRATING) at the front.
 
-    Forecasts are made from the first CALIBRATING of them. What is no workload, or too large for one, is left out.
+    The points are the centre under a second name, the centre with fewer steps, and the centre with one other size
+    changed at a time. Sizes that make no valid workload, or one that is too large, are left out.
     """
-    start = centre.name[: LONGEST_NAME - len("-O65536")]
-    made = {"centre": centre.model_copy(update={"name": f"{start}-centre"})}
-    for rank in range(max(map(len, FACTORS.values()))):
+    prefix = centre.name[: LONGEST_NAME - len("-O65536")]
+    points = {"centre": centre.model_copy(update={"name": f"{prefix}-centre"})}
+    for position in range(max(map(len, FACTORS.values()))):
         for size, factors in FACTORS.items():
-            value = max(1, round(getattr(centre, size) * factors[rank])) if rank < len(factors) else 0
+            value = max(1, round(getattr(centre, size) * factors[position])) if position < len(factors) else 0
             with suppress(ValidationError):
                 if value != getattr(centre, size):
-                    sizes = centre.model_dump() | {size: value, "name": f"{start}-{size}{value}"}
-                    made.setdefault(f"{size}{value}", Workload(**sizes))
-    return sorted(made.values(), key=lambda point: point is not made["centre"] and point is not _other_steps(made))
+                    sizes = centre.model_dump() | {size: value, "name": f"{prefix}-{size}{value}"}
+                    points.setdefault(f"{size}{value}", Workload(**sizes))
+    return sorted(
+        points.values(), key=lambda point: point is not points["centre"] and point is not _other_steps(points)
+    )
 
 
 def _other_steps(points: dict[str, Workload]) -> Workload | None:
-    """The first point whose steps are not the centre's."""
+    """Return the first point whose number of steps differs from the centre's, or None."""
     return next((point for point in points.values() if point.T != points["centre"].T), None)
 
 
 class Study(BaseModel):
-    """A study. A selection of None means everything there is on this machine, but for recurrences and projections:
-    with neither selected the arms are the usual ones, and with one of them selected all there are of the other.
+    """The settings of a study.
 
-    `sweep`: the workload around which sizes are swept, in the loop that one would write in each execution, with the
-    first of the thread counts; None for no sweep.
+    A selection of None means everything that this machine has. The exceptions are recurrences and projections: with
+    neither selected, the arms are those of USUAL; with one of the two selected, the other has all its values.
+
+    `sweep`: the workload around which sizes are swept, in the loop that users would write in each execution, with the
+    first thread count; None for no sweep.
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
-    `budget_s`: after this long no further block is started (None: no limit).
-    `block_s`: how long a block's rounds should take, at least `rounds_min` and at most `rounds` of them.
-    `memory`: how workers take it from the kernel (harness.machine.allocator).
-    `processes`: worker processes of a cell. None: a pilot of `pilot` of them, or a few more where the question is
-    (harness.run.schedule), and then of the question's arms as many as bring the 95% interval of each of their gaps to
-    ±`target`, at most `processes_max`.
+    `budget_s`: after this many seconds no further block is started (None: no limit).
+    `block_s`: how many seconds a block's rounds should take. There are at least `rounds_min` and at most `rounds`.
+    `memory`: how workers take memory from the kernel (harness.machine.allocator).
+    `processes`: worker processes of a cell. With None there is first a pilot of `pilot` processes, or a few more for
+    the question (harness.run.schedule). The question's arms then get as many processes, at most `processes_max`, as
+    bring the 95% interval of each of their gaps to ±`target`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -255,22 +263,22 @@ class Study(BaseModel):
                 raise ValueError(f"{name} names something twice")
             if values == []:
                 raise ValueError(f"{name} is empty")
-        if both := repeated(w.name for w in self.workloads):
-            raise ValueError(f"workloads: two have the name {both} (case tells no names apart)")
-        if both := repeated(w.name for w in [*self.workloads, *self.swept]):
-            raise ValueError(f"workload {both} has the name of a point of the sweep")
+        if duplicate := repeated(w.name for w in self.workloads):
+            raise ValueError(f"workloads: two have the name {duplicate} (case tells no names apart)")
+        if duplicate := repeated(w.name for w in [*self.workloads, *self.swept]):
+            raise ValueError(f"workload {duplicate} has the name of a point of the sweep")
         return self
 
     @property
     def swept(self) -> list[Workload]:
-        """The points of the sweep, those that forecasts are made from first."""
+        """Return the points of the sweep, with those that predictions are fitted on at the front."""
         return around(self.sweep) if self.sweep else []
 
     @property
     def arms(self) -> list[Arm]:
-        """The arms to study, wherever they can be had."""
+        """Return the arms to study, including those that some executions or devices lack."""
         if self.recurrences is None and self.projections is None:
-            return [Arm(recurrence, projection) for recurrence, some in USUAL.items() for projection in some]
+            return [Arm(recurrence, projection) for recurrence, usual in USUAL.items() for projection in usual]
         recurrences, projections = self.recurrences or RECURRENCES, self.projections or PROJECTIONS
         return [Arm(recurrence, projection) for recurrence in recurrences for projection in projections]
 
@@ -296,19 +304,23 @@ SCALES: dict[str, dict[str, Any]] = {
         "sweep": "book",
     },
 }
-NARROWED = ("workloads", "recurrences", "projections")  # who selects these gets no sweep that was not asked for
+NARROWED = ("workloads", "recurrences", "projections")  # selecting any of these turns off the preset's sweep
 
 
 def workload(text: str) -> Workload:
-    """A name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..]; the cell is rnn_tanh if not said."""
+    """Return the workload that a text describes.
+
+    The text is a name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..]; the cell is rnn_tanh by default.
+    Raises ValueError.
+    """
     if "=" not in text:
         return KNOWN[nearest("workload", text, KNOWN)]
-    parts = [part.partition("=") for part in text.split(",")]
-    given = {key.strip(): value.strip() for key, _, value in parts}
-    if len(given) != len(parts):
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(values) != len(pairs):
         raise ValueError(f"{text!r} gives a size twice")
     sizes: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in values.items():
         nearest("size", key, [*"BTIHO", "cell"])
         if key != "cell" and not re.fullmatch(r"[0-9]{1,9}", value):
             raise ValueError(f"{key}={value} is not a whole number of at least 1")
@@ -320,59 +332,62 @@ def workload(text: str) -> Workload:
 
 
 def _spelled_out(sizes: dict[str, Any]) -> str:
-    """The name of a workload that has none of its own."""
+    """Return the name of a workload that has no name of its own."""
     return "-".join(f"{size}{sizes[size]}" for size in "BTIHO") + f"-{sizes['cell']}"
 
 
-def load(path: Path | None, scale: str | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None) -> Study:
-    """The study: the scale's defaults and the command's, overridden by the TOML file, overridden by flags.
+def load(path: Path | None, preset: str | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None) -> Study:
+    """Return the study that a preset, a command's defaults, a TOML file and flags define.
 
-    Raises UsageError with one sentence on an unreadable file, an unknown key, an impossible value, a text with nothing
-    in it, or a name that says other sizes.
+    Each of them overrides the ones named before it.
+
+    Raises UsageError with one sentence on an unreadable file, an unknown key, an impossible value, an empty text, or a
+    name that says other sizes than the workload's.
     """
-    written = _read(path) if path else {}
-    label = written.pop("label", "default")
-    scale = scale or label
-    if not isinstance(label, str) or label not in SCALES or scale not in SCALES:
+    file_settings = _read(path) if path else {}
+    label = file_settings.pop("label", "default")
+    preset = preset or label
+    if not isinstance(label, str) or label not in SCALES or preset not in SCALES:
         raise UsageError(f"{path}: label must be one of {', '.join(SCALES)}")
-    said = written | {key: value for key, value in flags.items() if value is not None}
-    if blank := next((key for key, value in said.items() if _is_blank(value)), None):
+    settings = file_settings | {key: value for key, value in flags.items() if value is not None}
+    if blank := next((key for key, value in settings.items() if _is_blank(value)), None):
         raise UsageError(f"{blank} is given with nothing in it: leave it out, or say which")
-    usual = SCALES[scale] | ({"sweep": None} if any(name in said for name in NARROWED) else {})
+    preset_settings = SCALES[preset] | ({"sweep": None} if any(name in settings for name in NARROWED) else {})
     try:
-        study = Study.model_validate({"label": scale} | usual | (defaults or {}) | said)
+        study = Study.model_validate({"label": preset} | preset_settings | (defaults or {}) | settings)
     except ValidationError as error:
         raise UsageError(sentence(error, path)) from None
-    for chosen in (*study.workloads, *([study.sweep] if study.sweep else [])):
-        if why := _mislabelled(chosen):
-            raise UsageError(f"{path}: {why}" if path else why)
+    for candidate in (*study.workloads, *([study.sweep] if study.sweep else [])):
+        if reason := _mislabelled(candidate):
+            raise UsageError(f"{path}: {reason}" if path else reason)
     return study
 
 
 def _is_blank(value: Any) -> bool:
-    """Whether a value, or one of a list, is a text that says nothing."""
-    values = value if isinstance(value, list) else [value]
-    return any(isinstance(each, str) and not each.strip() for each in values)
+    """Return whether a value, or any item of a list, is a text without any visible character."""
+    items = value if isinstance(value, list) else [value]
+    return any(isinstance(item, str) and not item.strip() for item in items)
 
 
-def _mislabelled(chosen: Workload) -> str | None:
-    """Why a workload's name says that it is another, or None.
+def _mislabelled(candidate: Workload) -> str | None:
+    """Return why a workload's name belongs to a different workload, or None.
 
-    A known workload's name is for its own sizes alone (`book` has inputs of its own), and so is one made of sizes.
+    The name of a known workload is reserved for its own sizes (`book` has inputs of its own), and so is a name that is
+    made of sizes.
     """
-    known = {name.lower(): name for name in KNOWN}
-    owner = KNOWN.get(known.get(chosen.name.lower(), ""))
-    if owner and owner != chosen:
+    names = {name.lower(): name for name in KNOWN}
+    owner = KNOWN.get(names.get(candidate.name.lower(), ""))
+    if owner and owner != candidate:
         sizes = ",".join(f"{size}={getattr(owner, size)}" for size in "BTIHO")
-        return f"the name {chosen.name} is kept for {sizes},cell={owner.cell}: give this workload another"
-    spelled = _spelled_out(chosen.model_dump())
-    if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+-[a-z_]+", chosen.name) and chosen.name != spelled:
-        return f"the name {chosen.name} says other sizes than the workload's: give it another, or {spelled}"
+        return f"the name {candidate.name} is kept for {sizes},cell={owner.cell}: give this workload another"
+    size_name = _spelled_out(candidate.model_dump())
+    if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+-[a-z_]+", candidate.name) and candidate.name != size_name:
+        return f"the name {candidate.name} says other sizes than the workload's: give it another, or {size_name}"
     return None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a TOML file says; a byte order mark before it is passed over. Raises UsageError."""
+    """Return the contents of a TOML file; a byte order mark at its start is ignored. Raises UsageError."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
@@ -385,23 +400,23 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not TOML, which is UTF-8 text: {error}") from None
     except RecursionError:
         raise UsageError(f"{path} is not TOML that can be read: its values are nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
+    except ValueError as error:  # TOMLDecodeError, or Python's error on a number with thousands of digits
         raise UsageError(f"{path} is not TOML: {error}") from None
 
 
 def sentence(error: ValueError, path: Path | None = None) -> str:
-    """What is wrong with what was given, in a sentence that begins with where it stood."""
-    start = f"{path}: " if path else ""
+    """Return what is wrong with an input, as a sentence that begins with the place of the error."""
+    prefix = f"{path}: " if path else ""
     if not isinstance(error, ValidationError):
-        return f"{start}{error}"
-    first = error.errors(include_url=False)[0]
-    field, *inner = first["loc"] or ("",)
+        return f"{prefix}{error}"
+    detail = error.errors(include_url=False)[0]
+    field, *inner = detail["loc"] or ("",)
     place = ".".join([str(field), *(part for part in inner if isinstance(part, str) and part in Workload.model_fields)])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        place = ".".join(str(part) for part in detail["loc"] if not isinstance(part, int))
         keys = Workload.model_fields if inner else Study.model_fields
         message = f"unknown key; the keys are {', '.join(keys)}"
     elif field == "threads" and inner:
         message = "takes 'all' and whole numbers from 1 to 1024"
-    return f"{start}{place}: {message}" if place else f"{start}{message}"
+    return f"{prefix}{place}: {message}" if place else f"{prefix}{message}"

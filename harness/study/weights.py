@@ -1,7 +1,7 @@
-"""Weights and inputs: made from a seed or read from the user, stored as safetensors, hashed.
+"""Weights and inputs: made from a seed or read from the user's files, stored as safetensors, hashed.
 
 The weights are Glorot-uniform (Glorot and Bengio 2010), the recurrent ones orthogonal (Saxe et al.
-2014), the biases small and not zero, so that a dropped bias shows. All are float32, which every
+2014). The biases are small and not zero, so that a dropped bias shows. All are float32, which every
 precision of the study holds exactly.
 """
 
@@ -27,77 +27,77 @@ Files = dict[str, bytes]
 
 
 def make_weights(workload: Workload, seed: int) -> Arrays:
-    """w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O], b_out [O], float32."""
-    random = np.random.default_rng([seed, 1])
+    """Make w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O] and b_out [O], float32."""
+    rng = np.random.default_rng([seed, 1])
     shapes = workload.shapes
-    made = {
-        "w_in": _glorot(random, shapes["w_in"]),
-        "w_rec": _orthogonal(random, shapes["w_rec"]),
-        "b_rec": random.uniform(-0.1, 0.1, shapes["b_rec"]),
-        "w_out": _glorot(random, shapes["w_out"]),
-        "b_out": random.uniform(-0.1, 0.1, shapes["b_out"]),
+    arrays = {
+        "w_in": _glorot(rng, shapes["w_in"]),
+        "w_rec": _orthogonal(rng, shapes["w_rec"]),
+        "b_rec": rng.uniform(-0.1, 0.1, shapes["b_rec"]),
+        "w_out": _glorot(rng, shapes["w_out"]),
+        "b_out": rng.uniform(-0.1, 0.1, shapes["b_out"]),
     }
-    return {name: np.ascontiguousarray(a, np.float32) for name, a in made.items()}
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
 
 
 def make_inputs(workload: Workload, seed: int) -> Arrays:
-    """x [T, B, I] and target [T, B, O], float32.
+    """Make x [T, B, I] and target [T, B, O], float32.
 
     `book`, of its own sizes, is the chapter's series t*sin(t)/3 + 2*sin(5t) on [0, 30] at resolution
     0.1: each member of the batch starts at a random t0, and the target is the series one step ahead.
     Any other workload has standard normal inputs and targets.
     """
-    random = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([seed, 2])
     shapes = workload.shapes
     if workload == NAMED["book"]:
-        return _series(random, workload.T, workload.B)
-    return {name: random.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
+        return _series(rng, workload.T, workload.B)
+    return {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
 
 
 def make_untrained(workload: Workload, seed: int) -> Arrays:
-    """The weights that the chapter's training starts from, float32: TF1's defaults.
+    """Make the weights that the chapter's training starts from, float32: TF1's defaults.
 
-    Inputs and hidden states share a kernel [I + H, G*H], which is Glorot-uniform as one; the biases are zero.
+    Inputs and hidden states share one kernel [I + H, G*H], which is Glorot-uniform as a whole. The biases are zero.
     """
-    random = np.random.default_rng([seed, 3])
+    rng = np.random.default_rng([seed, 3])
     shapes = workload.shapes
-    inputs, wide = shapes["w_in"]
-    kernel = _glorot(random, (inputs + workload.H, wide))
-    made = {
+    inputs, width = shapes["w_in"]
+    kernel = _glorot(rng, (inputs + workload.H, width))
+    arrays = {
         "w_in": kernel[:inputs],
         "w_rec": kernel[inputs:],
         "b_rec": np.zeros(shapes["b_rec"]),
-        "w_out": _glorot(random, shapes["w_out"]),
+        "w_out": _glorot(rng, shapes["w_out"]),
         "b_out": np.zeros(shapes["b_out"]),
     }
-    return {name: np.ascontiguousarray(a, np.float32) for name, a in made.items()}
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
 
 
 def make_batches(workload: Workload, count: int, seed: int) -> Arrays:
-    """x [N, T, B, I] and target [N, T, B, O], float32: N batches of the chapter's series, see make_inputs."""
-    random = np.random.default_rng([seed, 4])
-    batches = [_series(random, workload.T, workload.B) for _ in range(count)]
+    """Make x [N, T, B, I] and target [N, T, B, O], float32: N batches of the chapter's series (see make_inputs)."""
+    rng = np.random.default_rng([seed, 4])
+    batches = [_series(rng, workload.T, workload.B) for _ in range(count)]
     return {name: np.stack([batch[name] for batch in batches]) for name in INPUTS}
 
 
 def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
-    """Arrays of a file that must hold exactly `names` in the workload's shapes, float32 and finite.
+    """Read arrays from a file that must hold exactly `names` in the workload's shapes, float32 and finite.
 
     Raises UsageError with one sentence.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a safetensors file")
     with _opened(path) as file:
-        held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        if set(held) != set(names):
-            raise UsageError(f"{path} {_unlike(set(held), names)}, but must hold {', '.join(names)}")
-        for name, kept in held.items():
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        if set(slices) != set(names):
+            raise UsageError(f"{path} {_unlike(set(slices), names)}, but must hold {', '.join(names)}")
+        for name, entry in slices.items():
             shape = workload.shapes[name]
-            if kept.get_dtype() != "F32":
-                raise UsageError(f"{path}: {name} is {_dtype(kept.get_dtype())}, but must be float32")
-            if tuple(kept.get_shape()) != shape:
+            if entry.get_dtype() != "F32":
+                raise UsageError(f"{path}: {name} is {_dtype(entry.get_dtype())}, but must be float32")
+            if tuple(entry.get_shape()) != shape:
                 raise UsageError(
-                    f"{path}: {name} has shape {tuple(kept.get_shape())}, but workload {workload.name} needs {shape}"
+                    f"{path}: {name} has shape {tuple(entry.get_shape())}, but workload {workload.name} needs {shape}"
                 )
         arrays = {name: file.get_tensor(name) for name in names}
     for name, array in arrays.items():
@@ -106,77 +106,88 @@ def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
     return arrays
 
 
-def _unlike(held: set[str], names: tuple[str, ...]) -> str:
-    """In what the names of a file's arrays are not those wanted; a few of many."""
-    lacking, further = [name for name in names if name not in held], sorted(held - set(names))
-    shown = ", ".join(repr(name)[:40] for name in further[:3]) + (", ..." if len(further) > 3 else "")
-    said = [f"lacks {', '.join(lacking)}"] if lacking else []
-    return " and ".join([*said, f"also holds {shown}"] if further else said)
+def _unlike(file_names: set[str], names: tuple[str, ...]) -> str:
+    """Return how the array names in a file differ from the required names.
+
+    Of the names that are not required, at most three are listed.
+    """
+    missing, extra = [name for name in names if name not in file_names], sorted(file_names - set(names))
+    examples = ", ".join(repr(name)[:40] for name in extra[:3]) + (", ..." if len(extra) > 3 else "")
+    clauses = [f"lacks {', '.join(missing)}"] if missing else []
+    return " and ".join([*clauses, f"also holds {examples}"] if extra else clauses)
 
 
 def _dtype(name: str) -> str:
-    """How NumPy calls what safetensors calls `name`; `name` itself where it has no such numbers."""
+    """Return NumPy's name for a safetensors dtype, or `name` itself where NumPy has no such type."""
     letters = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat"}
     kind, bits = name.rstrip("0123456789"), name.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     return f"{letters[kind]}{bits}" if kind in letters else name
 
 
 def load(folder: Path, workload: Workload) -> Data:
-    """The weights and inputs stored for a workload in a run's folder; float32."""
+    """Load the weights and inputs stored for a workload in a run's folder, float32."""
     weights = _arrays(folder / f"{workload.name}.weights.safetensors")
     inputs = _arrays(folder / f"{workload.name}.inputs.safetensors")
     return Data(Weights(**weights), inputs["x"], inputs["target"])
 
 
 def files(workload: Workload, seed: int, weights: str | None, inputs: str | None) -> Files:
-    """A workload's weights and inputs, made or read, as the contents of the files they are stored in.
+    """Return a workload's weights and inputs as the contents of the files they are stored in.
 
-    Raises UsageError when one that was given can not be used.
+    `weights` and `inputs` are paths to read from; where one is None, its arrays are made from the seed.
+    Raises UsageError when a given file cannot be used.
     """
-    w = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
-    i = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
-    return {f"{workload.name}.weights.safetensors": save(w), f"{workload.name}.inputs.safetensors": save(i)}
+    weight_arrays = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
+    input_arrays = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
+    return {
+        f"{workload.name}.weights.safetensors": save(weight_arrays),
+        f"{workload.name}.inputs.safetensors": save(input_arrays),
+    }
 
 
-def unpacked(made: Files, workload: Workload) -> Data:
-    """A workload's weights and inputs out of the contents of its files; float32."""
-    w, i = (loaded(made[f"{workload.name}.{kind}.safetensors"]) for kind in ("weights", "inputs"))
-    return Data(Weights(**w), i["x"], i["target"])
+def unpacked(contents: Files, workload: Workload) -> Data:
+    """Return a workload's weights and inputs from the contents of its files, float32."""
+    weights, inputs = (loaded(contents[f"{workload.name}.{kind}.safetensors"]) for kind in ("weights", "inputs"))
+    return Data(Weights(**weights), inputs["x"], inputs["target"])
 
 
 def training_files(workload: Workload, steps: int, seed: int) -> Files:
-    """What a training starts from and is fed with, as the contents of the files they are stored in."""
+    """Return a training's initial weights and its batches as the contents of the files they are stored in."""
     start, batches = make_untrained(workload, seed), make_batches(workload, steps, seed)
     return {f"{workload.name}.weights.safetensors": save(start), f"{workload.name}.batches.safetensors": save(batches)}
 
 
 def load_training(folder: Path, workload: Workload) -> Data:
-    """Weights, and x [N, T, B, I] and target [N, T, B, O] of the batches, as `training_files` stored them."""
+    """Load what `training_files` stored: weights, and x [N, T, B, I] and target [N, T, B, O] of the batches."""
     weights = _arrays(folder / f"{workload.name}.weights.safetensors")
     batches = _arrays(folder / f"{workload.name}.batches.safetensors")
     return Data(Weights(**weights), batches["x"], batches["target"])
 
 
-def store(folder: Path, made: Files) -> None:
-    """Write files into a folder, which is made if there is none."""
+def store(folder: Path, contents: Files) -> None:
+    """Write files into a folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in made.items():
+    for name, content in contents.items():
         (folder / name).write_bytes(content)
 
 
-def hashes(made: Files) -> dict[str, str]:
-    """SHA-256 by file name."""
-    return {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
+def hashes(contents: Files) -> dict[str, str]:
+    """Return the SHA-256 of each file, by file name."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def _arrays(path: Path) -> Arrays:
+    """Return all arrays of a safetensors file, by name."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises UsageError where it, or what is read of it, is none that NumPy can hold."""
+    """Open a safetensors file.
+
+    Raises UsageError when the file cannot be read, or when NumPy cannot hold what is read from it.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
@@ -188,19 +199,19 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UsageError(f"{path} is not a safetensors file that NumPy can hold: {error}") from None
 
 
-def _glorot(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def _glorot(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     limit = np.sqrt(6 / (shape[0] + shape[1]))
-    return random.uniform(-limit, limit, shape)
+    return rng.uniform(-limit, limit, shape)
 
 
-def _orthogonal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def _orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     rows, columns = shape
-    blocks = [np.linalg.qr(random.standard_normal((rows, rows)))[0] for _ in range(columns // rows)]
+    blocks = [np.linalg.qr(rng.standard_normal((rows, rows)))[0] for _ in range(columns // rows)]
     return np.concatenate(blocks, axis=1)
 
 
-def _series(random: np.random.Generator, steps: int, batch: int) -> Arrays:
-    start = random.uniform(0, 30 - steps * 0.1, (1, batch))
+def _series(rng: np.random.Generator, steps: int, batch: int) -> Arrays:
+    start = rng.uniform(0, 30 - steps * 0.1, (1, batch))
     t = start + 0.1 * np.arange(steps + 1)[:, None]  # [T + 1, B]
     y = (t * np.sin(t) / 3 + 2 * np.sin(5 * t))[..., None].astype(np.float32)  # [T + 1, B, 1]
     return {"x": np.ascontiguousarray(y[:-1]), "target": np.ascontiguousarray(y[1:])}

@@ -1,1 +1,1 @@
-"""Whether an arm computes what it should: bounds on what rounding may do, and the output check against them."""
+"""Verification of an arm's outputs: bounds on the effect of rounding, and the output check that applies them."""

@@ -1,10 +1,10 @@
 """The worker: one process, one framework, device, thread count, execution and precision.
 
-The only importer of impls.<framework>. It reads requests from stdin, one JSON object a line, and
-answers on a descriptor of its own, so whatever a framework prints harms nothing:
+The only process that imports impls.<framework>. It reads requests from stdin, one JSON object per line, and
+answers on a file descriptor of its own, so that nothing a framework prints can spoil an answer:
 
     {"do": "facts", "threads": [...], "devices": [...], "cache": ...} -> versions, executions, devices, environments
-    {"do": "oracle", ...}         -> {"is": "stage", ...} ... then {"is": "oracle", "found": {...}}, of a training
+    {"do": "oracle", ...}         -> {"is": "stage", ...} ... then {"is": "oracle", "found": {...}}, for a training
     {"do": "open", "settings": {...}, "prove": true, "rate": true} -> {"is": "open", "threads_used": ..., "rates": ...}
     {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
     {"do": "train", ...}          -> {"is": "stage", ...} ... then {"is": "train", "forms": {...}}
@@ -33,13 +33,16 @@ from harness.study.study import Workload
 from harness.worker import peak_rates, timing, training
 from impls.interface import Arm, Backend, Outputs, Settings
 
-PRODUCT = 1536  # side of the product that proves the threads
+PRODUCT = 1536  # side of the square product that shows how many threads are used
 Send = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
-    """Serve requests until stdin ends. Arguments: framework, descriptor to answer on."""
-    end_with_parent()  # a parent that is killed leaves no one measuring
+    """Serve requests until stdin ends.
+
+    Command-line arguments: the framework, and the file descriptor to answer on.
+    """
+    end_with_parent()  # so that no worker keeps measuring after its parent was killed
     framework, descriptor = sys.argv[1], int(sys.argv[2])
     with os.fdopen(descriptor, "w", encoding="utf-8") as answers:
 
@@ -65,7 +68,10 @@ def main() -> None:
 
 
 def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
-    """What the framework says of itself, and the environment each of its workers needs."""
+    """Return the framework's facts about itself, and the environment that each of its workers needs.
+
+    If the framework is not installed or does not start, the answer's `missing` holds the reason instead.
+    """
     environments = [
         {
             "device": device,
@@ -76,41 +82,44 @@ def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
         for threads in request["threads"]
     ]
     try:
-        found = backend.facts()
+        framework_facts = backend.facts()
     except ModuleNotFoundError as error:
         return {"is": "facts", "missing": f"{error.name or error} is not installed", "installed": False}
-    except Exception as error:  # whatever it raises is a finding, and no crash
+    except Exception as error:  # whatever a framework raises is a fact to report, not a crash
         return {"is": "facts", "missing": f"it is installed and does not start: {_why(error)}"}
-    return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(found)}
+    return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(framework_facts)}
 
 
 def _why(error: Exception) -> str:
-    """What an error says, in a line; and the line of code that raised it, where it says nothing."""
-    said = " ".join(str(error).split())
+    """Return an error's type and message on one line; without a message, the line of code that raised it."""
+    message = " ".join(str(error).split())
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {said or f'{frame.line} ({frame.filename}, line {frame.lineno})'}"
+    return f"{type(error).__name__}: {message or f'{frame.line} ({frame.filename}, line {frame.lineno})'}"
 
 
 def open_(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict[str, Any]:
-    """Open the framework, prove its threads, and measure what it can do at best."""
-    opened: dict[str, Any] = {"is": "open", "numerics": backend.open(settings)}
-    opened["rates"] = peak_rates.measured(backend, time.perf_counter_ns) if rate else None
+    """Open the framework; with `rate`, measure its peak rates; with `prove`, check how many threads it uses."""
+    answer: dict[str, Any] = {"is": "open", "numerics": backend.open(settings)}
+    answer["rates"] = peak_rates.measured(backend, time.perf_counter_ns) if rate else None
     if not prove:
-        return opened | {"proven": None, "threads_used": None}
+        return answer | {"proven": None, "threads_used": None}
     proven, ratio = timing.threads_proven(
         settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
     )
-    return opened | {"proven": proven, "threads_used": ratio}
+    return answer | {"proven": proven, "threads_used": ratio}
 
 
 def block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:
-    """Run one block; its outputs go into the folder the request names, its times into the answer."""
+    """Run one block: write its outputs into the folder that the request names, and return its times.
+
+    If a file cannot be written, the answer is of kind "unwritten" and holds the reason.
+    """
     workload = Workload(**request["workload"])
     data = weights.load(Path(request["weights"]), workload)
     steps = request["steps"] or workload.T
     data = data._replace(x=data.x[:steps], target=data.target[:steps])
     rounds = request["rounds"]
-    todo = timing.Block(
+    spec = timing.Block(
         cell=workload.cell,
         pass_=request["pass"],
         execution=request["execution"],
@@ -125,31 +134,33 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
         hurried=request["hurried"],
         overwrites=request["overwrites"],
     )
-    outputs = Path(request["outputs"])
+    folder = Path(request["outputs"])
 
-    def keep(name: str, moment: str, arrays: Outputs) -> None:
-        named = {f"{name}/{moment}/{quantity}": array for quantity, array in arrays.items()}
+    def keep(name: str, moment: str, outputs: Outputs) -> None:
+        arrays = {f"{name}/{moment}/{quantity}": array for quantity, array in outputs.items()}
         with _writing():
-            save_file(named, outputs / f"{name}.{moment}.safetensors")
+            save_file(arrays, folder / f"{name}.{moment}.safetensors")
 
     try:
-        result = timing.block(backend, todo, METERS, keep, _stage(send))
+        result = timing.block(backend, spec, METERS, keep, _stage(send))
         if request["texts"]:
             with _writing():
                 _write(Path(request["texts"]), result.texts)
     except Unwritten as error:
         return {"is": "unwritten", "reason": f"a program's outputs or text cannot be written: {error}"}
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
-    floors = _floors(backend, todo) if todo.rounds else {}
+    floors = _floors(backend, spec) if spec.rounds else {}
     return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
 
 
-class Unwritten(Exception):  # noqa: N818  a full disk, mostly; an OSError of a framework's is another thing
-    """A file of ours could not be written; the message is the system's."""
+# A class of its own, because a framework may raise an OSError for other reasons. The usual cause is a full disk.
+class Unwritten(Exception):  # noqa: N818
+    """A file of the harness could not be written; the message is the system's."""
 
 
 @contextmanager
 def _writing() -> Iterator[None]:
+    """Raise Unwritten for an error of the system or of safetensors."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -157,7 +168,10 @@ def _writing() -> Iterator[None]:
 
 
 def minor_faults() -> int:
-    """Pages that this process, all its threads, was given by the kernel so far without reading them from a disk."""
+    """Return the minor page faults of this process, all its threads included, so far.
+
+    These are pages that the kernel gave the process without reading them from a disk.
+    """
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
@@ -165,37 +179,41 @@ METERS = timing.Meters(time.perf_counter_ns, minor_faults)
 
 
 def oracle(request: dict[str, Any], send: Send) -> dict[str, Any]:
-    """The oracle's trajectories for a training; no framework is imported for it."""
+    """Compute the oracle's trajectories for a training; no framework is imported for it."""
     workload = Workload(**request["workload"])
     data = weights.load_training(Path(request["weights"]), workload)
     return {"is": "oracle", "found": training.oracle(data, workload.cell, _stage(send))}
 
 
 def train(backend: Backend, request: dict[str, Any], send: Send) -> dict[str, Any]:
-    """Train the forms of one recurrence; fp32."""
+    """Train the forms of one recurrence in fp32, and return their trajectories."""
     workload = Workload(**request["workload"])
     data = weights.load_training(Path(request["weights"]), workload)
-    todo = training.Training(workload.cell, request["execution"], request["recurrence"], data, request["seed"])
-    forms = training.train(backend, todo, time.perf_counter_ns, _stage(send))
-    return {"is": "train", "forms": {name: dataclasses.asdict(found) for name, found in forms.items()}}
+    spec = training.Training(workload.cell, request["execution"], request["recurrence"], data, request["seed"])
+    forms = training.train(backend, spec, time.perf_counter_ns, _stage(send))
+    return {"is": "train", "forms": {name: dataclasses.asdict(trajectory) for name, trajectory in forms.items()}}
 
 
 def _stage(send: Send) -> Callable[[str, str], None]:
-    """What tells the parent which arm is about to do what."""
+    """Return a function that tells the parent which arm is about to do what."""
     return lambda arm, what: send({"is": "stage", "arm": arm, "what": what})
 
 
 def _write(folder: Path, texts: dict[str, dict[str, str]]) -> None:
+    """Write the programs' texts (arm -> file name -> text) into `folder`."""
     for arm, files in texts.items():
         for name, text in files.items():
             (folder / f"{arm}.{name}").write_text(text, encoding="utf-8")
 
 
-def _floors(backend: Backend, todo: timing.Block) -> dict[str, Any]:
-    """What calling and what measuring costs, in nanoseconds a call. Comes last: it may trace and compile."""
+def _floors(backend: Backend, spec: timing.Block) -> dict[str, Any]:
+    """Return what calling and what measuring costs, in nanoseconds per call.
+
+    Must come after the timing, because it may trace and compile.
+    """
     floors: dict[str, Any] = {"harness_ns": timing.harness_ns(time.perf_counter_ns)}
     try:
-        return floors | {"null_ns": timing.null_ns(backend, todo, time.perf_counter_ns), "reason": ""}
+        return floors | {"null_ns": timing.null_ns(backend, spec, time.perf_counter_ns), "reason": ""}
     except Exception as error:  # whatever a framework raises is a record, not a crash
         return floors | {"null_ns": None, "reason": f"{type(error).__name__}: {timing.first_line(error)}"}
 

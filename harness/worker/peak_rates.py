@@ -1,5 +1,6 @@
-"""What a machine can do at best in a framework's own hands: multiply matrices, move memory; and what a page fault
-costs on it. Runs in the worker.
+"""Peak rates of a machine in a framework's hands: multiplying matrices and moving memory; and a page fault's cost.
+
+Runs in the worker.
 """
 
 import mmap
@@ -17,12 +18,16 @@ COUNTS = tuple(
     1 << power for power in range(10, 23, 2)
 )  # of the numbers scaled; a larger array is new memory each time, mapped page by page
 SAMPLES, SAMPLE_NS = 10, 1e6
-PAGES = 4096  # of the kernel's smallest size
+PAGES = 4096  # pages per sample, of the kernel's smallest size
 
 
 def measured(backend: Backend, clock: Callable[[], int]) -> dict[str, Any]:
-    """Floating-point operations a second of a large float32 product; and nanoseconds of STREAM's scale, which reads and
-    writes every number once (McCalpin 1995), by their count.
+    """Measure the peak rates of a framework and the cost of a page fault.
+
+    `flops_s`: floating-point operations per second of a large float32 product.
+    `scale_ns`: nanoseconds of STREAM's scale, which reads and writes every number once (McCalpin 1995), by the count
+    of numbers.
+    `fault_ns`: nanoseconds of a page fault.
     """
     flops_s = 2e9 * SIDE**3 / _call_ns(backend.product(SIDE), clock)
     scale_ns = {str(count): _call_ns(backend.scale(count), clock) for count in COUNTS}
@@ -30,8 +35,10 @@ def measured(backend: Backend, clock: Callable[[], int]) -> dict[str, Any]:
 
 
 def fault_ns(clock: Callable[[], int]) -> float:
-    """Nanoseconds that the kernel takes to give a process one new page: the best of some samples of PAGES pages, each
-    written to once, less what writing takes when they are there.
+    """Return the nanoseconds that the kernel takes to give a process one new page.
+
+    A sample writes to each of PAGES new pages once. From its time, the time of the same writes to the pages that are
+    there by then is subtracted. The result is the best of SAMPLES samples, per page.
     """
 
     def sample() -> float:
@@ -47,7 +54,10 @@ def fault_ns(clock: Callable[[], int]) -> float:
 
 
 def _call_ns(call: Callable[[], None], clock: Callable[[], int]) -> float:
-    """Nanoseconds a call: the best of some samples, each of as many calls as last long enough; as STREAM counts."""
+    """Return the nanoseconds per call: the best of SAMPLES samples, as in STREAM.
+
+    A sample has as many calls as take about SAMPLE_NS.
+    """
 
     _timed_ns(call, clock, 1)
     calls = max(1, int(SAMPLE_NS / max(_timed_ns(call, clock, 1), 1)))
@@ -55,4 +65,5 @@ def _call_ns(call: Callable[[], None], clock: Callable[[], int]) -> float:
 
 
 def _timed_ns(call: Callable[[], Any], clock: Callable[[], int], calls: int) -> int:
+    """Return the nanoseconds of `calls` calls in the timed region."""
     return timed(clock, lambda outputs: None, lambda x, target: call(), (None, None), calls)[0]

@@ -1,6 +1,6 @@
-"""One block: its arms' first calls, their outputs, and their alternating rounds.
+"""Timing of one block: the arms' first calls, their outputs, and their alternating rounds.
 
-Runs in the worker. The backend, the clock and the random order are handed in.
+Runs in the worker. The backend, the clock and the random seed are handed in.
 """
 
 import gc
@@ -21,12 +21,15 @@ from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run,
 NULL = Arm(*NULL_ARM)
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
-BALLAST = 1 << 20  # bytes at most before an arm's arrays, so that they begin elsewhere in every process
+BALLAST = 1 << 20  # maximum bytes allocated before an arm's arrays, so that their addresses differ between processes
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often each arm is timed: about `block_s` seconds, within the two limits."""
+    """Limits on the rounds of a block.
+
+    The number of rounds is what fits into about `block_s` seconds, but at least `least` and at most `most`.
+    """
 
     least: int
     most: int
@@ -35,11 +38,14 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Block:
-    """Arms of one workload and pass; `rounds` is None when outputs are wanted and no times.
+    """Specification of a block: arms of one workload and pass, and how to time them.
 
-    `counted` are the arms of which is counted what they do in a call; `control`: whether batched has a twin.
-    `calls` of a sample, the same for every arm; None: as many as the shortest arm needs. `hurried`: its time may end
-    before all are called, so that those without which the others say nothing come first.
+    `rounds`: None if only outputs are wanted, not times.
+    `counted`: the arms whose operations in a call are counted as evidence.
+    `control`: whether each batched arm is timed a second time, as its A/A control.
+    `calls`: calls per sample, the same for every arm; None for as many as the shortest arm needs.
+    `hurried`: whether the block's time may end before every arm has been called. The arms without which the others
+    answer nothing are then called first.
     """
 
     cell: str
@@ -49,29 +55,36 @@ class Block:
     data: Data
     rounds: Rounds | None
     seed: int
-    seconds: float = math.inf  # no first call is begun later than this
+    seconds: float = math.inf  # no first call starts later than this
     counted: tuple[Arm, ...] = ()
     control: bool = True
     calls: int | None = None
     hurried: bool = False
-    overwrites: bool = False  # whether a call's outputs are lent until the next one
+    overwrites: bool = False  # whether the next call overwrites a call's outputs
 
 
 @dataclass(frozen=True)
 class Meters:
-    """What is read before and after the timed region: nanoseconds, and the process's minor page faults so far."""
+    """Readings taken before and after the timed region.
+
+    `clock` returns nanoseconds; `faults` returns the process's minor page faults so far.
+    """
 
     clock: Callable[[], int]
     faults: Callable[[], int]
 
 
-Keep = Callable[[str, str, Outputs], None]  # is given an arm's name, a moment (before, after) and its outputs
+# Called with an arm's name, a moment and the arm's outputs. The moment is "before" (on probe inputs) or "after" (on
+# real inputs).
+Keep = Callable[[str, str, Outputs], None]
 
 
 @dataclass
 class ArmTiming:
-    """One arm in one block. Times in nanoseconds; a sample is the time of `calls` calls, `faults` the minor page
-    faults of its process meanwhile.
+    """Timing of one arm in one block.
+
+    Times are in nanoseconds. A sample is the time of `calls` calls; `faults` holds the minor page faults of the
+    process during each sample.
     """
 
     status: str = "ok"
@@ -85,17 +98,17 @@ class ArmTiming:
 
 @dataclass(frozen=True)
 class PreparedArm:
-    """A prepared arm that was called once: what is called, and with what. Its outputs are nobody's."""
+    """A prepared arm that has been called: its callable and its inputs, but not its outputs."""
 
     program: Program
     run: Run
     inputs: Sequence[Any]  # x, target
-    ballast: Any = None  # what keeps its arrays from where another process has them
+    ballast: Any = None  # memory that gives the arm's arrays other addresses than in another process
 
 
 @dataclass
 class Result:
-    """What a block gave, but for outputs. `texts`: arm -> file name -> its program's text."""
+    """Result of a block, without the outputs. `texts`: arm -> file name -> text of the arm's program."""
 
     arms: dict[str, ArmTiming]
     timer_ns: float
@@ -105,7 +118,10 @@ class Result:
 def timed(
     clock: Callable[[], int], wait: Callable[[Any], None], run: Run, inputs: Sequence[Any], calls: int
 ) -> tuple[int, Any]:
-    """The one timed region: nanoseconds of `calls` calls, each waited for, and the last outputs."""
+    """Return the nanoseconds of `calls` calls, each waited for, and the last outputs.
+
+    This is the one timed region.
+    """
     start = clock()
     for _ in range(calls):
         outputs = run(*inputs)
@@ -115,26 +131,28 @@ def timed(
 
 def block(
     backend: Backend,
-    todo: Block,
+    spec: Block,
     meters: Meters,
     keep: Keep,
     stage: Callable[[str, str], None],
 ) -> Result:
-    """Run one block. `keep` is given outputs as soon as they are fetched, so that no arm's lie beside another that is
-    timed; `stage` is told what is about to happen to which arm.
+    """Run one block.
+
+    `keep` is called with an arm's outputs as soon as they are fetched, so that no arm's outputs stay in memory while
+    another arm is timed. `stage` is called with the name of an arm and what is about to happen to it.
     """
-    run = _Running(backend, todo, meters, keep, stage)
-    run.first_calls()
+    block_run = _Running(backend, spec, meters, keep, stage)
+    block_run.first_calls()
     timer = timer_ns(meters.clock)
-    if todo.rounds and run.entries:
+    if spec.rounds and block_run.entries:
         stage("", "rounds")
-        run.rounds(timer)
-    return Result(run.arms, timer, run.evidence())
+        block_run.rounds(timer)
+    return Result(block_run.arms, timer, block_run.evidence())
 
 
 @dataclass
 class _Running:
-    """A block on its way: what it is made of, and what it has given so far."""
+    """A block in progress: its specification and collaborators, and its results so far."""
 
     backend: Backend
     todo: Block
@@ -145,65 +163,70 @@ class _Running:
     entries: dict[str, PreparedArm] = field(default_factory=dict)
 
     def first_calls(self) -> None:
-        """Prepare and call every arm, and the twins, in an order of this process's own: so their arrays lie elsewhere
-        in every process. In a hurried block the pair of the question comes first.
+        """Prepare and call every arm and every A/A control, in a random order.
+
+        Each process has an order of its own, so the arms' arrays have other addresses in every process. In a hurried
+        block the pair of the question (PAIR) comes first.
         """
-        began, names = self.meters.clock(), self._names()
-        self.arms = {name: ArmTiming() for name in names if not name.endswith(TWIN)}
-        chance = random.Random(self.todo.seed)
-        order = chance.sample(list(names), len(names))
+        start_ns, arms = self.meters.clock(), self._names()
+        self.arms = {name: ArmTiming() for name in arms if not name.endswith(TWIN)}
+        rng = random.Random(self.todo.seed)
+        order = rng.sample(list(arms), len(arms))
         if self.todo.hurried:
-            order.sort(key=lambda name: (names[name].projection not in PAIR, name.endswith(TWIN)))
+            order.sort(key=lambda name: (arms[name].projection not in PAIR, name.endswith(TWIN)))
         for name in order:
-            if (self.meters.clock() - began) / 1e9 > self.todo.seconds:
+            if (self.meters.clock() - start_ns) / 1e9 > self.todo.seconds:
                 self.arms[name] = ArmTiming("not_reached", "the time for this process ended before its first call")
                 continue
             self.stage(name, "first call")
-            self._first(name, names[name], chance.randrange(BALLAST))
-        self.entries = {name: self.entries[name] for name in names if name in self.entries}
-        for name, arm in names.items():  # a program that failed has no control, and is named once
+            self._first(name, arms[name], rng.randrange(BALLAST))
+        self.entries = {name: self.entries[name] for name in arms if name in self.entries}
+        for name, arm in arms.items():  # an arm that failed has no control, so its failure is reported once
             if name.endswith(TWIN) and arm.name not in self.entries:
                 self.entries.pop(name, None)
                 del self.arms[name]
 
     def _names(self) -> dict[str, Arm]:
-        """The arms by their names, and with them the twins of those that project once."""
-        names = {arm.name: arm for arm in self.todo.arms}
+        """Return the arms by name, including the A/A controls of the batched arms."""
+        arms = {arm.name: arm for arm in self.todo.arms}
         if self.todo.rounds and self.todo.control:
-            names |= {f"{a.recurrence}_{TWIN}": a for a in self.todo.arms if a.projection == BATCHED}
-        return names
+            arms |= {f"{a.recurrence}_{TWIN}": a for a in self.todo.arms if a.projection == BATCHED}
+        return arms
 
-    def _first(self, name: str, arm: Arm, ballast: int) -> None:
-        """An arm's first call, on the probe, and one on the real inputs; a failure stays with the arm."""
-        timed_arm = self.arms.setdefault(name, ArmTiming())
+    def _first(self, name: str, arm: Arm, ballast_bytes: int) -> None:
+        """Prepare an arm, call it first on the probe inputs and then on the real ones, and keep both outputs.
+
+        A failure is recorded in the arm's timing.
+        """
+        arm_timing = self.arms.setdefault(name, ArmTiming())
         data = data_for(arm, self.todo.data)
         program = Program(arm, self.todo.cell, self.todo.pass_, self.todo.execution)
         try:
-            held = np.ones(ballast, np.uint8)
-            w, *real = self.backend.put(data)
-            _, *other = self.backend.put(probe(data))
+            ballast = np.ones(ballast_bytes, np.uint8)
+            w, *real_inputs = self.backend.put(data)
+            _, *probe_inputs = self.backend.put(probe(data))
             run = self.backend.prepare(program, w)
-            timed_arm.first_call_ns, before = timed(self.meters.clock, self.backend.wait, run, other, 1)
+            arm_timing.first_call_ns, probe_outputs = timed(self.meters.clock, self.backend.wait, run, probe_inputs, 1)
             if self.todo.overwrites:
-                before = self.backend.get(program, before)
-            _, after = timed(self.meters.clock, self.backend.wait, run, real, 1)
-            after = self.backend.get(program, after)
-            # Fetched after a later call, where they may be kept: a reused buffer would show.
-            before = before if self.todo.overwrites else self.backend.get(program, before)
+                probe_outputs = self.backend.get(program, probe_outputs)
+            _, real_outputs = timed(self.meters.clock, self.backend.wait, run, real_inputs, 1)
+            real_outputs = self.backend.get(program, real_outputs)
+            # Unless calls overwrite outputs, fetch these only after the second call, to detect a reused buffer.
+            probe_outputs = probe_outputs if self.todo.overwrites else self.backend.get(program, probe_outputs)
         except Unavailable as error:
-            timed_arm.status, timed_arm.reason = "unavailable", str(error)
+            arm_timing.status, arm_timing.reason = "unavailable", str(error)
         except Exception as error:  # whatever a framework raises is a record, not a crash
-            timed_arm.status, timed_arm.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+            arm_timing.status, arm_timing.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
         else:
-            self.keep(name, "before", before)
-            self.keep(name, "after", after)
-            self.entries[name] = PreparedArm(program, run, real, held)
+            self.keep(name, "before", probe_outputs)
+            self.keep(name, "after", real_outputs)
+            self.entries[name] = PreparedArm(program, run, real_inputs, ballast)
 
     def rounds(self, timer: float) -> None:
-        """Time every arm once a round, in a new random order each round (that of `seed`)."""
+        """Time every arm once per round, in a new random order each round (drawn from the block's seed)."""
         assert self.todo.rounds is not None
         calls, count = self._amounts(self.todo.rounds, timer)
-        before = self.backend.compilations()
+        compilations = self.backend.compilations()
         gc.collect()
         gc.disable()
         try:
@@ -212,34 +235,37 @@ class _Running:
                     self._sample(name, calls, last=number == count)
         finally:
             gc.enable()
-        if self.backend.compilations() != before:
+        if self.backend.compilations() != compilations:
             for arm in self.arms.values():
                 if arm.status == "ok":
                     arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
 
     def _amounts(self, rounds: Rounds, timer: float) -> tuple[int, int]:
-        """Calls of a sample, the same for every arm, and the number of rounds."""
-        took = {}
+        """Return the calls per sample, the same for every arm, and the number of rounds."""
+        call_ns = {}
         for name, entry in self.entries.items():
             for _ in range(2):  # the second of two calls is the estimate
-                took[name] = max(timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, 1)[0], 1)
-        calls = self.todo.calls or max(1, math.ceil(TIMER_COSTS * timer / min(took.values())))
-        spent = calls * sum(took.values())
-        return calls, int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // spent)))
+                call_ns[name] = max(timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, 1)[0], 1)
+        calls = self.todo.calls or max(1, math.ceil(TIMER_COSTS * timer / min(call_ns.values())))
+        round_ns = calls * sum(call_ns.values())
+        return calls, int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // round_ns)))
 
     def _sample(self, name: str, calls: int, last: bool) -> None:
-        """One sample of an arm; its outputs are dropped, but those of the last one are fetched and handed on."""
-        entry, into = self.entries[name], self.arms[name]
-        faults = self.meters.faults()
-        took, outputs = timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, calls)
-        into.faults.append(self.meters.faults() - faults)
-        into.samples_ns.append(took)
-        into.calls = calls
+        """Take one sample of an arm.
+
+        The outputs are dropped, except those of the last sample, which are fetched and kept.
+        """
+        entry, arm_timing = self.entries[name], self.arms[name]
+        faults_before = self.meters.faults()
+        elapsed_ns, outputs = timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, calls)
+        arm_timing.faults.append(self.meters.faults() - faults_before)
+        arm_timing.samples_ns.append(elapsed_ns)
+        arm_timing.calls = calls
         if last:
             self.keep(name, "after", self.backend.get(entry.program, outputs))
 
     def evidence(self) -> dict[str, dict[str, str]]:
-        """Have programs' calls counted, after everything was timed; returns the programs' texts."""
+        """Collect the evidence of the `counted` arms, after all timing, and return their programs' texts."""
         texts = {}
         for arm in self.todo.counted:
             if entry := self.entries.get(arm.name):
@@ -249,33 +275,37 @@ class _Running:
 
 
 def counted(backend: Backend, entry: PreparedArm) -> tuple[Evidence, dict[str, str]]:
-    """A program's evidence, or what kept it from being had."""
+    """Return an arm's evidence and its program's texts, or evidence whose `missing` names the error."""
     try:
         return backend.evidence(entry.program, entry.run, entry.inputs)
     except Exception as error:  # whatever a framework raises is a reason, not a crash
         return Evidence(missing={"everything": f"{type(error).__name__}: {first_line(error)}"}), {}
 
 
-def null_ns(backend: Backend, todo: Block, clock: Callable[[], int]) -> float:
-    """Nanoseconds of a call of an empty program, waited for: what calling costs before anything is computed."""
-    w, *inputs = backend.put(todo.data)
+def null_ns(backend: Backend, spec: Block, clock: Callable[[], int]) -> float:
+    """Return the nanoseconds of a call of an empty program, waited for.
+
+    This is what calling costs before anything is computed.
+    """
+    w, *inputs = backend.put(spec.data)
     return _per_call_ns(
-        clock, backend.wait, backend.prepare(Program(NULL, todo.cell, "forward", todo.execution), w), inputs
+        clock, backend.wait, backend.prepare(Program(NULL, spec.cell, "forward", spec.execution), w), inputs
     )
 
 
 def harness_ns(clock: Callable[[], int]) -> float:
-    """Nanoseconds that the timed region itself adds to a call."""
+    """Return the nanoseconds that the timed region itself adds to a call."""
     return _per_call_ns(clock, lambda outputs: None, lambda x, target: None, (None, None))
 
 
 def _per_call_ns(clock: Callable[[], int], wait: Callable[[Any], None], run: Run, inputs: Sequence[Any]) -> float:
+    """Return the median nanoseconds per call over NULL_SAMPLES samples of NULL_CALLS calls, after two calls."""
     timed(clock, wait, run, inputs, 2)
     return statistics.median(timed(clock, wait, run, inputs, NULL_CALLS)[0] / NULL_CALLS for _ in range(NULL_SAMPLES))
 
 
 def turns(names: list[str], count: int, seed: int) -> Iterator[list[str]]:
-    """The order of each of `count` rounds: every name once, shuffled anew."""
+    """Yield the order of each of `count` rounds: every name once, shuffled anew."""
     shuffle = random.Random(seed).shuffle
     for _ in range(count):
         shuffle(names)
@@ -283,7 +313,7 @@ def turns(names: list[str], count: int, seed: int) -> Iterator[list[str]]:
 
 
 def timer_ns(clock: Callable[[], int]) -> float:
-    """What reading the clock costs, in nanoseconds: the mean of a thousand readings."""
+    """Return the nanoseconds that reading the clock costs: the mean of a thousand readings."""
     start = clock()
     for _ in range(1000):
         clock()
@@ -293,7 +323,7 @@ def timer_ns(clock: Callable[[], int]) -> float:
 def threads_used(
     product: Callable[[], None], cpu: Callable[[], int], clock: Callable[[], int], least_s: float = 0.3
 ) -> float:
-    """Processor time over wall time of a large product repeated for at least `least_s` seconds."""
+    """Return processor time over wall time of a large product, repeated for at least `least_s` seconds."""
     product()
     start_cpu, start = cpu(), clock()
     while clock() - start < least_s * 1e9:
@@ -304,20 +334,20 @@ def threads_used(
 def threads_proven(
     threads: int, product: Callable[[], None], cpu: Callable[[], int], clock: Callable[[], int], tries: int = 6
 ) -> tuple[bool, float]:
-    """Whether a product keeps `threads` cores busy to within 10%, and the nearest ratio seen.
+    """Return whether a product keeps `threads` cores busy to within 10%, and the nearest ratio measured.
 
-    A busy machine takes cores away for a moment, so a few tries are allowed.
+    A busy machine takes cores away for a moment, so up to `tries` measurements are made.
     """
-    seen: list[float] = []
+    ratios: list[float] = []
     for _ in range(tries):
-        seen.append(threads_used(product, cpu, clock))
-        if abs(seen[-1] / threads - 1) <= 0.1:
-            return True, seen[-1]
-    return False, min(seen, key=lambda ratio: abs(ratio / threads - 1))
+        ratios.append(threads_used(product, cpu, clock))
+        if abs(ratios[-1] / threads - 1) <= 0.1:
+            return True, ratios[-1]
+    return False, min(ratios, key=lambda ratio: abs(ratio / threads - 1))
 
 
 def first_line(error: BaseException) -> str:
-    """The first telling line of an error, cut to a sentence's length."""
+    """Return the first informative line of an error's message, cut to 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("backend=")]
-    return (telling or lines or ["no message"])[0][:300]
+    informative_lines = [line for line in lines if not line.startswith("backend=")]
+    return (informative_lines or lines or ["no message"])[0][:300]

@@ -1,6 +1,6 @@
-"""A training: forms of one recurrence take their steps in turns, each from weights and moments of its own.
+"""A training: the forms of one recurrence take their steps in turns, each with weights and moments of its own.
 
-Runs in the worker. The backend, the clock and the random order are handed in.
+Runs in the worker. The backend, the clock and the random seed are handed in.
 """
 
 import gc
@@ -18,13 +18,16 @@ from impls.interface import Arm, Backend, Data, Program, Run, Unavailable
 from impls.rounding import Noise, Sizes
 
 FORMS = {"in_loop": "in_loop", BATCHED: BATCHED, TWIN: BATCHED}  # name -> projection; the twin is the A/A control
-TOLD = 100  # steps after which the parent hears how far it is
+TOLD = 100  # steps between two progress messages to the parent
 COMPILED = "something was traced or compiled while it was timed"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the forms are trained on: x [N, T, B, I] and target [N, T, B, O] of `data` hold a batch for each step."""
+    """Specification of a training.
+
+    x [N, T, B, I] and target [N, T, B, O] of `data` hold one batch for each of N steps.
+    """
 
     cell: str
     execution: str
@@ -35,7 +38,11 @@ class Training:
 
 @dataclass
 class Trajectory:
-    """One form's losses, each before its step, and nanoseconds: of the first step apart, and of every later one."""
+    """One form's losses and times.
+
+    A loss is the one before its step. Times are in nanoseconds: `first_call_ns` of the first step, `samples_ns` of
+    every later one.
+    """
 
     status: str = "ok"
     reason: str = ""
@@ -46,7 +53,7 @@ class Trajectory:
 
 @dataclass
 class Form:
-    """A form on its way: its program, its step once there is one, and what it has given."""
+    """A form in training: its program, its trajectory so far, and its training step once that has been made."""
 
     program: Program
     found: Trajectory
@@ -54,29 +61,32 @@ class Form:
 
 
 def train(
-    backend: Backend, todo: Training, clock: Callable[[], int], stage: Callable[[str, str], None]
+    backend: Backend, spec: Training, clock: Callable[[], int], stage: Callable[[str, str], None]
 ) -> dict[str, Trajectory]:
-    """Train every form on the same batches, in a new random order each step; `stage` is told how far it is."""
+    """Train every form on the same batches, in a new random order each step, and return the trajectories by form.
+
+    `stage` is called every TOLD steps with the number of the step.
+    """
     forms = {
-        name: Form(Program(Arm(todo.recurrence, projection), todo.cell, "train", todo.execution), Trajectory())
+        name: Form(Program(Arm(spec.recurrence, projection), spec.cell, "train", spec.execution), Trajectory())
         for name, projection in FORMS.items()
     }
-    count, compiled = len(todo.data.x), 0
+    count, compilations = len(spec.data.x), 0
     gc.collect()
     gc.disable()
     try:
-        for at, names in enumerate(turns(list(forms), count, todo.seed)):
-            if at % TOLD == 0:
-                stage("", f"step {at} of {count}")
-            batch = todo.data._replace(x=todo.data.x[at], target=todo.data.target[at])
+        for index, names in enumerate(turns(list(forms), count, spec.seed)):
+            if index % TOLD == 0:
+                stage("", f"step {index} of {count}")
+            batch = spec.data._replace(x=spec.data.x[index], target=spec.data.target[index])
             for name in names:
                 if forms[name].found.status == "ok":
                     _step(backend, forms[name], batch, clock)
-            if at == 0:
-                compiled = backend.compilations()
+            if index == 0:
+                compilations = backend.compilations()
     finally:
         gc.enable()
-    if backend.compilations() != compiled:
+    if backend.compilations() != compilations:
         for form in forms.values():
             if form.found.status == "ok":
                 form.found.status, form.found.reason = "refused", COMPILED
@@ -84,39 +94,47 @@ def train(
 
 
 def _step(backend: Backend, form: Form, batch: Data, clock: Callable[[], int]) -> None:
-    """One step of a form, which is made at the first; a failure stays with the form."""
-    found = form.found
+    """Take one step of a form, and make its training step at the first call.
+
+    A failure is recorded in the form's trajectory.
+    """
+    trajectory = form.found
     try:
         w, *inputs = backend.put(batch)
         step = form.step or backend.trainer(form.program, w)
-        took, outputs = timed(clock, backend.wait, step, inputs, 1)
-        found.losses.append(float(outputs[0]))
+        elapsed_ns, outputs = timed(clock, backend.wait, step, inputs, 1)
+        trajectory.losses.append(float(outputs[0]))
     except Unavailable as error:
-        found.status, found.reason = "unavailable", str(error)
+        trajectory.status, trajectory.reason = "unavailable", str(error)
     except Exception as error:  # whatever a framework raises is a record, not a crash
-        found.status, found.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+        trajectory.status, trajectory.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
     else:
         if form.step:
-            found.samples_ns.append(took)
+            trajectory.samples_ns.append(elapsed_ns)
         else:
-            form.step, found.first_call_ns = step, took
+            form.step, trajectory.first_call_ns = step, elapsed_ns
 
 
 def oracle(data: Data, cell: str, stage: Callable[[str, str], None]) -> dict[str, list[float]]:
-    """The oracle's losses in float64, the truth, and in float32; and bounds of the first losses' relative errors.
+    """Return the oracle's losses in float64 (the truth) and in float32, and bounds for the first CLOSE losses.
 
-    A bound is ELEMENT standard deviations of what rounding may do up to its step (harness.verify.output_check).
+    A bound limits the relative error of a loss. It is ELEMENT standard deviations of what rounding may do up to that
+    step (harness.verify.output_check).
     """
     stage("", "in float64")
-    exact = cast(data, "float64")
-    true = list(reference.train(exact, cell))
+    exact_data = cast(data, "float64")
+    exact_losses = list(reference.train(exact_data, cell))
     stage("", "in float32")
-    own = list(reference.train(data, cell))
+    float32_losses = list(reference.train(data, cell))
     stage("", "with random roundings")
-    first_steps, sizes = exact._replace(x=exact.x[:CLOSE], target=exact.target[:CLOSE]), Sizes()
+    first_steps, sizes = exact_data._replace(x=exact_data.x[:CLOSE], target=exact_data.target[:CLOSE]), Sizes()
     list(reference.train(first_steps, cell, sizes))
-    x, target = (array[:, :, None] for array in first_steps[1:])  # the axis of runs is of length 1
+    x, target = (array[:, :, None] for array in first_steps[1:])  # the axis of runs has length 1
     single_run = first_steps._replace(x=x, target=target)
-    noisy = np.array([list(reference.train(single_run, cell, Noise(seed, sizes))) for seed in range(RUNS[0])])
-    deviations = np.sqrt(np.mean(np.square(noisy / true[:CLOSE] - 1), axis=0))
-    return {"losses": true, "float32": own, "bounds": list(ELEMENT * np.maximum.accumulate(deviations))}
+    noisy_losses = np.array([list(reference.train(single_run, cell, Noise(seed, sizes))) for seed in range(RUNS[0])])
+    deviations = np.sqrt(np.mean(np.square(noisy_losses / exact_losses[:CLOSE] - 1), axis=0))
+    return {
+        "losses": exact_losses,
+        "float32": float32_losses,
+        "bounds": list(ELEMENT * np.maximum.accumulate(deviations)),
+    }
