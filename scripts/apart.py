@@ -29,7 +29,7 @@ from harness.run import jobs, session
 from harness.study import matrix, weights
 from harness.study.matrix import BlockSpec, Job
 from harness.study.parts import BATCHED
-from harness.study.study import Study, load
+from harness.study.study import Study, load_study
 from harness.verify.output_check import OutputCheck
 from impls.interface import Arm
 
@@ -66,14 +66,14 @@ def study_of(cell: tuple[str, ...], setting: str) -> Study:
     framework, execution, recurrence, contender, pass_, workload = cell
     options = {"frameworks": [framework], "executions": [execution], "recurrences": [recurrence], "passes": [pass_]}
     options |= {"projections": [contender, BATCHED], "workloads": [workload]}
-    return load(None, None, {**options, "threads": [1], "memory": setting})
+    return load_study(None, None, {**options, "threads": [1], "memory": setting})
 
 
 def compared(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, Any]:
     """Measure one gap both ways: arms alternating in one process, and each arm in processes of its own."""
     study = study_of(cell, setting)
-    frameworks = matrix.selected(study, session.probe(study, [1]))
-    (job,) = matrix.jobs(matrix.make(study, frameworks, [1]), study, 0)
+    frameworks = matrix.select_frameworks(study, session.probe(study, [1]))
+    (job,) = matrix.replicate_jobs(matrix.make_plan(study, frameworks, [1]), study, 0)
     kinds = Kinds(Arm(cell[2], cell[3]), Arm(cell[2], BATCHED)).all()
     generator = random.Random(study.seed)
     replicates: list[dict[str, Times]] = []
@@ -91,9 +91,9 @@ def compared(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, A
 
 def opened(study: Study, frameworks: list[matrix.Framework], folder: Path) -> jobs.RunContext:
     """Store the study's weights in a folder and return the run context."""
-    weights.store(folder / "weights", session.prepare(study))
+    weights.write_files(folder / "weights", session.prepare_files(study))
     frameworks_by_name = {framework.name: framework for framework in frameworks}
-    basis = {"code": environment.code()}
+    basis = {"code": environment.code_version()}
     return jobs.RunContext(
         study, frameworks_by_name, folder / "weights", folder / "cache", OutputCheck(folder / "weights"), basis
     )

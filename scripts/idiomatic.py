@@ -29,10 +29,10 @@ import numpy as np
 from harness.cli import streams
 from harness.machine import folders
 from harness.run.launch import COMMON, INHERITED
-from harness.study.data import probe
+from harness.study.data import probe_data
 from harness.study.study import NAMED
 from harness.study.weights import make_inputs, make_weights
-from harness.worker.timing import timed
+from harness.worker.timing import time_calls
 from impls.interface import Arm, Backend, Data, Program, Settings, Weights
 
 BOOK, SEED, ROUNDS, WARM_UP = NAMED["book"], 20260101, 40, 10
@@ -154,7 +154,7 @@ def compare(backend: Backend, data: Data, pair: Pair, execution: str, seed: int)
     put = backend.put(data)
     program = Program(arm, BOOK.cell, "forward", execution)
     runs = backend.prepare(program, put.weights), make(execution)
-    for inputs in (probe(data), data):
+    for inputs in (probe_data(data), data):
         calls: tuple[Any, Any] = backend.put(inputs)[1:], args(inputs.x)
         ours, idiomatic = (backend.get(program, run(*call))["y"] for run, call in zip(runs, calls, strict=True))
         idiomatic = idiomatic if idiomatic.shape == ours.shape else idiomatic.swapaxes(0, 1)  # Keras is batch-major
@@ -163,7 +163,7 @@ def compare(backend: Backend, data: Data, pair: Pair, execution: str, seed: int)
     times, generator = np.zeros((2, WARM_UP + ROUNDS)), np.random.default_rng(seed)
     for round_index in range(WARM_UP + ROUNDS):
         for index in generator.permutation(2):
-            times[index, round_index], _ = timed(time.perf_counter_ns, backend.wait, runs[index], calls[index], 1)
+            times[index, round_index], _ = time_calls(time.perf_counter_ns, backend.wait, runs[index], calls[index], 1)
     ours, idiomatic = times[:, WARM_UP:] / 1e3
     medians = [float(np.median(values)) for values in (ours, idiomatic, ours / idiomatic)]
     return {"pair": [execution, arm.name, text], "note": note, "medians": medians}

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from harness.cli import streams
-from harness.records.store import FILE, latest, read
+from harness.records.store import FILE, latest_records, read_records
 
 FOURTH = Path(__file__).resolve().parent.parent / "tests" / "fourth"
 WORKLOAD = "B=3,T=5,I=2,H=16,O=4"
@@ -46,7 +46,7 @@ def lines(out: Path) -> list[str]:
 
 def blocks(out: Path) -> list[tuple[str, str]]:
     """Return the key (without its last part) and the status of each block and check, sorted."""
-    return sorted((record["key"].rpartition("-")[0], record["status"]) for record in latest(read(out)))
+    return sorted((record["key"].rpartition("-")[0], record["status"]) for record in latest_records(read_records(out)))
 
 
 def disturbed(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def disturbed(folder: Path, kills: int, seed: int, processes: int) -> dict[str, 
         lost += lines_now[: len(lines_before)] != lines_before
         lines_before = lines_now
     finished = _finish(killed_folder, processes)
-    keys = [record["key"] for record in read(killed_folder)]
+    keys = [record["key"] for record in read_records(killed_folder)]
     same_blocks = blocks(killed_folder) == blocks(undisturbed_folder)
     duplicates = len(keys) - len(set(keys))
     return {

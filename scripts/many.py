@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from harness.cli import streams
-from harness.records.store import FILE, Record, read
+from harness.records.store import FILE, Record, read_records
 
 
 def repeated(records: list[Record], blocks: int) -> list[Record]:
@@ -35,7 +35,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in repeated(read(given.folder), given.blocks))
+            file.writelines(json.dumps(record) + "\n" for record in repeated(read_records(given.folder), given.blocks))
         began = time.monotonic()
         command = [sys.executable, "-m", "harness", "report", folder]
         if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:

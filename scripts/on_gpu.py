@@ -96,7 +96,7 @@ def main() -> None:
     if arguments.list or arguments.out is None:
         print("\n".join(f"{part.name}: python -m harness {part.command}" for part in PARTS))
         return
-    folders.make(arguments.out)
+    folders.make_folder(arguments.out)
     end_s = time.monotonic() + 60 * arguments.minutes
     parts = [part for part in PARTS if not arguments.part or part.name in arguments.part]
     outcomes = [carried_out(part, arguments, end_s - time.monotonic()) for part in parts if time.monotonic() < end_s]

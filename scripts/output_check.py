@@ -101,7 +101,7 @@ class Faults(output_check.OutputCheck):
 
     def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
         result = super().judge(saved, workload, steps, pass_, precision)
-        for name, moments in output_check._by_arm(saved).items():
+        for name, moments in output_check._outputs_by_arm(saved).items():
             form = output_check.form_of(name)
             key = (workload, steps, pass_, precision, form)
             expected = {moment: self.expected(*key, moment) for moment in moments}
@@ -125,7 +125,7 @@ class Faults(output_check.OutputCheck):
             faulty[moment] = {name: (outputs[name] + change[name]).astype(outputs[name].dtype) for name in outputs}
         if size > VISIBLE:
             bounds = {name: bound.relative for name, bound in expected["after"].items()}
-            self._add(fault, bounds, output_check._judged(faulty, expected, None, 1), size)
+            self._add(fault, bounds, output_check._check_arm(faulty, expected, None, 1), size)
 
     def _add(self, fault: str, bounds: Any, verdict: dict[str, Any], size: float = math.nan) -> None:
         """Append a row for a check: its status, and the largest errors as fractions of their bounds."""
@@ -271,7 +271,7 @@ def possible(case: Case, frameworks: dict[str, matrix.Framework]) -> bool:
     framework, execution = case.execution
     facts = frameworks[framework].executions[execution]
     cell = matrix.Cell(Configuration(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
-    return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or matrix.without(facts, cell))
+    return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or matrix.missing_requirement(facts, cell))
 
 
 def checked(
@@ -287,7 +287,7 @@ def checked(
         for start in range(0, len(group), BLOCK):
             batch = group[start : start + BLOCK]
             for case in batch:
-                weights.store(context.weights, weights.files(case.workload, seed, None, None))
+                weights.write_files(context.weights, weights.workload_files(case.workload, seed, None, None))
             blocks = tuple(BlockSpec(c.workload, c.pass_, (c.arm,), c.workload.T, timed=False) for c in batch)
             for case, record in zip(
                 batch,

@@ -85,7 +85,9 @@ def agreement(runs: dict[str, Tables]) -> dict[str, Any]:
 
 def unlike(first: Tables, second: Tables) -> list[str]:
     """List what differs between two runs besides chance: what gates.unlike names, and "memory" (the allocator)."""
-    return gates.unlike(first.heading, second.heading) + ["memory"] * (first.study.memory != second.study.memory)
+    return gates.header_differences(first.heading, second.heading) + ["memory"] * (
+        first.study.memory != second.study.memory
+    )
 
 
 def _facts(tables: Tables) -> dict[str, str]:

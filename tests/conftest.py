@@ -40,7 +40,7 @@ def data_of(workload: Workload, dtype: str = "float32", seed: int = 1) -> Data:
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     """A folder with the small workload's weights and inputs."""
-    weights.store(tmp_path / "weights", weights.files(SMALL, 1, None, None))
+    weights.write_files(tmp_path / "weights", weights.workload_files(SMALL, 1, None, None))
     return tmp_path / "weights"
 
 

@@ -132,7 +132,7 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
         {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {}}},
         {"cpu": None},
     )
-    (job,) = matrix.checks(matrix.make(study, [numpy], [1]), study)
+    (job,) = matrix.fp64_check_jobs(matrix.make_plan(study, [numpy], [1]), study)
     assert [(todo.workload.name, todo.steps) for todo in job.blocks] == [("a", 3), ("b", 3)]
     assert len(job.blocks[0].arms) == 4 + 4 + 3 + 6  # the usual ones; a layer projects nothing inside its loop
     assert [arm.name for arm in job.blocks[1].arms] == ["layer_none", "scan_none", "unrolled_none"]
@@ -145,7 +145,7 @@ def test_what_nobody_writes_is_measured_where_it_is_asked_for_by_name():
     eager = {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {"scan": "nobody writes it"}}
     numpy = Framework("numpy", executions={"eager": eager}, devices={"cpu": None})
     for selected, measured in (({}, 0), ({"projections": ["in_loop"]}, 0), ({"recurrences": ["scan"]}, 2)):
-        planned = matrix.make(Study(threads=[1], **selected), [numpy], [1])
+        planned = matrix.make_plan(Study(threads=[1], **selected), [numpy], [1])
         scans = [cell.pass_ for cell in planned.cells if cell.arm == Arm("scan", "in_loop")]
         assert len(set(scans)) == measured
         reasons = {(status, reason) for cell, status, reason in planned.absent if cell.arm.recurrence == "scan"}

@@ -9,9 +9,9 @@ import pandas as pd
 
 from harness import report
 from harness.machine import gpu
-from harness.records.store import FILE, read
+from harness.records.store import FILE, read_records
 from harness.run import session
-from harness.study.study import load
+from harness.study.study import load_study
 from tests.conftest import FOURTH, add_frameworks
 from tests.test_gpu import NVML
 
@@ -24,7 +24,7 @@ class Missing:
         if name.partition(".")[0] in {heavy!r}:
             raise ModuleNotFoundError(f"No module named {{name}}", name=name)
 sys.meta_path.insert(0, Missing())
-from harness.cli import main
+from harness.cli.app import main
 main()
 """
 WORKLOAD = ["B=2,T=3,I=2,H=4,O=3"]
@@ -68,7 +68,7 @@ def on_a_made_up_gpu(monkeypatch, folder, driver):
     monkeypatch.setattr(gpu, "nvml", lambda: driver)
     study = {"frameworks": ["numpy"], "devices": ["gpu"], "recurrences": ["unrolled"], "workloads": WORKLOAD}
     study |= {"rounds": 3, "processes": 2}
-    return session.run(load(None, None, study), folder / "run", False, "a command")
+    return session.run(load_study(None, None, study), folder / "run", False, "a command")
 
 
 def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path):
@@ -101,7 +101,7 @@ def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path)
 def test_settings_that_a_worker_reads_back_are_shown(tmp_path):
     """Doctored: committed records whose blocks are made to say a setting."""
     folder = next(path.parent for path in sorted((ROOT / "reports").glob(f"*/{FILE}")))
-    records = read(folder)[:8]
+    records = read_records(folder)[:8]
     for record in records[1:]:
         record["numerics"] = {"tf32": "False"}
     (tmp_path / FILE).write_text("".join(json.dumps(record) + "\n" for record in records))

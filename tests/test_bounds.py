@@ -29,17 +29,17 @@ def test_a_study_that_overflows_is_refused_with_the_step(tmp_path):
         with pytest.raises(
             UsageError, match="workload growing cannot be verified: h overflows in fp32 at step 14 of 40"
         ):
-            session.prepare(Study(workloads=[GROWING], passes=passes, **files))
-    session.prepare(Study(workloads=[GROWING], passes=["forward"], precisions=["fp64"], **files))
+            session.prepare_files(Study(workloads=[GROWING], passes=passes, **files))
+    session.prepare_files(Study(workloads=[GROWING], passes=["forward"], precisions=["fp64"], **files))
     slower = GROWING.model_copy(update={"cell": "rnn_tanh"})
-    session.prepare(Study(workloads=[slower], **files))
+    session.prepare_files(Study(workloads=[slower], **files))
 
 
 def test_a_target_whose_square_overflows_is_refused_in_training_alone(tmp_path):
     files = of(GROWING, tmp_path, target=np.full((40, 2, 4), 1e25))
-    session.prepare(Study(workloads=[GROWING], passes=["forward"], **files))
+    session.prepare_files(Study(workloads=[GROWING], passes=["forward"], **files))
     with pytest.raises(UsageError, match="the sum of the squared errors overflows in fp32"):
-        session.prepare(Study(workloads=[GROWING], passes=["train"], **files))
+        session.prepare_files(Study(workloads=[GROWING], passes=["train"], **files))
 
 
 def test_inputs_of_which_only_the_probe_overflows_are_refused(tmp_path):
@@ -48,14 +48,14 @@ def test_inputs_of_which_only_the_probe_overflows_are_refused(tmp_path):
         GROWING, tmp_path, x=np.zeros((40, 2, 3)), b_rec=np.zeros(8), w_rec=1000 * np.eye(8), w_in=-np.ones((3, 8))
     )
     with pytest.raises(UsageError, match="on the probe's inputs"):
-        session.prepare(Study(workloads=[GROWING], passes=["forward"], **files))
+        session.prepare_files(Study(workloads=[GROWING], passes=["forward"], **files))
 
 
 def test_what_needs_more_memory_than_is_free_is_refused(monkeypatch):
-    monkeypatch.setattr(environment, "free_bytes", lambda: 10**8)
-    session.prepare(Study(workloads=[NAMED["book"]]))
+    monkeypatch.setattr(environment, "free_memory_bytes", lambda: 10**8)
+    session.prepare_files(Study(workloads=[NAMED["book"]]))
     with pytest.raises(UsageError, match=r"the oracle needs about 0\.2 GiB, but 0\.1 GiB are free"):
-        session.prepare(Study(workloads=[NAMED["vocab"]]))
+        session.prepare_files(Study(workloads=[NAMED["vocab"]]))
 
 
 @pytest.mark.timeout(300)

@@ -39,7 +39,7 @@ def test_the_study_file_is_one(tmp_path):
     (text,) = re.findall(r"```toml\n(.*?)```", README, re.S)
     file = tmp_path / "study.toml"
     file.write_text(text)
-    made = study.load(file, None, {})
+    made = study.load_study(file, None, {})
     assert made.frameworks == ["torch", "jax"]
     assert [w.name for w in made.workloads] == ["book", "B8-T40-I16-H128-O500-rnn_tanh"]
 

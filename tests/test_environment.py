@@ -23,7 +23,7 @@ def copy(tmp_path, monkeypatch):
 
 
 def hashed() -> str:
-    return environment.code()["hash"]
+    return environment.code_version()["hash"]
 
 
 def test_a_change_of_any_one_file_changes_the_hash(copy):

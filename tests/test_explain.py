@@ -11,16 +11,16 @@ EXECUTIONS = ("eager", "xla", "inductor")
 
 def test_a_cell_is_named_by_words_in_any_order():
     words = ["train", "torch/inductor", "scan", "in_loop", "B=1,T=2,I=3,H=4,O=5,cell=gru"]
-    cell = explain.wanted(explain.split(words), EXECUTIONS)
+    cell = explain.parse_cell(explain.split_cell(words), EXECUTIONS)
     assert (cell.framework, cell.execution, cell.arm) == ("torch", "inductor", Arm("scan", "in_loop"))
     assert (cell.pass_, cell.precision, cell.workload.cell, cell.workload.T) == ("train", "fp32", "gru", 2)
-    assert explain.wanted(["jax", "xla", "scan", "bmm"], EXECUTIONS).workload.name == "book"
+    assert explain.parse_cell(["jax", "xla", "scan", "bmm"], EXECUTIONS).workload.name == "book"
 
 
 def test_no_two_cells_have_one_folder():
     words = ["torch", "inductor", "scan", "in_loop"]
     further = [[], ["train"], ["bf16"], ["gpu"], ["vocab"], ["B=1,T=2,I=3,H=4,O=5"], ["gpu", "train"]]
-    places = [explain._place(explain.wanted([*words, *more], EXECUTIONS)) for more in further]
+    places = [explain._folder_name(explain.parse_cell([*words, *more], EXECUTIONS)) for more in further]
     assert len(set(places)) == len(further)
     assert places[0] == "torch-inductor-scan_in_loop-book-forward-fp32"
 
@@ -28,7 +28,7 @@ def test_no_two_cells_have_one_folder():
 @pytest.mark.parametrize("words", [[""], ["torch", ""], ["torch//eager"], ["torch/eager/"], ["/"]])
 def test_an_empty_word_is_refused(words):
     with pytest.raises(UsageError, match="has an empty word"):
-        explain.split(words)
+        explain.split_cell(words)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_an_empty_word_is_refused(words):
 )
 def test_what_names_no_cell_is_refused_in_one_sentence(words, said):
     with pytest.raises(UsageError, match=said.replace("?", r"\?")) as refused:
-        explain.wanted(words, EXECUTIONS)
+        explain.parse_cell(words, EXECUTIONS)
     assert "\n" not in str(refused.value)
 
 

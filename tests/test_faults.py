@@ -66,6 +66,6 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
 
 @pytest.mark.parametrize("framework", ["torch"], indirect=True)
 def test_without_the_gates_they_pass(broken, tmp_path, monkeypatch):
-    monkeypatch.setattr(output_check, "holds", lambda found, bound: True)
+    monkeypatch.setattr(output_check, "within_bounds", lambda found, bound: True)
     records, _ = measured(broken, tmp_path / "run", ["dropped_bias", "missing_gradient"])
     assert {arm["status"] for r in records[1:] for arm in r["arms"].values()} == {"ok"}

@@ -19,7 +19,7 @@ from harness.report import several
 from harness.run import jobs, session, train
 from harness.study import matrix
 from harness.study.matrix import CACHE, Framework
-from harness.study.study import load
+from harness.study.study import load_study
 from impls.interface import Settings
 from tests.conftest import HERE, SMALL
 
@@ -119,10 +119,10 @@ def test_nothing_of_a_users_path_is_in_a_workers_variables(name, tmp_path, tempo
     framework = Framework(name, environments=[{"device": "cpu", "threads": 1, "variables": variables}])
     (tmp_path / "a b").mkdir()
     temporary(tmp_path / "a b")
-    study = load(None, None, {"frameworks": [name], "threads": [1]})
+    study = load_study(None, None, {"frameworks": [name], "threads": [1]})
     given = []
     with folders.private() as private:
-        bench = session.bench_of(study, [framework], tmp_path / "out of\nthe way", private, {})
+        bench = session.make_context(study, [framework], tmp_path / "out of\nthe way", private, {})
         bench = jobs.replace(bench, worker=lambda name, variables, timeout_s: given.append(variables))
         jobs.worker_of(bench, matrix.Job(matrix.Configuration(name, "cpu", 1, "xla", "fp32"), 0, ()))
     (found,) = given
@@ -133,7 +133,7 @@ def test_nothing_of_a_users_path_is_in_a_workers_variables(name, tmp_path, tempo
 
 def refusals(place):
     """What writes into a folder, each before any work."""
-    study = load(None, None, {"frameworks": ["numpy"], "workloads": [SMALL], "threads": [1]})
+    study = load_study(None, None, {"frameworks": ["numpy"], "workloads": [SMALL], "threads": [1]})
     return {
         "run": lambda: session.run(study, place, False, ""),
         "train": lambda: train.train(study, 10, place, False, ""),
@@ -178,8 +178,8 @@ def test_a_folder_that_is_anothers_read_only_or_full_is_refused(
 
 
 def test_a_check_leaves_no_trace(tmp_path):
-    folders.check(tmp_path / "a" / "b")
-    folders.check(tmp_path)
+    folders.check_writable(tmp_path / "a" / "b")
+    folders.check_writable(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

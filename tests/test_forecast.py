@@ -14,14 +14,14 @@ from harness.analysis import attribution, forecast, roofline
 from harness.analysis.forecast import Seen
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
-from harness.records.schema import Costs
+from harness.records.schema import CostsRecord
 from harness.records.store import FILE
 from harness.report import prediction, sweeps
 from harness.run import schedule, session
 from harness.study import matrix, study
 from harness.study.data import NONE_IN_TRAINING
 from harness.study.matrix import Cell, Configuration, Framework
-from harness.study.study import CALIBRATING, NAMED, Workload, around, load
+from harness.study.study import CALIBRATING, NAMED, Workload, load_study, points_around
 from impls.interface import Arm
 from tests.test_run import WORKLOAD, command
 from tests.test_run import study as studied
@@ -31,7 +31,7 @@ RATES = {"flops_s": 1e11, "scale_ns": {str(1 << power): 5000 + 8 * (1 << power) 
 
 
 def test_a_sweep_changes_one_size_at_a_time_and_begins_with_fewer_steps():
-    points = around(BOOK)
+    points = points_around(BOOK)
     assert [point.name for point in points[:CALIBRATING]] == ["book-centre", "book-T5"]
     for point in points[1:]:
         changed = [size for size in "BTIHO" if getattr(point, size) != getattr(BOOK, size)]
@@ -42,23 +42,23 @@ def test_a_sweep_changes_one_size_at_a_time_and_begins_with_fewer_steps():
 
 
 def test_points_that_no_workload_can_have_are_left_out():
-    points = around(Workload(name="w", B=1, T=1, I=1, H=1, O=65536))
+    points = points_around(Workload(name="w", B=1, T=1, I=1, H=1, O=65536))
     assert {point.O for point in points} == {65536}
     assert all(point.B >= 1 for point in points)
     assert len({point.T for point in points[:CALIBRATING]}) == 2
 
 
 def test_a_study_of_all_has_a_sweep_and_others_where_they_ask_for_it():
-    assert load(None, None, {}).swept == around(BOOK)
-    assert load(None, None, {"frameworks": ["torch"]}).swept == around(BOOK)
-    assert load(None, None, {"sweep": "none"}).swept == []
-    assert load(None, None, {"workloads": ["vocab"]}).swept == load(None, "quick", {}).swept == []
-    assert len(load(None, None, {"sweep": "B=2,T=8,I=1,H=4,O=1"}).swept) > 10
+    assert load_study(None, None, {}).swept == points_around(BOOK)
+    assert load_study(None, None, {"frameworks": ["torch"]}).swept == points_around(BOOK)
+    assert load_study(None, None, {"sweep": "none"}).swept == []
+    assert load_study(None, None, {"workloads": ["vocab"]}).swept == load_study(None, "quick", {}).swept == []
+    assert len(load_study(None, None, {"sweep": "B=2,T=8,I=1,H=4,O=1"}).swept) > 10
     with pytest.raises(UsageError, match="did you mean book"):
-        load(None, None, {"sweep": "bok"})
+        load_study(None, None, {"sweep": "bok"})
     twice = {"name": "book-T5", "B": 1, "T": 5, "I": 1, "H": 4, "O": 1}
     with pytest.raises(UsageError, match="book-T5 has the name of a point of the sweep"):
-        load(None, None, {"workloads": [twice], "sweep": "book"})
+        load_study(None, None, {"workloads": [twice], "sweep": "book"})
 
 
 def test_the_price_of_a_call_is_taken_out_of_what_moving_takes():
@@ -86,7 +86,7 @@ def test_nothing_is_faster_than_its_floor_says():
 
 def costs_of(pass_, *seconds):
     names = ("call_s", "step_s", "in_loop_s", "product_s", "after_s")
-    return Costs.model_validate({"pass": pass_, **dict(zip(names, seconds, strict=True))})
+    return CostsRecord.model_validate({"pass": pass_, **dict(zip(names, seconds, strict=True))})
 
 
 TRUE = (50e-6, 9e-6, 4e-6, 2e-6, 12e-6)
@@ -100,7 +100,7 @@ def seen(workload, pass_="forward"):
 
 @pytest.mark.parametrize("pass_", ["forward", "train"])
 def test_costs_are_found_again_from_two_points(pass_):
-    points = [seen(point, pass_) for point in around(BOOK)[:CALIBRATING]]
+    points = [seen(point, pass_) for point in points_around(BOOK)[:CALIBRATING]]
     found = forecast.solved(points, roofline.roof(RATES), pass_)
     assert list(found.model_dump(exclude={"pass_"}).values()) == pytest.approx(TRUE, rel=1e-9)
 
@@ -251,7 +251,9 @@ def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
         "loop": "unrolled",
     }
     torch = Framework("torch", executions={"inductor": loop}, devices={"cpu": None})
-    made = {limit: matrix.make(study.Study(sweep="book", unroll_limit=limit), [torch], [1]) for limit in (32, None)}
+    made = {
+        limit: matrix.make_plan(study.Study(sweep="book", unroll_limit=limit), [torch], [1]) for limit in (32, None)
+    }
     reasons = {why for cell, _, why in made[32].absent if cell.workload.name == "book-T5"}
     assert reasons == {"a sweep compiles every size's unrolled steps anew, and unroll_limit is set"}
     assert not any(cell.workload.name.startswith("book-") for cell in made[32].cells)
@@ -270,7 +272,7 @@ def test_a_first_replicate_leaves_time_for_more(monkeypatch):
     wanted = study.Study(sweep="book", budget_s=1000.0, processes=2)
     xla = {"traced": True, "missing": None, "without": {}, "unrolls": (), "on_request": {}, "loop": "scan"}
     jax = Framework("jax", executions={"xla": xla})
-    made = matrix.make(wanted, [replace(jax, devices={"cpu": None})], [1, 2])
+    made = matrix.make_plan(wanted, [replace(jax, devices={"cpu": None})], [1, 2])
     now, ends = [0.0], []
 
     def work(bench, job, left_s, stage):

@@ -18,7 +18,7 @@ import impls
 from harness.analysis import operations, tables
 from harness.report import causes, claims
 from harness.run import jobs, schedule, session
-from harness.run.progress import Report
+from harness.run.progress import ProgressReport
 from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
@@ -137,14 +137,14 @@ def counted(framework, executions, folder, *workloads, **selected):
     """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
     workloads = workloads or (SMALL,)
     study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=list(workloads), **selected)
-    frameworks = matrix.selected(study, session.probe(study, [1]))
-    weights.store(folder / "weights", session.prepare(study))
+    frameworks = matrix.select_frameworks(study, session.probe(study, [1]))
+    weights.write_files(folder / "weights", session.prepare_files(study))
     (folder / "texts").mkdir()
     places = folder / "weights", folder / "cache", OutputCheck(folder / "weights")
     bench = jobs.RunContext(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
-    with Report(0) as report:
-        todo = matrix.verifications(matrix.make(study, frameworks, [1]))
-        records = list(schedule.together(bench, todo, lambda: math.inf, report))
+    with ProgressReport(0) as report:
+        todo = matrix.verification_jobs(matrix.make_plan(study, frameworks, [1]))
+        records = list(schedule.run_in_parallel(bench, todo, lambda: math.inf, report))
     bad = [arm for r in records for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
     assert not bad
     found_in = list(tables._first_counted(records))
@@ -221,8 +221,8 @@ def test_a_wrong_wrapper_is_caught(tmp_path):
 BUSIEST = """
 import importlib, sys, time
 import psutil
-from harness import weights
-from harness.study import NAMED
+from harness.study import weights
+from harness.study.study import NAMED
 from impls.interface import Arm, Data, Program, Settings, Weights
 
 def spent():

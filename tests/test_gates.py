@@ -8,7 +8,7 @@ from harness.cli import app as cli
 from harness.cli import verify
 from harness.errors import UsageError
 from harness.machine import environment
-from harness.records.store import VERIFICATION, latest, read
+from harness.records.store import VERIFICATION, latest_records, read_records
 from harness.report import appendix, words
 from harness.run import session
 from harness.study.study import Study, Workload
@@ -146,11 +146,11 @@ def verified(numpy_backend, monkeypatch, tmp_path):
 
 
 def test_a_run_counts_the_verification_beside_it_and_verifies_nothing_again(verified):
-    (first, *checks) = read(verified, VERIFICATION)
+    (first, *checks) = read_records(verified, VERIFICATION)
     assert first["command"] == "verify"
     assert {(record["precision"], record["steps"]) for record in checks} == {("fp32", WORKLOAD.T), ("fp64", WORKLOAD.T)}
     records = session.run(study(), verified, False, "run")
-    assert {record["kind"] for record in latest(records)} == {"block"}
+    assert {record["kind"] for record in latest_records(records)} == {"block"}
     text = written(verified)
     cells = len(records[0]["cells"])
     assert f"All compute the same: of {cells} cells {cells} passed both gates at full size. " in text
@@ -166,7 +166,7 @@ def test_a_run_without_one_verifies_few_steps_and_says_so(numpy_backend, tmp_pat
 
 
 def test_a_run_beside_a_verification_of_other_code_verifies_by_itself(verified, monkeypatch):
-    monkeypatch.setattr(environment, "code", lambda: {"commit": "other", "hash": "other"})
+    monkeypatch.setattr(environment, "code_version", lambda: {"commit": "other", "hash": "other"})
     records = session.run(study(processes=1), verified, False, "run")
     assert "check" in {record["kind"] for record in records}
     said = "A verification lies beside the records and is not counted: it is not of the same code."

@@ -58,11 +58,11 @@ def test_the_machines_gpu_is_named():
     ],
 )
 def test_what_counts_as_throttled(after, why):
-    assert gpu.throttled(CALM, CALM | after) == why
+    assert gpu.throttle_reasons(CALM, CALM | after) == why
 
 
 def test_other_processes_are_counted_without_the_worker():
-    assert [gpu.foreign({"processes": each}) for each in (None, [], [7], [7, 8])] == [None, 0, 0, 1]
+    assert [gpu.other_process_count({"processes": each}) for each in (None, [], [7], [7, 8])] == [None, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_a_throttled_block_is_done_once_more_and_both_tries_are_kept_and_marked(
         return {"replicate": replicate, "throttled": ["heat"] if next(given) == "h" else []}
 
     marks = ("first_try", "redone")
-    tries = list(jobs._tries(block))
+    tries = list(jobs._retry_throttled(block))
     assert [("".join(m for m in marks if record.get(m)), record["throttled"]) for record in tries] == kept
 
 
 def test_a_block_left_at_its_first_try_is_not_complete():
     arms = {"scan_batched": {"status": "ok"}}
-    assert [schedule._complete({"arms": arms} | more) for more in ({}, {"first_try": True})] == [True, False]
+    assert [schedule._is_complete({"arms": arms} | more) for more in ({}, {"first_try": True})] == [True, False]

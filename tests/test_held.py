@@ -17,8 +17,8 @@ from collections import Counter
 import keras
 import numpy as np
 import tensorflow as tf
-from harness import weights
-from harness.study import NAMED
+from harness.study import weights
+from harness.study.study import NAMED
 from impls.interface import PASSES, Arm, Data, Program, Settings, Weights
 from impls.tf.backend import Backend
 

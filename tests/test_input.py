@@ -19,7 +19,7 @@ from harness.errors import UsageError
 from harness.run import session
 from harness.run.launch import WorkerDied
 from harness.study import matrix, weights
-from harness.study.study import NAMED, SCALES, Study, Workload, load, workload
+from harness.study.study import NAMED, SCALES, Study, Workload, load_study, parse_workload
 from tests.conftest import SMALL
 
 
@@ -38,20 +38,20 @@ from tests.conftest import SMALL
 )
 def test_workloads_that_can_not_be(text, why):
     with pytest.raises(UsageError, match=why):
-        load(None, None, {"workloads": [text]})
+        load_study(None, None, {"workloads": [text]})
 
 
 def test_sizes_make_a_workload():
-    found = workload("B=7,T=300,I=2,H=64,O=1")
+    found = parse_workload("B=7,T=300,I=2,H=64,O=1")
     assert (found.B, found.T, found.I, found.H, found.O, found.cell) == (7, 300, 2, 64, 1, "rnn_tanh")
-    assert workload("book") == NAMED["book"]
+    assert parse_workload("book") == NAMED["book"]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("BTIHO=,0123456789-. cel_rntahu"), max_size=40))
 def test_any_text_is_a_workload_or_a_sentence(text):
     try:
-        said = load(None, None, {"workloads": [text]}).workloads[0]
+        said = load_study(None, None, {"workloads": [text]}).workloads[0]
     except UsageError as refused:
         said = str(refused)
     assert isinstance(said, Workload) or "\n" not in said.strip()
@@ -108,7 +108,7 @@ def test_study_files_that_can_not_be(toml, why, tmp_path):
     path = tmp_path / "study.toml"
     path.write_text(toml)
     with pytest.raises(UsageError, match=why):
-        load(path, None, {})
+        load_study(path, None, {})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_study_files_of_other_bytes(content, why, tmp_path):
     path = tmp_path / "study.toml"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=why):
-        load(path, None, {})
+        load_study(path, None, {})
 
 
 @pytest.mark.parametrize(
@@ -135,34 +135,34 @@ def test_study_files_of_other_bytes(content, why, tmp_path):
 def test_study_files_as_other_editors_write_them(content, tmp_path):
     path = tmp_path / "study.toml"
     path.write_bytes(content)
-    assert load(path, None, {}).processes == 3
+    assert load_study(path, None, {}).processes == 3
 
 
 def test_a_folder_is_no_study_file(tmp_path):
     with pytest.raises(UsageError, match="can not be read: Is a directory"):
-        load(tmp_path, None, {})
+        load_study(tmp_path, None, {})
 
 
 def test_no_limit_can_be_written_in_toml(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text("budget_s = inf")
-    assert load(path, None, {}).budget_s is None
+    assert load_study(path, None, {}).budget_s is None
 
 
 def test_a_flag_for_the_scale_overrides_the_files_label(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text("label = 'rigorous'")
-    assert load(path, None, {}).label == "rigorous"
-    assert load(path, "quick", {}).label == "quick"
+    assert load_study(path, None, {}).label == "rigorous"
+    assert load_study(path, "quick", {}).label == "quick"
 
 
 def test_flags_override_the_file_and_the_file_overrides_the_scale(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text("processes = 4\nrounds = 9\nworkloads = ['book', 'B=1,T=2,I=3,H=4,O=5']\n")
-    study = load(path, "quick", {"rounds": 8})
+    study = load_study(path, "quick", {"rounds": 8})
     assert (study.processes, study.rounds, study.budget_s) == (4, 8, SCALES["quick"]["budget_s"])
     assert [w.T for w in study.workloads] == [20, 2]
-    assert Study(sweep="book") == load(None, None, {})
+    assert Study(sweep="book") == load_study(None, None, {})
 
 
 def bad_files(folder):
@@ -227,24 +227,24 @@ def raw(arrays, dtype, size):
 def test_weights_that_can_not_be_used(tmp_path):
     for path, why in bad_files(tmp_path):
         with pytest.raises(UsageError, match=why) as refused:
-            weights.read(path, weights.WEIGHTS, SMALL)
+            weights.read_arrays(path, weights.WEIGHTS, SMALL)
         assert len(str(refused.value)) < 300 + len(str(path))
 
 
 def test_weights_of_one_workload_are_not_anothers(tmp_path):
-    weights.store(tmp_path, weights.files(SMALL, 1, None, None))
+    weights.write_files(tmp_path, weights.workload_files(SMALL, 1, None, None))
     other = SMALL.model_copy(update={"name": "other", "H": 9})
     study = Study(workloads=[SMALL, other], weights=str(tmp_path / "small.weights.safetensors"))
     with pytest.raises(UsageError, match="but workload other needs"):
-        session.prepare(study)
+        session.prepare_files(study)
 
 
 def test_made_weights_and_inputs_are_seeded_and_can_be_read_back(tmp_path):
-    first = weights.files(SMALL, 3, None, None)
-    weights.store(tmp_path, first)
+    first = weights.workload_files(SMALL, 3, None, None)
+    weights.write_files(tmp_path, first)
     own = [str(tmp_path / f"small.{kind}.safetensors") for kind in ("weights", "inputs")]
-    assert weights.hashes(weights.files(SMALL, 4, *own)) == weights.hashes(first)
-    assert weights.hashes(weights.files(SMALL, 4, None, None)) != weights.hashes(first)
+    assert weights.file_hashes(weights.workload_files(SMALL, 4, *own)) == weights.file_hashes(first)
+    assert weights.file_hashes(weights.workload_files(SMALL, 4, None, None)) != weights.file_hashes(first)
 
 
 def test_book_is_the_chapters_series():
@@ -391,18 +391,19 @@ def test_a_worker_that_does_not_answer_in_time_is_said_so(monkeypatch):
             raise WorkerDied("timeout", f"nothing was heard for {self.timeout_s:g} s", "")
 
     monkeypatch.setattr(session, "Worker", Silent)
-    study = load(None, None, {"timeout_s": 1e-6, "frameworks": ["torch"]})
+    study = load_study(None, None, {"timeout_s": 1e-6, "frameworks": ["torch"]})
     with pytest.raises(UsageError) as refused:
-        matrix.selected(study, session.probe(study, [1]))
+        matrix.select_frameworks(study, session.probe(study, [1]))
     why = "it did not answer within the timeout of 1e-06 s (see --timeout)"
     assert str(refused.value) == f"framework torch was asked for, but {why}"
 
 
 def test_installing_is_advised_where_it_helps():
     absent = matrix.Framework("jax", missing="jax is not installed", installed=False)
-    assert matrix.advice(absent).endswith(": pip install '.[jax]'")
+    assert matrix.missing_reason(absent).endswith(": pip install '.[jax]'")
     assert (
-        matrix.advice(matrix.Framework("jax", missing="it does not start: a config")) == "it does not start: a config"
+        matrix.missing_reason(matrix.Framework("jax", missing="it does not start: a config"))
+        == "it does not start: a config"
     )
 
 

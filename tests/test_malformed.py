@@ -15,11 +15,11 @@ from harness import report
 from harness.cli import app as cli
 from harness.cli import verify
 from harness.errors import UsageError
-from harness.records.store import FILE, PACKED, SCHEMA, read
+from harness.records.store import FILE, PACKED, SCHEMA, read_records
 from harness.report import figures, sweeps
 from harness.run import session
 from harness.study import weights
-from harness.study.study import Study, load
+from harness.study.study import Study, load_study
 from tests.conftest import SMALL
 
 REPORTS = Path(__file__).parent.parent / "reports"
@@ -73,7 +73,7 @@ def test_command_lines(arguments, tmp_path, monkeypatch, capfd):
 def test_study_files(given, tmp_path):
     path = tmp_path / "study.toml"
     path.write_text("".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in given.items()))
-    if not refused(lambda: load(path, None, {})):
+    if not refused(lambda: load_study(path, None, {})):
         assert set(given) <= set(Study.model_fields)
 
 
@@ -88,15 +88,15 @@ def test_weights(data, tmp_path):
     cut = data.draw(st.sampled_from([len(whole), len(whole) - 1, header, header - 1, 8, 7, 0]))
     path = tmp_path / "w.safetensors"
     path.write_bytes(bytes(whole[:cut]) + data.draw(st.sampled_from([b"", b"x"])))
-    if not refused(lambda: weights.read(path, weights.WEIGHTS, SMALL)):
-        found = weights.read(path, weights.WEIGHTS, SMALL)
+    if not refused(lambda: weights.read_arrays(path, weights.WEIGHTS, SMALL)):
+        found = weights.read_arrays(path, weights.WEIGHTS, SMALL)
         assert all(found[name].shape == SMALL.shapes[name] and np.isfinite(found[name]).all() for name in found)
 
 
 @pytest.fixture(scope="module")
 def lines():
     """Of committed records, the first of every kind, and a block with rates and one with evidence."""
-    records = read(max(REPORTS.glob(f"*/{PACKED}")).parent)
+    records = read_records(max(REPORTS.glob(f"*/{PACKED}")).parent)
     blocks = [record for record in records if record["kind"] == "block"]
     counted = (block for block in blocks if any(arm.get("evidence") for arm in block["arms"].values()))
     rated = (block for block in blocks if block.get("rates"))
@@ -138,7 +138,7 @@ def written(folder):
 @pytest.mark.parametrize("place", ["file/run", "file"])
 def test_an_output_folder_that_can_not_be_made(place, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError), session.opened(tmp_path / place, False):
+    with pytest.raises(UsageError), session.run_folder(tmp_path / place, False):
         raise AssertionError("it was opened")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.records import samples
-from harness.study.data import probe
+from harness.study.data import probe_data
 from harness.worker import timing
 from impls.interface import Arm, Data, Weights
 
@@ -62,16 +62,16 @@ class Made:
 
 def todo(**more):
     data = Data(Weights(*(np.zeros((2, 2), np.float32),) * 5), np.ones((3, 1, 2), np.float32), np.zeros((3, 1, 2)))
-    rounds = timing.Rounds(3, 50, 0.02)
+    rounds = timing.RoundLimits(3, 50, 0.02)
     given = {"cell": "rnn_tanh", "pass_": "forward", "execution": "eager", "arms": ARMS, "data": data, "rounds": rounds}
-    return timing.Block(**(given | {"seed": 1} | more))
+    return timing.TimingSpec(**(given | {"seed": 1} | more))
 
 
 @dataclasses.dataclass
 class Ran:
     """A block's result, and what was kept of it."""
 
-    result: timing.Result
+    result: timing.BlockResult
     outputs: dict
 
     @property
@@ -99,14 +99,14 @@ def test_samples_are_the_time_of_the_call_and_nothing_else():
 def test_rounds_fill_the_time_between_their_limits():
     clock = Clock()
     assert len(run(Made(clock), clock).arms["unrolled_none"].samples_ns) == 3  # 5 ms a round of 20 ms: 3.9
-    assert len(run(Made(clock), clock, rounds=timing.Rounds(7, 50, 1e-9)).arms["unrolled_none"].samples_ns) == 7
-    assert len(run(Made(clock), clock, rounds=timing.Rounds(3, 9, 60)).arms["unrolled_none"].samples_ns) == 9
+    assert len(run(Made(clock), clock, rounds=timing.RoundLimits(7, 50, 1e-9)).arms["unrolled_none"].samples_ns) == 7
+    assert len(run(Made(clock), clock, rounds=timing.RoundLimits(3, 9, 60)).arms["unrolled_none"].samples_ns) == 9
 
 
 def test_arms_alternate_in_a_new_order_each_round_and_the_twin_takes_part():
     clock = Clock()
     backend = Made(clock)
-    result = run(backend, clock, rounds=timing.Rounds(6, 6, 1))
+    result = run(backend, clock, rounds=timing.RoundLimits(6, 6, 1))
     timed = backend.log[4 * (len(ARMS) + 1) :]
     rounds = [timed[i : i + 5] for i in range(0, len(timed), 5)]
     assert len(rounds) == 6
@@ -121,7 +121,7 @@ def test_short_samples_are_batched_and_say_so():
     arms = run(backend, clock).arms
     assert arms["unrolled_none"].calls * 150 >= timing.TIMER_COSTS * 50
     assert backend.waited == len(backend.log)  # every call is waited for
-    assert samples.median_s(vars(arms["unrolled_none"])) == pytest.approx(100e-9, rel=0.01)
+    assert samples.median_call_s(vars(arms["unrolled_none"])) == pytest.approx(100e-9, rel=0.01)
 
 
 def test_every_arm_of_a_block_is_sampled_alike_and_as_the_first_process_was():
@@ -249,7 +249,7 @@ def test_outputs_that_are_only_lent_are_fetched_before_the_next_call():
         for overwrites in (True, False):
             clock = Clock()
             outputs = run(Lent(clock), clock, overwrites=overwrites, **more).outputs
-            given = {"before": probe(todo().data).x, "after": todo().data.x}
+            given = {"before": probe_data(todo().data).x, "after": todo().data.x}
             right = [
                 np.array_equal(outputs[name, moment]["y"], 2 * x + len(name))
                 for name in ("unrolled_in_loop", "unrolled_batched")
@@ -283,7 +283,7 @@ def test_no_first_call_is_begun_after_the_time_is_up():
 def test_the_probe_differs_in_every_element_at_every_size():
     for shape in ((1, 1, 1), (4, 2, 3)):
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        other = probe(Data(None, x, None)).x
+        other = probe_data(Data(None, x, None)).x
         assert other.dtype == x.dtype
         assert (other != x).all()
 
@@ -298,6 +298,6 @@ def test_threads_are_proven_by_processor_time():
 
         return work
 
-    assert timing.threads_proven(2, product(1.95), lambda: cpu.now, clock)[0]
-    assert not timing.threads_proven(1, product(1.9), lambda: cpu.now, clock)[0]
-    assert not timing.threads_proven(2, product(1.5), lambda: cpu.now, clock)[0]
+    assert timing.prove_threads(2, product(1.95), lambda: cpu.now, clock)[0]
+    assert not timing.prove_threads(1, product(1.9), lambda: cpu.now, clock)[0]
+    assert not timing.prove_threads(2, product(1.5), lambda: cpu.now, clock)[0]

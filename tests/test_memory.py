@@ -94,11 +94,11 @@ def test_a_framework_s_oserror_is_no_full_disk(tmp_path, stored, monkeypatch):
 
     monkeypatch.setattr(worker.timing, "block", fails)
     with pytest.raises(OSError, match="no such device"):
-        worker.block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path)}, print)
+        worker.run_block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path)}, print)
 
     def keeps(backend, todo, meters, keep, stage):
         keep("unrolled_none", "after", {"y": np.zeros(1, np.float32)})
 
     monkeypatch.setattr(worker.timing, "block", keeps)
-    answer = worker.block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path / "nowhere")}, print)
+    answer = worker.run_block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path / "nowhere")}, print)
     assert answer["is"] == "unwritten"

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.errors import UsageError
-from harness.records.store import FILE, PACKED, read
+from harness.records.store import FILE, PACKED, read_records
 from harness.report import markdown, several
 from harness.run import session
 from harness.study import matrix, weights
 from harness.study.matrix import Framework
-from harness.study.study import KNOWN, LONGEST_NAME, NAMED, NAMES, Study, Workload, around, load, plain
+from harness.study.study import KNOWN, LONGEST_NAME, NAMED, NAMES, Study, Workload, load_study, points_around, slugify
 from tests.test_malformed import written
 
 REPORTS = Path(__file__).parent.parent / "reports"
@@ -36,7 +36,7 @@ def toml(*tables):
 
 def loaded(text, tmp_path):
     (tmp_path / "study.toml").write_text(text, encoding="utf-8")
-    return load(tmp_path / "study.toml", None, {})
+    return load_study(tmp_path / "study.toml", None, {})
 
 
 @pytest.mark.parametrize("key", ["workloads", "sweep"])
@@ -59,20 +59,20 @@ def test_a_name_that_is_one_is_taken(name, tmp_path):
 
 def test_known_names_and_those_made_of_sizes_keep_the_rule():
     largest = Workload(name="w", B=65536, T=1, I=1, H=1, O=1)
-    points = [point for centre in (*NAMED.values(), largest) for point in around(centre)]
+    points = [point for centre in (*NAMED.values(), largest) for point in points_around(centre)]
     assert all(Workload(**point.model_dump()) == point for point in [*KNOWN.values(), *points])
 
 
 def test_points_of_a_sweep_around_the_longest_name_are_all_there_and_keep_the_rule():
     long = NAMED["book"].model_copy(update={"name": "x" * LONGEST_NAME})
-    assert len(around(long)) == len(around(NAMED["book"]))
-    assert all(Workload(**point.model_dump()) for point in around(long))
+    assert len(points_around(long)) == len(points_around(NAMED["book"]))
+    assert all(Workload(**point.model_dump()) for point in points_around(long))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=LONGEST_NAME))
 def test_any_text_becomes_a_name_or_nothing(text):
-    made = plain(text)
+    made = slugify(text)
     assert not made or Workload(name=made, **SIZES).name == made
 
 
@@ -115,7 +115,7 @@ def test_a_centre_of_the_sweep_has_no_name_of_other_sizes_either(tmp_path):
 
 def test_sizes_given_twice_in_another_order_are_one_workload_twice():
     with pytest.raises(UsageError, match="twice"):
-        load(None, None, {"workloads": ["B=1,T=2,I=3,H=4,O=5", "T=2,B=1,I=3,H=4,O=5,cell=rnn_tanh"]})
+        load_study(None, None, {"workloads": ["B=1,T=2,I=3,H=4,O=5", "T=2,B=1,I=3,H=4,O=5,cell=rnn_tanh"]})
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_sizes_given_twice_in_another_order_are_one_workload_twice():
 )
 def test_nothing_is_asked_for_twice(given):
     with pytest.raises(UsageError, match="twice"):
-        load(None, None, given)
+        load_study(None, None, given)
 
 
 def test_all_cores_are_not_measured_twice_where_their_number_is_given_too():
@@ -144,7 +144,7 @@ def test_all_cores_are_not_measured_twice_where_their_number_is_given_too():
     execution = {"missing": None, "without": {}, "unrolls": [], "on_request": {}, "traced": False, "loop": "unrolled"}
     framework = Framework("numpy", executions={"eager": execution}, devices={"cpu": None})
     study = Study(threads=[2, "all"], workloads=[NAMED["book"]])
-    cells = matrix.make(study, [framework], matrix.thread_counts(study, 2)).cells
+    cells = matrix.make_plan(study, [framework], matrix.thread_counts(study, 2)).cells
     assert len(cells) == len(set(cells)) > 0
 
 
@@ -158,7 +158,7 @@ def test_only_the_books_own_sizes_have_the_chapters_series(changed):
 @pytest.fixture(scope="module")
 def lines():
     """The first record of committed ones, and a block."""
-    first, *records = read(max(REPORTS.glob(f"*/{PACKED}")).parent)
+    first, *records = read_records(max(REPORTS.glob(f"*/{PACKED}")).parent)
     block = next(r for r in records if r["kind"] == "block" and r["workload"]["name"] == "book")
     return [first | {name: first[name][:40] for name in ("cells", "absent")}, block]
 
@@ -198,11 +198,11 @@ def test_records_with_one_name_for_two_workloads_are_refused(lines, tmp_path):
     changed = json.loads(json.dumps(lines))
     changed[1]["workload"] |= {"H": 7}
     with pytest.raises(UsageError, match=f"line 2: workload {lines[1]['workload']['name']} had other sizes before it"):
-        read(put(changed, tmp_path))
+        read_records(put(changed, tmp_path))
     changed = json.loads(json.dumps(lines))
     changed[0]["study"]["workloads"] = [{"name": "a"} | SIZES, {"name": "a"} | SIZES | {"B": 3}]
     with pytest.raises(UsageError, match="two have the name a"):
-        read(put(changed, tmp_path))
+        read_records(put(changed, tmp_path))
 
 
 def test_records_of_a_known_name_with_sizes_that_it_no_longer_has_are_read(lines, tmp_path):
@@ -211,7 +211,7 @@ def test_records_of_a_known_name_with_sizes_that_it_no_longer_has_are_read(lines
     for workload in (changed[0]["study"]["workloads"][0], changed[1]["workload"]):
         workload |= {"name": "book", "B": 7}
     changed[0]["study"]["workloads"] = changed[0]["study"]["workloads"][:1]
-    assert len(read(put(changed, tmp_path))) == 2
+    assert len(read_records(put(changed, tmp_path))) == 2
 
 
 def test_a_worker_refuses_such_a_name_too():

@@ -11,7 +11,7 @@ from harness.errors import UsageError
 from harness.machine import environment
 from harness.study import matrix
 from harness.study.matrix import Framework
-from harness.study.study import NAMED, Study, around
+from harness.study.study import NAMED, Study, points_around
 from tests.conftest import SMALL
 
 OTHER = SMALL.model_copy(update={"name": "other", "H": 9})
@@ -34,7 +34,7 @@ def planned(**changed):
     frameworks = [
         Framework(name, executions=executions, devices={"cpu": None, "gpu": None}) for name in ("torch", "jax")
     ]
-    return matrix.make(study, frameworks, matrix.thread_counts(study, 4))
+    return matrix.make_plan(study, frameworks, matrix.thread_counts(study, 4))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_names_tell_only_what_there_is_several_of(tmp_path):
 
 def test_points_of_a_sweep_have_a_folder_each(tmp_path):
     folders = {path.parent.name for path in verify.output_files(tmp_path, planned(sweep=NAMED["book"])).values()}
-    assert folders == {"small", *(point.name for point in around(NAMED["book"]))}
+    assert folders == {"small", *(point.name for point in points_around(NAMED["book"]))}
 
 
 @pytest.fixture
@@ -84,9 +84,11 @@ def verified(folder, **changed):
 def test_every_thread_count_precision_and_pass_keeps_its_outputs(tmp_path, two_cores, capsys):
     assert verified(tmp_path / "new" / "deep") == 0
     files = sorted((tmp_path / "new" / "deep").iterdir())
-    (framework,) = matrix.selected(Study(frameworks=["numpy"]), verify.run.probe(Study(frameworks=["numpy"]), [1, 2]))
+    (framework,) = matrix.select_frameworks(
+        Study(frameworks=["numpy"]), verify.run.probe(Study(frameworks=["numpy"]), [1, 2])
+    )
     study = Study(frameworks=["numpy"], threads=[1, 2], workloads=[SMALL], precisions=["fp32", "fp64"])
-    assert len(files) == len(matrix.make(study, [framework], [1, 2]).cells)
+    assert len(files) == len(matrix.make_plan(study, [framework], [1, 2]).cells)
     for threads, precision in itertools.product((1, 2), ("fp32", "fp64")):
         arrays = load_file(
             tmp_path

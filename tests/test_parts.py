@@ -11,7 +11,7 @@ from harness.analysis.gaps import _both, samples
 from harness.run import jobs, schedule
 from harness.study import matrix
 from harness.study.matrix import Cell, Configuration, Job, Rank
-from harness.study.parts import at_home, is_question, part_of, parts
+from harness.study.parts import arms_by_part, is_question, part_of, without_guests
 from harness.study.study import Study
 from impls.interface import IMPOSSIBLE, PROJECTIONS, RECURRENCES, Arm
 from tests.conftest import SMALL
@@ -22,23 +22,25 @@ STUDY = Study(workloads=[SMALL])
 
 
 def names(part):
-    return [arm.name for arm in parts(EVERY)[part]]
+    return [arm.name for arm in arms_by_part(EVERY)[part]]
 
 
 def test_the_question_has_blocks_of_its_own_which_come_first():
-    made = parts(Study().arms)
+    made = arms_by_part(Study().arms)
     assert list(made) == ["unrolled", "scan", "layer", "given"]
     for loop in ("unrolled", "scan"):
         assert [arm.name for arm in made[loop]] == [f"{loop}_{p}" for p in ("none", "in_loop", "per_step", "batched")]
 
 
 def test_every_arm_is_at_home_in_one_part_and_each_part_has_what_it_compares_with():
-    homes = [a for part, arms in parts(EVERY).items() for a in arms if part_of(a.recurrence, a.projection) == part]
+    homes = [
+        a for part, arms in arms_by_part(EVERY).items() for a in arms if part_of(a.recurrence, a.projection) == part
+    ]
     assert sorted(arm.name for arm in homes) == sorted(arm.name for arm in EVERY)
     assert names("scan-others")[-1] == "scan_batched"
     assert {"unrolled_in_loop", "scan_in_loop", "layer_batched"} <= set(names("layer"))
     assert not any(name.startswith(("unrolled", "scan")) for name in names("given"))
-    assert list(parts([Arm("scan", "bmm"), Arm("scan", "vmap")])) == ["scan-others"]
+    assert list(arms_by_part([Arm("scan", "bmm"), Arm("scan", "vmap")])) == ["scan-others"]
 
 
 def test_a_guest_has_no_control():
@@ -79,11 +81,11 @@ def test_each_pair_is_of_one_block_and_counted_once_a_process():
 
 
 def test_what_a_guest_took_is_in_no_table_but_that_of_its_comparison():
-    homes = [at_home(record) for record in records(1)]
+    homes = [without_guests(record) for record in records(1)]
     seen = [name for record in homes for name in record["arms"]]
     assert len(seen) == len(set(seen))
     old = {"arms": {"layer_batched": 1, "scan_in_loop": 2}}
-    assert at_home(old) == old
+    assert without_guests(old) == old
 
 
 def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
@@ -92,7 +94,7 @@ def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
     assert [row["part"] for row in rows] == ["scan", "unrolled"]
     needs = {(CONFIG, row["workload"], row["pass"], row["part"]): matrix.SampleSize(9, 7) for row in rows}
     made = matrix.Plan([Cell(CONFIG, SMALL, "forward", arm) for arm in EVERY], [])
-    (further,) = matrix.jobs(made, study, 3, needs=needs)
+    (further,) = matrix.replicate_jobs(made, study, 3, needs=needs)
     assert {(todo.part, todo.rounds) for todo in further.blocks} == {("scan", 7), ("unrolled", 7)}
 
 
@@ -127,18 +129,18 @@ def test_a_block_of_guests_alone_is_left_out():
     job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     configuration = ("numpy", "cpu", 1, "eager", "fp32")
     reached = {(configuration, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
-    assert [todo.part for todo in schedule._only(job, reached).blocks] == ["scan"]
+    assert [todo.part for todo in schedule._drop_unreached(job, reached).blocks] == ["scan"]
 
 
 def test_a_block_that_lost_what_it_compares_with_is_left_out():
     configuration = ("numpy", "cpu", 1, "eager", "fp32")
     job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     reached = {(configuration, SMALL.name, "forward", arm.name) for arm in EVERY}
-    assert len(schedule._only(job, reached).blocks) == len(job.blocks)
+    assert len(schedule._drop_unreached(job, reached).blocks) == len(job.blocks)
     reached_but_it = reached - {(configuration, SMALL.name, "forward", "scan_batched")}
-    assert "scan" not in {todo.part for todo in schedule._only(job, reached_but_it).blocks}
+    assert "scan" not in {todo.part for todo in schedule._drop_unreached(job, reached_but_it).blocks}
     alone = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
-    assert schedule._only(alone, reached) == alone
+    assert schedule._drop_unreached(alone, reached) == alone
 
 
 def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
@@ -171,7 +173,7 @@ def staged(study, made, folder):
 
 
 def test_the_question_comes_first_and_then_the_rest_as_often_as_a_pilot(tmp_path):
-    rest = set(parts(EVERY)) - {"scan"}
+    rest = set(arms_by_part(EVERY)) - {"scan"}
     stages = staged(*planned(), tmp_path)
     assert stages[0] == (0, {1: {"scan"}, 2: {"scan"}})
     assert stages[1:5] == [(number, {1: {"scan"}}) for number in (1, 2, 3, 4)]
@@ -184,17 +186,21 @@ def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_wit
     stages = staged(study, made, tmp_path)
     assert stages[0] == (0, {1: {"sweep", "scan"}, 2: {"sweep", "scan"}})
     assert [("sweep" in parts_[1]) for _, parts_ in stages if 1 in parts_] == [True, *[False] * 4, *[True] * 3]
-    first = matrix.jobs(made, study, 0)[0].blocks
+    first = matrix.replicate_jobs(made, study, 0)[0].blocks
     assert [todo.workload for todo in first[:2]] == study.swept[:2]
-    done = [matrix.jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])]
+    done = [
+        matrix.replicate_jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])
+    ]
     together = [todo for some in done for todo in next(job for job in some if job.configuration == CONFIG).blocks]
     assert len(together) == len(set(together))
-    assert set(together) == set(next(job for job in matrix.jobs(made, study, 0) if job.configuration == CONFIG).blocks)
+    assert set(together) == set(
+        next(job for job in matrix.replicate_jobs(made, study, 0) if job.configuration == CONFIG).blocks
+    )
 
 
 def test_a_number_of_processes_is_everything_s(tmp_path):
     study, made = planned(SMALL)
-    every = {*parts(EVERY), "sweep"}
+    every = {*arms_by_part(EVERY), "sweep"}
     stages = staged(study.model_copy(update={"processes": 2}), made, tmp_path)
     assert stages == [(number, {1: every, 2: every}) for number in (0, 1)]
 

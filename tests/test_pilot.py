@@ -61,8 +61,8 @@ def test_what_was_asked_for_brings_the_interval_to_the_target():
 
 
 def test_intervals_keep_their_level_when_a_pilot_decides_how_many():
-    make = partial(coverage.planned, (coverage.WORLD,), coverage.TRUTHS)
-    found = coverage.simulated(make, 8, seed=3, workers=1)
+    make = partial(coverage.simulate_with_pilot, (coverage.WORLD,), coverage.TRUTHS)
+    found = coverage.simulate_studies(make, 8, seed=3, workers=1)
     assert 0.9 <= np.mean([coverage.covers(case) for case in found]) <= 0.99
 
 

@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from harness.cli import verify
 from harness.study import matrix, weights
-from harness.study.data import cast, probe
+from harness.study.data import cast, probe_data
 from harness.study.matrix import Framework
 from harness.study.study import Study, Workload
 from harness.verify import output_check
@@ -26,7 +26,7 @@ WORKLOADS = [
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("precision", COARSER)
 def test_a_precisions_own_roundings_pass_and_the_next_coarser_do_not(precision, workload, tmp_path):
-    weights.store(tmp_path, weights.files(workload, 1, None, None))
+    weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
     for how, ok in ((precision, True), (COARSER[precision], False)):
         judged = verdict(tmp_path, workload, precision, ROUNDINGS[how])
         assert (judged["reason"] == "") == ok, (how, judged["reason"])
@@ -56,7 +56,7 @@ def verdict(folder, workload, precision, how, bound=None):
 
 
 def test_as_shipped_may_be_tf32_and_is_found_out_when_held_to_fp32(tmp_path):
-    weights.store(tmp_path, weights.files(WORKLOADS[0], 1, None, None))
+    weights.write_files(tmp_path, weights.workload_files(WORKLOADS[0], 1, None, None))
     tf32 = rounding.ROUNDINGS["tf32"]
     assert not verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32)["reason"]
     assert verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32, "fp32")["reason"]
@@ -72,16 +72,16 @@ def test_bfloat16_is_rounded_to_the_nearest_ties_to_even():
 
 def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
     workload = WORKLOADS[0]
-    weights.store(tmp_path, weights.files(workload, 1, None, None))
+    weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
     data = output_check.OutputCheck(tmp_path)._data(workload, workload.T, "bf16", "projected", "before")
-    whole = probe(cast(data_of(workload), "float32"))
+    whole = probe_data(cast(data_of(workload), "float32"))
     assert not np.array_equal(data.x, whole.x)
     assert np.array_equal(data.x, reference.in_bfloat16(whole.x))
 
 
 def test_ulp_of_bfloat16_are_its_own(tmp_path):
     workload = WORKLOADS[0]
-    weights.store(tmp_path, weights.files(workload, 1, None, None))
+    weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
     judge = output_check.OutputCheck(tmp_path)
     outputs = {}
     for moment in ("before", "after"):
@@ -112,7 +112,7 @@ def test_cells_that_a_precision_or_device_can_not_have_say_why():
     executions = {"eager": execution(), "graphs": execution(cpu="graphs are a GPU's"), "old": execution(bf16="too old")}
     made = Framework("made", executions=executions, devices={"cpu": None, "gpu": None})
     study = Study(precisions=["fp32", "tf32", "bf16"], projections=["batched"], recurrences=["unrolled"])
-    found = matrix.make(study, [made], [1])
+    found = matrix.make_plan(study, [made], [1])
     reasons = {
         (c.configuration.execution, c.configuration.device, c.configuration.precision): why for c, *why in found.absent
     }

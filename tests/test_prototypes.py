@@ -10,7 +10,7 @@ import pytest
 from harness import report
 from harness.analysis.tables import Tables
 from harness.records.schema import KNOWN
-from harness.records.store import read
+from harness.records.store import read_records
 from harness.report import claims, comparison, figures, words
 from harness.run import session
 from harness.study import matrix
@@ -30,7 +30,7 @@ MARK = {
 @pytest.fixture(scope="module")
 def records():
     """The heading, its cells cut, and the blocks of one execution and workload."""
-    heading, *others = read(RECORDS)
+    heading, *others = read_records(RECORDS)
     kept = [r for r in others if r["kind"] == "block" and (r["framework"], r["execution"]) == ("torch", "inductor")]
     kept = [r for r in kept if (r["workload"]["name"], r["pass"]) == ("book", "forward")]
     return [heading | {"cells": [], "absent": []}, *kept]
@@ -85,9 +85,9 @@ def test_the_header_of_a_run_says_what_its_executions_mark():
         "made", executions={"new": execution, "old": execution | {"prototypes": {}}}, devices={"cpu": None}
     )
     row = {"framework": "made", "execution": "new", "recurrence": "scan", "reason": "why"}
-    assert matrix.prototypes(Study(), [made]) == [row]
-    assert matrix.prototypes(Study(executions=["old"]), [made]) == []
-    heading = session.begun("study", Study(), [made], {}, "", {"cells": [], "absent": []})
+    assert matrix.prototype_rows(Study(), [made]) == [row]
+    assert matrix.prototype_rows(Study(executions=["old"]), [made]) == []
+    heading = session.make_header("study", Study(), [made], {}, "", {"cells": [], "absent": []})
     assert heading["prototypes"] == [row]
     assert KNOWN.validate_python(heading).prototypes[0].recurrence == "scan"
     assert Execution(traced=False).prototypes == {}

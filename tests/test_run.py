@@ -20,11 +20,11 @@ from harness.analysis import tables
 from harness.analysis.gaps import GAPS
 from harness.errors import UsageError
 from harness.machine import environment
-from harness.records.store import FILE, PACKED, budgets, read
+from harness.records.store import FILE, PACKED, budgets, read_records
 from harness.report import words
 from harness.run import jobs, schedule, session
 from harness.run.launch import WorkerDied
-from harness.run.progress import Report
+from harness.run.progress import ProgressReport
 from harness.study import matrix
 from harness.study.data import NONE_IN_TRAINING
 from harness.study.matrix import Configuration, Job
@@ -75,7 +75,7 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     out = tmp_path / "run"
     done = command("run", *FLAGS, "--processes", "2", "--rounds", "4", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert read(out)[0]["none_in_training"] == NONE_IN_TRAINING
+    assert read_records(out)[0]["none_in_training"] == NONE_IN_TRAINING
     times, gaps, identity = (pd.read_csv(out / f"{name}.csv") for name in ("times", "gaps", "identity"))
     assert list(times.columns) == tables.TIMES
     assert list(gaps.columns) == GAPS
@@ -85,7 +85,9 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert set(zip(contrasts.contender, contrasts.baseline, strict=True)) == {("per_step", "in_loop")}
     assert (evidence.missing == "everything: NumPy counts nothing").all()
     assert len(evidence) == 2 * (4 + 2)  # passes; unrolled arms, and per_step and batched of given
-    counted = [r for r in read(out) if r["kind"] == "block" and any(arm.get("evidence") for arm in r["arms"].values())]
+    counted = [
+        r for r in read_records(out) if r["kind"] == "block" and any(arm.get("evidence") for arm in r["arms"].values())
+    ]
     first = [("unrolled", 0)] * 2 + [("given", 0)] * 2  # of two passes; whatever is measured at all is counted
     assert [(r["part"], r["replicate"]) for r in counted] == first
     measured = times[times.status == "ok"]
@@ -124,7 +126,7 @@ def test_packed_records_give_the_same_report_and_broken_ones_are_refused(tmp_pat
     for broken in (packed[:-9], packed[:40] + b"x" + packed[41:], b"no gzip"):
         (folder / PACKED).write_bytes(broken)
         with pytest.raises(UsageError, match=r"can not be read|is not JSON|is no record|has schema"):
-            read(folder)
+            read_records(folder)
 
 
 def alive(pid):
@@ -299,7 +301,7 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
 
     given = study(processes=2, passes=["forward"], recurrences=["unrolled"])
     frameworks = session.probe(given, [1])
-    job = matrix.jobs(matrix.make(given, frameworks, [1]), given, replicate)[0]
+    job = matrix.replicate_jobs(matrix.make_plan(given, frameworks, [1]), given, replicate)[0]
     bench = jobs.RunContext(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").mkdir(parents=True)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32" / "left.bin").touch()
@@ -316,7 +318,7 @@ def test_the_replicate_that_compiles_begins_with_the_cheapest():
         for name, calls in costs.items()
         for s, ns in calls
     ]
-    ordered = schedule._cheapest_first([Job(configuration, 0, ()) for configuration in configurations], checked)
+    ordered = schedule._sort_by_cost([Job(configuration, 0, ()) for configuration in configurations], checked)
     assert [job.configuration.framework for job in ordered] == ["cheap", "dear", "cut"]
 
 
@@ -346,10 +348,10 @@ def unhurried(monkeypatch):
     monkeypatch.setattr(schedule, "end_all", made.fast_seen.set)  # its worker is killed, and the job ends
     monkeypatch.setattr(environment, "cores", lambda: 2)
     configurations = [Configuration(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
-    with Report(3) as progress:
+    with ProgressReport(3) as progress:
         yield (
             made,
-            schedule.together(
+            schedule.run_in_parallel(
                 None, [Job(configuration, 0, ()) for configuration in configurations], lambda: 1.0, progress
             ),
         )
@@ -400,7 +402,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
     assert "--resume" in said.splitlines()[-1]
-    assert len(read(out)) > 4
+    assert len(read_records(out)) > 4
     assert (out / "report.md").exists()
 
 
@@ -411,4 +413,4 @@ def _lines(path: Path) -> int:
 def test_records_of_another_schema_are_refused(tmp_path):
     (tmp_path / FILE).write_text('{"schema": 99, "key": "k"}\n')
     with pytest.raises(UsageError, match="schema 99"):
-        read(tmp_path)
+        read_records(tmp_path)

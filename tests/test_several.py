@@ -18,7 +18,7 @@ from harness import report
 from harness.analysis.gaps import GAPS
 from harness.cli import app as cli
 from harness.errors import UsageError
-from harness.records.store import FILE, read
+from harness.records.store import FILE, read_records
 from harness.report import comparison, several
 from harness.report.markdown import ratio
 from harness.study.study import NAMED
@@ -61,12 +61,12 @@ def put(folder, heading, blocks):
 def runs(tmp_path_factory):
     """Label -> folder: a CPU's run, a doctored GPU's, one with both devices, and a piece of the self-test."""
     place = tmp_path_factory.mktemp("runs")
-    heading, *records = read(REPORTS / "2026-11-24-amd-epyc-2-cores")
+    heading, *records = read_records(REPORTS / "2026-11-24-amd-epyc-2-cores")
     blocks = list(filter(block, records))
     on_gpu = [doctored(record) for record in blocks if record["threads"] == 2]
     machine = heading["basis"]["machine"] | {"gpu": "none, doctored"}
     other = heading | {"basis": heading["basis"] | {"machine": machine}}
-    tests, *others = read(REPORTS / "2026-11-24-amd-epyc-2-cores-selftest")
+    tests, *others = read_records(REPORTS / "2026-11-24-amd-epyc-2-cores-selftest")
     return {
         CPU: put(place / CPU, heading, blocks),
         GPU: put(place / GPU, other, on_gpu),

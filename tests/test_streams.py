@@ -11,7 +11,7 @@ import pytest
 
 from harness.cli import streams
 from harness.machine import folders
-from harness.records.store import FILE, read
+from harness.records.store import FILE, read_records
 from harness.run.launch import Worker
 from tests.conftest import FOURTH
 
@@ -86,7 +86,7 @@ def test_a_full_stdout_is_one_sentence_and_loses_nothing(arguments, tmp_path):
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
     if arguments is RUN:
-        assert [record["kind"] for record in read(tmp_path / "out")] == ["study", "check", "block", "block"]
+        assert [record["kind"] for record in read_records(tmp_path / "out")] == ["study", "check", "block", "block"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], RUN])
@@ -157,7 +157,7 @@ def test_records_of_a_command_that_is_no_text_can_be_read(tmp_path):
     out = tmp_path / "out"
     done = shell("", "run", study, "--threads", "1", "--processes", "1", "--rounds", "3", "--out", str(out))
     assert b"Traceback" not in done.stderr
-    assert r"$'" in read(out)[0]["command"]
+    assert r"$'" in read_records(out)[0]["command"]
     assert r"\xff.toml'" in (out / "report.md").read_text(encoding="utf-8")
 
 
@@ -204,20 +204,20 @@ def test_a_signal_ends_a_program_as_an_interruption(number):
     ],
 )
 def test_an_error_of_the_system_is_one_sentence(error, said):
-    assert streams.sentence(error) == said
+    assert streams.error_message(error) == said
 
 
 @pytest.mark.parametrize("word", ["plain", "a b", "it's", "$HOME", "", "a\nb", "é", "\t\\'", "\udcff", "-", "*"])
 def test_quoted_words_are_the_same_words_for_a_shell(word, tmp_path):
-    text = streams.quoted(["printf", "%s", word])
+    text = streams.quote_words(["printf", "%s", word])
     assert "\n" not in text
     done = subprocess.run(["bash", "-c", text.encode("utf-8", "backslashreplace")], capture_output=True, check=True)
     assert done.stdout == os.fsencode(word)
 
 
 def test_the_name_of_a_file_is_added_to_an_error_that_has_none():
-    with pytest.raises(OSError, match=r"here") as found, folders.naming(Path("here")):
+    with pytest.raises(OSError, match=r"here") as found, folders.add_path_to_errors(Path("here")):
         raise OSError(errno.ENOSPC, "full")
     assert found.value.filename == "here"
-    with pytest.raises(OSError, match="there"), folders.naming(Path("here")):
+    with pytest.raises(OSError, match="there"), folders.add_path_to_errors(Path("here")):
         raise OSError(errno.ENOSPC, "full", "there")

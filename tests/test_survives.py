@@ -21,7 +21,7 @@ from harness.cli import app as cli
 from harness.errors import UsageError
 from harness.machine import environment
 from harness.records import store
-from harness.records.store import FILE, PACKED, held, read
+from harness.records.store import FILE, PACKED, lock_folder, read_records
 from harness.run import jobs, session
 from harness.study import matrix
 from scripts import kills
@@ -67,11 +67,11 @@ def test_what_the_machine_is_does_not_depend_on_a_child_that_is_killed(monkeypat
     with monkeypatch.context() as no_children:
         no_children.setattr(os, "fork", lambda: pytest.fail("a child"))
         no_children.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a child"))
-        assert environment.machine()["cpu"]
+        assert environment.machine_facts()["cpu"]
     killed = subprocess.CompletedProcess("git", -signal.SIGKILL, "", "")
     monkeypatch.setattr(environment.subprocess, "run", lambda *a, **k: killed)
     with pytest.raises(UsageError, match="SIGKILL"):
-        environment.code()
+        environment.code_version()
 
 
 def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path):
@@ -102,20 +102,20 @@ def test_a_framework_that_fails_to_import_is_missing_with_its_last_words(tmp_pat
     plant("broken", tmp_path, monkeypatch)
     (framework,) = session.probe(study(), [1])
     assert "libnothing.so" in framework.missing
-    assert "pip install" not in matrix.advice(framework)
-    assert "\n" not in matrix.advice(framework)
+    assert "pip install" not in matrix.missing_reason(framework)
+    assert "\n" not in matrix.missing_reason(framework)
 
 
 def test_installing_is_advised_where_something_is_not_installed(tmp_path, monkeypatch):
     plant("missing", tmp_path, monkeypatch)
     (framework,) = session.probe(study(), [1])
-    assert matrix.advice(framework) == "numpyx is not installed: pip install '.[numpy]'"
+    assert matrix.missing_reason(framework) == "numpyx is not installed: pip install '.[numpy]'"
 
 
 def test_a_framework_whose_process_ends_is_not_to_be_installed(tmp_path, monkeypatch):
     plant("ends", tmp_path, monkeypatch)
     (framework,) = session.probe(study(), [1])
-    said = matrix.advice(framework)
+    said = matrix.missing_reason(framework)
     assert said.startswith("it does not start: the worker ended with status 3; ")
     assert said.endswith("first these were its words")
     assert "pip install" not in said
@@ -128,8 +128,8 @@ def test_a_users_keras_settings_are_named_and_not_the_package(tmp_path, monkeypa
     (tmp_path / ".keras" / "keras.json").write_text('{"floatx": "float128"}')
     monkeypatch.setenv("HOME", str(tmp_path))
     (framework,) = session.probe(study(frameworks=["tf"]), [1])
-    assert "floatx=float128" in matrix.advice(framework)
-    assert "pip install" not in matrix.advice(framework)
+    assert "floatx=float128" in matrix.missing_reason(framework)
+    assert "pip install" not in matrix.missing_reason(framework)
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -171,7 +171,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsy
     assert "--resume" in said.splitlines()[-1]
     status, _ = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"), "--resume")
     assert status == 0
-    found = read(tmp_path / "run")
+    found = read_records(tmp_path / "run")
     blocks = 2 * 2 * 2  # processes, passes, parts
     assert len({record["key"] for record in found}) == len(found) == 1 + 2 + blocks
 
@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_while_the_report_is_drawn_keeps_the_records(name, a
     session.run(given, out, False, "")
     before = (out / FILE).read_bytes()
     full(out / name)
-    monkeypatch.setattr(session, "run", lambda study, folder, resume, command: read(folder))
+    monkeypatch.setattr(session, "run", lambda study, folder, resume, command: read_records(folder))
     status, said = command(monkeypatch, capsys, *again, str(out))
     assert status == 1
     sentence = said.strip().splitlines()[-1]
@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_where_a_worker_writes_ends_the_run(tmp_path, monkey
     assert "No such file" in sentence
     again = f"{MODULE} {' '.join(RUN)} --out '{tmp_path / 'a b'}' --resume"
     assert sentence.endswith(f"what is done is kept. Go on with: {again}")
-    assert len(read(tmp_path / "a b")) == 1
+    assert len(read_records(tmp_path / "a b")) == 1
 
 
 def test_a_verification_whose_outputs_cannot_be_kept_says_which(tmp_path, monkeypatch, capsys):
@@ -308,7 +308,7 @@ def test_caches_lie_apart_from_the_run_and_end_with_it(tmp_path, monkeypatch):
 def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch, capsys):
     session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     before = (tmp_path / "run" / FILE).read_bytes()
-    with held(tmp_path / "run"), pytest.raises(UsageError, match="another run is writing"):
+    with lock_folder(tmp_path / "run"), pytest.raises(UsageError, match="another run is writing"):
         session.run(study(processes=1, passes=["forward"]), tmp_path / "run", True, "")
     assert (tmp_path / "run" / FILE).read_bytes() == before
 

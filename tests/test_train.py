@@ -140,7 +140,7 @@ def trained(count=FEW, **more):
     backend = Made(clock, **more)
     data = Data(Weights(*(np.zeros(1),) * 5), 100 * np.arange(count)[:, None], np.zeros((count, 1)))
     told = []
-    todo = training.Training("rnn_relu", "eager", "unrolled", data, 1)
+    todo = training.TrainingSpec("rnn_relu", "eager", "unrolled", data, 1)
     found = training.train(backend, todo, clock, lambda form, what: told.append(what))
     return found, backend, told
 
@@ -404,4 +404,4 @@ def test_an_oracle_whose_worker_is_lost_is_a_refusal():
         weights="w", study=SimpleNamespace(timeout_s=1.0), worker=lambda framework, variables, timeout_s: Dead()
     )
     with pytest.raises(UsageError, match="oracle's trajectory could not be made: the worker ended by SIGKILL"):
-        train.oracle_of(bench, "numpy", lambda said: None)
+        train.oracle_record(bench, "numpy", lambda said: None)

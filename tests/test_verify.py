@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from harness.study import weights
-from harness.study.data import cast, probe
+from harness.study.data import cast, probe_data
 from harness.study.study import Workload
 from harness.verify import output_check, tolerance
 from impls import reference
@@ -24,7 +24,7 @@ def test_any_order_of_summation_passes_and_lower_precision_does_not(shape, cell,
     """Sums in every order, and a tanh that is two units off, are within the bounds; inputs in bfloat16 are not."""
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
     data = data_of(workload)
-    weights.store(tmp_path, weights.files(workload, 1, None, None))
+    weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
     judge = output_check.OutputCheck(tmp_path)
     for order in ORDERS:
         judged = verdict(tmp_path, workload, data, Library(order), judge)
@@ -36,7 +36,7 @@ def test_any_order_of_summation_passes_and_lower_precision_does_not(shape, cell,
 def verdict(folder, workload, given, how, judge=None):
     """Of what a library makes of some data, held to those that lie in the folder."""
     outputs = {}
-    for moment, data in (("before", probe(given)), ("after", given)):
+    for moment, data in (("before", probe_data(given)), ("after", given)):
         for name, a in reference.run(data, workload.cell, "train", "projected", how).items():
             outputs[f"unrolled_batched/{moment}/{name}"] = np.asarray(a, np.float32)
     saved = folder / "saved.safetensors"
@@ -47,8 +47,8 @@ def verdict(folder, workload, given, how, judge=None):
 
 def stored(folder, workload, data):
     """Data of a user's, stored as a run stores them."""
-    weights.store(folder, {f"{workload.name}.weights.safetensors": save(data.weights._asdict())})
-    weights.store(folder, {f"{workload.name}.inputs.safetensors": save({"x": data.x, "target": data.target})})
+    weights.write_files(folder, {f"{workload.name}.weights.safetensors": save(data.weights._asdict())})
+    weights.write_files(folder, {f"{workload.name}.inputs.safetensors": save({"x": data.x, "target": data.target})})
     return data
 
 
@@ -174,7 +174,7 @@ def test_outputs_that_are_not_finite_are_infinitely_wrong(output):
 )
 def test_what_is_wrong_is_said_in_a_sentence(output, said):
     moments = {"after": {} if output is None else {"y": output}}
-    judged = output_check._judged(moments, {"after": {"y": bound([1.0, 2.0])}}, None, 1)
+    judged = output_check._check_arm(moments, {"after": {"y": bound([1.0, 2.0])}}, None, 1)
     assert (judged["status"], judged["reason"]) == ("wrong", said)
 
 
@@ -190,8 +190,8 @@ def test_a_zero_truth_wants_exact_zeros():
 
 
 def test_bounds_that_are_not_finite_hold_nothing():
-    assert not output_check.holds([0.0, 0.0], (float("inf"), 1.0))
-    assert not output_check.holds([0.0, 0.0], (1.0, float("nan")))
+    assert not output_check.within_bounds([0.0, 0.0], (float("inf"), 1.0))
+    assert not output_check.within_bounds([0.0, 0.0], (1.0, float("nan")))
 
 
 def test_ulp_distance_counts_representable_numbers():
@@ -237,14 +237,14 @@ def of_x(size):
 def test_what_overflows_is_named_with_its_step(change, cell, pass_, precision, said):
     workload = Workload(name="w", B=2, T=40, I=3, H=5, O=4, cell=cell)
     data = cast(change(data_of(workload)), "float64")
-    found = tolerance.overflow(data, cell, pass_, "projected", precision)
+    found = tolerance.overflow_reason(data, cell, pass_, "projected", precision)
     assert found is None if said is None else found.startswith(said)
 
 
 def test_a_growth_that_fp64_does_not_hold_either():
     workload = Workload(name="w", B=2, T=120, I=3, H=5, O=4, cell="rnn_relu")
     data = cast(relu_growing(data_of(workload)), "float64")
-    found = tolerance.overflow(data, "rnn_relu", "forward", "none", "fp64")
+    found = tolerance.overflow_reason(data, "rnn_relu", "forward", "none", "fp64")
     assert found == "h overflows in fp64 at step 104 of 120: it reaches beyond what fp64 holds; fp64 ends at 1.8e+308"
 
 
@@ -256,13 +256,13 @@ def test_a_program_that_flushes_denormals_is_wrong_with_the_reason(tmp_path):
     workload = Workload(name="w", B=3, T=2, I=2, H=5, O=4, cell="rnn_tanh")
     data = stored(tmp_path, workload, flushed_away(data_of(workload)))
     assert verdict(tmp_path, workload, data, Library("forwards"))["status"] == "ok"
-    flushing = verdict(tmp_path, workload, data, output_check.Flushing())
+    flushing = verdict(tmp_path, workload, data, output_check.FlushToZero())
     assert flushing["status"] == "wrong"
     assert flushing["reason"].endswith(output_check.FLUSHED)
     other = data._replace(weights=data.weights._replace(b_out=0 * data.weights.b_out))
     assert verdict(tmp_path, workload, other, reference.Exact())["reason"].endswith(output_check.DENORMALS)
     ordinary = stored(tmp_path, workload, data_of(workload))
-    assert verdict(tmp_path, workload, ordinary, output_check.Flushing())["status"] == "ok"
+    assert verdict(tmp_path, workload, ordinary, output_check.FlushToZero())["status"] == "ok"
 
 
 def test_what_rounding_alone_decides_is_refused(tmp_path):
@@ -289,7 +289,7 @@ def test_numbers_whose_squares_no_float64_holds_have_bounds(tmp_path):
     data = stored(tmp_path, workload, relu_growing(data_of(workload)))
     outputs = {}
     exact = cast(data, "float64")
-    for moment, given in (("before", probe(exact)), ("after", exact)):
+    for moment, given in (("before", probe_data(exact)), ("after", exact)):
         y = reference.run(given, "rnn_relu", "forward", "projected")["y"]
         outputs[f"unrolled_batched/{moment}/y"] = y
         outputs[f"unrolled_in_loop/{moment}/y"] = 1.001 * y
@@ -306,14 +306,14 @@ def test_a_bound_that_is_not_finite_is_a_sentence(moment):
     expected = {name: {"y": bound([1.0, 2.0])} for name in ("before", "after")}
     expected[moment] = {"y": bound([1.0, 2.0], np.inf)}
     output = {"y": np.array([1, 2], np.float32)}
-    judged = output_check._judged({"before": output, "after": output}, expected, None, 1)
+    judged = output_check._check_arm({"before": output, "after": output}, expected, None, 1)
     assert judged["status"] == ("refused" if moment == "after" else "wrong")
     assert judged["reason"]
 
 
 def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
     workload = Workload(name="w", B=4, T=5, I=3, H=8, O=3, cell="rnn_tanh")
-    weights.store(tmp_path, weights.files(workload, 1, None, None))
+    weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
     places = [(workload, 5, pass_, "fp32", "projected", "after") for pass_ in ("forward", "train")]
     for room, asked_anew in ((10**9, 2), (1, 3)):
         monkeypatch.setattr(output_check, "KEPT_BYTES", room)

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from harness.analysis.roofline import MEASURED_IN, Roof, least, roof
-from harness.records.samples import calls_ns
-from harness.records.schema import Costs
+from harness.records.samples import call_times_ns
+from harness.records.schema import CostsRecord
 from harness.records.store import Record, digest
 from harness.study.matrix import Cell, Configuration
 from harness.study.study import SWEPT, Study, Workload
@@ -61,7 +61,7 @@ def record(configuration: Configuration, blocks: list[Record], cells: Iterable[C
     return {"key": digest([asdict(configuration), recurrence, study.seed])} | body
 
 
-def solved(points: list[Seen], roofline: Roof, pass_: str) -> Costs:
+def solved(points: list[Seen], roofline: Roof, pass_: str) -> CostsRecord:
     """Solve for the costs of two points with different T."""
     short, long = sorted(points, key=lambda point: point.workload.T)
     steps, extra_steps = long.workload.T, long.workload.T - short.workload.T
@@ -71,7 +71,7 @@ def solved(points: list[Seen], roofline: Roof, pass_: str) -> Costs:
     short_s, long_s = (point.in_loop - floor.loss for point, floor in pairs)
     product = (long_s - short_s) / extra_steps - floors[1].one
     after_s = statistics.mean(point.batched - floor.once - floor.loss for point, floor in pairs)
-    return Costs.model_validate(
+    return CostsRecord.model_validate(
         {
             "pass": pass_,
             "call_s": max(long.none - steps * (step + floors[1].step), 0.0),
@@ -83,7 +83,7 @@ def solved(points: list[Seen], roofline: Roof, pass_: str) -> Costs:
     )
 
 
-def expected(costs: Costs, roofline: Roof, workload: Workload) -> dict[str, float]:
+def expected(costs: CostsRecord, roofline: Roof, workload: Workload) -> dict[str, float]:
     """Return the predicted seconds of a call with each projection, at least `LEAST` of the recurrence's alone."""
     floor = least(roofline, workload, costs.pass_)
     none = costs.call_s + workload.T * (costs.step_s + floor.step)
@@ -96,7 +96,7 @@ def expected(costs: Costs, roofline: Roof, workload: Workload) -> dict[str, floa
 def seen(block: Record) -> Seen:
     """Return the point of a sweep's block that nothing is missing from."""
     recurrence = recurrence_of(block)
-    none, *forms = (calls_ns(block["arms"][f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
+    none, *forms = (call_times_ns(block["arms"][f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
     in_loop, batched = (float(np.median(form - none)) for form in forms)
     return Seen(Workload(**block["workload"]), float(np.median(none)), in_loop, batched)
 

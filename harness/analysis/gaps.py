@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis import stats
-from harness.records.samples import calls_ns
+from harness.records.samples import call_times_ns
 from harness.records.store import Record
 from harness.study.parts import BATCHED, LOOPS, OWN, TWIN
 from harness.study.study import Study
@@ -91,7 +91,7 @@ def paired(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]
     times: Times = {}
     for record in blocks:
         place = block_key(record)
-        per_call = {name: calls_ns(arm) for name, arm in record["arms"].items() if _good(arm)}
+        per_call = {name: call_times_ns(arm) for name, arm in record["arms"].items() if _good(arm)}
         for recurrence, projection, baseline, base in pairs(per_call):
             if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
                 times.setdefault((*place, recurrence, projection, baseline), []).append(

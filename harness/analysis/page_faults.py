@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.gaps import ARM, CONFIG, arm_of, block_key
-from harness.records.samples import median_s
+from harness.records.samples import median_call_s
 from harness.records.store import Record
 
 FAULTS = [*CONFIG, "workload", "pass", *ARM, "process", "faults", "share"]
@@ -31,7 +31,7 @@ def faults(blocks: list[Record]) -> pd.DataFrame:
             if arm.get("faults") and arm["status"] == "ok":
                 count = statistics.median(arm["faults"]) / arm["calls"]
                 keys = [*block_key(block), *arm_of(name).values(), block["replicate"]]
-                rows.append([*keys, count, min(count * fault_s / median_s(arm), 1.0)])
+                rows.append([*keys, count, min(count * fault_s / median_call_s(arm), 1.0)])
     return pd.DataFrame(rows, columns=FAULTS).sort_values([*PLACE, "process"], kind="stable", ignore_index=True)
 
 

@@ -16,11 +16,11 @@ from harness.analysis.gaps import ARM, CONFIG, arm_of, block_key
 from harness.analysis.operations import least_operations, work
 from harness.errors import UsageError
 from harness.records import gates
-from harness.records.samples import median_s
-from harness.records.store import Record, budgets, latest
-from harness.study.parts import BATCHED, TWIN, at_home
+from harness.records.samples import median_call_s
+from harness.records.store import Record, budgets, latest_records
+from harness.study.parts import BATCHED, TWIN, without_guests
 from harness.study.study import Study
-from harness.verify.output_check import form_of, holds
+from harness.verify.output_check import form_of, within_bounds
 from impls import trace
 from impls.evidence import ITEM_BYTES, Evidence, Product
 from impls.interface import Arm
@@ -72,14 +72,16 @@ class Tables:
         self.heading = records[0]
         self.sittings = [self.heading, *(record for record in records if record["kind"] == "resumed")]
         self.study = Study.model_validate(UNSAID | self.heading["study"])
-        last_tries = sorted(latest(records), key=lambda r: [str(r[name]) for name in (*CONFIG, "replicate", "pass")])
-        verification_checks, self.uncounted = gates.beside(self.heading, list(verification))
+        last_tries = sorted(
+            latest_records(records), key=lambda r: [str(r[name]) for name in (*CONFIG, "replicate", "pass")]
+        )
+        verification_checks, self.uncounted = gates.fp64_checks(self.heading, list(verification))
         self.checks = [*(record for record in last_tries if record["kind"] == "check"), *verification_checks]
         self.gates = gates.Gates(self.checks)
         self.first_tries = [record for record in records if record.get("first_try") and record not in last_tries]
         wrong = _wrong_in_fp64(self.checks)
         with_guests = [_withheld(record, wrong) for record in last_tries if record["kind"] == "block"]
-        self.blocks = [at_home(record) for record in with_guests]
+        self.blocks = [without_guests(record) for record in with_guests]
         self.times = _times(self)
         self.faults = page_faults.faults(self.blocks)
         prototypes = self.heading.get("prototypes", ())  # older records mark none
@@ -92,7 +94,7 @@ class Tables:
         self.gaps, self.swept = (run_gaps[rows].reset_index(drop=True) for rows in (~swept, swept))
         over_none = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
-        self.forecasts = latest(records, ("forecast",))
+        self.forecasts = latest_records(records, ("forecast",))
         self.costs = attribution.costs(self.blocks, self.times, added)
         self.slopes = attribution.slopes(self.blocks, self.study)
         self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
@@ -161,7 +163,7 @@ def _time(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
     """
     is_cold = record["replicate"] == 0 and record["key"].endswith("-0") and arm["first_call_ns"] is not None
     return (
-        median_s(arm) if arm["samples_ns"] and arm["status"] == "ok" else None,
+        median_call_s(arm) if arm["samples_ns"] and arm["status"] == "ok" else None,
         len(arm["samples_ns"]) or None,
         arm["first_call_ns"] / 1e9 if is_cold else None,
         arm["status"],
@@ -260,7 +262,9 @@ def _identity(tables: Tables) -> pd.DataFrame:
 def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
     """Return the worst fp64 error of a quantity: of the same workload at full size, or else of any check there is."""
     name = w.record["workload"]["name"]
-    same_size = [check for check in others if check.record["workload"]["name"] == name and gates.is_whole(check.record)]
+    same_size = [
+        check for check in others if check.record["workload"]["name"] == name and gates.is_full_size(check.record)
+    ]
     itself = [w] if w.record["precision"] == "fp64" else []
     return max((check.found[1] for check in same_size or others or itself), default=None)
 
@@ -277,7 +281,7 @@ class Worst:
 
     @property
     def ok(self) -> bool:
-        return holds(self.found, self.bound)
+        return within_bounds(self.found, self.bound)
 
 
 def _worst(records: list[Record]) -> list[Worst]:

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from harness.analysis import stats
 from harness.analysis.stats import Gap
 from harness.records import schema
-from harness.records.schema import Begun, Nanoseconds, Samples
-from harness.records.store import Format, Record, latest
+from harness.records.schema import HeaderRecord, Nanoseconds, Samples
+from harness.records.store import Format, Record, latest_records
 from harness.study.parts import BATCHED, TWIN
 
 NOTEBOOK = {  # mean squared errors that the chapter's notebook printed, every 100 iterations from 0
@@ -35,7 +35,7 @@ LAST = 100  # steps whose median loss is compared
 RANGE = (0.035, 0.06)  # where that median must lie
 
 
-class Configuration(schema.Configuration):
+class Configuration(schema.ConfigurationRecord):
     """Configuration that a process trains in, with the recurrence of both forms."""
 
     recurrence: str
@@ -90,7 +90,7 @@ class Absent(BaseModel):
     reason: str
 
 
-class Heading(Begun):
+class Heading(HeaderRecord):
     """Run header, the first record: what is to be trained, and on what."""
 
     kind: Literal["training"]
@@ -165,7 +165,7 @@ def within(losses: Sequence[float] | np.ndarray) -> bool | None:
 
 def processes(records: list[Record]) -> list[Record]:
     """Return the last record of every process, in the order of their configurations and replicates."""
-    process_records = latest(records, ("process",))
+    process_records = latest_records(records, ("process",))
     return sorted(process_records, key=lambda record: (*(record[name] for name in CONFIG), record["replicate"]))
 
 

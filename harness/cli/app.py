@@ -28,11 +28,11 @@ from harness.cli.options import (
     Toml,
     WeightsF,
     WorkloadF,
-    flags_of,
-    limited,
+    apply_limits,
+    parse_threads,
     refuse_blanks,
-    split,
-    threads_of,
+    split_values,
+    study_fields,
 )
 from harness.errors import UsageError
 
@@ -84,19 +84,19 @@ def run(
     ] = False,
 ) -> None:
     """Measure, verify and report."""
-    from harness.study.study import load
+    from harness.study.study import load_study
 
     if quick and rigorous:
         raise UsageError("--quick and --rigorous contradict each other")
     selection = [framework, device, threads, execution, recurrence, projection, pass_, workload]
     if all_ and (study or any(selection)):
         raise UsageError("--all means everything and takes no study file and no selection beside it")
-    flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = study_fields(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
     preset = "quick" if quick else "rigorous" if rigorous else None
-    run_study = limited(load(study, preset, flags), budget, unroll_limit)
-    if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _there(name)]):
+    run_study = apply_limits(load_study(study, preset, flags), budget, unroll_limit)
+    if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _is_installed(name)]):
         raise UsageError(f"planning how many processes a gap needs takes {' and '.join(missing)}: give --processes")
     _run(run_study, out, resume, not no_report)
 
@@ -137,15 +137,15 @@ def verify(
     A workload asked for by name or sizes is unrolled whatever its steps; else --unroll-limit holds.
     """
     from harness.cli import verify
-    from harness.study.study import load
+    from harness.study.study import load_study
     from impls.interface import PRECISIONS, RECURRENCES
 
-    flags = flags_of(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = study_fields(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     defaults: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
     if workload or study:
         defaults["unroll_limit"] = None
-    verify_study = limited(load(study, None, flags, defaults), None, unroll_limit)
+    verify_study = apply_limits(load_study(study, None, flags, defaults), None, unroll_limit)
     if verify_study.recurrences is None:  # every arm, not the usual ones
         verify_study = verify_study.model_copy(update={"recurrences": list(RECURRENCES)})
     if bound is not None and bound not in PRECISIONS:
@@ -154,7 +154,7 @@ def verify(
         raise UsageError(
             "--bound holds outputs to another's bounds: no gate of a run's, so it takes no --out beside it"
         )
-    raise typer.Exit(verify.verify(verify_study, save_outputs, bound, out, _command()))
+    raise typer.Exit(verify.verify(verify_study, save_outputs, bound, out, _command_line()))
 
 
 @app.command()
@@ -190,17 +190,17 @@ def train(
     from harness.analysis.trajectories import TRAINING, bad
     from harness.report import training as reports
     from harness.run import train as training
-    from harness.study.study import load
+    from harness.study.study import load_study
 
     flags: dict[str, Any] = {
-        "frameworks": split("--framework", framework),
-        "executions": split("--execution", execution),
-        "threads": [threads_of(threads)],
+        "frameworks": split_values("--framework", framework),
+        "executions": split_values("--execution", execution),
+        "threads": [parse_threads(threads)],
     }
     flags |= {"processes": processes, "seed": seed, "timeout_s": timeout, "passes": ["train"], "workloads": ["book"]}
-    study = load(None, None, flags)
-    files = Files(out, TRAINING.file, reports.write)
-    records, path = _kept(files, lambda command: training.train(study, steps, out, resume, command))
+    study = load_study(None, None, flags)
+    files = ResultFiles(out, TRAINING.file, reports.write)
+    records, path = _measure_and_report(files, lambda command: training.train(study, steps, out, resume, command))
     print(path)
     errors = bad(records)
     for error in errors:
@@ -252,7 +252,7 @@ def selftest(
     from harness.selftest import coverage as tests
 
     if real:
-        _run(tests.real(), out, resume)
+        _run(tests.control_study(), out, resume)
     raise typer.Exit(tests.say(studies, seed))
 
 
@@ -266,24 +266,24 @@ def doctor() -> None:
 
 def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     """Measure a study into a folder, print the path of its report, and exit: with 1 where anything went wrong."""
-    from harness.records.outcome import why_nothing
-    from harness.records.store import FILE, budgets, latest
+    from harness.records.outcome import no_times_reason
+    from harness.records.store import FILE, budgets, latest_records
     from harness.run import session as runs
 
-    write = _reported if report else lambda folder: folder / FILE
-    files = Files(out, FILE, write)
-    records, path = _kept(files, lambda command: runs.run(study, out, resume, command))
-    statuses = [arm["status"] for r in latest(records) for arm in r["arms"].values()]
+    write = _write_run_report if report else lambda folder: folder / FILE
+    files = ResultFiles(out, FILE, write)
+    records, path = _measure_and_report(files, lambda command: runs.run(study, out, resume, command))
+    statuses = [arm["status"] for r in latest_records(records) for arm in r["arms"].values()]
     print(path)
     bad_count = sum(status in BAD for status in statuses)
     if bad_count:
         print(f"{bad_count} measurements went wrong or failed; the records name them", file=sys.stderr)
-    if reason := why_nothing(latest(records, ("block",)), budgets(records)[-1]):
+    if reason := no_times_reason(latest_records(records, ("block",)), budgets(records)[-1]):
         print(f"nothing was measured: {reason}", file=sys.stderr)
     raise typer.Exit(1 if bad_count or reason else 0)
 
 
-def _there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     """Return whether a module is installed."""
     try:
         return find_spec(module) is not None
@@ -291,13 +291,13 @@ def _there(module: str) -> bool:
         return False
 
 
-def _reported(folder: Path) -> Path:
+def _write_run_report(folder: Path) -> Path:
     from harness import report as reports
 
     return reports.write(folder)
 
 
-class Files(NamedTuple):
+class ResultFiles(NamedTuple):
     """A folder of results, the name of its records file, and the function that writes its report."""
 
     out: Path
@@ -305,50 +305,52 @@ class Files(NamedTuple):
     write: Callable[[Path], Path]
 
 
-def _kept(files: Files, measure: Callable[[str], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], Path]:
+def _measure_and_report(
+    files: ResultFiles, measure: Callable[[str], list[dict[str, Any]]]
+) -> tuple[list[dict[str, Any]], Path]:
     """Call `measure` with the command line; return its records and the path of the report.
 
     When `measure` is interrupted, or cannot write, the records so far are kept and this exits with a status above 0.
     An interrupted run with records also gets its report.
     """
-    command = _command()
+    command = _command_line()
     try:
         records = measure(command)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {_further(files, command)}", file=sys.stderr)
+        print(f"\ninterrupted; {_resume_hint(files, command)}", file=sys.stderr)
         if (files.out / files.records).exists():
-            _written(files)
+            _write_report(files)
         raise typer.Exit(streams.INTERRUPTED) from None
     except OSError as error:  # a full disk, mostly
-        print(f"error: {streams.sentence(error)}; {_further(files, command)}", file=sys.stderr)
+        print(f"error: {streams.error_message(error)}; {_resume_hint(files, command)}", file=sys.stderr)
         raise typer.Exit(1) from None
-    return records, _written(files)
+    return records, _write_report(files)
 
 
-def _command() -> str:
+def _command_line() -> str:
     """Return the command line as it was given, without --out and --resume."""
-    return f"python -m harness {streams.quoted(_again(sys.argv[1:]))}"
+    return f"python -m harness {streams.quote_words(_drop_out_and_resume(sys.argv[1:]))}"
 
 
-def _further(files: Files, command: str) -> str:
+def _resume_hint(files: ResultFiles, command: str) -> str:
     """Return a sentence on what an interrupted run has kept, and the command that resumes it."""
     state = "what is done is kept" if (files.out / files.records).exists() else "nothing was measured yet"
     resumable = files.out.is_dir() and any(files.out.iterdir())
     flags = ["--resume"] if resumable else []
-    return f"{state}. Go on with: {command} {streams.quoted(['--out', str(files.out), *flags])}"
+    return f"{state}. Go on with: {command} {streams.quote_words(['--out', str(files.out), *flags])}"
 
 
-def _written(files: Files) -> Path:
+def _write_report(files: ResultFiles) -> Path:
     """Write the report and return its path. Exits with status 1 when the report cannot be written."""
     try:
         return files.write(files.out)
     except OSError as error:
-        retry = f"python -m harness report {streams.quoted([str(files.out)])}"
-        message = f"{streams.sentence(error)}; the records are kept, and the report can be made with: {retry}"
-        raise typer.Exit(streams.tell(message, 1)) from None
+        retry = f"python -m harness report {streams.quote_words([str(files.out)])}"
+        message = f"{streams.error_message(error)}; the records are kept, and the report can be made with: {retry}"
+        raise typer.Exit(streams.print_error(message, 1)) from None
 
 
-def _again(arguments: list[str]) -> list[str]:
+def _drop_out_and_resume(arguments: list[str]) -> list[str]:
     """Return the arguments without --resume and --out, which do not change what is measured."""
     remaining: list[str] = []
     skip = False
@@ -361,10 +363,10 @@ def _again(arguments: list[str]) -> list[str]:
 
 def main() -> NoReturn:
     """Run the command line and exit. A usage error is printed as one sentence on stderr, with exit status 2."""
-    streams.leave(_program)
+    streams.leave(_run_command)
 
 
-def _program() -> int | None:
+def _run_command() -> int | None:
     """Run a command and return its exit status. Raises UsageError."""
     try:
         refuse_blanks(sys.argv[1:])

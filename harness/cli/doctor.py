@@ -21,7 +21,7 @@ from harness.machine import environment, gpu
 from harness.run import session
 from harness.run.progress import console
 from harness.study.parts import TWIN
-from harness.study.study import Study, load
+from harness.study.study import Study, load_study
 
 CPU = Path("/sys/devices/system/cpu")
 BUSY = 0.1  # of a core: another process that uses more disturbs a measurement
@@ -50,19 +50,19 @@ class Finding:
     advice: str = ""
 
 
-def governor(folder: Path = CPU) -> Finding:
+def check_governor(folder: Path = CPU) -> Finding:
     """Check the frequency governor of the first core."""
-    value = environment.text(folder / "cpu0/cpufreq/scaling_governor")
+    value = environment.read_text(folder / "cpu0/cpufreq/scaling_governor")
     if value is None:
         return Finding("governor", "not readable (a virtual machine, mostly)")
     advice = "" if value == "performance" else "set it: cpupower frequency-set -g performance"
     return Finding("governor", value, advice)
 
 
-def turbo(folder: Path = CPU) -> Finding:
+def check_turbo(folder: Path = CPU) -> Finding:
     """Check whether the processor's turbo is off."""
-    off = environment.text(folder / "intel_pstate/no_turbo")
-    on = environment.text(folder / "cpufreq/boost")
+    off = environment.read_text(folder / "intel_pstate/no_turbo")
+    on = environment.read_text(folder / "cpufreq/boost")
     if off is None and on is None:
         return Finding("turbo", "not readable")
     if off == "1" or on == "0":
@@ -70,14 +70,14 @@ def turbo(folder: Path = CPU) -> Finding:
     return Finding("turbo", "on", "times then depend on heat; switch it off for absolute times (ratios stand it)")
 
 
-def others(watch_s: float = LOOK_S) -> Finding:
+def check_other_processes(watch_s: float = LOOK_S) -> Finding:
     """Check for other processes that use the processor, watched for `watch_s` seconds."""
     own_pids = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     processes = [p for p in psutil.process_iter(["name"]) if p.pid not in own_pids]
     for process in processes:
-        _usage(process)
+        _core_share(process)
     time.sleep(watch_s)
-    busy = sorted(((_usage(p), p.info["name"] or "?", p.pid) for p in processes), reverse=True)
+    busy = sorted(((_core_share(p), p.info["name"] or "?", p.pid) for p in processes), reverse=True)
     busy = [usage for usage in busy if usage[0] > BUSY]
     if not busy:
         return Finding("other processes", f"none uses more than {BUSY:.0%} of a core")
@@ -85,7 +85,7 @@ def others(watch_s: float = LOOK_S) -> Finding:
     return Finding("other processes", names, "end them while measuring: a busy second core turned 0.6 ms into 16 ms")
 
 
-def _usage(process: psutil.Process) -> float:
+def _core_share(process: psutil.Process) -> float:
     """Return the share of one core that a process has used since the last call; 0 when it cannot be read."""
     try:
         return process.cpu_percent() / 100
@@ -93,14 +93,14 @@ def _usage(process: psutil.Process) -> float:
         return 0.0
 
 
-def stolen(watch_s: float = LOOK_S) -> Finding:
+def check_steal(watch_s: float = LOOK_S) -> Finding:
     """Check how much time a hypervisor gave to other machines, watched for `watch_s` seconds."""
     share = getattr(psutil.cpu_times_percent(watch_s), "steal", 0.0)
     advice = "" if share <= 1 else "another machine shares these cores: use more processes, or another machine"
     return Finding("stolen by the hypervisor", f"{share:.1f}%", advice)
 
 
-def threads(cores: int, logical: int) -> Finding:
+def check_cores(cores: int, logical: int) -> Finding:
     """Check that the usable cores leave a logical processor for anything else."""
     counts = f"{cores} cores can be used, {logical} logical processors"
     if cores == logical:
@@ -108,7 +108,7 @@ def threads(cores: int, logical: int) -> Finding:
     return Finding("cores", counts)
 
 
-def quota(cores: float | None) -> Finding:
+def check_quota(cores: float | None) -> Finding:
     """Check how many cores the control groups grant; None is no limit."""
     if cores is None:
         return Finding("quota", "none")
@@ -116,13 +116,13 @@ def quota(cores: float | None) -> Finding:
     return Finding("quota", f"{cores:g} cores", advice)
 
 
-def memory(free_gib: float) -> Finding:
+def check_memory(free_gib: float) -> Finding:
     """Check that enough memory is free for compiling."""
     advice = "" if free_gib >= MEMORY_GIB else f"below {MEMORY_GIB:g} GiB compiling may be killed: free some"
     return Finding("free memory", f"{free_gib:.1f} GiB", advice)
 
 
-def compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
+def check_compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
     """Check for the C++ compiler that torch's Inductor calls in a worker, which does not see CXX."""
     description = which(COMPILER) or f"no {COMPILER}"
     advice = "" if which(COMPILER) else f"torch's inductor needs a C++ compiler: install {COMPILER}"
@@ -131,7 +131,7 @@ def compiler(which: Callable[[str], str | None] = shutil.which) -> Finding:
     return Finding("C++ compiler", description, advice)
 
 
-def versions(version: Callable[[str], str] = importlib.metadata.version) -> Finding:
+def check_versions(version: Callable[[str], str] = importlib.metadata.version) -> Finding:
     """Check the packages that are known to need each other's minor version."""
     clashes = []
     for pair in PAIRS:
@@ -146,7 +146,7 @@ def versions(version: Callable[[str], str] = importlib.metadata.version) -> Find
     return Finding("versions", "none that are known to clash")
 
 
-def requirements() -> Finding:
+def check_requirements() -> Finding:
     """Run `pip check` on the installed packages."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
     try:
@@ -159,7 +159,7 @@ def requirements() -> Finding:
     return Finding("requirements", "; ".join(lines[:3]), "install again with constraints.txt")
 
 
-def graphics(state: gpu.State | None) -> Finding:
+def check_gpu(state: gpu.State | None) -> Finding:
     """Check the GPU for processes and for low clocks; `state` is None where there is no GPU."""
     if state is None:
         return Finding("GPU", "none that NVML can see")
@@ -175,21 +175,21 @@ def graphics(state: gpu.State | None) -> Finding:
 def findings() -> list[Finding]:
     """Run every check on this machine."""
     return [
-        governor(),
-        turbo(),
-        others(),
-        stolen(),
-        threads(environment.cores(), os.cpu_count() or 1),
-        quota(environment.quota()),
-        memory(psutil.virtual_memory().available / 2**30),
-        compiler(),
-        versions(),
-        requirements(),
-        graphics(gpu.state()),
+        check_governor(),
+        check_turbo(),
+        check_other_processes(),
+        check_steal(),
+        check_cores(environment.cores(), os.cpu_count() or 1),
+        check_quota(environment.cpu_quota()),
+        check_memory(psutil.virtual_memory().available / 2**30),
+        check_compiler(),
+        check_versions(),
+        check_requirements(),
+        check_gpu(gpu.state()),
     ]
 
 
-def floor() -> str:
+def measure_noise_floor() -> str:
     """Measure a program against itself and return a sentence with the noise floor: smaller gaps cannot be seen."""
     available = [framework for framework in session.probe(Study(), [1]) if not framework.missing]
     if not available:
@@ -197,7 +197,7 @@ def floor() -> str:
     first = available[0]
     control = {"frameworks": [first.name], "executions": [next(iter(first.executions))]} | CONTROL
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        gaps = Tables(session.run(load(None, None, control), Path(folder) / "run", False, "doctor")).gaps
+        gaps = Tables(session.run(load_study(None, None, control), Path(folder) / "run", False, "doctor")).gaps
     controls = gaps[(gaps.contender == TWIN) & gaps.ci_low.notna()]
     if controls.empty:
         return "noise floor: not measured; `run` would say why"
@@ -216,5 +216,5 @@ def say() -> int:
         table.add_row(finding.what, finding.found, finding.advice)
     out = console()
     out.print(table, markup=False)
-    out.print(floor(), markup=False, highlight=False)
+    out.print(measure_noise_floor(), markup=False, highlight=False)
     return 0

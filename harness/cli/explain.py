@@ -14,10 +14,10 @@ from harness.errors import UsageError
 from harness.machine import environment, folders
 from harness.records.store import Record
 from harness.run import jobs, schedule, session
-from harness.run.progress import Report, console
+from harness.run.progress import ProgressReport, console
 from harness.study import matrix, study, weights
 from harness.study.matrix import BlockSpec, Configuration, Job
-from harness.study.study import Study, nearest
+from harness.study.study import Study, validate_choice
 from harness.verify.output_check import OutputCheck
 from impls.evidence import ITEM_BYTES, Product, Variable, flops, issued
 from impls.interface import DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
@@ -34,7 +34,7 @@ AXES = {  # axis -> its values, and the default, or None where a cell must name 
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedCell:
     """The cell to explain."""
 
     framework: str
@@ -46,7 +46,7 @@ class Wanted:
     workload: study.Workload
 
 
-def split(cell: list[str]) -> list[str]:
+def split_cell(cell: list[str]) -> list[str]:
     """Return the words of a cell, split at blanks or at `/`. Raises UsageError where a word is empty."""
     words = [word.strip() for text in cell for word in text.split("/")]
     if "" in words:
@@ -56,7 +56,7 @@ def split(cell: list[str]) -> list[str]:
     return words
 
 
-def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
+def parse_cell(words: list[str], executions: Sequence[str]) -> RequestedCell:
     """Return the cell that words name, in any order.
 
     Raises UsageError for an unknown word, for a second word of an axis, and for a missing axis without a default.
@@ -67,20 +67,20 @@ def wanted(words: list[str], executions: Sequence[str]) -> Wanted:
         axis = "workload" if "=" in word else next((name for name, (values, _) in axes.items() if word in values), None)
         try:
             if axis is None:
-                nearest("word", word, [value for values, _ in axes.values() for value in values])
+                validate_choice("word", word, [value for values, _ in axes.values() for value in values])
             assert axis is not None
             if axis in choices:
                 raise UsageError(f"a cell has one {axis}, but {choices[axis]} and {word} were given")
-            choices[axis] = study.workload(word) if axis == "workload" else word
+            choices[axis] = study.parse_workload(word) if axis == "workload" else word
         except ValueError as error:
-            raise UsageError(study.sentence(error)) from None
+            raise UsageError(study.error_message(error)) from None
     for axis, (values, default) in axes.items():
         if axis not in choices and default is None:
             raise UsageError(f"a cell needs its {axis}: {', '.join(values)}")
         choices.setdefault(axis, study.NAMED["book"] if axis == "workload" else default)
     arm = Arm(choices["recurrence"], choices["projection"])
     settings = (choices["pass"], choices["precision"], choices["device"], choices["workload"])
-    return Wanted(choices["framework"], choices["execution"], arm, *settings)
+    return RequestedCell(choices["framework"], choices["execution"], arm, *settings)
 
 
 def explain(words: list[str], out: Path | None) -> int:
@@ -89,53 +89,59 @@ def explain(words: list[str], out: Path | None) -> int:
     Where `out` is None, the text goes into a folder of its own in runs/explain.
     """
     if out is not None:
-        folders.check(out)
-    names = [word for word in split(words) if word in impls.names()]
+        folders.check_writable(out)
+    names = [word for word in split_cell(words) if word in impls.names()]
     probed = session.probe(Study(frameworks=names or None), matrix.thread_counts(Study(), environment.cores()))
-    cell = wanted(split(words), list(dict.fromkeys(name for framework in probed for name in framework.executions)))
+    cell = parse_cell(
+        split_cell(words), list(dict.fromkeys(name for framework in probed for name in framework.executions))
+    )
     cell_study = Study(
         frameworks=[cell.framework], executions=[cell.execution], threads=[environment.cores()],
         recurrences=[cell.arm.recurrence], projections=[cell.arm.projection], passes=[cell.pass_],
         precisions=[cell.precision], workloads=[cell.workload], devices=[cell.device], unroll_limit=None,
     )  # fmt: skip
-    frameworks = matrix.selected(cell_study, probed)
-    plan = matrix.make(cell_study, frameworks, [environment.cores()])
+    frameworks = matrix.select_frameworks(cell_study, probed)
+    plan = matrix.make_plan(cell_study, frameworks, [environment.cores()])
     if not plan.cells:
         raise UsageError(f"this cell is not to be had: {plan.absent[0][2]}")
-    place = _place(cell)
+    place = _folder_name(cell)
     folder = out or Path("runs") / "explain" / place
-    record = _counted(cell_study, frameworks, plan.cells[0].configuration, cell, folder)
+    record = _verify_and_count(cell_study, frameworks, plan.cells[0].configuration, cell, folder)
     arm = record["arms"][cell.arm.name]
     if arm["status"] != "ok":
         console().print(f"{arm['status']}: {arm['reason']}", markup=False)
         return 1
-    _say(place, cell, arm["evidence"], folder)
+    _print_evidence(place, cell, arm["evidence"], folder)
     return 0
 
 
-def _place(cell: Wanted) -> str:
+def _folder_name(cell: RequestedCell) -> str:
     """Return a folder name that is unique to the cell: its words, without the device when that is the CPU."""
     parts = [cell.framework, cell.execution, cell.arm.name, cell.workload.name, cell.pass_, cell.precision]
     return "-".join([*parts, cell.device] if cell.device != "cpu" else parts)
 
 
-def _counted(
-    cell_study: Study, frameworks: list[matrix.Framework], configuration: Configuration, cell: Wanted, folder: Path
+def _verify_and_count(
+    cell_study: Study,
+    frameworks: list[matrix.Framework],
+    configuration: Configuration,
+    cell: RequestedCell,
+    folder: Path,
 ) -> Record:
     """Verify and count one cell, write its program's text into `folder`, and return its record.
 
     Raises UsageError where the text of an earlier call cannot be removed.
     """
-    folders.make(folder)
+    folders.make_folder(folder)
     try:
         for path in folder.glob(f"{cell.arm.name}.*"):
             path.unlink()
     except OSError as error:
         raise UsageError(f"{error.filename} cannot be removed: {error.strerror}") from None
     block = BlockSpec(cell.workload, cell.pass_, (cell.arm,), cell.workload.T, timed=False)
-    files = session.prepare(cell_study)
+    files = session.prepare_files(cell_study)
     with folders.private() as private:
-        weights.store(private / "weights", files)
+        weights.write_files(private / "weights", files)
         by_name = {framework.name: framework for framework in frameworks}
         context = jobs.RunContext(
             cell_study,
@@ -146,12 +152,12 @@ def _counted(
             {},
             texts=folder,
         )
-        with Report(1) as report:
-            (record,) = schedule.together(context, [Job(configuration, 0, (block,))], lambda: math.inf, report)
+        with ProgressReport(1) as report:
+            (record,) = schedule.run_in_parallel(context, [Job(configuration, 0, (block,))], lambda: math.inf, report)
     return record
 
 
-def _say(place: str, cell: Wanted, evidence: dict[str, Any], folder: Path) -> None:
+def _print_evidence(place: str, cell: RequestedCell, evidence: dict[str, Any], folder: Path) -> None:
     """Print what was counted, and where the text was written."""
     out = console()
     products = [Product(*product) for product in evidence["products"]]
@@ -166,7 +172,7 @@ def _say(place: str, cell: Wanted, evidence: dict[str, Any], folder: Path) -> No
         table.add_row("products before compiling", f"{issued(written)}: {', '.join(map(str, written))}")
     table.add_row("operations of the products", UNKNOWN if counts.operations is None else f"{counts.operations:,}")
     table.add_row("bytes the products move", UNKNOWN if counts.moved_bytes is None else f"{counts.moved_bytes:,}")
-    table.add_row("kernels", UNKNOWN if kernels is None else f"{sum(kernels.values())}: {_listed(kernels)}")
+    table.add_row("kernels", UNKNOWN if kernels is None else f"{sum(kernels.values())}: {_format_kernels(kernels)}")
     table.add_row("fusions", UNKNOWN if evidence["fusions"] is None else f"{evidence['fusions']:,}")
     trips = ", ".join(f"{trips} trips" for trips in evidence["loops"]) or "none"
     table.add_row("loops", UNKNOWN if {"everything", "loops"} & evidence["missing"].keys() else trips)
@@ -175,7 +181,7 @@ def _say(place: str, cell: Wanted, evidence: dict[str, Any], folder: Path) -> No
     )
     if evidence["device_ns"] is not None:
         table.add_row("time of the GPU", f"{evidence['device_ns'] / 1e3:,.1f} µs, under the profiler")
-        table.add_row("kernels of the GPU", _listed(evidence["device_kernels"]))
+        table.add_row("kernels of the GPU", _format_kernels(evidence["device_kernels"]))
         table.add_row("graph launches", f"{evidence['graph_launches']}")
     if variables := evidence.get("variables"):
         table.add_row("variables", f"{len(variables)}: {', '.join(str(Variable(*row)) for row in variables)}")
@@ -186,7 +192,7 @@ def _say(place: str, cell: Wanted, evidence: dict[str, Any], folder: Path) -> No
     out.print(f"program text: {', '.join(str(folder / name) for name in names) or 'none'}", markup=False)
 
 
-def _listed(kernels: dict[str, int]) -> str:
+def _format_kernels(kernels: dict[str, int]) -> str:
     """Return the kernels with their counts, the most frequent first."""
     ordered = sorted(kernels.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {name}" for name, count in ordered) or "none"

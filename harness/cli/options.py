@@ -57,25 +57,25 @@ InputsF = Annotated[
 ]
 
 
-def flags_of(
+def study_fields(
     framework: Many, device: Many, threads: Many, execution: Many, recurrence: Many,
     projection: Many, pass_: Many, precision: Many, workload: Many,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the selection flags as fields of a study. Raises UsageError where a value is malformed."""
     return {
-        "frameworks": split("--framework", framework),
-        "devices": split("--device", device),
-        "threads": [threads_of(t) for t in split("--threads", threads) or []] or None,
-        "executions": split("--execution", execution),
-        "recurrences": split("--recurrence", recurrence),
-        "projections": split("--projection", projection),
-        "passes": split("--pass", pass_),
-        "precisions": split("--precision", precision),
-        "workloads": split("--workload", workload),
+        "frameworks": split_values("--framework", framework),
+        "devices": split_values("--device", device),
+        "threads": [parse_threads(t) for t in split_values("--threads", threads) or []] or None,
+        "executions": split_values("--execution", execution),
+        "recurrences": split_values("--recurrence", recurrence),
+        "projections": split_values("--projection", projection),
+        "passes": split_values("--pass", pass_),
+        "precisions": split_values("--precision", precision),
+        "workloads": split_values("--workload", workload),
     }
 
 
-def split(flag: str, values: Many) -> Many:
+def split_values(flag: str, values: Many) -> Many:
     """Split a flag's values at commas, except a workload's sizes. Raises UsageError where a word is empty."""
     if not values:
         return None
@@ -97,7 +97,7 @@ def refuse_blanks(arguments: Sequence[str]) -> None:
             raise UsageError(f"{flag} is given with nothing after '=': leave it out, or say which")
 
 
-def threads_of(text: str) -> int | str:
+def parse_threads(text: str) -> int | str:
     """Return a thread count, or the word `all`. Raises UsageError."""
     if text == "all":
         return text
@@ -106,7 +106,7 @@ def threads_of(text: str) -> int | str:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     """Return the seconds of a time written 900, 900s, 15m or 1h30m. Raises UsageError."""
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not match or not any(match.groups()):
@@ -115,11 +115,11 @@ def _seconds(text: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def limited(study: "Study", budget: str | None, unroll_limit: int | None) -> "Study":
+def apply_limits(study: "Study", budget: str | None, unroll_limit: int | None) -> "Study":
     """Return the study with a budget and an unroll limit from flags, which can also lift either. Raises UsageError."""
     limits: dict[str, Any] = {}
     if budget is not None:
-        seconds = _seconds(budget)
+        seconds = _parse_seconds(budget)
         limits["budget_s"] = seconds if 0 < seconds < math.inf else None
     if unroll_limit is not None:
         if unroll_limit < -1:

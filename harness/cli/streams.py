@@ -22,7 +22,7 @@ INTERRUPTED = 130
 STDOUT = "standard output"  # its name in error messages
 
 
-class Output(io.FileIO):
+class StandardOutput(io.FileIO):
     """Standard output, whose errors name it."""
 
     def write(self, data: Any) -> Any:
@@ -33,7 +33,7 @@ class Output(io.FileIO):
             raise
 
 
-class Errors(io.FileIO):
+class StandardError(io.FileIO):
     """Standard error. A write that fails counts as done: nobody is left to read it, and the work goes on."""
 
     def write(self, data: Any) -> Any:
@@ -43,7 +43,7 @@ class Errors(io.FileIO):
             return len(data)
 
 
-def settle() -> None:
+def repair_streams() -> None:
     """Make the three streams usable. Raises UsageError when standard output was closed or is read-only."""
     closed = {descriptor for descriptor in (IN, OUT, ERR) if not _is_open(descriptor)}
     for descriptor in sorted(closed):
@@ -51,9 +51,9 @@ def settle() -> None:
     if sys.stdin is None:
         sys.stdin = open(IN, closefd=False)  # noqa: SIM115  a stream of the process
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _text(Errors(ERR, "w", closefd=False), line_buffering=True)
+        sys.stderr = _text_stream(StandardError(ERR, "w", closefd=False), line_buffering=True)
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _text(Output(OUT, "w", closefd=False), line_buffering=os.isatty(OUT))
+        sys.stdout = _text_stream(StandardOutput(OUT, "w", closefd=False), line_buffering=os.isatty(OUT))
     if OUT in closed or fcntl.fcntl(OUT, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise UsageError("standard output is closed: nothing could be printed")
 
@@ -66,7 +66,7 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def _text(raw: io.FileIO, line_buffering: bool) -> io.TextIOWrapper:
+def _text_stream(raw: io.FileIO, line_buffering: bool) -> io.TextIOWrapper:
     """Return a text stream in the locale's encoding; characters that it lacks are written as escapes."""
     original = sys.__stdout__ or sys.__stderr__
     encoding = original.encoding if original else None
@@ -81,23 +81,23 @@ def leave(program: Callable[[], int | None]) -> NoReturn:
     SIGTERM and SIGHUP interrupt the program as Ctrl-C does, so that temporary files are removed.
     """
     try:
-        settle()
+        repair_streams()
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:  # nohup has set SIGHUP to be ignored
                 signal.signal(number, signal.default_int_handler)
         status = program() or 0
     except SystemExit as program_exit:
-        status = _status(program_exit.code)
+        status = _exit_status(program_exit.code)
     except UsageError as usage_error:
-        status = tell(usage_error, 2)
+        status = print_error(usage_error, 2)
     except KeyboardInterrupt:
-        status = tell("interrupted", INTERRUPTED)
+        status = print_error("interrupted", INTERRUPTED)
     except OSError as error:
-        status = _failed(error)
-    sys.exit(_flushed(status))
+        status = _handle_os_error(error)
+    sys.exit(_flush_output(status))
 
 
-def _status(code: Any) -> int:
+def _exit_status(code: Any) -> int:
     """Return the exit status that `sys.exit(code)` means; a code that is text is printed on stderr."""
     if code is None or isinstance(code, int):
         return code or 0
@@ -105,33 +105,33 @@ def _status(code: Any) -> int:
     return 1
 
 
-def tell(message: object, status: int) -> int:
+def print_error(message: object, status: int) -> int:
     """Print an error on stderr and return the exit status."""
     print(f"error: {message}" if status != INTERRUPTED else message, file=sys.stderr)
     return status
 
 
-def _failed(error: OSError) -> int:
+def _handle_os_error(error: OSError) -> int:
     """Return exit status 1, and print the error unless it is a pipe whose reader has left.
 
     Where standard output failed, it is turned to the null device: Python would try again to flush it at exit.
     """
     if error.filename == STDOUT or error.errno == errno.EPIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), OUT)
-    return 1 if error.errno == errno.EPIPE else tell(sentence(error), 1)
+    return 1 if error.errno == errno.EPIPE else print_error(error_message(error), 1)
 
 
-def _flushed(status: int) -> int:
+def _flush_output(status: int) -> int:
     """Flush standard output and return the exit status; a flush that fails makes a status of 0 a failure."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        failure_status = _failed(error)
+        failure_status = _handle_os_error(error)
         return status or failure_status
     return status
 
 
-def sentence(error: OSError) -> str:
+def error_message(error: OSError) -> str:
     """Return the message of an operating system error, with the file that it is about."""
     if not error.strerror:
         return " ".join(str(error).split())
@@ -139,12 +139,12 @@ def sentence(error: OSError) -> str:
     return str(UsageError(f"{path}{' cannot be written' if error.errno in UNWRITTEN else ''}: {error.strerror}"))
 
 
-def quoted(words: list[str]) -> str:
+def quote_words(words: list[str]) -> str:
     """Quote words for a shell, on one line; bytes that are not text, and control characters, become $'\\x..'."""
-    return " ".join(shlex.quote(word) if _is_text(word) else _escaped(word) for word in words)
+    return " ".join(shlex.quote(word) if _is_printable(word) else _escape(word) for word in words)
 
 
-def _is_text(word: str) -> bool:
+def _is_printable(word: str) -> bool:
     """Return whether a word can be printed as it is."""
     try:
         word.encode(sys.stderr.encoding or "ascii")
@@ -153,6 +153,6 @@ def _is_text(word: str) -> bool:
     return word.isprintable()
 
 
-def _escaped(word: str) -> str:
+def _escape(word: str) -> str:
     printable = set(range(0x20, 0x7F)) - set(b"'\\")
     return "$'" + "".join(chr(byte) if byte in printable else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"

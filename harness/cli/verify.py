@@ -13,13 +13,13 @@ from safetensors.numpy import save
 
 from harness.errors import UsageError
 from harness.machine import environment, folders
-from harness.records.store import VERIFICATION, Record, Store, held
+from harness.records.store import VERIFICATION, Record, Store, lock_folder
 from harness.run import jobs, schedule, session
-from harness.run.progress import Report, console
+from harness.run.progress import ProgressReport, console
 from harness.study import matrix, study, weights
 from harness.study.matrix import BlockSpec, Cell, Framework, Job
 from harness.study.study import Study
-from harness.verify.output_check import OutputCheck, form_of, loaded
+from harness.verify.output_check import OutputCheck, form_of, load_outputs
 from impls.interface import RECURRENCES
 
 
@@ -32,34 +32,34 @@ def verify(
     folder for the records, beside those of a run or before it; None keeps none. Raises UsageError before any work.
     """
     for folder in filter(None, (save_outputs, out)):
-        folders.check(folder)
+        folders.check_writable(folder)
     threads = matrix.thread_counts(study_, environment.cores())
-    frameworks = matrix.selected(study_, session.probe(study_, threads))
-    plan = matrix.make(study_, frameworks, threads)
+    frameworks = matrix.select_frameworks(study_, session.probe(study_, threads))
+    plan = matrix.make_plan(study_, frameworks, threads)
     if not plan.cells:
         raise UsageError(f"nothing of this study can be verified here: {plan.absent[0][2]}")
     paths = {} if save_outputs is None else output_files(save_outputs, plan)
-    files = session.prepare(study_)
+    files = session.prepare_files(study_)
     for folder in {path.parent: None for path in paths.values()}:
-        folders.make(folder)
-    header = session.heading_of(study_, frameworks, plan, files, command)
-    with folders.private() as private, _kept(out, header) as append:
-        weights.store(private / "weights", files)
-        save_block = None if save_outputs is None else _saver(paths)
+        folders.make_folder(folder)
+    header = session.make_study_header(study_, frameworks, plan, files, command)
+    with folders.private() as private, _open_appender(out, header) as append:
+        weights.write_files(private / "weights", files)
+        save_block = None if save_outputs is None else _output_saver(paths)
         by_name = {framework.name: framework for framework in frameworks}
         check = OutputCheck(private / "weights", bound)
         context = jobs.RunContext(
             study_, by_name, private / "weights", private / "cache", check, header["basis"], save_block
         )
-        records = _verified(context, matrix.verifications(plan), append)
-    return _say(records, plan, frameworks)
+        records = _run_jobs(context, matrix.verification_jobs(plan), append)
+    return _print_results(records, plan, frameworks)
 
 
-def _verified(context: jobs.RunContext, untimed_jobs: list[Job], append: Callable[[Record], object]) -> list[Record]:
+def _run_jobs(context: jobs.RunContext, untimed_jobs: list[Job], append: Callable[[Record], object]) -> list[Record]:
     """Return the records of jobs in the order of their blocks; `append` gets each record as soon as it is done."""
     records = {}
-    with Report(sum(len(job.blocks) for job in untimed_jobs)) as report:
-        for record in schedule.together(context, untimed_jobs, lambda: math.inf, report):
+    with ProgressReport(sum(len(job.blocks) for job in untimed_jobs)) as report:
+        for record in schedule.run_in_parallel(context, untimed_jobs, lambda: math.inf, report):
             records[record["key"]] = record
             append(record)
     keys = (jobs.block_key(context.basis, job, block) for job in untimed_jobs for block in job.blocks)
@@ -67,7 +67,7 @@ def _verified(context: jobs.RunContext, untimed_jobs: list[Job], append: Callabl
 
 
 @contextmanager
-def _kept(out: Path | None, header: Record) -> Iterator[Callable[[Record], object]]:
+def _open_appender(out: Path | None, header: Record) -> Iterator[Callable[[Record], object]]:
     """Yield a function that stores a record in the folder `out`, after storing the header there.
 
     Where `out` is None the function stores nothing. Raises UsageError where the folder holds a verification already.
@@ -75,8 +75,8 @@ def _kept(out: Path | None, header: Record) -> Iterator[Callable[[Record], objec
     if out is None:
         yield lambda record: None
         return
-    folders.make(out)
-    with held(out):
+    folders.make_folder(out)
+    with lock_folder(out):
         store = Store(out, VERIFICATION)
         if existing := next((path for path in (store.path, store.packed) if os.path.lexists(path)), None):
             raise UsageError(f"{existing} is there already and would be lost: give another --out, or remove it")
@@ -115,11 +115,11 @@ def output_files(folder: Path, plan: matrix.Plan) -> dict[Cell, Path]:
     return paths
 
 
-def _saver(paths: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], None]:
+def _output_saver(paths: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], None]:
     """Return a function that saves a block's outputs, one file for each arm."""
 
     def save_block(job: Job, block: BlockSpec, outputs: Path) -> None:
-        arrays = loaded(outputs)
+        arrays = load_outputs(outputs)
         for arm in block.arms:
             prefix = f"{arm.name}/after/"  # the outputs on the real inputs
             quantities = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
@@ -127,13 +127,13 @@ def _saver(paths: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], None]:
                 quantities["h"] = quantities.pop("y")  # the hidden states: there is no projection, so no y
             if quantities:
                 path = paths[Cell(job.configuration, block.workload, block.pass_, arm)]
-                with folders.naming(path):
+                with folders.add_path_to_errors(path):
                     path.write_bytes(save(quantities))
 
     return save_block
 
 
-def _say(records: list[Record], plan: matrix.Plan, frameworks: list[Framework]) -> int:
+def _print_results(records: list[Record], plan: matrix.Plan, frameworks: list[Framework]) -> int:
     """Print which arms passed and which did not, and return the exit status: 1 when any did not."""
     table = Table("framework", "execution", "precision", "workload", "pass", "arms ok", "worst error / bound")
     failures: list[str] = []
@@ -167,7 +167,7 @@ def _say(records: list[Record], plan: matrix.Plan, frameworks: list[Framework]) 
         out.print(f"{status}: {count} cells: {reason}", markup=False)
     for framework in frameworks:
         if framework.missing:
-            out.print(f"unavailable: {matrix.advice(framework)}", markup=False)
+            out.print(f"unavailable: {matrix.missing_reason(framework)}", markup=False)
     for line in failures:
         print(line, file=sys.stderr)
     return 1 if failures else 0
@@ -183,7 +183,7 @@ def listing() -> None:
     for framework in session.probe(default_study, threads):
         if framework.missing:
             table.add_row(framework.name, "missing", *["–"] * (2 + len(RECURRENCES)))
-            notes.append(f"{framework.name}: {matrix.advice(framework)}")
+            notes.append(f"{framework.name}: {matrix.missing_reason(framework)}")
         for device, no_device in framework.devices.items():
             for name, execution in framework.executions.items():
                 place = (framework.name, next(iter(framework.versions.values())), device, name)

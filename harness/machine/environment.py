@@ -28,38 +28,38 @@ def cores() -> int:
     import psutil
 
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(physical, len(os.sched_getaffinity(0)), _quota() or physical))
+    return max(1, min(physical, len(os.sched_getaffinity(0)), _whole_cpu_quota() or physical))
 
 
-def free_bytes() -> int:
+def free_memory_bytes() -> int:
     """Return the memory that is available to processes, in bytes."""
     import psutil
 
     return int(psutil.virtual_memory().available)
 
 
-def machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """Return the facts of the machine that a reader needs to judge a time. Memory is in GiB."""
     import psutil
 
     return {
-        "cpu": _cpu(),
+        "cpu": _cpu_name(),
         "cores": cores(),
         "logical_cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "governor": text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
+        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     } | gpu.facts()
 
 
-def _cpu() -> str:
+def _cpu_name() -> str:
     """Return the processor's name as the kernel gives it, without starting a child process, which could be killed."""
-    match = re.search(r"^model name\s*: (.+)$", text("/proc/cpuinfo") or "", re.MULTILINE)
+    match = re.search(r"^model name\s*: (.+)$", read_text("/proc/cpuinfo") or "", re.MULTILINE)
     return match.group(1) if match else platform.processor() or platform.machine()
 
 
-def libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Return the versions of the harness's own libraries, some of which measuring does not need."""
     return {name: _version(name) for name in LIBRARIES}
 
@@ -71,12 +71,12 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def load() -> float:
+def load_average() -> float:
     """Return the average number of runnable processes in the last minute."""
     return os.getloadavg()[0]
 
 
-def code() -> dict[str, str]:
+def code_version() -> dict[str, str]:
     """Return the commit, and a hash of every Python file of harness/ and of impls/.
 
     Every folder of the import path that holds a part of impls/ counts.
@@ -111,28 +111,33 @@ def _commit() -> str:
     return process.stdout.strip() if process.returncode == 0 else "not a git checkout"
 
 
-def _quota() -> int | None:
+def _whole_cpu_quota() -> int | None:
     """Return the whole cores of the control groups' quota, at least one; None without a quota."""
-    share = quota()
+    share = cpu_quota()
     return None if share is None else max(1, int(share))
 
 
-def quota() -> float | None:
+def cpu_quota() -> float | None:
     """Return the cores that this process's control groups grant, or None for no limit.
 
     It is the smallest quota of the process's own groups and the groups that contain them. Both versions of control
     groups are read: of version 1 the hierarchy `cpu`, of version 2 the only hierarchy. In a container, the groups that
     /proc names may lie above the mounted hierarchy, whose root is then the container's own group.
     """
-    folders = dict.fromkeys(folder for mount, path in _groups() for folder in _above(mount, path))
-    shares = [share for folder in folders for share in (_second(folder), _first(folder)) if share is not None]
+    folders = dict.fromkeys(folder for mount, path in _control_groups() for folder in _group_folders(mount, path))
+    shares = [
+        share
+        for folder in folders
+        for share in (_cgroup_v2_quota(folder), _cgroup_v1_quota(folder))
+        if share is not None
+    ]
     return min(shares, default=None)
 
 
-def _groups() -> list[tuple[str, str]]:
+def _control_groups() -> list[tuple[str, str]]:
     """Return (mount, path): where a hierarchy that limits processors may be mounted, and this process's group in it."""
     groups = [(mount, "/") for mount in CGROUPS]
-    for line in (text("/proc/self/cgroup") or "").splitlines():
+    for line in (read_text("/proc/self/cgroup") or "").splitlines():
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if hierarchy == "0" or "cpu" in controllers.split(","):
@@ -140,30 +145,30 @@ def _groups() -> list[tuple[str, str]]:
     return groups
 
 
-def _above(mount: str, path: str) -> list[str]:
+def _group_folders(mount: str, path: str) -> list[str]:
     """Return the folders of a group and of all groups that contain it, up to where the hierarchy is mounted."""
     parts = [part for part in path.split("/") if part not in ("", "..")]
     return [f"{mount}{''.join(f'/{part}' for part in parts[:depth])}" for depth in range(len(parts) + 1)]
 
 
-def _second(folder: str) -> float | None:
+def _cgroup_v2_quota(folder: str) -> float | None:
     """Return the cores that a group of version 2 grants, or None for no limit."""
-    limit, _, period = (text(f"{folder}/cpu.max") or "max").partition(" ")
-    return _cores(limit, period)
+    limit, _, period = (read_text(f"{folder}/cpu.max") or "max").partition(" ")
+    return _parse_quota(limit, period)
 
 
-def _first(folder: str) -> float | None:
+def _cgroup_v1_quota(folder: str) -> float | None:
     """Return the cores that a group of version 1 grants, or None for no limit, which the kernel writes as -1."""
-    return _cores(text(f"{folder}/cpu.cfs_quota_us") or "-1", text(f"{folder}/cpu.cfs_period_us") or "")
+    return _parse_quota(read_text(f"{folder}/cpu.cfs_quota_us") or "-1", read_text(f"{folder}/cpu.cfs_period_us") or "")
 
 
-def _cores(limit: str, period: str) -> float | None:
+def _parse_quota(limit: str, period: str) -> float | None:
     """Return a quota's cores, or None where the two texts are not positive whole numbers."""
     is_limited = limit.isdecimal() and period.isdecimal() and int(limit) > 0 and int(period) > 0
     return int(limit) / int(period) if is_limited else None
 
 
-def text(path: str | Path) -> str | None:
+def read_text(path: str | Path) -> str | None:
     """Return a small file's text, stripped of white space at both ends, or None when it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()

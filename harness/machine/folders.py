@@ -23,30 +23,30 @@ NEEDED_BYTES = 64 * 2**20  # free space, enough for the compiled code of a few p
 PAGE = 4096  # bytes written to see whether a disk is full
 
 
-def check(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise UsageError when a folder cannot be written into, or cannot be created. Leaves no trace."""
     try:
-        with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
+        with tempfile.TemporaryFile(dir=_nearest_existing(folder)) as file:
             file.write(bytes(PAGE))
             file.flush()
     except OSError as error:
         raise UsageError(f"{folder} cannot be written into: {error.strerror or error}") from None
 
 
-def _nearest(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     """Return the folder if it exists, otherwise its nearest parent that does. Raises OSError."""
     try:
         os.stat(folder)
     except FileNotFoundError:
         if folder.is_symlink() or folder == folder.parent:
             raise
-        return _nearest(folder.parent)
+        return _nearest_existing(folder.parent)
     return folder
 
 
-def make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Create a folder if it does not exist. Raises UsageError when it cannot be written into."""
-    check(folder)
+    check_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,7 +54,7 @@ def make(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """Add `path` to an OSError that names no file, such as one about a full disk."""
     try:
         yield
@@ -67,9 +67,9 @@ def naming(path: Path) -> Iterator[None]:
 @contextmanager
 def private() -> Iterator[Path]:
     """Create a folder for this process alone, and remove it on leaving. Raises UsageError when no place has room."""
-    for base in _bases():
-        _sweep(base)
-    folder, lock = _locked()
+    for base in _base_folders():
+        _remove_stale_folders(base)
+    folder, lock = _make_locked_folder()
     try:
         yield folder
     finally:
@@ -77,13 +77,13 @@ def private() -> Iterator[Path]:
         os.close(lock)
 
 
-def _bases() -> list[Path]:
+def _base_folders() -> list[Path]:
     """Return the places where a private folder may lie, the first choice first. Raises UsageError when none fits."""
     places: dict[str, None] = {}
     for choice in (tempfile.gettempdir, lambda: "/tmp", lambda: "/var/tmp", lambda: "/dev/shm", os.getcwd):
         with suppress(OSError):  # Python finds no temporary folder, or the working directory was removed
             places[os.path.realpath(choice())] = None
-    if bases := [Path(place) for place in places if PLAIN.fullmatch(place) and _has_room(place)]:
+    if bases := [Path(place) for place in places if PLAIN.fullmatch(place) and _is_suitable(place)]:
         return bases
     raise UsageError(
         f"no folder for temporary files: none of {', '.join(places)} has a plain path, {NEEDED_BYTES >> 20} MiB free "
@@ -91,7 +91,7 @@ def _bases() -> list[Path]:
     )
 
 
-def _has_room(place: str) -> bool:
+def _is_suitable(place: str) -> bool:
     """Return whether a folder can be written into, allows programs to run, and has NEEDED_BYTES free."""
     try:
         filesystem = os.statvfs(place)
@@ -101,15 +101,15 @@ def _has_room(place: str) -> bool:
     return usable and filesystem.f_bavail * filesystem.f_frsize >= NEEDED_BYTES
 
 
-def _locked() -> tuple[Path, int]:
+def _make_locked_folder() -> tuple[Path, int]:
     """Create a folder; return it and the descriptor that holds its lock. Raises UsageError when none can be created."""
     reason = ""
-    for base in _bases():
+    for base in _base_folders():
         try:
             while True:
                 folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
                 lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-                if _lock(lock) and folder.exists():
+                if _try_lock(lock) and folder.exists():
                     return folder, lock
                 os.close(lock)  # before it was locked, another run took the folder for one of a killed run
         except OSError as error:
@@ -117,7 +117,7 @@ def _locked() -> tuple[Path, int]:
     raise UsageError(f"no folder for temporary files can be made: {reason}")
 
 
-def _lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     """Lock a folder, and return whether this process holds the lock.
 
     Returns true on a file system without locks, where no other process can hold it either.
@@ -129,7 +129,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _sweep(base: Path) -> None:
+def _remove_stale_folders(base: Path) -> None:
     """Remove this user's private folders whose process no longer exists."""
     for folder in base.glob(f"{PREFIX}*"):
         try:

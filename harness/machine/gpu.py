@@ -78,7 +78,7 @@ def state(library: Any = None) -> State | None:
     }
 
 
-def throttled(before: State, after: State) -> list[str]:
+def throttle_reasons(before: State, after: State) -> list[str]:
     """Return why the clocks were lowered between two states, except for harmless reasons."""
     limits = after["limited_ns"]
     violations = [name for name in limits if limits[name] > before["limited_ns"].get(name, limits[name])]
@@ -86,7 +86,7 @@ def throttled(before: State, after: State) -> list[str]:
     return [name for name in reasons if name not in HARMLESS]
 
 
-def foreign(snapshot: State) -> int | None:
+def other_process_count(snapshot: State) -> int | None:
     """Return the number of processes on the GPU besides the worker that uses it, or None if the driver does not report.
 
     The processes are only counted: in a container, the driver's process ids differ from ours.

@@ -6,7 +6,7 @@ workload, and `verify --out` beside the run's records verifies at full size. Pur
 
 from typing import Any
 
-from harness.records.store import Record, latest
+from harness.records.store import Record, latest_records
 
 FULL, NONE = "full size", "none"
 Program = tuple[str, ...]  # framework, device, execution, cell, pass and arm: the same function at every size
@@ -25,13 +25,13 @@ class Gates:
             for arm in (name for name, arm in check["arms"].items() if arm["status"] in ("ok", "wrong")):
                 key, workload = program(check, arm), check["workload"]["name"]
                 self.steps[key] = max(self.steps.get(key, (0, "")), (check["steps"], workload))
-                if is_whole(check):
+                if is_full_size(check):
                     self.whole.add((*key, workload))
 
     def of(self, record: Record, arm: str) -> str:
         """Return how a block's arm was verified in fp64, as a word of the tables."""
         key = program(record, arm)
-        if (record["precision"] == "fp64" and is_whole(record)) or (*key, record["workload"]["name"]) in self.whole:
+        if (record["precision"] == "fp64" and is_full_size(record)) or (*key, record["workload"]["name"]) in self.whole:
             return FULL
         return "{} steps of {}".format(*self.steps[key]) if key in self.steps else NONE
 
@@ -41,21 +41,21 @@ def program(record: Record, arm: str) -> Program:
     return record["framework"], record["device"], record["execution"], record["workload"]["cell"], record["pass"], arm
 
 
-def is_whole(record: Record) -> bool:
+def is_full_size(record: Record) -> bool:
     """Return whether a block ran all the steps of its workload."""
     return bool(record["steps"] == record["workload"]["T"])
 
 
-def beside(header: Record, verification: list[Record]) -> tuple[list[Record], str]:
+def fp64_checks(header: Record, verification: list[Record]) -> tuple[list[Record], str]:
     """Return the fp64 checks of a verification beside a run's records, and why they do not count, if they do not."""
     if not verification:
         return [], ""
-    if names := unlike(header, verification[0]):
+    if names := header_differences(header, verification[0]):
         return [], f"it is not of the same {' and '.join(names)}"
-    return [record for record in latest(verification, ("check",)) if record["precision"] == "fp64"], ""
+    return [record for record in latest_records(verification, ("check",)) if record["precision"] == "fp64"], ""
 
 
-def unlike(header: Record, other: Record) -> list[str]:
+def header_differences(header: Record, other: Record) -> list[str]:
     """Return the names of what two run headers differ in: code, machine, versions, weights.
 
     Versions and weights are compared only where both headers have them.

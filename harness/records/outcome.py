@@ -8,7 +8,7 @@ from harness.records.store import Record
 REASONS = 3  # how many reasons are named, the most frequent ones
 
 
-def why_nothing(blocks: Iterable[Record], budget_s: float | None) -> str:
+def no_times_reason(blocks: Iterable[Record], budget_s: float | None) -> str:
     """Return why the blocks of a run hold no time, in one sentence; an empty string if any block holds one."""
     arms = [arm for block in blocks for arm in block["arms"].values()]
     if any(arm["status"] == "ok" and arm["samples_ns"] for arm in arms):

@@ -13,7 +13,7 @@ Natural = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _all_positive(values: Any) -> Any:
+def _check_samples(values: Any) -> Any:
     """Return a list of whole numbers above 0; raise ValueError for anything else.
 
     It is checked here because pydantic would take as long for millions of samples as for everything else.
@@ -23,27 +23,27 @@ def _all_positive(values: Any) -> Any:
     return values
 
 
-Samples = Annotated[Any, AfterValidator(_all_positive)]  # nanoseconds; Any, because pydantic would copy a list
+Samples = Annotated[Any, AfterValidator(_check_samples)]  # nanoseconds; Any, because pydantic would copy a list
 
 
-def _counts(values: Any) -> Any:
+def _check_faults(values: Any) -> Any:
     """Return a list of whole numbers of at least 0; raise ValueError for anything else."""
     if type(values) is not list or (values and (set(map(type, values)) != {int} or min(values) < 0)):
         raise ValueError("faults are a list of whole numbers, each at least 0")
     return values
 
 
-Faults = Annotated[Any, AfterValidator(_counts)]
+Faults = Annotated[Any, AfterValidator(_check_faults)]
 
 
-def _known(precision: str) -> str:
+def _check_precision(precision: str) -> str:
     """Return the name of a precision; raise ValueError if there is none of that name."""
     if precision not in ITEM_BYTES:
         raise ValueError(f"there is no precision {precision!r}")
     return precision
 
 
-def _of_a_workload(file: str) -> str:
+def _check_stored_file(file: str) -> str:
     """Return the name of a stored file: a workload's name and one of STORED; raise ValueError for any other."""
     name, _, kind = file.partition(".")
     NAME.validate_python(name)
@@ -54,10 +54,10 @@ def _of_a_workload(file: str) -> str:
 
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 STORED = ("weights.safetensors", "inputs.safetensors", "batches.safetensors")
-Stored = Annotated[str, AfterValidator(_of_a_workload)]
+Stored = Annotated[str, AfterValidator(_check_stored_file)]
 
 
-class ArmTiming(BaseModel):
+class ArmTimingRecord(BaseModel):
     """Timing of one arm of a block.
 
     `faults`: minor page faults in each sample; empty where they were not counted.
@@ -74,7 +74,7 @@ class ArmTiming(BaseModel):
     evidence: Evidence | None = None
 
 
-class Floors(BaseModel):
+class LowerBoundsRecord(BaseModel):
     """Lower bounds in nanoseconds per call: of the timed region itself, and of an empty program.
 
     `reason` says why there is none.
@@ -85,7 +85,7 @@ class Floors(BaseModel):
     reason: str = ""
 
 
-class Rates(BaseModel):
+class PeakRatesRecord(BaseModel):
     """Peak rates of a framework.
 
     `flops_s`: floating-point operations per second of a large product.
@@ -98,23 +98,23 @@ class Rates(BaseModel):
     fault_ns: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
-class Configuration(BaseModel):
+class ConfigurationRecord(BaseModel):
     """Configuration of a worker (see harness.study.matrix)."""
 
     framework: str
     device: str
     threads: int
     execution: str
-    precision: Annotated[str, AfterValidator(_known)]
+    precision: Annotated[str, AfterValidator(_check_precision)]
 
 
-class Place(Configuration):
+class PassRecord(ConfigurationRecord):
     """Configuration and pass of a block, a cell or a required sample size; the workload is kept apart."""
 
     pass_: Annotated[str, Field(alias="pass")]
 
 
-class Block(Place):
+class BlockRecord(PassRecord):
     """Record of a block: arms of one workload and pass in one worker.
 
     `part`: which arms (harness.study.parts); empty for all of them.
@@ -138,17 +138,17 @@ class Block(Place):
     timer_ns: Annotated[float, Field(ge=0)] | None
     threads_used: float | None
     numerics: dict[str, str] = {}
-    rates: Rates | None = None
+    rates: PeakRatesRecord | None = None
     gpu: dict[str, dict[str, Any]] | None = None
     throttled: list[str] = []
     first_try: bool = False
     redone: bool = False
-    floors: Annotated[Floors, Field(default_factory=Floors)]
+    floors: Annotated[LowerBoundsRecord, Field(default_factory=LowerBoundsRecord)]
     bounds: dict[str, dict[str, tuple[float, float]]]
-    arms: dict[str, ArmTiming]
+    arms: dict[str, ArmTimingRecord]
 
     @model_validator(mode="after")
-    def _whole(self) -> "Block":
+    def _whole(self) -> "BlockRecord":
         """Raise ValueError unless the bounds, the arms' counts of samples and of faults, and the sizes are complete."""
         for name, arm in self.arms.items():
             if unbounded := arm.quantities.keys() - self.bounds.get(form_of(name), {}).keys():
@@ -162,7 +162,7 @@ class Block(Place):
         return self
 
 
-class Cell(Place):
+class CellRecord(PassRecord):
     """A row of the tables without times; status and reason say why it cannot be measured, if it cannot."""
 
     workload: Name
@@ -178,22 +178,22 @@ class Cell(Place):
     reason: str = ""
 
 
-class Code(BaseModel):
+class CodeRecord(BaseModel):
     """Version of the harness's code."""
 
     commit: str
     hash: str
 
 
-class Basis(BaseModel):
+class BasisRecord(BaseModel):
     """What a measurement depends on besides the study."""
 
     machine: dict[str, Any]
     versions: dict[str, dict[str, str]]
-    code: Code
+    code: CodeRecord
 
 
-class Environment(BaseModel):
+class EnvironmentRecord(BaseModel):
     """Environment variables of a framework's workers on one device with one number of threads."""
 
     device: str
@@ -201,14 +201,14 @@ class Environment(BaseModel):
     variables: dict[str, str]
 
 
-class Missing(BaseModel):
+class MissingFrameworkRecord(BaseModel):
     """A framework that is not available, with the reason."""
 
     framework: str
     reason: str
 
 
-class Prototype(BaseModel):
+class PrototypeRecord(BaseModel):
     """Programs that rest on something that their framework's authors mark as a prototype; `reason` says so."""
 
     framework: str
@@ -217,7 +217,7 @@ class Prototype(BaseModel):
     reason: str
 
 
-class Begun(BaseModel):
+class HeaderRecord(BaseModel):
     """Fields that every run header has: the study, what it depends on, and how it was started.
 
     `output_check`: how the bounds of the output check are made.
@@ -227,28 +227,28 @@ class Begun(BaseModel):
     status: str
     reason: str
     study: Study
-    missing: list[Missing]
-    prototypes: list[Prototype] = []
-    basis: Basis
-    environments: dict[str, list[Environment]]
+    missing: list[MissingFrameworkRecord]
+    prototypes: list[PrototypeRecord] = []
+    basis: BasisRecord
+    environments: dict[str, list[EnvironmentRecord]]
     weights: dict[Stored, str]
     command: str
     output_check: str = ""
 
 
-class Heading(Begun):
+class RunHeaderRecord(HeaderRecord):
     """Run header: the first record of a run, with the cells to be measured and those that cannot be.
 
     `none_in_training`: what projection `none` means in training.
     """
 
     kind: Literal["study"]
-    cells: list[Cell]
-    absent: list[Cell]
+    cells: list[CellRecord]
+    absent: list[CellRecord]
     none_in_training: str = ""
 
 
-class SampleSize(Place):
+class SampleSizeRecord(PassRecord):
     """Required sample size of one block's gaps, with the block's workload and part."""
 
     workload: Name
@@ -257,7 +257,7 @@ class SampleSize(Place):
     rounds: Annotated[int, Field(ge=1)]
 
 
-class Planned(BaseModel):
+class PlanRecord(BaseModel):
     """Required sample sizes from the pilot, recorded before they were measured."""
 
     key: str
@@ -265,10 +265,10 @@ class Planned(BaseModel):
     status: str
     reason: str
     target: float
-    needs: list[SampleSize]
+    needs: list[SampleSizeRecord]
 
 
-class Resumed(BaseModel):
+class SessionRecord(BaseModel):
     """Start of another session of a run. `budget_s`: the session's budget in seconds; None for no limit."""
 
     key: str
@@ -279,7 +279,7 @@ class Resumed(BaseModel):
     budget_s: Positive | None
 
 
-class Costs(BaseModel):
+class CostsRecord(BaseModel):
     """Seconds of one pass besides its arithmetic.
 
     `call_s`: of a call. `step_s`: of a step. The others are what a projection adds: `in_loop_s` once, in the loop;
@@ -294,7 +294,7 @@ class Costs(BaseModel):
     after_s: float
 
 
-class Expected(BaseModel):
+class PredictedTimesRecord(BaseModel):
     """Predicted seconds of a call of each arm of one workload and pass."""
 
     workload: Name
@@ -304,7 +304,7 @@ class Expected(BaseModel):
     batched_s: Positive
 
 
-class Forecast(Configuration):
+class ForecastRecord(ConfigurationRecord):
     """Prediction for a configuration's programs of one recurrence, recorded before they were measured."""
 
     key: str
@@ -312,9 +312,9 @@ class Forecast(Configuration):
     status: str
     reason: str
     recurrence: str
-    costs: list[Costs]
-    expected: list[Expected]
+    costs: list[CostsRecord]
+    expected: list[PredictedTimesRecord]
 
 
-Line = Heading | Resumed | Planned | Forecast | Block
+Line = RunHeaderRecord | SessionRecord | PlanRecord | ForecastRecord | BlockRecord
 KNOWN: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from harness.errors import UsageError
-from harness.machine.folders import naming
+from harness.machine.folders import add_path_to_errors
 from harness.records.schema import KNOWN
 from harness.study.study import Study, Workload
 
@@ -62,7 +62,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(folder: Path, format_: Format = RUN) -> list[Record]:
+def read_records(folder: Path, format_: Format = RUN) -> list[Record]:
     """Return a run's records, from a plain or a packed file.
 
     Raises UsageError for a missing file, another schema version or an invalid line.
@@ -70,24 +70,24 @@ def read(folder: Path, format_: Format = RUN) -> list[Record]:
     path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
         with gzip.open(packed) if packed.exists() and not path.exists() else path.open("rb") as file:
-            lines = (line for line in file if _is_whole(line))
-            records = [_parsed(path, format_, number, line) for number, line in enumerate(lines, 1)]
+            lines = (line for line in file if _is_complete_line(line))
+            records = [_parse_line(path, format_, number, line) for number, line in enumerate(lines, 1)]
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
     _check_workloads(path, records)
     return records
 
 
-def verification(folder: Path) -> list[Record]:
+def read_verification(folder: Path) -> list[Record]:
     """Return the records of a verification beside a run's, or an empty list if there is none.
 
-    Raises UsageError as `read` does.
+    Raises UsageError as `read_records` does.
     """
     file = folder / VERIFICATION.file
-    return read(folder, VERIFICATION) if file.exists() or file.with_suffix(".jsonl.gz").exists() else []
+    return read_records(folder, VERIFICATION) if file.exists() or file.with_suffix(".jsonl.gz").exists() else []
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_complete_line(line: bytes) -> bool:
     """Return whether a line was written to its end.
 
     Without a newline it is whole if it parses: a record is a JSON object, and no prefix of one is valid JSON.
@@ -111,7 +111,7 @@ def _check_workloads(path: Path, records: list[Record]) -> None:
                 raise UsageError(f"{path}, line {number}: workload {workload.name} had other sizes before it")
 
 
-def _parsed(path: Path, format_: Format, number: int, line: bytes) -> Record:
+def _parse_line(path: Path, format_: Format, number: int, line: bytes) -> Record:
     """Parse and validate line `number` of a records file. Raises UsageError where it is invalid."""
     try:
         record = from_json(line)
@@ -151,7 +151,7 @@ class Store:
         if not self.mended:
             self._mend()
         self.mended = False  # until the whole line is written
-        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+        with add_path_to_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -162,7 +162,7 @@ class Store:
     def unpack(self) -> list[Record]:
         """Replace the packed records by plain ones, which can be appended to, and return them. Raises UsageError."""
         plain = self.path.with_suffix(".unpacked")
-        with naming(plain), gzip.open(self.packed) as packed, plain.open("wb") as file:
+        with add_path_to_errors(plain), gzip.open(self.packed) as packed, plain.open("wb") as file:
             shutil.copyfileobj(packed, file)
             file.flush()
             os.fsync(file.fileno())
@@ -172,7 +172,7 @@ class Store:
 
     def recover(self) -> list[Record]:
         """Return the existing records, and reserve their keys. Raises UsageError; never changes the file."""
-        records = read(self.path.parent, self.format)
+        records = read_records(self.path.parent, self.format)
         self.keys = {record["key"] for record in records}
         return records
 
@@ -183,14 +183,14 @@ class Store:
         with self.path.open("r+b") as file:
             content = file.read()
             start = content.rfind(b"\n") + 1
-            if start < len(content) and _is_whole(content[start:]):
+            if start < len(content) and _is_complete_line(content[start:]):
                 file.write(b"\n")
             else:
                 file.truncate(start)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a run's folder for this process. Raises UsageError when another process has locked it."""
     with (folder / ".lock").open("w") as file:
         try:
@@ -203,7 +203,7 @@ def held(folder: Path) -> Iterator[None]:
             (folder / ".lock").unlink(missing_ok=True)
 
 
-def latest(records: list[Record], kinds: tuple[str, ...] = ("block", "check")) -> list[Record]:
+def latest_records(records: list[Record], kinds: tuple[str, ...] = ("block", "check")) -> list[Record]:
     """Return the last record of each block (or of each key of whatever other `kinds`).
 
     They are in the order in which the keys were first written.

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
-from harness.records.store import FILE, PACKED, read, verification
+from harness.records.store import FILE, PACKED, read_records, read_verification
 from harness.report import comparison, figures, prediction, sweeps, words
 from harness.report.markdown import Row
 
@@ -43,17 +43,17 @@ def write(folder: Path, out: Path | None = None) -> Path:
     if out and os.path.realpath(out) != os.path.realpath(folder):
         make([out])
     else:
-        folders.check(folder)
-    with folders.naming(out or folder):
+        folders.check_writable(folder)
+    with folders.add_path_to_errors(out or folder):
         return written(body(run_tables, folder, out or folder), out or folder)
 
 
 def tables(folder: Path) -> Tables:
     """Return the tables of a run's records. Raises UsageError if there are no records or they cannot be read."""
-    records = read(folder)
+    records = read_records(folder)
     if not records:
         raise UsageError(f"{folder / FILE} is empty")
-    return Tables(records, verification(folder))
+    return Tables(records, read_verification(folder))
 
 
 def make(destinations: list[Path]) -> None:
@@ -65,7 +65,7 @@ def make(destinations: list[Path]) -> None:
         if any(os.path.lexists(folder / name) for name in (FILE, PACKED)):
             raise UsageError(f"{folder} holds a run's records and is not among what is reported: give another --out")
     for folder in destinations:
-        folders.make(folder)
+        folders.make_folder(folder)
 
 
 def body(run_tables: Tables, folder: Path, out: Path) -> str:

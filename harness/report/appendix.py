@@ -236,7 +236,7 @@ def graphics(tables: Tables) -> str:
     for keys in sorted({tuple(block[name] for name in ENGINE) for block in gpu_blocks}):
         blocks = [block for block in gpu_blocks if tuple(block[name] for name in ENGINE) == keys]
         states = [state for block in blocks for state in block["gpu"].values()]
-        counts = [gpu.foreign(state) for state in states]
+        counts = [gpu.other_process_count(state) for state in states]
         throttled_blocks = [block for block in blocks if block["throttled"]]
         reasons = ", ".join(sorted({reason for block in throttled_blocks for reason in block["throttled"]}))
         ranges = [_range(state[name] for state in states) for name in ("sm_mhz", "memory_mhz", "temperature_c")]

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
-from harness.machine.folders import naming
+from harness.machine.folders import add_path_to_errors
 from harness.report import body, comparison, figures, make, rendered, tables, uncollected, words, written
 from harness.report.markdown import sizes, table
-from harness.study.study import plain, repeated
+from harness.study.study import first_duplicate, slugify
 
 UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "figures")  # as a run's label
 Value = TypeVar("Value")
@@ -49,7 +49,7 @@ def write(folders: list[Path], out: Path | None) -> Path:
         "differences": differences(runs),
         "comparison": comparison.everything(gaps),
     }
-    with naming(out):
+    with add_path_to_errors(out):
         if drawings := comparison.drawings(gaps, {run.tables.study.margin for run in runs.values()}):
             with figures.drawing(drawings, out / "figures"):
                 pass
@@ -80,7 +80,7 @@ def labelled(runs: list[Measured]) -> Runs:
     Where two runs share a name, or it is one of UNHELPFUL, the label is made of the day and the machine. Runs that
     share this label too are numbered in the order they were measured.
     """
-    names = [plain(run.folder.resolve().name) for run in runs]
+    names = [slugify(run.folder.resolve().name) for run in runs]
     count = Counter(map(str.lower, names))
     labelled_runs: Runs = {}
     unnamed = []
@@ -91,7 +91,7 @@ def labelled(runs: list[Measured]) -> Runs:
             unnamed.append((_machine(run.tables), run))
     for label, run in sorted(unnamed, key=_order):
         number, unique = 1, label
-        while repeated([*labelled_runs, unique]):
+        while first_duplicate([*labelled_runs, unique]):
             number += 1
             unique = f"{label}-{number}"
         labelled_runs[unique] = run
@@ -107,7 +107,7 @@ def _machine(tables: Tables) -> str:
     """Return the day and the processor as a label, in the form of the names of report folders."""
     machine = tables.heading["basis"]["machine"]
     day = words.measured(tables)[0].partition("T")[0]
-    return plain(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
+    return slugify(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
 
 
 def machines(runs: Runs) -> str:

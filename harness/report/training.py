@@ -12,7 +12,7 @@ from harness.analysis.stats import EQUIVALENT, FASTER, LONGER, SHORTER, SLOWER, 
 from harness.analysis.trajectories import EVERY, LAST, NOTEBOOK, RANGE, TRAINING, WHOLE, Compared, Line, distance, final
 from harness.errors import UsageError
 from harness.machine import folders
-from harness.records.store import Record, read
+from harness.records.store import Record, read_records
 from harness.report import appendix, curves, rendered, written
 from harness.report.markdown import Row, duration, ratio, seconds, table
 from harness.report.style import draw_styled
@@ -29,13 +29,13 @@ def write(folder: Path, out: Path | None = None) -> Path:
 
     Returns the report's path. Raises UsageError on records that cannot be read.
     """
-    records = read(folder, TRAINING)
+    records = read_records(folder, TRAINING)
     if not records:
         raise UsageError(f"{folder / TRAINING.file} is empty")
     out = out or folder
-    folders.make(out)
+    folders.make_folder(out)
     lines, oracle = trajectories.lines(records), _oracle(records)
-    with folders.naming(out):
+    with folders.add_path_to_errors(out):
         if oracle:
             draw_styled(partial(curves.draw, lines, oracle), out / "figures" / FIGURE)
         return written(rendered("train.md.j2", everything(records, lines, oracle)), out, "train.md")

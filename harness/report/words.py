@@ -23,7 +23,7 @@ from harness.analysis.stats import (
 )
 from harness.analysis.tables import Tables
 from harness.records.gates import FULL, NONE
-from harness.records.outcome import why_nothing
+from harness.records.outcome import no_times_reason
 from harness.records.store import budgets
 from harness.report import appendix, causes, claims, memory, sections
 from harness.report.figures import CONTROLS, Drawn
@@ -116,7 +116,7 @@ def title(tables: Tables) -> str:
     """
     if (tables.gaps.contender != TWIN).any() or not tables.swept.empty or not tables.prototypes.empty:
         return COMPARED
-    if why_nothing(tables.blocks, budgets(tables.sittings)[-1]):
+    if no_times_reason(tables.blocks, budgets(tables.sittings)[-1]):
         return NOTHING
     projections = {arm_of(name)["projection"] for block in tables.blocks for name in block["arms"]}
     return ITSELF if projections == {BATCHED, TWIN} else ALONE
@@ -147,7 +147,7 @@ def no_answer(tables: Tables) -> str:
     if gaps.empty and not tables.gaps.empty:
         start = "This run measured the batched form against itself and nothing else"
         return f"{start}: it tests the harness." if title(tables) == ITSELF else f"{start}, so it has no answer."
-    if gaps.empty and (reason := why_nothing(tables.blocks, budgets(tables.sittings)[-1])):
+    if gaps.empty and (reason := no_times_reason(tables.blocks, budgets(tables.sittings)[-1])):
         return f"Nothing was measured, so this run has no answer: {reason}."
     if gaps.empty:
         return "Nothing was measured in both forms, so this run has no answer."

@@ -70,7 +70,7 @@ def work(context: RunContext, job: Job, left_s: Callable[[], float], stage: Stag
         try:
             start_s = context.clock()
             with worker_of(context, job) as worker:
-                proof = open_(context, job, worker, rate=_rated(job)) | {"start_s": context.clock() - start_s}
+                proof = open_(context, job, worker, rate=_measures_rates(job)) | {"start_s": context.clock() - start_s}
                 opened = True
                 if proof["proven"] is False and (tries := tries - 1):
                     continue  # something else may have kept the cores busy
@@ -78,20 +78,20 @@ def work(context: RunContext, job: Job, left_s: Callable[[], float], stage: Stag
                     reason = (
                         f"threads not proven: {job.configuration.threads} set, {proof['threads_used']:.2f} cores used"
                     )
-                    yield from (_ended(context, job, block, "refused", reason) for block in pending)
+                    yield from (_unmeasured_record(context, job, block, "refused", reason) for block in pending)
                     return
                 while pending and left_s() > 0:
-                    attempt = partial(_block, context, job, pending[0], worker, proof, left_s, stage)
-                    yield from _tries(attempt)
+                    attempt = partial(_run_block, context, job, pending[0], worker, proof, left_s, stage)
+                    yield from _retry_throttled(attempt)
                     pending.pop(0)
         except WorkerDied as error:
             if not opened:
-                yield from (_ended(context, job, block, error.status, str(error)) for block in pending)
+                yield from (_unmeasured_record(context, job, block, error.status, str(error)) for block in pending)
                 return
-            yield from _after_loss(context, job, pending, error)
+            yield from _drop_lost_arm(context, job, pending, error)
 
 
-def _tries(attempt: Callable[[], Record]) -> Iterator[Record]:
+def _retry_throttled(attempt: Callable[[], Record]) -> Iterator[Record]:
     """Yield a block's record. If the GPU was throttled, mark it as a first try and yield that of a second try.
 
     The second try may be throttled too, and then says so. The first process has one try: its first calls are results,
@@ -105,12 +105,12 @@ def _tries(attempt: Callable[[], Record]) -> Iterator[Record]:
     yield attempt() | {"redone": True}
 
 
-def _after_loss(context: RunContext, job: Job, pending: list[PendingBlock], error: WorkerDied) -> Iterator[Record]:
+def _drop_lost_arm(context: RunContext, job: Job, pending: list[PendingBlock], error: WorkerDied) -> Iterator[Record]:
     """Take the arm at which a worker died out of the first pending block, or record the block when none is left."""
     block = pending[0]
     arms = tuple(arm for arm in block.todo.arms if arm.name != error.arm)
     if len(arms) == len(block.todo.arms) or not arms:
-        yield _ended(context, job, pending.pop(0), error.status, str(error))
+        yield _unmeasured_record(context, job, pending.pop(0), error.status, str(error))
         return
     timing = asdict(ArmTiming(error.status, str(error)))
     pending[0] = PendingBlock(replace(block.todo, arms=arms), {**block.lost, error.arm: timing})
@@ -120,7 +120,7 @@ def worker_of(context: RunContext, job: Job) -> Worker:
     """Start a job's worker."""
     configuration = job.configuration
     framework = context.frameworks[configuration.framework]
-    cache = _cache(context, job)
+    cache = _cache_folder(context, job)
     if job.replicate == 0:  # its first calls are results: an earlier worker's cache would shorten them
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
@@ -130,12 +130,12 @@ def worker_of(context: RunContext, job: Job) -> Worker:
     return context.worker(configuration.framework, variables, context.study.timeout_s)
 
 
-def _rated(job: Job) -> bool:
+def _measures_rates(job: Job) -> bool:
     """Return whether a job's worker measures the machine's peak rates: the first replicate's, if it times anything."""
     return job.replicate == 0 and any(block.timed for block in job.blocks)
 
 
-def _cache(context: RunContext, job: Job) -> Path:
+def _cache_folder(context: RunContext, job: Job) -> Path:
     c = job.configuration
     return context.cache / f"{c.framework}-{c.device}-{c.threads}-{c.execution}-{c.precision}"
 
@@ -150,14 +150,14 @@ def open_(context: RunContext, job: Job, worker: Worker, rate: bool = False) -> 
         "device": configuration.device,
         "threads": configuration.threads,
         "precision": configuration.precision,
-        "cache": str(_cache(context, job)),
+        "cache": str(_cache_folder(context, job)),
     }
     timed = any(block.timed for block in job.blocks)
     prove = timed and configuration.device == "cpu"
     return worker.ask({"do": "open", "settings": settings, "prove": prove, "rate": rate})
 
 
-def _block(
+def _run_block(
     context: RunContext,
     job: Job,
     pending: PendingBlock,
@@ -171,23 +171,23 @@ def _block(
     Raises WorkerDied, and OSError when the worker could not write its outputs.
     """
     block = pending.todo
-    label = " ".join(filter(None, (_place(job), block.workload.name, block.pass_, block.part)))
-    header, start_s = _heading(context, job, block), context.clock()
+    label = " ".join(filter(None, (_job_label(job), block.workload.name, block.pass_, block.part)))
+    header, start_s = _block_header(context, job, block), context.clock()
     before = context.graphics() if job.configuration.device == "gpu" else None
-    scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache(context, job)))
+    scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache_folder(context, job)))
     try:
         request = _request(context, job, block) | {"seed": header["seed"], "seconds": left_s(), "outputs": str(scratch)}
         answer = worker.ask(request, lambda message: stage(f"{label} {message['arm']}: {message['what']}"))
         if answer["is"] == "unwritten":  # usually a full disk, which every later block would meet too
             raise OSError(answer["reason"])
-        on_gpu = _on_gpu(before, context.graphics()) if before else {}
+        on_gpu = _gpu_fields(before, context.graphics()) if before else {}
         stage(f"{label}: judging")
         check = context.judge.judge(scratch, block.workload, block.steps, block.pass_, job.configuration.precision)
         if context.keep:
             context.keep(job, block, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    arms = {name: _judged(arm, check["arms"].get(name)) for name, arm in answer["arms"].items()} | pending.lost
+    arms = {name: _apply_check(arm, check["arms"].get(name)) for name, arm in answer["arms"].items()} | pending.lost
     status = "ok" if all(arm["status"] in ("ok", "not_reached", "unavailable") for arm in arms.values()) else "failed"
     reason = "; ".join(f"{name}: {arm['reason']}" for name, arm in arms.items() if arm["reason"])
     results = {
@@ -204,9 +204,11 @@ def _block(
     return header | {"status": status, "reason": reason} | results | on_gpu
 
 
-def _on_gpu(before: gpu.State, after: gpu.State | None) -> Record:
+def _gpu_fields(before: gpu.State, after: gpu.State | None) -> Record:
     """Return the GPU's state before and after a block, and why its clocks were low; empty without an `after` state."""
-    return {"gpu": {"before": before, "after": after}, "throttled": gpu.throttled(before, after)} if after else {}
+    return (
+        {"gpu": {"before": before, "after": after}, "throttled": gpu.throttle_reasons(before, after)} if after else {}
+    )
 
 
 def _request(context: RunContext, job: Job, block: BlockSpec) -> dict[str, Any]:
@@ -224,11 +226,11 @@ def _request(context: RunContext, job: Job, block: BlockSpec) -> dict[str, Any]:
         "rounds": {
             "least": rounds_min,
             "most": rounds_max,
-            "block_s": study.block_s * (1 if _central(block) else LESS_TIME),
+            "block_s": study.block_s * (1 if _has_full_time(block) else LESS_TIME),
         }
         if block.timed
         else None,
-        "counted": [[arm.recurrence, arm.projection] for arm in _counted(context, job, block)],
+        "counted": [[arm.recurrence, arm.projection] for arm in _counted_arms(context, job, block)],
         "control": block.control,
         "calls": block.calls,
         "hurried": job.replicate == 0,
@@ -239,18 +241,18 @@ def _request(context: RunContext, job: Job, block: BlockSpec) -> dict[str, Any]:
     }
 
 
-def _central(block: BlockSpec) -> bool:
+def _has_full_time(block: BlockSpec) -> bool:
     """Return whether a block has the whole of the study's time for a block."""
     return not block.swept and (not block.part or is_question(block.part))
 
 
-def _counted(context: RunContext, job: Job, block: BlockSpec) -> tuple[Arm, ...]:
+def _counted_arms(context: RunContext, job: Job, block: BlockSpec) -> tuple[Arm, ...]:
     """Return the arms whose operations in a call are counted: none but those of the block's own part, and only once."""
     counted = context.texts or (block.timed and job.replicate == 0 and not block.swept)
     return block.home if counted else ()
 
 
-def _judged(arm: dict[str, Any], check: dict[str, Any] | None) -> dict[str, Any]:
+def _apply_check(arm: dict[str, Any], check: dict[str, Any] | None) -> dict[str, Any]:
     """Return an arm with the result of its output check; the times of an arm that is not ok are withheld."""
     if check is None:
         return arm
@@ -261,10 +263,10 @@ def _judged(arm: dict[str, Any], check: dict[str, Any] | None) -> dict[str, Any]
     return arm | withheld | {"status": check["status"], "reason": check["reason"]}
 
 
-def _ended(context: RunContext, job: Job, pending: PendingBlock, status: str, reason: str) -> Record:
+def _unmeasured_record(context: RunContext, job: Job, pending: PendingBlock, status: str, reason: str) -> Record:
     """Return the record of a block that ended with a status and its reason, without measurements."""
     arms = {arm.name: asdict(ArmTiming(status, reason)) for arm in pending.todo.arms} | pending.lost
-    header = _heading(context, job, pending.todo)
+    header = _block_header(context, job, pending.todo)
     return header | {
         "status": status,
         "reason": reason,
@@ -275,7 +277,7 @@ def _ended(context: RunContext, job: Job, pending: PendingBlock, status: str, re
     }
 
 
-def _heading(context: RunContext, job: Job, block: BlockSpec) -> Record:
+def _block_header(context: RunContext, job: Job, block: BlockSpec) -> Record:
     """Return the fields that identify a block, with when it began, the machine's load and the block's seed."""
     configuration = asdict(job.configuration)
     identity = configuration | {
@@ -286,7 +288,7 @@ def _heading(context: RunContext, job: Job, block: BlockSpec) -> Record:
         "part": block.part,
     }
     key = block_key(context.basis, job, block)
-    circumstances = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
+    circumstances = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load_average()}
     seed = int(digest([context.study.seed, key]), 16) % 2**31
     return {"key": key, "kind": "block" if block.timed else "check"} | identity | circumstances | {"seed": seed}
 
@@ -305,6 +307,6 @@ def block_key(basis: dict[str, Any], job: Job, block: BlockSpec) -> str:
     return digest([basis, identity])
 
 
-def _place(job: Job) -> str:
+def _job_label(job: Job) -> str:
     c = job.configuration
     return f"[{job.replicate}] {c.framework} {c.execution} {c.device}×{c.threads} {c.precision}"

@@ -13,7 +13,7 @@ def console() -> Console:
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
-class Report:
+class ProgressReport:
     """The progress of a run. `total` is counted in `units`; the time left is estimated from the units done so far."""
 
     def __init__(self, total: int, units: str = "blocks") -> None:
@@ -25,7 +25,7 @@ class Report:
         self.bar = Progress(*columns, *times, console=self.console, disable=not self.live)
         self.task = self.bar.add_task("", total=total)
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "ProgressReport":
         self.bar.start()
         return self
 

@@ -11,10 +11,10 @@ from typing import Any
 from harness.analysis import forecast
 from harness.machine import environment
 from harness.records import gates
-from harness.records.store import Record, digest, latest
+from harness.records.store import Record, digest, latest_records
 from harness.run import jobs
 from harness.run.launch import end_all
-from harness.run.progress import Report
+from harness.run.progress import ProgressReport
 from harness.study import matrix
 from harness.study.matrix import BlockSpec, Configuration, Job, Plan, Rank, SampleSize, SampleSizes
 from harness.study.parts import BATCHED
@@ -36,7 +36,7 @@ class Schedule:
     planned: Plan
     done: list[Record]
     spent_s: Clock
-    report: Report
+    report: ProgressReport
     verified: list[Record] = field(default_factory=list)  # of a verification beside the run
     reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
     told: set[Configuration] = field(default_factory=set)  # configurations that have a forecast
@@ -44,11 +44,11 @@ class Schedule:
     def __post_init__(self) -> None:
         self.study = self.bench.study
         self.budget = self.study.budget_s or math.inf
-        self.found = [*latest(self.done), *self.verified]
+        self.found = [*latest_records(self.done), *self.verified]
         self.gates = gates.Gates(self.verified)
-        self.complete = {r["key"].rpartition("-")[0] for r in self.found if _complete(r)}
+        self.complete = {r["key"].rpartition("-")[0] for r in self.found if _is_complete(r)}
         cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
-        self.reached |= {cell for record in cold for cell in _reached(record)}
+        self.reached |= {cell for record in cold for cell in _measured_cells(record)}
         forecasts = (r for r in self.done if r["kind"] == "forecast" and r["status"] == "ok")
         self.told |= {Configuration(*(record[name] for name in CONFIG)) for record in forecasts}
 
@@ -63,18 +63,20 @@ class Schedule:
         3. the rest, first once and then in as many processes as the pilot has;
         4. the processes and rounds that the pilot asks for.
         """
-        checks = [self._left(job) for job in matrix.checks(self.planned, self.study)]
+        checks = [self._left(job) for job in matrix.fp64_check_jobs(self.planned, self.study)]
         stages = self._stages()
         self._expect([checks, *(stage for _, stage in stages)])
         yield from self._checks(checks)
         check_records = [r for r in self.found if r["kind"] == "check"]
         for replicate, stage in stages:
-            yield from self._warm(stage) if replicate else self._cold(_cheapest_first(stage, check_records))
+            yield from self._warm(stage) if replicate else self._cold(_sort_by_cost(stage, check_records))
         if self.study.processes is None and self.spent_s() < self.budget:
             sizes = yield from self._needs()
             processes = max((size.processes for size in sizes.values()), default=0)
             replicates = range(self.study.pilot, processes)
-            later_stages = [matrix.jobs(self.planned, self.study, replicate, needs=sizes) for replicate in replicates]
+            later_stages = [
+                matrix.replicate_jobs(self.planned, self.study, replicate, needs=sizes) for replicate in replicates
+            ]
             self._expect([checks, *(stage for _, stage in stages), *later_stages])
             for stage in later_stages:
                 yield from self._warm(stage)
@@ -82,14 +84,17 @@ class Schedule:
     def _stages(self) -> list[tuple[int, list[Job]]]:
         """Return the stages that need no result of the pilot, in order: a replicate and its jobs."""
         if self.study.processes:
-            return [(number, matrix.jobs(self.planned, self.study, number)) for number in range(self.study.processes)]
+            return [
+                (number, matrix.replicate_jobs(self.planned, self.study, number))
+                for number in range(self.study.processes)
+            ]
         pilot, (headline, other_threads, rest) = self.study.pilot, Rank
         headline_processes = max(pilot, min(HEADLINE_PROCESSES, self.study.processes_max))
         order = [(0, [headline, other_threads])]
         order += [(number, [headline]) for number in range(1, headline_processes)]
         order += [(number, [other_threads]) for number in range(1, pilot)]
         order += [(number, [rest]) for number in range(pilot)]
-        return [(number, matrix.jobs(self.planned, self.study, number, ranks)) for number, ranks in order]
+        return [(number, matrix.replicate_jobs(self.planned, self.study, number, ranks)) for number, ranks in order]
 
     def _expect(self, stages: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for stage in stages for job in stage))
@@ -97,7 +102,7 @@ class Schedule:
     def _checks(self, checks: list[Job]) -> Iterator[Record]:
         """Yield the records of the fp64 verification, which has CHECK_SHARE of the budget to begin its blocks in."""
         end_s = self.spent_s() + CHECK_SHARE * self.budget
-        for record in together(self.bench, checks, lambda: end_s - self.spent_s(), self.report):
+        for record in run_in_parallel(self.bench, checks, lambda: end_s - self.spent_s(), self.report):
             self.found.append(record)
             yield record
 
@@ -109,22 +114,22 @@ class Schedule:
             job_end_s = _fair_end(self.spent_s(), stage_end_s, len(stage) - position)
             for record in self._work(self._left(job), job_end_s):
                 if record["kind"] == "block":
-                    self.reached |= _reached(record)
+                    self.reached |= _measured_cells(record)
                 yield record
 
     def _warm(self, stage: list[Job]) -> Iterator[Record]:
         """Yield the records of a later replicate, which measures only what the first one reached."""
         for job in stage:
-            yield from self._work(self._left(self._alike(_only(job, self.reached))), self.budget)
+            yield from self._work(self._left(self._alike(_drop_unreached(job, self.reached))), self.budget)
 
     def _work(self, job: Job, end_s: float) -> Iterator[Record]:
         """Yield the records of a job's blocks, and the forecasts that they make possible."""
         yield from self._forecast(job)
         for record in jobs.work(self.bench, job, lambda: end_s - self.spent_s(), self.report.stage):
             if not record.get("first_try"):  # a first try is stored, but nothing is concluded from it
-                self.report.block(line(record))
+                self.report.block(progress_line(record))
                 self.found.append(record)
-                if _complete(record):
+                if _is_complete(record):
                     self.complete.add(record["key"])
             yield record
             yield from self._forecast(job)
@@ -154,7 +159,9 @@ class Schedule:
 
     def _blocks(self, configuration: Configuration) -> list[Record]:
         """Return the records of a configuration's blocks so far."""
-        return [record for record in self.found if record["kind"] == "block" and _same(record, configuration)]
+        return [
+            record for record in self.found if record["kind"] == "block" and _has_configuration(record, configuration)
+        ]
 
     def _alike(self, job: Job) -> Job:
         """Return the job with as many calls per sample, in each block, as its first process had."""
@@ -191,7 +198,7 @@ class Schedule:
         if not plans:
             from harness.analysis import sample_size
 
-            prototypes = matrix.prototypes(self.study, list(self.bench.frameworks.values()))
+            prototypes = matrix.prototype_rows(self.study, list(self.bench.frameworks.values()))
             excluded = {(row["framework"], row["execution"], row["recurrence"]) for row in prototypes}
             rows = sample_size.needs([record for record in self.found if record["kind"] == "block"], self.study)
             rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in excluded]
@@ -209,7 +216,7 @@ class Schedule:
         }
 
 
-def _cheapest_first(stage: list[Job], checks: list[Record]) -> list[Job]:
+def _sort_by_cost(stage: list[Job], checks: list[Record]) -> list[Job]:
     """Sort jobs by what the first calls of their framework, device and execution cost in fp64.
 
     The first replicate compiles. What the cheap jobs leave of their fair shares is then there for the expensive ones.
@@ -236,23 +243,23 @@ def _fair_end(now_s: float, end_s: float, jobs_left: int) -> float:
     return now_s + max(left_s / jobs_left, min(left_s, LEAST_S))
 
 
-def _complete(record: Record) -> bool:
+def _is_complete(record: Record) -> bool:
     settled = all(arm["status"] in ("ok", "unavailable") for arm in record["arms"].values())
     return settled and not record.get("first_try")
 
 
-def _reached(record: Record) -> set[Any]:
+def _measured_cells(record: Record) -> set[Any]:
     """Return the cells of a block that were measured."""
     configuration = tuple(record[name] for name in CONFIG)
     names = (name for name, arm in record["arms"].items() if arm["status"] == "ok")
     return {(configuration, record["workload"]["name"], record["pass"], name) for name in names}
 
 
-def _same(record: Record, configuration: Configuration) -> bool:
+def _has_configuration(record: Record, configuration: Configuration) -> bool:
     return all(record[name] == value for name, value in asdict(configuration).items())
 
 
-def _only(job: Job, reached: set[Any]) -> Job:
+def _drop_unreached(job: Job, reached: set[Any]) -> Job:
     """Return the job with only the arms that the first replicate measured; its records name the other arms already.
 
     A block is left out when it has lost its batched arm, which the others are compared with, or all its own arms.
@@ -273,7 +280,9 @@ def _has_baseline(arms: tuple[Arm, ...]) -> bool:
     return any(arm.projection == BATCHED for arm in arms)
 
 
-def together(context: jobs.RunContext, untimed_jobs: list[Job], left_s: Clock, report: Report) -> Iterator[Record]:
+def run_in_parallel(
+    context: jobs.RunContext, untimed_jobs: list[Job], left_s: Clock, report: ProgressReport
+) -> Iterator[Record]:
     """Run untimed jobs, as many at once as there are cores; yield every block's record as soon as it is done."""
     stopping, results = threading.Event(), SimpleQueue[Record | Future[None]]()
 
@@ -294,7 +303,7 @@ def together(context: jobs.RunContext, untimed_jobs: list[Job], left_s: Clock, r
                     result.result()  # raises what ended the job
                     running -= 1
                 else:
-                    report.block(line(result))
+                    report.block(progress_line(result))
                     yield result
         except BaseException:  # Ctrl-C too: the threads end when their workers do
             stopping.set()
@@ -303,7 +312,7 @@ def together(context: jobs.RunContext, untimed_jobs: list[Job], left_s: Clock, r
             raise
 
 
-def line(record: Record) -> str:
+def progress_line(record: Record) -> str:
     """Return the plain progress line of a record."""
     place = f"{record['framework']} {record['execution']} {record['device']}×{record['threads']} {record['precision']}"
     block = " ".join(filter(None, (record["workload"]["name"], record["pass"], record.get("part"))))

@@ -23,20 +23,20 @@ from harness.records.store import (
     Store,
     budgets,
     digest,
-    held,
-    read,
-    verification,
+    lock_folder,
+    read_records,
+    read_verification,
 )
 from harness.run import jobs
 from harness.run.launch import Worker, WorkerDied
-from harness.run.progress import Report
+from harness.run.progress import ProgressReport
 from harness.run.schedule import Clock, Schedule
 from harness.study import matrix, weights
 from harness.study.data import NONE_IN_TRAINING, cast
 from harness.study.matrix import CACHE, Framework, Plan
 from harness.study.study import Study, Workload
 from harness.verify.output_check import OutputCheck, form_of
-from harness.verify.tolerance import METHOD, memory_bytes, overflow, program_data
+from harness.verify.tolerance import METHOD, oracle_memory_bytes, overflow_reason, program_data
 from impls.interface import IMPOSSIBLE, Data
 
 END = 3  # last lines of a dead worker's output that its reason keeps
@@ -52,13 +52,13 @@ def probe(study: Study, threads: list[int]) -> list[Framework]:
     names = impls.names()
     for name in study.frameworks or ():
         if name not in names:
-            matrix.selected(study, [Framework(n) for n in names])  # raises UsageError with the nearest name
+            matrix.select_frameworks(study, [Framework(n) for n in names])  # raises UsageError with the nearest name
     selection = [name for name in names if not study.frameworks or name in study.frameworks]
     with ThreadPoolExecutor(len(selection)) as pool:
-        return list(pool.map(lambda name: _facts(name, study, threads), selection))
+        return list(pool.map(lambda name: _probe_framework(name, study, threads), selection))
 
 
-def _facts(name: str, study: Study, threads: list[int]) -> Framework:
+def _probe_framework(name: str, study: Study, threads: list[int]) -> Framework:
     """Ask a new worker for its framework's facts; a worker that dies makes the framework missing, with the reason."""
     request = {"do": "facts", "threads": threads, "devices": ["cpu", "gpu"], "cache": CACHE}
     with Worker(name, {}, study.timeout_s) as worker:
@@ -68,12 +68,12 @@ def _facts(name: str, study: Study, threads: list[int]) -> Framework:
             if error.status == "timeout":
                 reason = f"it did not answer within the timeout of {study.timeout_s:g} s (see --timeout)"
                 return Framework(name, missing=reason)
-            return Framework(name, missing=f"it does not start: {_shortened(str(error))}")
+            return Framework(name, missing=f"it does not start: {_shorten_reason(str(error))}")
     answer.pop("is")
     return Framework(name, **answer)
 
 
-def _shortened(reason: str) -> str:
+def _shorten_reason(reason: str) -> str:
     """Shorten a dead worker's reason to how it ended and the last END lines of its output, on one line."""
     first_line, *other_lines = reason.strip().splitlines()
     ending, label, first_output = first_line.partition("words: ")
@@ -81,24 +81,24 @@ def _shortened(reason: str) -> str:
 
 
 @contextmanager
-def opened(folder: Path, resume: bool, file: str = FILE) -> Iterator[None]:
+def run_folder(folder: Path, resume: bool, file: str = FILE) -> Iterator[None]:
     """Create and lock a run folder: new or empty, or with `resume` one that holds records in `file`.
 
     Raises UsageError when the folder cannot be used.
     """
-    check(folder, resume, file)
+    check_folder(folder, resume, file)
     with ExitStack() as stack:
-        folders.make(folder)
+        folders.make_folder(folder)
         try:
-            stack.enter_context(held(folder))
+            stack.enter_context(lock_folder(folder))
         except OSError as error:
             raise UsageError(f"{folder} cannot be written into: {error.strerror}") from None
         yield
 
 
-def check(folder: Path, resume: bool, file: str = FILE) -> None:
+def check_folder(folder: Path, resume: bool, file: str = FILE) -> None:
     """Raise UsageError when a run folder cannot be used. Creates nothing, so it can run before any work."""
-    folders.check(folder)
+    folders.check_writable(folder)
     names = {path.name for path in folder.iterdir()} - VERIFIED if folder.exists() else set()
     records = names & {file, f"{file}.gz"}
     if resume and not records and not (names and names <= BEGUN):
@@ -113,42 +113,44 @@ def check(folder: Path, resume: bool, file: str = FILE) -> None:
 def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = time.monotonic) -> list[Record]:
     """Measure a study into a folder and return its records. Raises UsageError before any work is done."""
     start_s = clock()
-    check(folder, resume)
+    check_folder(folder, resume)
     threads = matrix.thread_counts(study, environment.cores())
     allocator.variables(study.memory)  # raises UsageError when the allocator is not installed
-    frameworks = matrix.selected(study, probe(study, threads))
-    plan = matrix.make(study, frameworks, threads)
+    frameworks = matrix.select_frameworks(study, probe(study, threads))
+    plan = matrix.make_plan(study, frameworks, threads)
     if not plan.cells:
         raise UsageError(f"nothing of this study can be measured here: {plan.absent[0][2]}")
-    files = prepare(study)
-    header = heading_of(study, frameworks, plan, files, command)
-    verification_records, _ = gates.beside(header, verification(folder))
-    with folders.private() as private, filled(folder, resume, header, files) as (store, earlier):
-        context = bench_of(study, frameworks, folder, private, header["basis"])
-        with Report(0) as report:
+    files = prepare_files(study)
+    header = make_study_header(study, frameworks, plan, files, command)
+    verification_records, _ = gates.fp64_checks(header, read_verification(folder))
+    with folders.private() as private, open_store(folder, resume, header, files) as (store, earlier):
+        context = make_context(study, frameworks, folder, private, header["basis"])
+        with ProgressReport(0) as report:
             schedule = Schedule(context, plan, earlier, lambda: clock() - start_s, report, verification_records)
             for number, record in enumerate(schedule.records()):
                 if number == 0 and earlier and budgets(earlier)[-1] != study.budget_s:
-                    store.append(_resumed(study, command))
+                    store.append(_resumed_record(study, command))
                 store.append(record)
     return store.recover()
 
 
-def heading_of(study: Study, frameworks: list[Framework], plan: Plan, files: weights.Files, command: str) -> Record:
+def make_study_header(
+    study: Study, frameworks: list[Framework], plan: Plan, files: weights.Files, command: str
+) -> Record:
     """Return the header, the first record, of a run or of a verification."""
     absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in plan.absent]
     cells = [cell.row() for cell in plan.cells]
     fields = {"cells": cells, "absent": absent, "none_in_training": NONE_IN_TRAINING}
-    return begun("study", study, frameworks, files, command, fields)
+    return make_header("study", study, frameworks, files, command, fields)
 
 
-def _resumed(study: Study, command: str) -> Record:
+def _resumed_record(study: Study, command: str) -> Record:
     """Return the record that says that a run was resumed under the study's budget."""
     fields: Record = {"command": command, "budget_s": study.budget_s}
     return {"key": digest(fields), "kind": "resumed", "status": "ok", "reason": "", **fields}
 
 
-def prepare(study: Study) -> weights.Files:
+def prepare_files(study: Study) -> weights.Files:
     """Return the weights and inputs of every workload and of the sweep, as files to be stored.
 
     Raises UsageError, before any work, when no bound can be computed from them: when a program overflows, or when the
@@ -158,19 +160,19 @@ def prepare(study: Study) -> weights.Files:
     for workload in [*study.workloads, *study.swept]:
         _refuse_large(workload, study)
     for workload in study.workloads:
-        files |= weights.files(workload, study.seed, study.weights, study.inputs)
+        files |= weights.workload_files(workload, study.seed, study.weights, study.inputs)
     for point in study.swept:
-        files |= weights.files(point, study.seed, None, None)
+        files |= weights.workload_files(point, study.seed, None, None)
     if study.weights or study.inputs:  # generated values are of ordinary size and need no check
         for workload in study.workloads:
-            _refuse_overflow(study, workload, weights.unpacked(files, workload))
+            _refuse_overflow(study, workload, weights.data_from_files(files, workload))
     return files
 
 
 def _refuse_large(workload: Workload, study: Study) -> None:
     """Raise UsageError when the oracle would take more memory than is free."""
-    required_bytes = max(memory_bytes(workload, pass_) for pass_ in study.passes)
-    if required_bytes > (free_bytes := environment.free_bytes()):
+    required_bytes = max(oracle_memory_bytes(workload, pass_) for pass_ in study.passes)
+    if required_bytes > (free_bytes := environment.free_memory_bytes()):
         sizes = f"about {required_bytes / 2**30:.1f} GiB, but {free_bytes / 2**30:.1f} GiB are free"
         raise UsageError(f"workload {workload.name} cannot be verified here: the oracle needs {sizes}")
 
@@ -182,12 +184,12 @@ def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:
     # "after" checks the real inputs, "before" the probe inputs
     for precision, form, moment in itertools.product(study.precisions, forms, ("after", "before")):
         operands = cast(program_data(data, precision, form, moment), "float64")
-        if reason := overflow(operands, workload.cell, pass_, form, precision):
+        if reason := overflow_reason(operands, workload.cell, pass_, form, precision):
             inputs = " on the probe's inputs" if moment == "before" else ""
             raise UsageError(f"workload {workload.name} cannot be verified{inputs}: {reason}")
 
 
-def bench_of(
+def make_context(
     study: Study, frameworks: list[Framework], folder: Path, private: Path, basis: dict[str, Any]
 ) -> jobs.RunContext:
     """Return the run context of a study's jobs.
@@ -199,7 +201,7 @@ def bench_of(
     return jobs.RunContext(study, by_name, folder / "weights", private / "cache", output_check, basis)
 
 
-def begun(
+def make_header(
     kind: str, study: Study, frameworks: list[Framework], files: weights.Files, command: str, own_fields: Record
 ) -> Record:
     """Return a header of a kind: the study, what it is measured on, what cannot be measured and why, and `own_fields`.
@@ -207,17 +209,17 @@ def begun(
     `own_fields` are the fields that only this kind of header has.
     """
     basis = {
-        "code": environment.code(),
-        "machine": environment.machine(),
-        "versions": {f.name: f.versions for f in frameworks} | {"libraries": environment.libraries()},
+        "code": environment.code_version(),
+        "machine": environment.machine_facts(),
+        "versions": {f.name: f.versions for f in frameworks} | {"libraries": environment.library_versions()},
     }
     fields = own_fields | {
         "study": study.model_dump(),
-        "prototypes": matrix.prototypes(study, frameworks),
-        "missing": [{"framework": f.name, "reason": matrix.advice(f)} for f in frameworks if f.missing],
+        "prototypes": matrix.prototype_rows(study, frameworks),
+        "missing": [{"framework": f.name, "reason": matrix.missing_reason(f)} for f in frameworks if f.missing],
         "basis": basis,
         "environments": {f.name: f.environments for f in frameworks},
-        "weights": weights.hashes(files),
+        "weights": weights.file_hashes(files),
         "command": command,
         "output_check": METHOD,
     }
@@ -225,27 +227,29 @@ def begun(
 
 
 @contextmanager
-def filled(
+def open_store(
     folder: Path, resume: bool, header: Record, files: weights.Files, format_: Format = RUN
 ) -> Iterator[tuple[Store, list[Record]]]:
     """Open a run folder to measure into; yield its store and the records that it holds already.
 
     Raises UsageError when the folder cannot be used, or when its records cannot be added to.
     """
-    with opened(folder, resume, format_.file):
+    with run_folder(folder, resume, format_.file):
         store = Store(folder, format_)
-        records = store.recover() if store.path.exists() else read(folder, format_) if store.packed.exists() else []
-        if records and (reason := _foreign(records[0], header, format_.same)) is not None:
+        records = (
+            store.recover() if store.path.exists() else read_records(folder, format_) if store.packed.exists() else []
+        )
+        if records and (reason := _mismatch_reason(records[0], header, format_.same)) is not None:
             raise UsageError(f"{folder} can not be resumed: {reason}")
         if not store.path.exists() and records:
             records = store.unpack()
-        weights.store(folder / "weights", files)
+        weights.write_files(folder / "weights", files)
         if not records:
             store.append(header)
         yield store, records
 
 
-def _foreign(stored: Record, header: Record, names: tuple[str, ...]) -> str | None:
+def _mismatch_reason(stored: Record, header: Record, names: tuple[str, ...]) -> str | None:
     """Return why the records under the `stored` header cannot be added to by a run with `header`, or None.
 
     The two headers must agree in every field of `names`, and in machine, versions, code and memory allocator.

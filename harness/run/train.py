@@ -15,11 +15,11 @@ from typing import Any
 from harness.analysis.trajectories import TRAINING, Absent, off
 from harness.errors import UsageError
 from harness.machine import environment, folders
-from harness.records.store import Record, digest, latest
+from harness.records.store import Record, digest, latest_records
 from harness.run import jobs, session
 from harness.run.jobs import PROOFS, RunContext
 from harness.run.launch import Answer, WorkerDied
-from harness.run.progress import Report
+from harness.run.progress import ProgressReport
 from harness.study import matrix, weights
 from harness.study.matrix import BlockSpec, Cell, Configuration, Framework, Job
 from harness.study.parts import BATCHED
@@ -33,25 +33,25 @@ Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """The schedule of a training: the first replicate's jobs, and in `done` the records of earlier sessions."""
 
     bench: RunContext
     first: list[Job]
     done: list[Record]
 
-    def records(self, report: Report) -> Iterator[Record]:
+    def records(self, report: ProgressReport) -> Iterator[Record]:
         """Yield the records of everything not yet done, each as it is done: the oracle's, then the processes'."""
         oracle = next((record for record in self.done if record["kind"] == "oracle"), None)
-        complete = {r["key"].rpartition("-")[0] for r in latest(self.done, ("process",)) if r["status"] == "ok"}
+        complete = {r["key"].rpartition("-")[0] for r in latest_records(self.done, ("process",)) if r["status"] == "ok"}
         pending = [job for job in self._jobs() if _key(self.bench, job) not in complete]
         report.expect(len(pending))
         if oracle is None:
-            oracle = oracle_of(self.bench, self.first[0].configuration.framework, report.stage)
+            oracle = oracle_record(self.bench, self.first[0].configuration.framework, report.stage)
             yield oracle
         for job in pending:
-            record = process(self.bench, job, oracle, report.stage)
-            report.block(f"[{job.replicate}] {_place(job)}: {record['status']}")
+            record = run_process(self.bench, job, oracle, report.stage)
+            report.block(f"[{job.replicate}] {_job_label(job)}: {record['status']}")
             yield record
 
     def _jobs(self) -> Iterator[Job]:
@@ -64,25 +64,25 @@ class Schedule:
 
 def train(study: Study, steps: int, folder: Path, resume: bool, command: str) -> list[Record]:
     """Train into a folder and return its records. Raises UsageError before any work is done."""
-    session.check(folder, resume, TRAINING.file)
+    session.check_folder(folder, resume, TRAINING.file)
     threads = matrix.thread_counts(study, environment.cores())
-    frameworks = matrix.selected(study, session.probe(study, threads))
-    first, absent = configurations(study, frameworks, threads[0])
+    frameworks = matrix.select_frameworks(study, session.probe(study, threads))
+    first, absent = select_jobs(study, frameworks, threads[0])
     if not first:
         raise UsageError(f"nothing can be trained here: {absent[0].reason}")
     files = weights.training_files(BOOK, steps, study.seed)
     fields = {"steps": steps, "seats": [_row(job) for job in first], "absent": [entry.model_dump() for entry in absent]}
-    header = session.begun("training", study, frameworks, files, command, fields)
-    with folders.private() as private, session.filled(folder, resume, header, files, TRAINING) as (store, earlier):
+    header = session.make_header("training", study, frameworks, files, command, fields)
+    with folders.private() as private, session.open_store(folder, resume, header, files, TRAINING) as (store, earlier):
         basis = header["basis"] | {"training": header["weights"]}
-        context = session.bench_of(study, frameworks, folder, private, basis)
-        with Report(0, "processes") as report:
-            for record in Schedule(context, first, earlier).records(report):
+        context = session.make_context(study, frameworks, folder, private, basis)
+        with ProgressReport(0, "processes") as report:
+            for record in TrainingSchedule(context, first, earlier).records(report):
                 store.append(record)
     return store.recover()
 
 
-def configurations(study: Study, frameworks: list[Framework], threads: int) -> tuple[list[Job], list[Absent]]:
+def select_jobs(study: Study, frameworks: list[Framework], threads: int) -> tuple[list[Job], list[Absent]]:
     """Return the first replicate's jobs, and the executions that have none, with the reason.
 
     When the study selects no executions, the jobs are those of the executions in which, by the framework's own account,
@@ -96,7 +96,7 @@ def configurations(study: Study, frameworks: list[Framework], threads: int) -> t
             configuration = Configuration(framework.name, "cpu", threads, name, "fp32")
             arms = tuple(Arm(execution["loop"], form) for form in ("in_loop", BATCHED))
             cells = [Cell(configuration, BOOK, "train", arm) for arm in arms]
-            reasons = [execution["missing"], *(matrix.without(execution, cell) for cell in cells)]
+            reasons = [execution["missing"], *(matrix.missing_requirement(execution, cell) for cell in cells)]
             if not study.executions and not execution["trains"]:
                 reasons.append(f"few would train so; --execution {name} does")
             if reason := next(filter(None, reasons), None):
@@ -106,7 +106,7 @@ def configurations(study: Study, frameworks: list[Framework], threads: int) -> t
     return first, absent
 
 
-def oracle_of(context: RunContext, framework: str, stage: Stage) -> Record:
+def oracle_record(context: RunContext, framework: str, stage: Stage) -> Record:
     """Return the record of the oracle's trajectories, with bounds of the first losses.
 
     The oracle is NumPy's alone. A worker computes it, because its environment keeps BLAS to one thread: more threads
@@ -121,17 +121,17 @@ def oracle_of(context: RunContext, framework: str, stage: Stage) -> Record:
     return {"key": digest("oracle"), "kind": "oracle", "status": "ok", "reason": "", **fields}
 
 
-def process(context: RunContext, job: Job, oracle: Record, stage: Stage) -> Record:
+def run_process(context: RunContext, job: Job, oracle: Record, stage: Stage) -> Record:
     """Have one process train its configuration's forms, check their losses, and return its record."""
-    header = _begun(context, job)
+    header = _process_header(context, job)
     try:
-        answer, proof = _answer(context, job, header["seed"], stage)
+        answer, proof = _train_in_worker(context, job, header["seed"], stage)
     except WorkerDied as error:
         answer, proof = (
             {"forms": {form: asdict(Trajectory(error.status, str(error))) for form in FORMS}, "seconds": None},
             {},
         )
-    forms = {name: _judged(form, proof, oracle) for name, form in answer["forms"].items()}
+    forms = {name: _apply_check(form, proof, oracle) for name, form in answer["forms"].items()}
     ok = all(form["status"] in ("ok", "unavailable") for form in forms.values())
     results = {
         "status": "ok" if ok else "failed",
@@ -144,7 +144,7 @@ def process(context: RunContext, job: Job, oracle: Record, stage: Stage) -> Reco
     return header | results
 
 
-def _answer(context: RunContext, job: Job, seed: int, stage: Stage) -> tuple[Answer, Answer]:
+def _train_in_worker(context: RunContext, job: Job, seed: int, stage: Stage) -> tuple[Answer, Answer]:
     """Return a worker's answer and its proof of threads, for which it has PROOFS tries. Raises WorkerDied."""
     request = {
         "do": "train",
@@ -161,12 +161,12 @@ def _answer(context: RunContext, job: Job, seed: int, stage: Stage) -> tuple[Ans
             if proof["proven"] is False and tries_left:
                 continue  # something else may have kept the cores busy
             opened_s = context.clock()
-            answer = worker.ask(request, lambda message: stage(f"{_place(job)}: {message['what']}"))
+            answer = worker.ask(request, lambda message: stage(f"{_job_label(job)}: {message['what']}"))
             break
     return answer | {"seconds": context.clock() - opened_s}, proof | {"start_s": opened_s - start_s}
 
 
-def _judged(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[str, Any]:
+def _apply_check(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[str, Any]:
     """Return a form with the result of its output check.
 
     The times of a wrong form are withheld. A form whose threads were not proven is refused.
@@ -180,10 +180,10 @@ def _judged(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[str, An
     return form
 
 
-def _begun(context: RunContext, job: Job) -> Record:
+def _process_header(context: RunContext, job: Job) -> Record:
     """Return the fields that identify a process, with when it began, the machine's load and the process's seed."""
     key = _key(context, job)
-    circumstances = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load()}
+    circumstances = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "load": environment.load_average()}
     seed = int(digest([context.study.seed, key]), 16) % 2**31
     return {"key": key, "kind": "process", **_row(job), "replicate": job.replicate, "seed": seed} | circumstances
 
@@ -200,5 +200,5 @@ def _recurrence(job: Job) -> str:
     return job.blocks[0].arms[0].recurrence
 
 
-def _place(job: Job) -> str:
+def _job_label(job: Job) -> str:
     return f"{job.configuration.framework} {job.configuration.execution} {_recurrence(job)}"

@@ -21,7 +21,7 @@ from harness.machine import environment
 from harness.machine.parent import end_with_parent
 from harness.run.progress import console
 from harness.selftest import simulation
-from harness.study.study import Study, load
+from harness.study.study import Study, load_study
 from impls.interface import Program, Run, Weights
 
 WORLD = simulation.World()
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class TargetResult:
     """A target and the result over `cases` gaps."""
 
     what: str
@@ -70,9 +70,9 @@ class Row:
     met: bool
 
 
-def real() -> Study:
+def control_study() -> Study:
     """Return the study that consists of A/A controls only."""
-    return load(None, None, REAL)
+    return load_study(None, None, REAL)
 
 
 def say(studies: int, seed: int) -> int:
@@ -91,30 +91,30 @@ Make = Callable[[np.random.Generator], list[Case]]
 Worlds = tuple[simulation.World, ...]  # a study's gaps lie in these worlds in turns
 
 
-def one_gap(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
+def simulate_one_gap(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
     """Simulate a study of one gap in many processes."""
     ratio, world = float(rng.choice(truths)), worlds[0]
     return [Case(ratio, stats.gap(simulation.sample(world, ratio, PROCESSES, ROUNDS, rng), MARGIN), world)]
 
 
-def many_gaps(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
+def simulate_many_gaps(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
     """Simulate a study of many gaps in few processes, where each gap has many rounds or few."""
     cases = []
-    for ratio, rounds, world in zip(*_drawn(truths, rng), cycle(worlds), strict=False):
+    for ratio, rounds, world in zip(*_draw_gaps(truths, rng), cycle(worlds), strict=False):
         sample = simulation.sample(world, ratio, FEW, rounds, rng)
         cases.append(Case(ratio, stats.gap(sample, MARGIN), world))
     return cases
 
 
-def _drawn(truths: tuple[float, ...], rng: np.random.Generator) -> tuple[list[float], list[int]]:
+def _draw_gaps(truths: tuple[float, ...], rng: np.random.Generator) -> tuple[list[float], list[int]]:
     """Draw a true ratio and a number of rounds for each gap of a study."""
     return rng.choice(truths, GAPS).tolist(), rng.choice([FEW_ROUNDS, ROUNDS], GAPS).tolist()
 
 
-def planned(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
+def simulate_with_pilot(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
     """Simulate a study of many gaps whose pilot decides how many processes and rounds each gap gets."""
     places = list(zip(rng.choice(truths, GAPS).tolist(), cycle(worlds), strict=False))
-    pilots = [simulation.measured(world, ratio, FEW, ROUNDS, rng) for ratio, world in places]
+    pilots = [simulation.measure_processes(world, ratio, FEW, ROUNDS, rng) for ratio, world in places]
     samples = [stats.sample(times) for times in pilots]
     prior = stats.prior(samples)
     cases = []
@@ -124,23 +124,23 @@ def planned(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator)
         required_size = sample_size.need([variances], COSTS, STUDY.target, FEW_ROUNDS, 2 * ROUNDS)
         extra_processes = max(0, min(required_size.processes, STUDY.processes_max) - FEW)
         full_sample = stats.sample(
-            [*times, *simulation.measured(world, ratio, extra_processes, required_size.rounds, rng)]
+            [*times, *simulation.measure_processes(world, ratio, extra_processes, required_size.rounds, rng)]
         )
         cases.append(Case(ratio, stats.gap(full_sample, MARGIN), world))
     return cases
 
 
-def simulated(make: Make, studies: int, seed: int, workers: int) -> list[Case]:
+def simulate_studies(make: Make, studies: int, seed: int, workers: int) -> list[Case]:
     """Return the cases of independent studies; they depend on the seed, but not on the number of workers."""
     seeds = np.random.SeedSequence(seed).spawn(studies)
     chunks = [seeds[start : start + CHUNK] for start in range(0, studies, CHUNK)]
     if workers == 1:
-        return [case for chunk in chunks for case in _chunk(make, chunk)]
+        return [case for chunk in chunks for case in _simulate_chunk(make, chunk)]
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
-        return [case for cases in pool.map(partial(_chunk, make), chunks) for case in cases]
+        return [case for cases in pool.map(partial(_simulate_chunk, make), chunks) for case in cases]
 
 
-def _chunk(make: Make, seeds: list[np.random.SeedSequence]) -> list[Case]:
+def _simulate_chunk(make: Make, seeds: list[np.random.SeedSequence]) -> list[Case]:
     """Return the cases of the studies of some seeds."""
     gc.freeze()  # every block collects garbage first, which need not search the objects that exist by now
     try:
@@ -159,12 +159,12 @@ def differs(case: Case) -> bool:
     return not case.gap.low <= 1 <= case.gap.high
 
 
-def wrong_sign(case: Case) -> bool:
+def has_wrong_sign(case: Case) -> bool:
     """Return whether the interval lies on one side of 1 and the true ratio on the other."""
     return case.gap.low > 1 > case.true or case.gap.high < 1 < case.true
 
 
-def rows(studies: int, seed: int, workers: int) -> list[Row]:
+def rows(studies: int, seed: int, workers: int) -> list[TargetResult]:
     """Return a row for every target.
 
     Each is measured in at least `studies` gaps; the power and the wrong signs in half as many.
@@ -173,7 +173,7 @@ def rows(studies: int, seed: int, workers: int) -> list[Row]:
     def cases(
         make: Callable[..., list[Case]], truths: tuple[float, ...], count: int, *worlds: simulation.World
     ) -> list[Case]:
-        return simulated(partial(make, worlds or (WORLD,), truths), count, seed, workers)
+        return simulate_studies(partial(make, worlds or (WORLD,), truths), count, seed, workers)
 
     one_label = f"one gap, {PROCESSES} processes × {ROUNDS} rounds"
     few_label = f"{GAPS} gaps, {FEW} processes × {FEW_ROUNDS} or {ROUNDS} rounds"
@@ -181,59 +181,65 @@ def rows(studies: int, seed: int, workers: int) -> list[Row]:
     half_count, shared_count = max(1, studies // 2), max(1, studies // GAPS)
     halves_count = len(HALVES) * shared_count  # each half then has as many gaps as the other rows
     return [
-        _coverage(f"95% interval holds the truth: {one_label}", cases(one_gap, TRUTHS, studies)),
-        _coverage(f"95% interval holds the truth: {one_label}, unequal", cases(one_gap, TRUTHS, studies, UNEQUAL)),
-        _coverage(f"95% interval holds the truth: {few_label}", cases(many_gaps, TRUTHS, shared_count)),
-        _coverage(f"95% interval holds the truth: {pilot_label}", cases(planned, TRUTHS, shared_count)),
-        *_halves(few_label, cases(many_gaps, TRUTHS, halves_count, *HALVES)),
-        *_halves(pilot_label, cases(planned, TRUTHS, halves_count, *HALVES)),
-        _false(f"a difference where there is none: {one_label}", cases(one_gap, (1.0,), studies)),
-        _false(f"a difference where there is none: {few_label}", cases(many_gaps, (1.0,), shared_count)),
-        _power(f"a difference of 2% is found: {one_label}", cases(one_gap, (DELAY,), half_count)),
-        _signs(f"a difference of 1 to 3% with the wrong sign: {one_label}", cases(one_gap, NEAR, half_count)),
-        delayed(seed),
+        _coverage_row(f"95% interval holds the truth: {one_label}", cases(simulate_one_gap, TRUTHS, studies)),
+        _coverage_row(
+            f"95% interval holds the truth: {one_label}, unequal", cases(simulate_one_gap, TRUTHS, studies, UNEQUAL)
+        ),
+        _coverage_row(f"95% interval holds the truth: {few_label}", cases(simulate_many_gaps, TRUTHS, shared_count)),
+        _coverage_row(f"95% interval holds the truth: {pilot_label}", cases(simulate_with_pilot, TRUTHS, shared_count)),
+        *_half_rows(few_label, cases(simulate_many_gaps, TRUTHS, halves_count, *HALVES)),
+        *_half_rows(pilot_label, cases(simulate_with_pilot, TRUTHS, halves_count, *HALVES)),
+        _false_positive_row(f"a difference where there is none: {one_label}", cases(simulate_one_gap, (1.0,), studies)),
+        _false_positive_row(
+            f"a difference where there is none: {few_label}", cases(simulate_many_gaps, (1.0,), shared_count)
+        ),
+        _power_row(f"a difference of 2% is found: {one_label}", cases(simulate_one_gap, (DELAY,), half_count)),
+        _wrong_sign_row(
+            f"a difference of 1 to 3% with the wrong sign: {one_label}", cases(simulate_one_gap, NEAR, half_count)
+        ),
+        measure_delay(seed),
     ]
 
 
-def _coverage(label: str, cases: list[Case]) -> Row:
+def _coverage_row(label: str, cases: list[Case]) -> TargetResult:
     """Return the row of how often the interval contains the true ratio."""
     rate, low, high = stats.rate(sum(map(covers, cases)), len(cases))
-    return Row(label, len(cases), _percent(rate, low, high), "93% to 97%", 0.93 <= rate <= 0.97)
+    return TargetResult(label, len(cases), _format_rate(rate, low, high), "93% to 97%", 0.93 <= rate <= 0.97)
 
 
-def _halves(label: str, cases: list[Case]) -> list[Row]:
+def _half_rows(label: str, cases: list[Case]) -> list[TargetResult]:
     """Return the coverage in each half of studies where half the gaps vary six times as much as the others."""
     names = {WORLD: "the half that varies little", WILD: "the half that varies six times as much"}
     return [
-        _coverage(f"95% interval holds the truth: {label}, {name}", [case for case in cases if case.world == world])
+        _coverage_row(f"95% interval holds the truth: {label}, {name}", [case for case in cases if case.world == world])
         for world, name in names.items()
     ]
 
 
-def _false(label: str, cases: list[Case]) -> Row:
+def _false_positive_row(label: str, cases: list[Case]) -> TargetResult:
     """Return the row of how often the interval excludes 1, for cases whose true ratio is 1."""
     rate, low, high = stats.rate(sum(map(differs, cases)), len(cases))
-    return Row(label, len(cases), _percent(rate, low, high), "3% to 7%", 0.03 <= rate <= 0.07)
+    return TargetResult(label, len(cases), _format_rate(rate, low, high), "3% to 7%", 0.03 <= rate <= 0.07)
 
 
-def _power(label: str, cases: list[Case]) -> Row:
+def _power_row(label: str, cases: list[Case]) -> TargetResult:
     """Return the row of how often the interval lies above 1, for cases whose true ratio is above 1."""
     rate, low, high = stats.rate(sum(case.gap.low > 1 for case in cases), len(cases))
-    return Row(label, len(cases), _percent(rate, low, high), "at least 95%", rate >= 0.95)
+    return TargetResult(label, len(cases), _format_rate(rate, low, high), "at least 95%", rate >= 0.95)
 
 
-def _signs(label: str, cases: list[Case]) -> Row:
+def _wrong_sign_row(label: str, cases: list[Case]) -> TargetResult:
     """Return the row of how many cases have the wrong sign."""
-    count = sum(map(wrong_sign, cases))
-    return Row(label, len(cases), str(count), "0", count == 0)
+    count = sum(map(has_wrong_sign, cases))
+    return TargetResult(label, len(cases), str(count), "0", count == 0)
 
 
-def _percent(rate: float, low: float, high: float) -> str:
+def _format_rate(rate: float, low: float, high: float) -> str:
     """Format a rate and its interval as percentages."""
     return f"{rate:.1%} [{low:.1%}, {high:.1%}]"
 
 
-class Waiting(simulation.Still):
+class WaitingBackend(simulation.IdleBackend):
     """A backend whose arms only wait, the contender 2% longer."""
 
     def prepare(self, program: Program, w: Weights) -> Run:
@@ -249,10 +255,13 @@ class Waiting(simulation.Still):
         return run
 
 
-def delayed(seed: int) -> Row:
+def measure_delay(seed: int) -> TargetResult:
     """Measure a real delay of 2% with the real clock, and return its row."""
-    blocks = [simulation.block(Waiting(), time.perf_counter_ns, ROUNDS, seed + process) for process in range(PROCESSES)]
+    blocks = [
+        simulation.measure_block(WaitingBackend(), time.perf_counter_ns, ROUNDS, seed + process)
+        for process in range(PROCESSES)
+    ]
     gap = stats.gap(stats.sample([(b[simulation.CONTENDER], b[simulation.BASELINE]) for b in blocks]), MARGIN)
     near = abs(gap.ratio / DELAY - 1) < 0.002
     interval = f"{gap.ratio:.4f} [{gap.low:.4f}, {gap.high:.4f}]"
-    return Row("a real delay of 2%, in ten blocks", PROCESSES, interval, "1.02, to 0.2%", near and gap.low > 1)
+    return TargetResult("a real delay of 2%, in ten blocks", PROCESSES, interval, "1.02, to 0.2%", near and gap.low > 1)

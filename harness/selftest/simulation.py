@@ -48,7 +48,7 @@ class World:
     switch: float = 0.02  # probability that the machine changes its mode at a call
 
 
-class Still:
+class IdleBackend:
     """A backend without `prepare`, for programs that compute nothing."""
 
     def put(self, data: Data) -> Data:
@@ -67,14 +67,14 @@ class Still:
         return 0
 
 
-class Machine(Still):
+class Machine(IdleBackend):
     """One simulated process: backend and clock, with the times of `calls` calls drawn beforehand."""
 
     def __init__(self, world: World, ratio: float, calls: int, rng: np.random.Generator) -> None:
         self.now, self.call = 0, 0
         shared = world.process * rng.normal() + np.linspace(0, world.drift * rng.choice([-1, 1]), calls)
         shared += world.mode * (np.cumsum(rng.random(calls) < world.switch) % 2)
-        shared += world.correlated * _autocorrelated(world.autocorrelation, rng.normal(size=calls))
+        shared += world.correlated * _autocorrelated_noise(world.autocorrelation, rng.normal(size=calls))
         shared += rng.exponential(world.spike, calls) * (rng.random(calls) < world.spikes)
         self.times: dict[str, list[int]] = {}
         for name, own_noise, arm_ratio in zip((CONTENDER, BASELINE), world.own, (ratio, 1.0), strict=True):
@@ -99,32 +99,32 @@ class Machine(Still):
         return run
 
 
-def _autocorrelated(coefficient: float, white_noise: np.ndarray) -> np.ndarray:
+def _autocorrelated_noise(coefficient: float, white_noise: np.ndarray) -> np.ndarray:
     """Return a first-order autoregression of unit variance, made from unit white noise."""
     return signal.lfilter([math.sqrt(1 - coefficient * coefficient)], [1, -coefficient], white_noise)
 
 
-def block(backend: Any, clock: Any, rounds: int, seed: int) -> dict[str, list[float]]:
+def measure_block(backend: Any, clock: Any, rounds: int, seed: int) -> dict[str, list[float]]:
     """Measure one block, and return each arm's seconds per call, one value per round."""
-    limits = timing.Rounds(rounds, rounds, 1.0)
-    spec = timing.Block("rnn_tanh", "forward", "eager", ARMS, DATA, limits, seed)
+    limits = timing.RoundLimits(rounds, rounds, 1.0)
+    spec = timing.TimingSpec("rnn_tanh", "forward", "eager", ARMS, DATA, limits, seed)
     meters = timing.Meters(clock, lambda: 0)
     arms = timing.block(backend, spec, meters, lambda *outputs: None, lambda arm, what: None).arms
     return {name: [ns / arm.calls / 1e9 for ns in arm.samples_ns] for name, arm in arms.items()}
 
 
-def measured(
+def measure_processes(
     world: World, ratio: float, processes: int, rounds: int, rng: np.random.Generator
 ) -> list[tuple[list[float], list[float]]]:
     """Measure contender and baseline on a simulated machine of true `ratio`, and return their times per process."""
     process_times = []
     for _ in range(processes):
         machine = Machine(world, ratio, 4 * rounds + 20, rng)  # enough for three arms' rounds and the calls before them
-        times = block(machine, machine, rounds, int(rng.integers(2**31)))
+        times = measure_block(machine, machine, rounds, int(rng.integers(2**31)))
         process_times.append((times[CONTENDER], times[BASELINE]))
     return process_times
 
 
 def sample(world: World, ratio: float, processes: int, rounds: int, rng: np.random.Generator) -> stats.Sample:
     """Return the sample of one gap of true `ratio`, from a simulated study of so many processes and rounds."""
-    return stats.sample(measured(world, ratio, processes, rounds, rng))
+    return stats.sample(measure_processes(world, ratio, processes, rounds, rng))

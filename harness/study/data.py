@@ -11,7 +11,7 @@ DTYPES = {precision: "float64" if precision == "fp64" else "float32" for precisi
 NONE_IN_TRAINING = "the backward pass from a given gradient of h"  # older records lack it: their loss was one of h
 
 
-def probe(data: Data) -> Data:
+def probe_data(data: Data) -> Data:
     """Return other inputs of the same shapes, which reveal an output that does not depend on its inputs."""
     return Data(data.weights, np.ascontiguousarray(0.75 * data.x[::-1] - 0.125).astype(data.x.dtype), data.target)
 
@@ -27,13 +27,13 @@ def data_for(arm: Arm, data: Data) -> Data:
     steps, batch, _ = data.x.shape
     shape = (steps, batch, data.weights.w_rec.shape[0])
     if arm.recurrence == "given":
-        data = data._replace(x=_held(np.random.default_rng(shape).uniform(-1, 1, shape), data.x.dtype))
+        data = data._replace(x=_round_to_float32(np.random.default_rng(shape).uniform(-1, 1, shape), data.x.dtype))
     if arm.projection == "none":
-        data = data._replace(target=_held(np.cos(np.arange(math.prod(shape))).reshape(shape), data.x.dtype))
+        data = data._replace(target=_round_to_float32(np.cos(np.arange(math.prod(shape))).reshape(shape), data.x.dtype))
     return data
 
 
-def _held(array: np.ndarray, dtype: Any) -> np.ndarray:
+def _round_to_float32(array: np.ndarray, dtype: Any) -> np.ndarray:
     """Round an array to float32, as a file of float32 numbers would, and return it in `dtype`."""
     return array.astype("float32").astype(dtype)
 

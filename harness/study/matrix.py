@@ -12,8 +12,8 @@ from enum import IntEnum
 from typing import Any
 
 from harness.errors import UsageError
-from harness.study.parts import BATCHED, is_question, part_of, parts
-from harness.study.study import CALIBRATING, SWEPT, Study, Workload, nearest
+from harness.study.parts import BATCHED, arms_by_part, is_question, part_of
+from harness.study.study import CALIBRATING, SWEPT, Study, Workload, validate_choice
 from impls.interface import IMPOSSIBLE, NO_TF32, Arm
 
 CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
@@ -174,7 +174,7 @@ def thread_counts(study: Study, cores: int) -> list[int]:
     return list(dict.fromkeys(counts))
 
 
-def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
+def select_frameworks(study: Study, frameworks: list[Framework]) -> list[Framework]:
     """Return the frameworks to study.
 
     Raises UsageError when a framework, execution or device that the study names is missing or unknown, and when no
@@ -183,19 +183,19 @@ def selected(study: Study, frameworks: list[Framework]) -> list[Framework]:
     by_name = {framework.name: framework for framework in frameworks}
     for name in study.frameworks or ():
         try:
-            framework = by_name[nearest("framework", name, by_name)]
+            framework = by_name[validate_choice("framework", name, by_name)]
         except ValueError as error:
             raise UsageError(str(error)) from None
         if framework.missing:
-            raise UsageError(f"framework {name} was asked for, but {advice(framework)}")
+            raise UsageError(f"framework {name} was asked for, but {missing_reason(framework)}")
     selection = [by_name[name] for name in study.frameworks] if study.frameworks else frameworks
     if all(framework.missing for framework in selection):
-        raise UsageError(f"no framework can be used: {'; '.join(f'{f.name}: {advice(f)}' for f in selection)}")
+        raise UsageError(f"no framework can be used: {'; '.join(f'{f.name}: {missing_reason(f)}' for f in selection)}")
     _check_executions(study, selection)
     return selection
 
 
-def advice(framework: Framework) -> str:
+def missing_reason(framework: Framework) -> str:
     """Return why a framework is missing, and how to install it where it is not installed."""
     return str(framework.missing) + ("" if framework.installed else f": pip install '.[{framework.name}]'")
 
@@ -205,7 +205,7 @@ def _check_executions(study: Study, frameworks: list[Framework]) -> None:
     executions = {name: e for framework in frameworks for name, e in framework.executions.items()}
     for name in study.executions or ():
         try:
-            execution = executions[nearest("execution", name, executions)]
+            execution = executions[validate_choice("execution", name, executions)]
         except ValueError as error:
             raise UsageError(str(error)) from None
         if execution["missing"] and study.frameworks:
@@ -216,14 +216,14 @@ def _check_executions(study: Study, frameworks: list[Framework]) -> None:
             raise UsageError(f"device {device} was asked for, but {'; '.join(str(reason) for reason in reasons)}")
 
 
-def make(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
+def make_plan(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
     """Return the plan of a study: every cell, either planned or absent with its reason."""
     plan = Plan([], [], threads=threads[0])
     points = {workload.name for workload in study.swept}
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
             plan.loops[cell.configuration] = framework.executions[cell.configuration.execution]["loop"]
-            if absence := why_not(study, framework, cell, cell.workload.name in points):
+            if absence := cell_absence(study, framework, cell, cell.workload.name in points):
                 plan.absent.append((cell, *absence))
             else:
                 plan.cells.append(cell)
@@ -244,7 +244,7 @@ def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[C
                 yield Cell(configuration, point, pass_, Arm(framework.executions[execution]["loop"], projection))
 
 
-def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False) -> tuple[str, str] | None:
+def cell_absence(study: Study, framework: Framework, cell: Cell, swept: bool = False) -> tuple[str, str] | None:
     """Return status and reason of a cell that cannot be measured, or None.
 
     `swept`: whether the cell is a point of a sweep.
@@ -256,9 +256,9 @@ def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False)
         return "impossible", reason
     if cell.configuration.device == "cpu" and cell.configuration.precision == "tf32":
         return "impossible", NO_TF32
-    if reason := without(execution, cell):
+    if reason := missing_requirement(execution, cell):
         return "unavailable", reason
-    if reason := on_request(study, execution, cell):
+    if reason := on_request_reason(study, execution, cell):
         return "skipped", reason
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution["unrolls"])
@@ -269,7 +269,7 @@ def why_not(study: Study, framework: Framework, cell: Cell, swept: bool = False)
     return None
 
 
-def prototypes(study: Study, frameworks: list[Framework]) -> list[dict[str, str]]:
+def prototype_rows(study: Study, frameworks: list[Framework]) -> list[dict[str, str]]:
     """Return a row for each recurrence that rests on a prototype, in the study's executions, with the reason."""
     return [
         {"framework": framework.name, "execution": name, "recurrence": recurrence, "reason": reason}
@@ -280,7 +280,7 @@ def prototypes(study: Study, frameworks: list[Framework]) -> list[dict[str, str]
     ]
 
 
-def without(execution: dict[str, Any], cell: Cell) -> str | None:
+def missing_requirement(execution: dict[str, Any], cell: Cell) -> str | None:
     """Return why an execution lacks something that a cell requires, or None."""
     requirements = (
         cell.configuration.device,
@@ -292,7 +292,7 @@ def without(execution: dict[str, Any], cell: Cell) -> str | None:
     return next(filter(None, map(execution["without"].get, requirements)), None)
 
 
-def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | None:
+def on_request_reason(study: Study, execution: dict[str, Any], cell: Cell) -> str | None:
     """Return why a recurrence that the study does not name is not measured, or None."""
     recurrence = cell.arm.recurrence
     reason = execution["on_request"].get(recurrence)
@@ -300,7 +300,7 @@ def on_request(study: Study, execution: dict[str, Any], cell: Cell) -> str | Non
     return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not is_named else None
 
 
-def jobs(
+def replicate_jobs(
     plan: Plan, study: Study, replicate: int, ranks: Iterable[Rank] = Rank, needs: SampleSizes | None = None
 ) -> list[Job]:
     """Return a replicate's timed jobs of the given ranks, in random order.
@@ -310,16 +310,16 @@ def jobs(
     Blocks keep the study's order in every replicate, so that a budget that ends early cuts the least central cells.
     In replicate 0, the points of the sweep that predictions are fitted on have the highest rank and come first.
     """
-    arms_by_configuration = group(plan.cells)
+    arms_by_configuration = group_by_configuration(plan.cells)
     timed_jobs = []
-    for configuration in _shuffled(arms_by_configuration, study, replicate):
+    for configuration in _random_order(arms_by_configuration, study, replicate):
         blocks = []
         for block in blocks_of(arms_by_configuration[configuration], study):
             need = (
                 needs.get((configuration, block.workload.name, block.pass_, block.part)) if needs is not None else None
             )
             rank = plan.rank(configuration, block)
-            if replicate == 0 and _calibrates(block, study):
+            if replicate == 0 and _is_calibration(block, study):
                 rank = Rank.HEADLINE
             if rank in ranks and (needs is None or (need and need.processes > replicate)):
                 blocks.append(replace(block, rounds=need.rounds if need else None))
@@ -337,24 +337,26 @@ def blocks_of(arms_by_case: dict[tuple[Workload, str], list[Arm]], study: Study)
     blocks = [
         BlockSpec(workload, pass_, part_arms, workload.T, True, part, swept=workload.name in points)
         for (workload, pass_), arms in arms_by_case.items()
-        for part, part_arms in parts(arms).items()
+        for part, part_arms in arms_by_part(arms).items()
     ]
-    return sorted(blocks, key=lambda block: (not _calibrates(block, study), block.swept, not is_question(block.part)))
+    return sorted(
+        blocks, key=lambda block: (not _is_calibration(block, study), block.swept, not is_question(block.part))
+    )
 
 
-def _calibrates(block: BlockSpec, study: Study) -> bool:
+def _is_calibration(block: BlockSpec, study: Study) -> bool:
     """Return whether predictions are fitted on a block."""
     return block.workload in study.swept[:CALIBRATING]
 
 
-def _shuffled(configurations: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
+def _random_order(configurations: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
     """Return the configurations in a random order, which the study's seed and the replicate determine."""
     order = list(configurations)
     random.Random(f"{study.seed}/{replicate}").shuffle(order)
     return order
 
 
-def checks(plan: Plan, study: Study) -> list[Job]:
+def fp64_check_jobs(plan: Plan, study: Study) -> list[Job]:
     """Return the jobs of the fp64 verification inside `run`: each framework, device and execution once, at few steps.
 
     The first workload is verified with every arm. Each further kind of cell is verified with one arm of each
@@ -365,7 +367,7 @@ def checks(plan: Plan, study: Study) -> list[Job]:
     for workload in study.workloads:
         by_cell.setdefault(workload.cell, workload)
     workloads = list(by_cell.values())
-    for configuration, arms_by_case in group(plan.cells).items():
+    for configuration, arms_by_case in group_by_configuration(plan.cells).items():
         arms: dict[Arm, None] = {}
         for case_arms in arms_by_case.values():
             arms.update(dict.fromkeys(case_arms))
@@ -386,15 +388,15 @@ def checks(plan: Plan, study: Study) -> list[Job]:
     return list(check_jobs.values())
 
 
-def verifications(plan: Plan) -> list[Job]:
+def verification_jobs(plan: Plan) -> list[Job]:
     """Return the jobs that verify every cell of the plan at full size, without times."""
     return [
         Job(configuration, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in cases.items()))
-        for configuration, cases in group(plan.cells).items()
+        for configuration, cases in group_by_configuration(plan.cells).items()
     ]
 
 
-def group(cells: list[Cell]) -> dict[Configuration, dict[tuple[Workload, str], list[Arm]]]:
+def group_by_configuration(cells: list[Cell]) -> dict[Configuration, dict[tuple[Workload, str], list[Arm]]]:
     """Return configuration -> (workload, pass) -> arms, in the order of the cells."""
     arms: dict[Configuration, dict[tuple[Workload, str], list[Arm]]] = {}
     for cell in cells:

@@ -36,7 +36,7 @@ def is_question(part: str) -> bool:
     return part in LOOPS
 
 
-def parts(arms: Iterable[Arm]) -> dict[str, tuple[Arm, ...]]:
+def arms_by_part(arms: Iterable[Arm]) -> dict[str, tuple[Arm, ...]]:
     """Return each part's arms, with guests last.
 
     The parts of the question come first. Within a part, arms keep the given order.
@@ -46,11 +46,11 @@ def parts(arms: Iterable[Arm]) -> dict[str, tuple[Arm, ...]]:
     for arm in ordered:
         by_part.setdefault(part_of(arm.recurrence, arm.projection), []).append(arm)
     for part, members in by_part.items():
-        members += [arm for arm in ordered if arm not in members and _visits(arm, part, members)]
+        members += [arm for arm in ordered if arm not in members and _is_guest(arm, part, members)]
     return {part: tuple(by_part[part]) for part in sorted(by_part, key=lambda part: not is_question(part))}
 
 
-def _visits(arm: Arm, part: str, members: list[Arm]) -> bool:
+def _is_guest(arm: Arm, part: str, members: list[Arm]) -> bool:
     """Return whether a part compares its members with an arm of another part.
 
     The other projections after a loop are compared with that loop's batched arm, and the framework's own layer with
@@ -61,7 +61,7 @@ def _visits(arm: Arm, part: str, members: list[Arm]) -> bool:
     return arm.projection == "in_loop" and any(member.name == OWN for member in members)
 
 
-def at_home(record: dict[str, Any]) -> dict[str, Any]:
+def without_guests(record: dict[str, Any]) -> dict[str, Any]:
     """Return a block's record without its guests. Older records name no part and have no guests."""
     part = record.get("part")
     if not part:

@@ -36,7 +36,7 @@ NAMES = (
 )
 
 
-def nearest(kind: str, value: str, choices: Iterable[str]) -> str:
+def validate_choice(kind: str, value: str, choices: Iterable[str]) -> str:
     """Return `value` when it is one of the choices; otherwise raise ValueError with the nearest of them."""
     choices = list(choices)
     if value in choices:
@@ -46,7 +46,7 @@ def nearest(kind: str, value: str, choices: Iterable[str]) -> str:
     raise ValueError(f"unknown {kind} {value!r}: {hint}")
 
 
-def _checked_name(name: str) -> str:
+def _validate_name(name: str) -> str:
     """Return `name` when it follows the rule NAMES; otherwise raise ValueError with the rule."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or len(name) > LONGEST_NAME:
         excerpt = name if len(name) <= LONGEST_NAME else f"{name[:20]}..."
@@ -54,12 +54,12 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def plain(text: str) -> str:
+def slugify(text: str) -> str:
     """Make a name of any text: what a name cannot have becomes a dash. Returns "" where nothing is left."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).lstrip("-_")[:LONGEST_NAME].rstrip("-")
 
 
-def repeated(names: Iterable[str]) -> str | None:
+def first_duplicate(names: Iterable[str]) -> str | None:
     """Return the first name that occurs twice, or None.
 
     Names that differ only in case count as the same, because some file systems do not distinguish them.
@@ -69,7 +69,7 @@ def repeated(names: Iterable[str]) -> str | None:
     return next((name for name in spellings if counts[name.lower()] > 1), None)
 
 
-Name = Annotated[str, AfterValidator(_checked_name)]  # becomes a file name and a word of Markdown
+Name = Annotated[str, AfterValidator(_validate_name)]  # becomes a file name and a word of Markdown
 
 
 class Workload(BaseModel):
@@ -88,7 +88,7 @@ class Workload(BaseModel):
     @field_validator("cell")
     @classmethod
     def _known(cls, cell: str) -> str:
-        return nearest("cell", cell, CELLS)
+        return validate_choice("cell", cell, CELLS)
 
     @model_validator(mode="after")
     def _fits(self) -> "Workload":
@@ -158,7 +158,7 @@ FACTORS = {  # multiply one size of a sweep's centre at a time; for each size, t
 }
 
 
-def around(centre: Workload) -> list[Workload]:
+def points_around(centre: Workload) -> list[Workload]:
     """Return the points of a sweep, with those that predictions are fitted on (the first CALIBRATING) at the front.
 
     The points are the centre under a second name, the centre with fewer steps, and the centre with one other size
@@ -174,11 +174,12 @@ def around(centre: Workload) -> list[Workload]:
                     sizes = centre.model_dump() | {size: value, "name": f"{prefix}-{size}{value}"}
                     points.setdefault(f"{size}{value}", Workload(**sizes))
     return sorted(
-        points.values(), key=lambda point: point is not points["centre"] and point is not _other_steps(points)
+        points.values(),
+        key=lambda point: point is not points["centre"] and point is not _point_with_other_steps(points),
     )
 
 
-def _other_steps(points: dict[str, Workload]) -> Workload | None:
+def _point_with_other_steps(points: dict[str, Workload]) -> Workload | None:
     """Return the first point whose number of steps differs from the centre's, or None."""
     return next((point for point in points.values() if point.T != points["centre"].T), None)
 
@@ -232,23 +233,27 @@ class Study(BaseModel):
     @field_validator("recurrences", "projections", "passes", "precisions", "devices")
     @classmethod
     def _known(cls, values: list[str] | None, info: Any) -> list[str] | None:
-        return None if values is None else [nearest(info.field_name[:-1], v, WORDS[info.field_name]) for v in values]
+        return (
+            None
+            if values is None
+            else [validate_choice(info.field_name[:-1], v, WORDS[info.field_name]) for v in values]
+        )
 
     @field_validator("memory")
     @classmethod
     def _setting(cls, value: str) -> str:
-        return nearest("memory", value, SETTINGS)
+        return validate_choice("memory", value, SETTINGS)
 
     @field_validator("workloads", mode="before")
     @classmethod
     def _spelled(cls, values: Any) -> Any:
-        return [workload(v) if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
+        return [parse_workload(v) if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
 
     @field_validator("sweep", mode="before")
     @classmethod
     def _centre(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return None if value == "none" else workload(value)
+            return None if value == "none" else parse_workload(value)
         return value
 
     @field_validator("budget_s")
@@ -263,16 +268,16 @@ class Study(BaseModel):
                 raise ValueError(f"{name} names something twice")
             if values == []:
                 raise ValueError(f"{name} is empty")
-        if duplicate := repeated(w.name for w in self.workloads):
+        if duplicate := first_duplicate(w.name for w in self.workloads):
             raise ValueError(f"workloads: two have the name {duplicate} (case tells no names apart)")
-        if duplicate := repeated(w.name for w in [*self.workloads, *self.swept]):
+        if duplicate := first_duplicate(w.name for w in [*self.workloads, *self.swept]):
             raise ValueError(f"workload {duplicate} has the name of a point of the sweep")
         return self
 
     @property
     def swept(self) -> list[Workload]:
         """Return the points of the sweep, with those that predictions are fitted on at the front."""
-        return around(self.sweep) if self.sweep else []
+        return points_around(self.sweep) if self.sweep else []
 
     @property
     def arms(self) -> list[Arm]:
@@ -307,36 +312,38 @@ SCALES: dict[str, dict[str, Any]] = {
 NARROWED = ("workloads", "recurrences", "projections")  # selecting any of these turns off the preset's sweep
 
 
-def workload(text: str) -> Workload:
+def parse_workload(text: str) -> Workload:
     """Return the workload that a text describes.
 
     The text is a name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..]; the cell is rnn_tanh by default.
     Raises ValueError.
     """
     if "=" not in text:
-        return KNOWN[nearest("workload", text, KNOWN)]
+        return KNOWN[validate_choice("workload", text, KNOWN)]
     pairs = [pair.partition("=") for pair in text.split(",")]
     values = {key.strip(): value.strip() for key, _, value in pairs}
     if len(values) != len(pairs):
         raise ValueError(f"{text!r} gives a size twice")
     sizes: dict[str, Any] = {}
     for key, value in values.items():
-        nearest("size", key, [*"BTIHO", "cell"])
+        validate_choice("size", key, [*"BTIHO", "cell"])
         if key != "cell" and not re.fullmatch(r"[0-9]{1,9}", value):
             raise ValueError(f"{key}={value} is not a whole number of at least 1")
         sizes[key] = value if key == "cell" else int(value)
     if missing := [size for size in "BTIHO" if size not in sizes]:
         raise ValueError(f"{text!r} lacks {', '.join(missing)}")
     sizes.setdefault("cell", "rnn_tanh")
-    return Workload(name=_spelled_out(sizes), **sizes)
+    return Workload(name=_name_from_sizes(sizes), **sizes)
 
 
-def _spelled_out(sizes: dict[str, Any]) -> str:
+def _name_from_sizes(sizes: dict[str, Any]) -> str:
     """Return the name of a workload that has no name of its own."""
     return "-".join(f"{size}{sizes[size]}" for size in "BTIHO") + f"-{sizes['cell']}"
 
 
-def load(path: Path | None, preset: str | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None) -> Study:
+def load_study(
+    path: Path | None, preset: str | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> Study:
     """Return the study that a preset, a command's defaults, a TOML file and flags define.
 
     Each of them overrides the ones named before it.
@@ -344,7 +351,7 @@ def load(path: Path | None, preset: str | None, flags: dict[str, Any], defaults:
     Raises UsageError with one sentence on an unreadable file, an unknown key, an impossible value, an empty text, or a
     name that says other sizes than the workload's.
     """
-    file_settings = _read(path) if path else {}
+    file_settings = _read_toml(path) if path else {}
     label = file_settings.pop("label", "default")
     preset = preset or label
     if not isinstance(label, str) or label not in SCALES or preset not in SCALES:
@@ -356,9 +363,9 @@ def load(path: Path | None, preset: str | None, flags: dict[str, Any], defaults:
     try:
         study = Study.model_validate({"label": preset} | preset_settings | (defaults or {}) | settings)
     except ValidationError as error:
-        raise UsageError(sentence(error, path)) from None
+        raise UsageError(error_message(error, path)) from None
     for candidate in (*study.workloads, *([study.sweep] if study.sweep else [])):
-        if reason := _mislabelled(candidate):
+        if reason := _name_conflict(candidate):
             raise UsageError(f"{path}: {reason}" if path else reason)
     return study
 
@@ -369,7 +376,7 @@ def _is_blank(value: Any) -> bool:
     return any(isinstance(item, str) and not item.strip() for item in items)
 
 
-def _mislabelled(candidate: Workload) -> str | None:
+def _name_conflict(candidate: Workload) -> str | None:
     """Return why a workload's name belongs to a different workload, or None.
 
     The name of a known workload is reserved for its own sizes (`book` has inputs of its own), and so is a name that is
@@ -380,13 +387,13 @@ def _mislabelled(candidate: Workload) -> str | None:
     if owner and owner != candidate:
         sizes = ",".join(f"{size}={getattr(owner, size)}" for size in "BTIHO")
         return f"the name {candidate.name} is kept for {sizes},cell={owner.cell}: give this workload another"
-    size_name = _spelled_out(candidate.model_dump())
+    size_name = _name_from_sizes(candidate.model_dump())
     if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+-[a-z_]+", candidate.name) and candidate.name != size_name:
         return f"the name {candidate.name} says other sizes than the workload's: give it another, or {size_name}"
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     """Return the contents of a TOML file; a byte order mark at its start is ignored. Raises UsageError."""
     try:
         with path.open("rb") as file:
@@ -404,7 +411,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not TOML: {error}") from None
 
 
-def sentence(error: ValueError, path: Path | None = None) -> str:
+def error_message(error: ValueError, path: Path | None = None) -> str:
     """Return what is wrong with an input, as a sentence that begins with the place of the error."""
     prefix = f"{path}: " if path else ""
     if not isinstance(error, ValidationError):

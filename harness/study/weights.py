@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load as loaded
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from harness.errors import UsageError
 from harness.study.study import NAMED, Workload
@@ -54,7 +53,7 @@ def make_inputs(workload: Workload, seed: int) -> Arrays:
     return {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
 
 
-def make_untrained(workload: Workload, seed: int) -> Arrays:
+def make_initial_weights(workload: Workload, seed: int) -> Arrays:
     """Make the weights that the chapter's training starts from, float32: TF1's defaults.
 
     Inputs and hidden states share one kernel [I + H, G*H], which is Glorot-uniform as a whole. The biases are zero.
@@ -80,21 +79,21 @@ def make_batches(workload: Workload, count: int, seed: int) -> Arrays:
     return {name: np.stack([batch[name] for batch in batches]) for name in INPUTS}
 
 
-def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
+def read_arrays(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
     """Read arrays from a file that must hold exactly `names` in the workload's shapes, float32 and finite.
 
     Raises UsageError with one sentence.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a safetensors file")
-    with _opened(path) as file:
+    with _open_safetensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
         if set(slices) != set(names):
-            raise UsageError(f"{path} {_unlike(set(slices), names)}, but must hold {', '.join(names)}")
+            raise UsageError(f"{path} {_name_difference(set(slices), names)}, but must hold {', '.join(names)}")
         for name, entry in slices.items():
             shape = workload.shapes[name]
             if entry.get_dtype() != "F32":
-                raise UsageError(f"{path}: {name} is {_dtype(entry.get_dtype())}, but must be float32")
+                raise UsageError(f"{path}: {name} is {_numpy_dtype_name(entry.get_dtype())}, but must be float32")
             if tuple(entry.get_shape()) != shape:
                 raise UsageError(
                     f"{path}: {name} has shape {tuple(entry.get_shape())}, but workload {workload.name} needs {shape}"
@@ -106,7 +105,7 @@ def read(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
     return arrays
 
 
-def _unlike(file_names: set[str], names: tuple[str, ...]) -> str:
+def _name_difference(file_names: set[str], names: tuple[str, ...]) -> str:
     """Return how the array names in a file differ from the required names.
 
     Of the names that are not required, at most three are listed.
@@ -117,73 +116,73 @@ def _unlike(file_names: set[str], names: tuple[str, ...]) -> str:
     return " and ".join([*clauses, f"also holds {examples}"] if extra else clauses)
 
 
-def _dtype(name: str) -> str:
+def _numpy_dtype_name(name: str) -> str:
     """Return NumPy's name for a safetensors dtype, or `name` itself where NumPy has no such type."""
     letters = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat"}
     kind, bits = name.rstrip("0123456789"), name.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     return f"{letters[kind]}{bits}" if kind in letters else name
 
 
-def load(folder: Path, workload: Workload) -> Data:
+def load_data(folder: Path, workload: Workload) -> Data:
     """Load the weights and inputs stored for a workload in a run's folder, float32."""
-    weights = _arrays(folder / f"{workload.name}.weights.safetensors")
-    inputs = _arrays(folder / f"{workload.name}.inputs.safetensors")
+    weights = _load_arrays(folder / f"{workload.name}.weights.safetensors")
+    inputs = _load_arrays(folder / f"{workload.name}.inputs.safetensors")
     return Data(Weights(**weights), inputs["x"], inputs["target"])
 
 
-def files(workload: Workload, seed: int, weights: str | None, inputs: str | None) -> Files:
+def workload_files(workload: Workload, seed: int, weights: str | None, inputs: str | None) -> Files:
     """Return a workload's weights and inputs as the contents of the files they are stored in.
 
     `weights` and `inputs` are paths to read from; where one is None, its arrays are made from the seed.
     Raises UsageError when a given file cannot be used.
     """
-    weight_arrays = read(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
-    input_arrays = read(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
+    weight_arrays = read_arrays(Path(weights), WEIGHTS, workload) if weights else make_weights(workload, seed)
+    input_arrays = read_arrays(Path(inputs), INPUTS, workload) if inputs else make_inputs(workload, seed)
     return {
         f"{workload.name}.weights.safetensors": save(weight_arrays),
         f"{workload.name}.inputs.safetensors": save(input_arrays),
     }
 
 
-def unpacked(contents: Files, workload: Workload) -> Data:
+def data_from_files(contents: Files, workload: Workload) -> Data:
     """Return a workload's weights and inputs from the contents of its files, float32."""
-    weights, inputs = (loaded(contents[f"{workload.name}.{kind}.safetensors"]) for kind in ("weights", "inputs"))
+    weights, inputs = (load(contents[f"{workload.name}.{kind}.safetensors"]) for kind in ("weights", "inputs"))
     return Data(Weights(**weights), inputs["x"], inputs["target"])
 
 
 def training_files(workload: Workload, steps: int, seed: int) -> Files:
     """Return a training's initial weights and its batches as the contents of the files they are stored in."""
-    start, batches = make_untrained(workload, seed), make_batches(workload, steps, seed)
+    start, batches = make_initial_weights(workload, seed), make_batches(workload, steps, seed)
     return {f"{workload.name}.weights.safetensors": save(start), f"{workload.name}.batches.safetensors": save(batches)}
 
 
-def load_training(folder: Path, workload: Workload) -> Data:
+def load_training_data(folder: Path, workload: Workload) -> Data:
     """Load what `training_files` stored: weights, and x [N, T, B, I] and target [N, T, B, O] of the batches."""
-    weights = _arrays(folder / f"{workload.name}.weights.safetensors")
-    batches = _arrays(folder / f"{workload.name}.batches.safetensors")
+    weights = _load_arrays(folder / f"{workload.name}.weights.safetensors")
+    batches = _load_arrays(folder / f"{workload.name}.batches.safetensors")
     return Data(Weights(**weights), batches["x"], batches["target"])
 
 
-def store(folder: Path, contents: Files) -> None:
+def write_files(folder: Path, contents: Files) -> None:
     """Write files into a folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
 
 
-def hashes(contents: Files) -> dict[str, str]:
+def file_hashes(contents: Files) -> dict[str, str]:
     """Return the SHA-256 of each file, by file name."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
-def _arrays(path: Path) -> Arrays:
+def _load_arrays(path: Path) -> Arrays:
     """Return all arrays of a safetensors file, by name."""
-    with _opened(path) as file:
+    with _open_safetensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_safetensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file.
 
     Raises UsageError when the file cannot be read, or when NumPy cannot hold what is read from it.

@@ -59,7 +59,7 @@ class Excess(NamedTuple):
     @property
     def ok(self) -> bool:
         """Return whether both errors are within their bounds."""
-        return holds((self.rms, self.element), (1.0, 1.0))
+        return within_bounds((self.rms, self.element), (1.0, 1.0))
 
 
 NOTHING_HOLDS = Excess(float("inf"), float("inf"))
@@ -98,7 +98,7 @@ class OutputCheck:
         and on the real ones. It is wrong when one does not, and refused when no bound could fail. Errors and bounds are
         relative to the truth on the real inputs.
         """
-        arms = _by_arm(saved)
+        arms = _outputs_by_arm(saved)
         result: dict[str, Any] = {"bounds": {}, "arms": {}}
         for name, moments in arms.items():
             recurrence, _, projection = name.partition("_")
@@ -107,7 +107,7 @@ class OutputCheck:
             expected = {moment: self.expected(*key, moment) for moment in moments}
             result["bounds"][form] = {quantity: bound.relative for quantity, bound in expected["after"].items()}
             baseline = arms.get(f"{recurrence}_batched", {}).get("after") if projection != "none" else None
-            check = _judged(moments, expected, baseline, BFLOAT16 if precision == "bf16" else 1)
+            check = _check_arm(moments, expected, baseline, BFLOAT16 if precision == "bf16" else 1)
             if check["status"] == "wrong" and precision != "fp64":
                 check["reason"] += self._flushing(key, moments, expected)
             result["arms"][name] = check
@@ -115,7 +115,7 @@ class OutputCheck:
 
     def _data(self, workload: Workload, steps: int, precision: str, form: str, moment: str) -> Data:
         """Return the data that a program of a form is given, in float32 or float64, rounded as the backend does."""
-        data = weights.load(self.folder, workload)
+        data = weights.load_data(self.folder, workload)
         data = data._replace(x=data.x[:steps], target=data.target[:steps])
         return program_data(data, precision, form, moment)
 
@@ -136,17 +136,17 @@ class OutputCheck:
         flushed_bounds, has_denormals = {}, False
         for moment in moments:
             data = cast(self._data(workload, steps, precision, form, moment), "float64")
-            ops = Flushing()
+            ops = FlushToZero()
             true = reference.run(data, workload.cell, pass_, form, ops)
             has_denormals |= ops.flushed
             flushed_bounds[moment] = {name: bound._replace(true=true[name]) for name, bound in expected[moment].items()}
         if not has_denormals:
             return ""
-        is_match = _judged(moments, flushed_bounds, None, 1)["status"] == "ok"
+        is_match = _check_arm(moments, flushed_bounds, None, 1)["status"] == "ok"
         return f"; {FLUSHED if is_match else DENORMALS}"
 
 
-class Flushing(reference.Exact):
+class FlushToZero(reference.Exact):
     """The oracle's operations on a processor that reads and writes zero for every denormal.
 
     `flushed`: whether any denormal occurred.
@@ -197,7 +197,7 @@ def excess(output: Array, bound: Bound) -> Excess:
     )
 
 
-def holds(errors: Iterable[Any], bounds: Iterable[float]) -> bool:
+def within_bounds(errors: Iterable[Any], bounds: Iterable[float]) -> bool:
     """Return whether errors (rms, worst, ...) are within the bounds (rms, worst); false where one is NaN or a bound is
     infinite.
     """
@@ -208,22 +208,22 @@ def _size_bytes(expected: Expected) -> int:
     return sum(bound.true.nbytes + bound.element.nbytes for bound in expected.values())
 
 
-def _by_arm(path: Path) -> dict[str, dict[str, Outputs]]:
+def _outputs_by_arm(path: Path) -> dict[str, dict[str, Outputs]]:
     """Return a block's saved outputs as arm -> moment -> quantity -> array."""
     arms: dict[str, dict[str, Outputs]] = {}
-    for key, array in loaded(path).items():
+    for key, array in load_outputs(path).items():
         name, moment, quantity = key.split("/")
         arms.setdefault(name, {}).setdefault(moment, {})[quantity] = array
     return arms
 
 
-def loaded(path: Path) -> Outputs:
+def load_outputs(path: Path) -> Outputs:
     """Load a block's outputs, arm/moment/quantity -> array, from one file or from all files of a folder."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     return {key: array for file in files for key, array in load_file(file).items()}
 
 
-def _judged(
+def _check_arm(
     moments: dict[str, Outputs], expected: dict[str, Expected], baseline: Outputs | None, unit: int
 ) -> dict[str, Any]:
     """Return an arm's status, one sentence on what does not hold, and its worst errors over its moments.
@@ -232,27 +232,33 @@ def _judged(
     `baseline`: the batched arm's outputs, or None.
     `unit`: ULP of the stored dtype in one ULP of the precision.
     """
-    if _vacuous(expected["after"]):
+    if _is_vacuous(expected["after"]):
         return {"status": "refused", "reason": VACUOUS, "quantities": {}}  # no quantity was verified
     quantities: Found = {}
     reasons: list[str] = []
     for name, bound in expected["after"].items():
-        errors = {moment: _excess(outputs.get(name), expected[moment][name]) for moment, outputs in moments.items()}
+        errors = {
+            moment: _excess_or_infinity(outputs.get(name), expected[moment][name])
+            for moment, outputs in moments.items()
+        }
         if failures := [moment for moment in sorted(errors) if not errors[moment].ok]:  # "after" comes first
             moment = failures[0]
-            reasons.append(_sentence(name, moment, moments, expected[moment][name], errors[moment]))
+            reasons.append(_failure_message(name, moment, moments, expected[moment][name], errors[moment]))
         worst = [max(error.rms for error in errors.values()), max(error.element for error in errors.values())]
         relative = [ratio * limit if limit else ratio for ratio, limit in zip(worst, bound.relative, strict=True)]
-        quantities[name] = [*relative, *_compared(moments["after"].get(name), (baseline or {}).get(name), unit)]
+        quantities[name] = [
+            *relative,
+            *_compare_with_batched(moments["after"].get(name), (baseline or {}).get(name), unit),
+        ]
     return {"status": "wrong" if reasons else "ok", "reason": "; ".join(reasons), "quantities": quantities}
 
 
-def _excess(output: Array | None, bound: Bound) -> Excess:
+def _excess_or_infinity(output: Array | None, bound: Bound) -> Excess:
     """Return `excess`, or NOTHING_HOLDS where the output is missing or has the wrong shape."""
     return NOTHING_HOLDS if output is None or output.shape != bound.true.shape else excess(output, bound)
 
 
-def _sentence(name: str, moment: str, moments: dict[str, Outputs], bound: Bound, error: Excess) -> str:
+def _failure_message(name: str, moment: str, moments: dict[str, Outputs], bound: Bound, error: Excess) -> str:
     """Return what is wrong with a quantity.
 
     That is an element with its truth and its bound, or the root mean square of all errors.
@@ -273,7 +279,7 @@ def _sentence(name: str, moment: str, moments: dict[str, Outputs], bound: Bound,
     return f"{name} is off by {error.rms:.2g} times its bound in root mean square{suffix}"
 
 
-def _compared(output: Array | None, baseline: Array | None, unit: int) -> list[Any]:
+def _compare_with_batched(output: Array | None, baseline: Array | None, unit: int) -> list[Any]:
     """Return whether an output is bitwise the batched arm's, and their largest distance in ULP.
 
     Both are None where either output is missing or their shapes differ.
@@ -284,7 +290,7 @@ def _compared(output: Array | None, baseline: Array | None, unit: int) -> list[A
     return [is_identical, 0 if is_identical else max_ulp(output, baseline) // unit]
 
 
-def _vacuous(expected: Expected) -> bool:
+def _is_vacuous(expected: Expected) -> bool:
     """Return whether the bounds can verify nothing.
 
     That is so when a bound is not finite, or when no bound of y, or of any gradient that is not zero, could fail.

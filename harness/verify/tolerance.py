@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.study.data import DTYPES, cast, data_for, probe
+from harness.study.data import DTYPES, cast, data_for, probe_data
 from harness.study.study import Workload
 from impls import reference
 from impls.interface import Arm, Data, Outputs, Weights
@@ -27,7 +27,7 @@ ELEMENT, RMS = 10.0, 5.0  # standard deviations
 RUNS = (16, 5)  # of the oracle with random roundings: for a small program, and the minimum
 RUN_NUMBERS = 4e6  # numbers in all runs together of a program that is not small
 FP64_BOUND = 1e-12
-BYTES = {"forward": (60, 80), "train": (150, 80)}  # of the oracle and its bounds, see memory_bytes
+BYTES = {"forward": (60, 80), "train": (150, 80)}  # of the oracle and its bounds, see oracle_memory_bytes
 LEAST_NORMAL = 2.0**-126  # of float32 and bfloat16; smaller numbers are denormals
 LARGEST = {"fp64": float(np.finfo(np.float64).max), "bf16": (2 - 2.0**-7) * 2.0**127}
 LARGEST_FP32 = float(np.finfo(np.float32).max)
@@ -66,11 +66,11 @@ def program_data(data: Data, precision: str, form: str, moment: str) -> Data:
     """Return the data that a program of one of the oracle's forms is called with, in a precision, as a backend does."""
     arm = Arm("given" if form == "given" else "", "none" if form == "none" else "")
     data = cast(data_for(arm, data), DTYPES[precision])
-    data = probe(data) if moment == "before" else data
-    return _in_bfloat16(data) if precision == "bf16" else data
+    data = probe_data(data) if moment == "before" else data
+    return _round_to_bfloat16(data) if precision == "bf16" else data
 
 
-def _in_bfloat16(data: Data) -> Data:
+def _round_to_bfloat16(data: Data) -> Data:
     """Round the data to bfloat16 numbers as a backend does; the arrays stay float32."""
     w, x, target = data
     return Data(Weights(*map(reference.in_bfloat16, w)), *map(reference.in_bfloat16, (x, target)))
@@ -81,8 +81,8 @@ def reference_with_deviations(
 ) -> tuple[Outputs, Outputs]:
     """Return the oracle's outputs, and the standard deviation that rounding alone may give each element.
 
-    `data` is float64. A deviation is that of the runs with random roundings, or `_separable` of it where that is
-    larger, because few runs may miss an element.
+    `data` is float64. A deviation is that of the runs with random roundings, or `_separable_approximation` of it where
+    that is larger, because few runs may miss an element.
     """
     sizes = Sizes(rounding)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -99,10 +99,12 @@ def reference_with_deviations(
                 axis = 1 if name == "y" else 0
                 error = (array - np.expand_dims(true[name], axis)) / scales[name]  # so that no square overflows
                 squares[name] += np.square(error).sum(axis) / runs
-    return true, {n: scales[n] * np.sqrt(np.maximum(array, _separable(array))) for n, array in squares.items()}
+    return true, {
+        n: scales[n] * np.sqrt(np.maximum(array, _separable_approximation(array))) for n, array in squares.items()
+    }
 
 
-def memory_bytes(workload: Workload, pass_: str) -> float:
+def oracle_memory_bytes(workload: Workload, pass_: str) -> float:
     """Return the memory that the oracle and its bounds take.
 
     It is fitted on measurements of a few sizes: BYTES for each of T*B*G*H and of T*B*O numbers.
@@ -112,7 +114,7 @@ def memory_bytes(workload: Workload, pass_: str) -> float:
     return float(rows * (width * bytes_per_state + workload.O * bytes_per_output))
 
 
-def _separable(squares: Array) -> Array:
+def _separable_approximation(squares: Array) -> Array:
     """Return an array of squared errors as a product of one factor an axis.
 
     The factors are the array's means along its axes over their common mean, and the product is scaled to that mean. A
@@ -149,7 +151,7 @@ def root_mean_square(a: Array) -> float:
     return largest * float(np.sqrt(np.mean(np.square(a / largest))))
 
 
-def overflow(data: Data, cell: str, pass_: str, form: str, precision: str) -> str | None:
+def overflow_reason(data: Data, cell: str, pass_: str, form: str, precision: str) -> str | None:
     """Return what overflows while a program computes in a precision, as the end of a sentence, or None.
 
     `data` is float64. Partial sums count too, where they may overflow in some order of summation: their magnitude is
@@ -160,8 +162,8 @@ def overflow(data: Data, cell: str, pass_: str, form: str, precision: str) -> st
         for name, array in reference.quantities(data, cell, pass_, form):
             size = np.square(array).sum() if name == "error" else np.abs(array)
             if not (np.max(size) <= largest):
-                return _overflowing(name, size, largest, precision)
-            if not (peak := _partial_sums(name, array, data, form)) <= largest:
+                return _overflow_message(name, size, largest, precision)
+            if not (peak := _partial_sum_bound(name, array, data, form)) <= largest:
                 range_end = f"{precision} ends at {largest:.2g}"
                 return (
                     f"the products of {name} with weights may reach {peak:.1e} in some order of summation; {range_end}"
@@ -169,7 +171,7 @@ def overflow(data: Data, cell: str, pass_: str, form: str, precision: str) -> st
     return None
 
 
-def _overflowing(name: str, size: Any, largest: float, precision: str) -> str:
+def _overflow_message(name: str, size: Any, largest: float, precision: str) -> str:
     """Return at which step a quantity overflows, and how far.
 
     An error overflows when the sum of its squares does, because the loss is made of that sum.
@@ -183,7 +185,7 @@ def _overflowing(name: str, size: Any, largest: float, precision: str) -> str:
     return f"{label} overflows in {precision}{step}: it reaches {extent}; {precision} ends at {largest:.2g}"
 
 
-def _partial_sums(name: str, array: Array, data: Data, form: str) -> float:
+def _partial_sum_bound(name: str, array: Array, data: Data, form: str) -> float:
     """Return an upper bound on the partial sums of a quantity's products with weights; 0 where it has none."""
     w = data.weights
     output_weights = [] if form == "none" else [w.w_out]

@@ -57,14 +57,14 @@ def main() -> None:
                 send(facts(backend, request))
             elif request["do"] == "open":
                 settings = Settings(**request["settings"])
-                send(open_(backend, settings, request["prove"], request["rate"]))
+                send(open_framework(backend, settings, request["prove"], request["rate"]))
             elif request["do"] == "oracle":
-                send(oracle(request, send))
+                send(compute_oracle(request, send))
             elif request["do"] == "train":
                 send(train(backend, request, send))
             else:
                 assert settings is not None
-                send(block(backend, settings, request, send))
+                send(run_block(backend, settings, request, send))
 
 
 def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
@@ -86,46 +86,46 @@ def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         return {"is": "facts", "missing": f"{error.name or error} is not installed", "installed": False}
     except Exception as error:  # whatever a framework raises is a fact to report, not a crash
-        return {"is": "facts", "missing": f"it is installed and does not start: {_why(error)}"}
+        return {"is": "facts", "missing": f"it is installed and does not start: {_describe_error(error)}"}
     return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(framework_facts)}
 
 
-def _why(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Return an error's type and message on one line; without a message, the line of code that raised it."""
     message = " ".join(str(error).split())
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {message or f'{frame.line} ({frame.filename}, line {frame.lineno})'}"
 
 
-def open_(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict[str, Any]:
+def open_framework(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict[str, Any]:
     """Open the framework; with `rate`, measure its peak rates; with `prove`, check how many threads it uses."""
     answer: dict[str, Any] = {"is": "open", "numerics": backend.open(settings)}
-    answer["rates"] = peak_rates.measured(backend, time.perf_counter_ns) if rate else None
+    answer["rates"] = peak_rates.measure_rates(backend, time.perf_counter_ns) if rate else None
     if not prove:
         return answer | {"proven": None, "threads_used": None}
-    proven, ratio = timing.threads_proven(
+    proven, ratio = timing.prove_threads(
         settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
     )
     return answer | {"proven": proven, "threads_used": ratio}
 
 
-def block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:
+def run_block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:
     """Run one block: write its outputs into the folder that the request names, and return its times.
 
     If a file cannot be written, the answer is of kind "unwritten" and holds the reason.
     """
     workload = Workload(**request["workload"])
-    data = weights.load(Path(request["weights"]), workload)
+    data = weights.load_data(Path(request["weights"]), workload)
     steps = request["steps"] or workload.T
     data = data._replace(x=data.x[:steps], target=data.target[:steps])
     rounds = request["rounds"]
-    spec = timing.Block(
+    spec = timing.TimingSpec(
         cell=workload.cell,
         pass_=request["pass"],
         execution=request["execution"],
         arms=[Arm(*arm) for arm in request["arms"]],
         data=cast(data, DTYPES[settings.precision]),
-        rounds=timing.Rounds(**rounds) if rounds else None,
+        rounds=timing.RoundLimits(**rounds) if rounds else None,
         seed=request["seed"],
         seconds=request["seconds"],
         counted=tuple(Arm(*arm) for arm in request["counted"]),
@@ -138,33 +138,33 @@ def block(backend: Backend, settings: Settings, request: dict[str, Any], send: S
 
     def keep(name: str, moment: str, outputs: Outputs) -> None:
         arrays = {f"{name}/{moment}/{quantity}": array for quantity, array in outputs.items()}
-        with _writing():
+        with _translate_write_errors():
             save_file(arrays, folder / f"{name}.{moment}.safetensors")
 
     try:
-        result = timing.block(backend, spec, METERS, keep, _stage(send))
+        result = timing.block(backend, spec, METERS, keep, _stage_sender(send))
         if request["texts"]:
-            with _writing():
-                _write(Path(request["texts"]), result.texts)
-    except Unwritten as error:
+            with _translate_write_errors():
+                _write_texts(Path(request["texts"]), result.texts)
+    except WriteError as error:
         return {"is": "unwritten", "reason": f"a program's outputs or text cannot be written: {error}"}
     arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
-    floors = _floors(backend, spec) if spec.rounds else {}
+    floors = _call_overheads(backend, spec) if spec.rounds else {}
     return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
 
 
 # A class of its own, because a framework may raise an OSError for other reasons. The usual cause is a full disk.
-class Unwritten(Exception):  # noqa: N818
+class WriteError(Exception):
     """A file of the harness could not be written; the message is the system's."""
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def _translate_write_errors() -> Iterator[None]:
     """Raise Unwritten for an error of the system or of safetensors."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise Unwritten(str(error)) from error
+        raise WriteError(str(error)) from error
 
 
 def minor_faults() -> int:
@@ -178,35 +178,35 @@ def minor_faults() -> int:
 METERS = timing.Meters(time.perf_counter_ns, minor_faults)
 
 
-def oracle(request: dict[str, Any], send: Send) -> dict[str, Any]:
+def compute_oracle(request: dict[str, Any], send: Send) -> dict[str, Any]:
     """Compute the oracle's trajectories for a training; no framework is imported for it."""
     workload = Workload(**request["workload"])
-    data = weights.load_training(Path(request["weights"]), workload)
-    return {"is": "oracle", "found": training.oracle(data, workload.cell, _stage(send))}
+    data = weights.load_training_data(Path(request["weights"]), workload)
+    return {"is": "oracle", "found": training.oracle_losses(data, workload.cell, _stage_sender(send))}
 
 
 def train(backend: Backend, request: dict[str, Any], send: Send) -> dict[str, Any]:
     """Train the forms of one recurrence in fp32, and return their trajectories."""
     workload = Workload(**request["workload"])
-    data = weights.load_training(Path(request["weights"]), workload)
-    spec = training.Training(workload.cell, request["execution"], request["recurrence"], data, request["seed"])
-    forms = training.train(backend, spec, time.perf_counter_ns, _stage(send))
+    data = weights.load_training_data(Path(request["weights"]), workload)
+    spec = training.TrainingSpec(workload.cell, request["execution"], request["recurrence"], data, request["seed"])
+    forms = training.train(backend, spec, time.perf_counter_ns, _stage_sender(send))
     return {"is": "train", "forms": {name: dataclasses.asdict(trajectory) for name, trajectory in forms.items()}}
 
 
-def _stage(send: Send) -> Callable[[str, str], None]:
+def _stage_sender(send: Send) -> Callable[[str, str], None]:
     """Return a function that tells the parent which arm is about to do what."""
     return lambda arm, what: send({"is": "stage", "arm": arm, "what": what})
 
 
-def _write(folder: Path, texts: dict[str, dict[str, str]]) -> None:
+def _write_texts(folder: Path, texts: dict[str, dict[str, str]]) -> None:
     """Write the programs' texts (arm -> file name -> text) into `folder`."""
     for arm, files in texts.items():
         for name, text in files.items():
             (folder / f"{arm}.{name}").write_text(text, encoding="utf-8")
 
 
-def _floors(backend: Backend, spec: timing.Block) -> dict[str, Any]:
+def _call_overheads(backend: Backend, spec: timing.TimingSpec) -> dict[str, Any]:
     """Return what calling and what measuring costs, in nanoseconds per call.
 
     Must come after the timing, because it may trace and compile.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.worker.timing import timed
+from harness.worker.timing import time_calls
 from impls.interface import Backend
 
 SIDE = 1024  # of the square product: large
@@ -21,7 +21,7 @@ SAMPLES, SAMPLE_NS = 10, 1e6
 PAGES = 4096  # pages per sample, of the kernel's smallest size
 
 
-def measured(backend: Backend, clock: Callable[[], int]) -> dict[str, Any]:
+def measure_rates(backend: Backend, clock: Callable[[], int]) -> dict[str, Any]:
     """Measure the peak rates of a framework and the cost of a page fault.
 
     `flops_s`: floating-point operations per second of a large float32 product.
@@ -46,7 +46,7 @@ def fault_ns(clock: Callable[[], int]) -> float:
             if hasattr(mmap, "MADV_NOHUGEPAGE"):
                 memory.madvise(mmap.MADV_NOHUGEPAGE)
             pages = np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE]
-            times = [_timed_ns(partial(pages.fill, 1), clock, 1) for _ in range(2)]
+            times = [_elapsed_ns(partial(pages.fill, 1), clock, 1) for _ in range(2)]
             del pages
         return max(times[0] - times[1], 0.0) / PAGES
 
@@ -59,11 +59,11 @@ def _call_ns(call: Callable[[], None], clock: Callable[[], int]) -> float:
     A sample has as many calls as take about SAMPLE_NS.
     """
 
-    _timed_ns(call, clock, 1)
-    calls = max(1, int(SAMPLE_NS / max(_timed_ns(call, clock, 1), 1)))
-    return min(_timed_ns(call, clock, calls) / calls for _ in range(SAMPLES))
+    _elapsed_ns(call, clock, 1)
+    calls = max(1, int(SAMPLE_NS / max(_elapsed_ns(call, clock, 1), 1)))
+    return min(_elapsed_ns(call, clock, calls) / calls for _ in range(SAMPLES))
 
 
-def _timed_ns(call: Callable[[], Any], clock: Callable[[], int], calls: int) -> int:
+def _elapsed_ns(call: Callable[[], Any], clock: Callable[[], int], calls: int) -> int:
     """Return the nanoseconds of `calls` calls in the timed region."""
-    return timed(clock, lambda outputs: None, lambda x, target: call(), (None, None), calls)[0]
+    return time_calls(clock, lambda outputs: None, lambda x, target: call(), (None, None), calls)[0]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.study.data import data_for, probe
+from harness.study.data import data_for, probe_data
 from harness.study.parts import BATCHED, PAIR, TWIN
 from impls.evidence import Evidence
 from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable
@@ -25,7 +25,7 @@ BALLAST = 1 << 20  # maximum bytes allocated before an arm's arrays, so that the
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RoundLimits:
     """Limits on the rounds of a block.
 
     The number of rounds is what fits into about `block_s` seconds, but at least `least` and at most `most`.
@@ -37,7 +37,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Block:
+class TimingSpec:
     """Specification of a block: arms of one workload and pass, and how to time them.
 
     `rounds`: None if only outputs are wanted, not times.
@@ -53,7 +53,7 @@ class Block:
     execution: str
     arms: list[Arm]
     data: Data
-    rounds: Rounds | None
+    rounds: RoundLimits | None
     seed: int
     seconds: float = math.inf  # no first call starts later than this
     counted: tuple[Arm, ...] = ()
@@ -107,7 +107,7 @@ class PreparedArm:
 
 
 @dataclass
-class Result:
+class BlockResult:
     """Result of a block, without the outputs. `texts`: arm -> file name -> text of the arm's program."""
 
     arms: dict[str, ArmTiming]
@@ -115,7 +115,7 @@ class Result:
     texts: dict[str, dict[str, str]]
 
 
-def timed(
+def time_calls(
     clock: Callable[[], int], wait: Callable[[Any], None], run: Run, inputs: Sequence[Any], calls: int
 ) -> tuple[int, Any]:
     """Return the nanoseconds of `calls` calls, each waited for, and the last outputs.
@@ -131,31 +131,31 @@ def timed(
 
 def block(
     backend: Backend,
-    spec: Block,
+    spec: TimingSpec,
     meters: Meters,
     keep: Keep,
     stage: Callable[[str, str], None],
-) -> Result:
+) -> BlockResult:
     """Run one block.
 
     `keep` is called with an arm's outputs as soon as they are fetched, so that no arm's outputs stay in memory while
     another arm is timed. `stage` is called with the name of an arm and what is about to happen to it.
     """
-    block_run = _Running(backend, spec, meters, keep, stage)
+    block_run = _BlockRun(backend, spec, meters, keep, stage)
     block_run.first_calls()
     timer = timer_ns(meters.clock)
     if spec.rounds and block_run.entries:
         stage("", "rounds")
         block_run.rounds(timer)
-    return Result(block_run.arms, timer, block_run.evidence())
+    return BlockResult(block_run.arms, timer, block_run.evidence())
 
 
 @dataclass
-class _Running:
+class _BlockRun:
     """A block in progress: its specification and collaborators, and its results so far."""
 
     backend: Backend
-    todo: Block
+    todo: TimingSpec
     meters: Meters
     keep: Keep
     stage: Callable[[str, str], None]
@@ -204,12 +204,14 @@ class _Running:
         try:
             ballast = np.ones(ballast_bytes, np.uint8)
             w, *real_inputs = self.backend.put(data)
-            _, *probe_inputs = self.backend.put(probe(data))
+            _, *probe_inputs = self.backend.put(probe_data(data))
             run = self.backend.prepare(program, w)
-            arm_timing.first_call_ns, probe_outputs = timed(self.meters.clock, self.backend.wait, run, probe_inputs, 1)
+            arm_timing.first_call_ns, probe_outputs = time_calls(
+                self.meters.clock, self.backend.wait, run, probe_inputs, 1
+            )
             if self.todo.overwrites:
                 probe_outputs = self.backend.get(program, probe_outputs)
-            _, real_outputs = timed(self.meters.clock, self.backend.wait, run, real_inputs, 1)
+            _, real_outputs = time_calls(self.meters.clock, self.backend.wait, run, real_inputs, 1)
             real_outputs = self.backend.get(program, real_outputs)
             # Unless calls overwrite outputs, fetch these only after the second call, to detect a reused buffer.
             probe_outputs = probe_outputs if self.todo.overwrites else self.backend.get(program, probe_outputs)
@@ -240,12 +242,12 @@ class _Running:
                 if arm.status == "ok":
                     arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
 
-    def _amounts(self, rounds: Rounds, timer: float) -> tuple[int, int]:
+    def _amounts(self, rounds: RoundLimits, timer: float) -> tuple[int, int]:
         """Return the calls per sample, the same for every arm, and the number of rounds."""
         call_ns = {}
         for name, entry in self.entries.items():
             for _ in range(2):  # the second of two calls is the estimate
-                call_ns[name] = max(timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, 1)[0], 1)
+                call_ns[name] = max(time_calls(self.meters.clock, self.backend.wait, entry.run, entry.inputs, 1)[0], 1)
         calls = self.todo.calls or max(1, math.ceil(TIMER_COSTS * timer / min(call_ns.values())))
         round_ns = calls * sum(call_ns.values())
         return calls, int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // round_ns)))
@@ -257,7 +259,7 @@ class _Running:
         """
         entry, arm_timing = self.entries[name], self.arms[name]
         faults_before = self.meters.faults()
-        elapsed_ns, outputs = timed(self.meters.clock, self.backend.wait, entry.run, entry.inputs, calls)
+        elapsed_ns, outputs = time_calls(self.meters.clock, self.backend.wait, entry.run, entry.inputs, calls)
         arm_timing.faults.append(self.meters.faults() - faults_before)
         arm_timing.samples_ns.append(elapsed_ns)
         arm_timing.calls = calls
@@ -270,11 +272,11 @@ class _Running:
         for arm in self.todo.counted:
             if entry := self.entries.get(arm.name):
                 self.stage(arm.name, "evidence")
-                self.arms[arm.name].evidence, texts[arm.name] = counted(self.backend, entry)
+                self.arms[arm.name].evidence, texts[arm.name] = collect_evidence(self.backend, entry)
         return texts
 
 
-def counted(backend: Backend, entry: PreparedArm) -> tuple[Evidence, dict[str, str]]:
+def collect_evidence(backend: Backend, entry: PreparedArm) -> tuple[Evidence, dict[str, str]]:
     """Return an arm's evidence and its program's texts, or evidence whose `missing` names the error."""
     try:
         return backend.evidence(entry.program, entry.run, entry.inputs)
@@ -282,7 +284,7 @@ def counted(backend: Backend, entry: PreparedArm) -> tuple[Evidence, dict[str, s
         return Evidence(missing={"everything": f"{type(error).__name__}: {first_line(error)}"}), {}
 
 
-def null_ns(backend: Backend, spec: Block, clock: Callable[[], int]) -> float:
+def null_ns(backend: Backend, spec: TimingSpec, clock: Callable[[], int]) -> float:
     """Return the nanoseconds of a call of an empty program, waited for.
 
     This is what calling costs before anything is computed.
@@ -300,8 +302,10 @@ def harness_ns(clock: Callable[[], int]) -> float:
 
 def _per_call_ns(clock: Callable[[], int], wait: Callable[[Any], None], run: Run, inputs: Sequence[Any]) -> float:
     """Return the median nanoseconds per call over NULL_SAMPLES samples of NULL_CALLS calls, after two calls."""
-    timed(clock, wait, run, inputs, 2)
-    return statistics.median(timed(clock, wait, run, inputs, NULL_CALLS)[0] / NULL_CALLS for _ in range(NULL_SAMPLES))
+    time_calls(clock, wait, run, inputs, 2)
+    return statistics.median(
+        time_calls(clock, wait, run, inputs, NULL_CALLS)[0] / NULL_CALLS for _ in range(NULL_SAMPLES)
+    )
 
 
 def turns(names: list[str], count: int, seed: int) -> Iterator[list[str]]:
@@ -331,7 +335,7 @@ def threads_used(
     return (cpu() - start_cpu) / (clock() - start)
 
 
-def threads_proven(
+def prove_threads(
     threads: int, product: Callable[[], None], cpu: Callable[[], int], clock: Callable[[], int], tries: int = 6
 ) -> tuple[bool, float]:
     """Return whether a product keeps `threads` cores busy to within 10%, and the nearest ratio measured.

@@ -12,7 +12,7 @@ import numpy as np
 from harness.study.data import cast
 from harness.study.parts import BATCHED, TWIN
 from harness.verify.tolerance import CLOSE, ELEMENT, RUNS
-from harness.worker.timing import first_line, timed, turns
+from harness.worker.timing import first_line, time_calls, turns
 from impls import reference
 from impls.interface import Arm, Backend, Data, Program, Run, Unavailable
 from impls.rounding import Noise, Sizes
@@ -23,7 +23,7 @@ COMPILED = "something was traced or compiled while it was timed"
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSpec:
     """Specification of a training.
 
     x [N, T, B, I] and target [N, T, B, O] of `data` hold one batch for each of N steps.
@@ -52,7 +52,7 @@ class Trajectory:
 
 
 @dataclass
-class Form:
+class FormState:
     """A form in training: its program, its trajectory so far, and its training step once that has been made."""
 
     program: Program
@@ -61,14 +61,14 @@ class Form:
 
 
 def train(
-    backend: Backend, spec: Training, clock: Callable[[], int], stage: Callable[[str, str], None]
+    backend: Backend, spec: TrainingSpec, clock: Callable[[], int], stage: Callable[[str, str], None]
 ) -> dict[str, Trajectory]:
     """Train every form on the same batches, in a new random order each step, and return the trajectories by form.
 
     `stage` is called every TOLD steps with the number of the step.
     """
     forms = {
-        name: Form(Program(Arm(spec.recurrence, projection), spec.cell, "train", spec.execution), Trajectory())
+        name: FormState(Program(Arm(spec.recurrence, projection), spec.cell, "train", spec.execution), Trajectory())
         for name, projection in FORMS.items()
     }
     count, compilations = len(spec.data.x), 0
@@ -81,7 +81,7 @@ def train(
             batch = spec.data._replace(x=spec.data.x[index], target=spec.data.target[index])
             for name in names:
                 if forms[name].found.status == "ok":
-                    _step(backend, forms[name], batch, clock)
+                    _take_step(backend, forms[name], batch, clock)
             if index == 0:
                 compilations = backend.compilations()
     finally:
@@ -93,7 +93,7 @@ def train(
     return {name: form.found for name, form in forms.items()}
 
 
-def _step(backend: Backend, form: Form, batch: Data, clock: Callable[[], int]) -> None:
+def _take_step(backend: Backend, form: FormState, batch: Data, clock: Callable[[], int]) -> None:
     """Take one step of a form, and make its training step at the first call.
 
     A failure is recorded in the form's trajectory.
@@ -102,7 +102,7 @@ def _step(backend: Backend, form: Form, batch: Data, clock: Callable[[], int]) -
     try:
         w, *inputs = backend.put(batch)
         step = form.step or backend.trainer(form.program, w)
-        elapsed_ns, outputs = timed(clock, backend.wait, step, inputs, 1)
+        elapsed_ns, outputs = time_calls(clock, backend.wait, step, inputs, 1)
         trajectory.losses.append(float(outputs[0]))
     except Unavailable as error:
         trajectory.status, trajectory.reason = "unavailable", str(error)
@@ -115,7 +115,7 @@ def _step(backend: Backend, form: Form, batch: Data, clock: Callable[[], int]) -
             form.step, trajectory.first_call_ns = step, elapsed_ns
 
 
-def oracle(data: Data, cell: str, stage: Callable[[str, str], None]) -> dict[str, list[float]]:
+def oracle_losses(data: Data, cell: str, stage: Callable[[str, str], None]) -> dict[str, list[float]]:
     """Return the oracle's losses in float64 (the truth) and in float32, and bounds for the first CLOSE losses.
 
     A bound limits the relative error of a loss. It is ELEMENT standard deviations of what rounding may do up to that
