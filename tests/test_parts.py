@@ -113,10 +113,10 @@ def test_later_processes_sample_as_the_first_did(tmp_path, first):
         for record in records(1):
             for arm in record["arms"].values():
                 arm["calls"] = calls
-            run.found.append(record | {"kind": "block", "replicate": replicate})
+            run.current_records.append(record | {"kind": "block", "replicate": replicate})
     job = Job(CONFIG, 2, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    assert {todo.calls for todo in run._alike(job).blocks} == {first}
-    assert {jobs._request(bench_with(bench), job, todo)["calls"] for todo in run._alike(job).blocks} == {first}
+    assert {todo.calls for todo in run._match_calls(job).blocks} == {first}
+    assert {jobs._request(bench_with(bench), job, todo)["calls"] for todo in run._match_calls(job).blocks} == {first}
 
 
 def bench_with(bench):
@@ -212,8 +212,8 @@ def test_a_prototype_gets_no_further_processes(tmp_path):
         study, {"numpy": matrix.Framework("numpy", executions={"eager": execution})}, tmp_path, tmp_path, None, {}
     )
     run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
-    run.found = [record | {"kind": "block"} for record in records(3)]
-    (asked,) = run._needs()
+    run.current_records = [record | {"kind": "block"} for record in records(3)]
+    (asked,) = run._required_sample_sizes()
     assert [row["part"] for row in asked["needs"]] == ["unrolled"]
 
 

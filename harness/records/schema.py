@@ -148,7 +148,7 @@ class BlockRecord(PassRecord):
     arms: dict[str, ArmTimingRecord]
 
     @model_validator(mode="after")
-    def _whole(self) -> "BlockRecord":
+    def _check_completeness(self) -> "BlockRecord":
         """Raise ValueError unless the bounds, the arms' counts of samples and of faults, and the sizes are complete."""
         for name, arm in self.arms.items():
             if unbounded := arm.quantities.keys() - self.bounds.get(form_of(name), {}).keys():

@@ -137,7 +137,7 @@ class Store:
     def __init__(self, folder: Path, format_: Format = RUN) -> None:
         self.path, self.packed, self.format = folder / format_.file, folder / f"{format_.file}.gz", format_
         self.keys: set[str] = set()
-        self.mended = False  # whether the file is known to end with a whole line
+        self.last_line_complete = False  # whether the file is known to end with a whole line
 
     def append(self, record: Record) -> Record:
         """Write a record through to the disk, and return it with its final key.
@@ -148,14 +148,14 @@ class Store:
         while (key := f"{record['key']}-{attempt}") in self.keys:
             attempt += 1
         record = {"schema": SCHEMA, **record, "key": key}
-        if not self.mended:
-            self._mend()
-        self.mended = False  # until the whole line is written
+        if not self.last_line_complete:
+            self._repair_last_line()
+        self.last_line_complete = False  # until the whole line is written
         with add_path_to_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.mended = True
+        self.last_line_complete = True
         self.keys.add(key)
         return record
 
@@ -176,7 +176,7 @@ class Store:
         self.keys = {record["key"] for record in records}
         return records
 
-    def _mend(self) -> None:
+    def _repair_last_line(self) -> None:
         """Add a missing newline to the last line, or drop that line if it was cut; leave the lines before it alone."""
         if not self.path.exists():
             return

@@ -76,8 +76,8 @@ class Worker:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise self._lost() from None
-        while (answer := self._next())["is"] == "stage":
+            raise self._death_error() from None
+        while (answer := self._next_answer())["is"] == "stage":
             self.arm = answer["arm"]
             if stage:
                 stage(answer)
@@ -102,19 +102,19 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):  # the whole group has ended by itself
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def _next(self) -> Answer:
+    def _next_answer(self) -> Answer:
         """Return the next line of the worker, parsed. Raises WorkerDied after `timeout_s` of silence, or at its end."""
         while b"\n" not in self.buffer:
             if not select.select([self.answers], [], [], self.timeout_s)[0]:
                 raise WorkerDied("timeout", f"nothing was heard for {self.timeout_s:g} s", self.arm)
             chunk = os.read(self.answers, 1 << 16)
             if not chunk:
-                raise self._lost()
+                raise self._death_error()
             self.buffer += chunk
         line, _, self.buffer = self.buffer.partition(b"\n")
         return json.loads(line)
 
-    def _lost(self) -> WorkerDied:
+    def _death_error(self) -> WorkerDied:
         """Return the error of a worker that ended, with how it ended and the end of its output."""
         code = self.process.wait()
         ending = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -17,12 +17,12 @@ class ProgressReport:
     """The progress of a run. `total` is counted in `units`; the time left is estimated from the units done so far."""
 
     def __init__(self, total: int, units: str = "blocks") -> None:
-        self.total, self.done, self.began = total, 0, time.monotonic()
+        self.total, self.completed, self.start_s = total, 0, time.monotonic()
         self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
+        self.is_live = self.console.is_terminal
         columns = (SpinnerColumn(), BarColumn(None), TextColumn("{task.completed:.0f}/{task.total:.0f} " + units))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
-        self.bar = Progress(*columns, *times, console=self.console, disable=not self.live)
+        self.bar = Progress(*columns, *times, console=self.console, disable=not self.is_live)
         self.task = self.bar.add_task("", total=total)
 
     def __enter__(self) -> "ProgressReport":
@@ -45,9 +45,11 @@ class ProgressReport:
 
     def block(self, text: str, blocks: int = 1) -> None:
         """Count `blocks` as done, and print `text` as a plain line where there is no terminal."""
-        self.done += blocks
-        self.bar.update(self.task, completed=self.done)
-        if not self.live:
+        self.completed += blocks
+        self.bar.update(self.task, completed=self.completed)
+        if not self.is_live:
             print(
-                f"{time.monotonic() - self.began:7.1f} s  {self.done}/{self.total}  {text}", file=sys.stderr, flush=True
+                f"{time.monotonic() - self.start_s:7.1f} s  {self.completed}/{self.total}  {text}",
+                file=sys.stderr,
+                flush=True,
             )

@@ -32,25 +32,25 @@ Clock = Callable[[], float]
 class Schedule:
     """The schedule of a run. `done` holds earlier sessions' records; `spent_s` returns the seconds since the start."""
 
-    bench: jobs.RunContext
-    planned: Plan
-    done: list[Record]
+    context: jobs.RunContext
+    plan: Plan
+    earlier_records: list[Record]
     spent_s: Clock
     report: ProgressReport
-    verified: list[Record] = field(default_factory=list)  # of a verification beside the run
-    reached: set[Any] = field(default_factory=set)  # cells that the first replicate measured
-    told: set[Configuration] = field(default_factory=set)  # configurations that have a forecast
+    verification_records: list[Record] = field(default_factory=list)  # of a verification beside the run
+    reached_cells: set[Any] = field(default_factory=set)  # cells that the first replicate measured
+    forecast_configurations: set[Configuration] = field(default_factory=set)  # configurations that have a forecast
 
     def __post_init__(self) -> None:
-        self.study = self.bench.study
-        self.budget = self.study.budget_s or math.inf
-        self.found = [*latest_records(self.done), *self.verified]
-        self.gates = gates.Gates(self.verified)
-        self.complete = {r["key"].rpartition("-")[0] for r in self.found if _is_complete(r)}
-        cold = (r for r in self.found if r["kind"] == "block" and r["replicate"] == 0)
-        self.reached |= {cell for record in cold for cell in _measured_cells(record)}
-        forecasts = (r for r in self.done if r["kind"] == "forecast" and r["status"] == "ok")
-        self.told |= {Configuration(*(record[name] for name in CONFIG)) for record in forecasts}
+        self.study = self.context.study
+        self.budget_s = self.study.budget_s or math.inf
+        self.current_records = [*latest_records(self.earlier_records), *self.verification_records]
+        self.gates = gates.Gates(self.verification_records)
+        self.complete_keys = {r["key"].rpartition("-")[0] for r in self.current_records if _is_complete(r)}
+        cold = (r for r in self.current_records if r["kind"] == "block" and r["replicate"] == 0)
+        self.reached_cells |= {cell for record in cold for cell in _measured_cells(record)}
+        forecasts = (r for r in self.earlier_records if r["kind"] == "forecast" and r["status"] == "ok")
+        self.forecast_configurations |= {Configuration(*(record[name] for name in CONFIG)) for record in forecasts}
 
     def records(self) -> Iterator[Record]:
         """Yield the records of everything planned and not yet done, each as soon as it is done.
@@ -63,30 +63,33 @@ class Schedule:
         3. the rest, first once and then in as many processes as the pilot has;
         4. the processes and rounds that the pilot asks for.
         """
-        checks = [self._left(job) for job in matrix.fp64_check_jobs(self.planned, self.study)]
+        checks = [self._drop_complete(job) for job in matrix.fp64_check_jobs(self.plan, self.study)]
         stages = self._stages()
-        self._expect([checks, *(stage for _, stage in stages)])
-        yield from self._checks(checks)
-        check_records = [r for r in self.found if r["kind"] == "check"]
+        self._update_total([checks, *(stage for _, stage in stages)])
+        yield from self._run_checks(checks)
+        check_records = [r for r in self.current_records if r["kind"] == "check"]
         for replicate, stage in stages:
-            yield from self._warm(stage) if replicate else self._cold(_sort_by_cost(stage, check_records))
-        if self.study.processes is None and self.spent_s() < self.budget:
-            sizes = yield from self._needs()
+            yield from (
+                self._run_later_replicate(stage)
+                if replicate
+                else self._run_first_replicate(_sort_by_cost(stage, check_records))
+            )
+        if self.study.processes is None and self.spent_s() < self.budget_s:
+            sizes = yield from self._required_sample_sizes()
             processes = max((size.processes for size in sizes.values()), default=0)
             replicates = range(self.study.pilot, processes)
             later_stages = [
-                matrix.replicate_jobs(self.planned, self.study, replicate, needs=sizes) for replicate in replicates
+                matrix.replicate_jobs(self.plan, self.study, replicate, needs=sizes) for replicate in replicates
             ]
-            self._expect([checks, *(stage for _, stage in stages), *later_stages])
+            self._update_total([checks, *(stage for _, stage in stages), *later_stages])
             for stage in later_stages:
-                yield from self._warm(stage)
+                yield from self._run_later_replicate(stage)
 
     def _stages(self) -> list[tuple[int, list[Job]]]:
         """Return the stages that need no result of the pilot, in order: a replicate and its jobs."""
         if self.study.processes:
             return [
-                (number, matrix.replicate_jobs(self.planned, self.study, number))
-                for number in range(self.study.processes)
+                (number, matrix.replicate_jobs(self.plan, self.study, number)) for number in range(self.study.processes)
             ]
         pilot, (headline, other_threads, rest) = self.study.pilot, Rank
         headline_processes = max(pilot, min(HEADLINE_PROCESSES, self.study.processes_max))
@@ -94,82 +97,90 @@ class Schedule:
         order += [(number, [headline]) for number in range(1, headline_processes)]
         order += [(number, [other_threads]) for number in range(1, pilot)]
         order += [(number, [rest]) for number in range(pilot)]
-        return [(number, matrix.replicate_jobs(self.planned, self.study, number, ranks)) for number, ranks in order]
+        return [(number, matrix.replicate_jobs(self.plan, self.study, number, ranks)) for number, ranks in order]
 
-    def _expect(self, stages: list[list[Job]]) -> None:
+    def _update_total(self, stages: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for stage in stages for job in stage))
 
-    def _checks(self, checks: list[Job]) -> Iterator[Record]:
+    def _run_checks(self, checks: list[Job]) -> Iterator[Record]:
         """Yield the records of the fp64 verification, which has CHECK_SHARE of the budget to begin its blocks in."""
-        end_s = self.spent_s() + CHECK_SHARE * self.budget
-        for record in run_in_parallel(self.bench, checks, lambda: end_s - self.spent_s(), self.report):
-            self.found.append(record)
+        end_s = self.spent_s() + CHECK_SHARE * self.budget_s
+        for record in run_in_parallel(self.context, checks, lambda: end_s - self.spent_s(), self.report):
+            self.current_records.append(record)
             yield record
 
-    def _cold(self, stage: list[Job]) -> Iterator[Record]:
+    def _run_first_replicate(self, stage: list[Job]) -> Iterator[Record]:
         """Yield the records of a first replicate, whose jobs get fair shares of the time for compiling."""
         share, now_s = COLD_SHARE if self.study.processes != 1 else 1.0, self.spent_s()
-        stage_end_s = now_s + share * max(0.0, self.budget - now_s)
+        stage_end_s = now_s + share * max(0.0, self.budget_s - now_s)
         for position, job in enumerate(stage):
             job_end_s = _fair_end(self.spent_s(), stage_end_s, len(stage) - position)
-            for record in self._work(self._left(job), job_end_s):
+            for record in self._run_job(self._drop_complete(job), job_end_s):
                 if record["kind"] == "block":
-                    self.reached |= _measured_cells(record)
+                    self.reached_cells |= _measured_cells(record)
                 yield record
 
-    def _warm(self, stage: list[Job]) -> Iterator[Record]:
+    def _run_later_replicate(self, stage: list[Job]) -> Iterator[Record]:
         """Yield the records of a later replicate, which measures only what the first one reached."""
         for job in stage:
-            yield from self._work(self._left(self._alike(_drop_unreached(job, self.reached))), self.budget)
+            yield from self._run_job(
+                self._drop_complete(self._match_calls(_drop_unreached(job, self.reached_cells))), self.budget_s
+            )
 
-    def _work(self, job: Job, end_s: float) -> Iterator[Record]:
+    def _run_job(self, job: Job, end_s: float) -> Iterator[Record]:
         """Yield the records of a job's blocks, and the forecasts that they make possible."""
-        yield from self._forecast(job)
-        for record in jobs.work(self.bench, job, lambda: end_s - self.spent_s(), self.report.stage):
+        yield from self._make_forecast(job)
+        for record in jobs.work(self.context, job, lambda: end_s - self.spent_s(), self.report.stage):
             if not record.get("first_try"):  # a first try is stored, but nothing is concluded from it
                 self.report.block(progress_line(record))
-                self.found.append(record)
+                self.current_records.append(record)
                 if _is_complete(record):
-                    self.complete.add(record["key"])
+                    self.complete_keys.add(record["key"])
             yield record
-            yield from self._forecast(job)
+            yield from self._make_forecast(job)
 
-    def _forecast(self, job: Job) -> Iterator[Record]:
+    def _make_forecast(self, job: Job) -> Iterator[Record]:
         """Yield the forecast of a configuration's unmeasured cells, once all blocks that it is made from are measured.
 
         Only a job with a point of a sweep has one, and a configuration has at most one.
         """
         swept = any(block.swept for block in job.blocks)
-        if not swept or job.configuration in self.told or not (blocks := self._calibrated(job.configuration)):
+        if (
+            not swept
+            or job.configuration in self.forecast_configurations
+            or not (blocks := self._calibration_blocks(job.configuration))
+        ):
             return
-        self.told.add(job.configuration)
-        measured = {(r["workload"]["name"], r["pass"]) for r in self._blocks(job.configuration)}
-        cells = (cell for cell in self.planned.cells if (cell.workload.name, cell.pass_) not in measured)
+        self.forecast_configurations.add(job.configuration)
+        measured = {(r["workload"]["name"], r["pass"]) for r in self._block_records(job.configuration)}
+        cells = (cell for cell in self.plan.cells if (cell.workload.name, cell.pass_) not in measured)
         yield forecast.record(job.configuration, blocks, cells, self.study)
 
-    def _calibrated(self, configuration: Configuration) -> list[Record]:
+    def _calibration_blocks(self, configuration: Configuration) -> list[Record]:
         """Return the first process's blocks that a configuration's forecast is made from; empty unless all are there.
 
         Of several records of a block it returns the last.
         """
         points = [point.name for point in self.study.swept[:CALIBRATING]]
-        first = [record for record in self._blocks(configuration) if record["replicate"] == 0]
+        first = [record for record in self._block_records(configuration) if record["replicate"] == 0]
         blocks = {(r["workload"]["name"], r["pass"]): r for r in first if r["workload"]["name"] in points}
         return list(blocks.values()) if len(blocks) == len(points) * len(self.study.passes) else []
 
-    def _blocks(self, configuration: Configuration) -> list[Record]:
+    def _block_records(self, configuration: Configuration) -> list[Record]:
         """Return the records of a configuration's blocks so far."""
         return [
-            record for record in self.found if record["kind"] == "block" and _has_configuration(record, configuration)
+            record
+            for record in self.current_records
+            if record["kind"] == "block" and _has_configuration(record, configuration)
         ]
 
-    def _alike(self, job: Job) -> Job:
+    def _match_calls(self, job: Job) -> Job:
         """Return the job with as many calls per sample, in each block, as its first process had."""
         calls = {
             (record["workload"]["name"], record["pass"], record["part"]): max(
                 arm["calls"] for arm in record["arms"].values()
             )
-            for record in self._blocks(job.configuration)
+            for record in self._block_records(job.configuration)
             if record["replicate"] == 0
         }
         blocks = (
@@ -177,30 +188,34 @@ class Schedule:
         )
         return replace(job, blocks=tuple(blocks))
 
-    def _left(self, job: Job) -> Job:
+    def _drop_complete(self, job: Job) -> Job:
         """Return the job without the blocks that are complete, or already verified at full size."""
-        keys = {block: jobs.block_key(self.bench.basis, job, block) for block in job.blocks}
-        blocks = (block for block in job.blocks if keys[block] not in self.complete and not self._verified(job, block))
+        keys = {block: jobs.block_key(self.context.basis, job, block) for block in job.blocks}
+        blocks = (
+            block for block in job.blocks if keys[block] not in self.complete_keys and not self._is_verified(job, block)
+        )
         return replace(job, blocks=tuple(blocks))
 
-    def _verified(self, job: Job, block: BlockSpec) -> bool:
+    def _is_verified(self, job: Job, block: BlockSpec) -> bool:
         """Return whether a verification beside the run covers, at full size, every arm of an untimed block."""
         row = asdict(job.configuration) | {"workload": block.workload.model_dump(), "pass": block.pass_}
         programs = ((*gates.program(row, arm.name), block.workload.name) for arm in block.arms)
         return not block.timed and all(program in self.gates.whole for program in programs)
 
-    def _needs(self) -> Generator[Record, None, SampleSizes]:
+    def _required_sample_sizes(self) -> Generator[Record, None, SampleSizes]:
         """Return the sample sizes that the pilot asks for, after yielding them as a record.
 
         The record is stored before any of them is measured. A resumed run reads it and yields none.
         """
-        plans = [record for record in self.done if record["kind"] == "plan"]
+        plans = [record for record in self.earlier_records if record["kind"] == "plan"]
         if not plans:
             from harness.analysis import sample_size
 
-            prototypes = matrix.prototype_rows(self.study, list(self.bench.frameworks.values()))
+            prototypes = matrix.prototype_rows(self.study, list(self.context.frameworks.values()))
             excluded = {(row["framework"], row["execution"], row["recurrence"]) for row in prototypes}
-            rows = sample_size.needs([record for record in self.found if record["kind"] == "block"], self.study)
+            rows = sample_size.needs(
+                [record for record in self.current_records if record["kind"] == "block"], self.study
+            )
             rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in excluded]
             plan: Record = {"kind": "plan", "status": "ok", "reason": "", "target": self.study.target, "needs": rows}
             plans = [{"key": digest(plan), **plan}]

@@ -36,29 +36,33 @@ Stage = Callable[[str], None]
 class TrainingSchedule:
     """The schedule of a training: the first replicate's jobs, and in `done` the records of earlier sessions."""
 
-    bench: RunContext
-    first: list[Job]
-    done: list[Record]
+    context: RunContext
+    first_jobs: list[Job]
+    earlier_records: list[Record]
 
     def records(self, report: ProgressReport) -> Iterator[Record]:
         """Yield the records of everything not yet done, each as it is done: the oracle's, then the processes'."""
-        oracle = next((record for record in self.done if record["kind"] == "oracle"), None)
-        complete = {r["key"].rpartition("-")[0] for r in latest_records(self.done, ("process",)) if r["status"] == "ok"}
-        pending = [job for job in self._jobs() if _key(self.bench, job) not in complete]
+        oracle = next((record for record in self.earlier_records if record["kind"] == "oracle"), None)
+        complete = {
+            r["key"].rpartition("-")[0]
+            for r in latest_records(self.earlier_records, ("process",))
+            if r["status"] == "ok"
+        }
+        pending = [job for job in self._jobs() if _key(self.context, job) not in complete]
         report.expect(len(pending))
         if oracle is None:
-            oracle = oracle_record(self.bench, self.first[0].configuration.framework, report.stage)
+            oracle = oracle_record(self.context, self.first_jobs[0].configuration.framework, report.stage)
             yield oracle
         for job in pending:
-            record = run_process(self.bench, job, oracle, report.stage)
+            record = run_process(self.context, job, oracle, report.stage)
             report.block(f"[{job.replicate}] {_job_label(job)}: {record['status']}")
             yield record
 
     def _jobs(self) -> Iterator[Job]:
         """Yield a job for every process: the replicates one after another, each in a random order."""
-        study = self.bench.study
+        study = self.context.study
         for replicate in range(study.processes or 1):
-            shuffled = random.Random(f"{study.seed}/{replicate}").sample(self.first, len(self.first))
+            shuffled = random.Random(f"{study.seed}/{replicate}").sample(self.first_jobs, len(self.first_jobs))
             yield from (replace(job, replicate=replicate) for job in shuffled)
 
 

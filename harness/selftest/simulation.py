@@ -71,29 +71,29 @@ class Machine(IdleBackend):
     """One simulated process: backend and clock, with the times of `calls` calls drawn beforehand."""
 
     def __init__(self, world: World, ratio: float, calls: int, rng: np.random.Generator) -> None:
-        self.now, self.call = 0, 0
+        self.now_ns, self.call_index = 0, 0
         shared = world.process * rng.normal() + np.linspace(0, world.drift * rng.choice([-1, 1]), calls)
         shared += world.mode * (np.cumsum(rng.random(calls) < world.switch) % 2)
         shared += world.correlated * _autocorrelated_noise(world.autocorrelation, rng.normal(size=calls))
         shared += rng.exponential(world.spike, calls) * (rng.random(calls) < world.spikes)
-        self.times: dict[str, list[int]] = {}
+        self.times_ns: dict[str, list[int]] = {}
         for name, own_noise, arm_ratio in zip((CONTENDER, BASELINE), world.own, (ratio, 1.0), strict=True):
             effect = math.log(arm_ratio) + world.arm * rng.normal()
-            self.times[name] = (
+            self.times_ns[name] = (
                 (BASE_NS * np.exp(shared + effect + own_noise * rng.normal(size=calls))).astype(int).tolist()
             )
 
     def __call__(self) -> int:
         """Return the clock's time in nanoseconds."""
-        return self.now
+        return self.now_ns
 
     def prepare(self, program: Program, w: Weights) -> Run:
         """Return a callable that advances the clock by the arm's next time."""
-        times = self.times[program.arm.name]
+        times = self.times_ns[program.arm.name]
 
         def run(x: Any, target: Any) -> Any:
-            self.now += times[self.call]
-            self.call += 1
+            self.now_ns += times[self.call_index]
+            self.call_index += 1
             return x
 
         return run

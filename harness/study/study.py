@@ -87,11 +87,11 @@ class Workload(BaseModel):
 
     @field_validator("cell")
     @classmethod
-    def _known(cls, cell: str) -> str:
+    def _check_cell(cls, cell: str) -> str:
         return validate_choice("cell", cell, CELLS)
 
     @model_validator(mode="after")
-    def _fits(self) -> "Workload":
+    def _check_size(self) -> "Workload":
         states = self.T * self.B * (self.I + 4 * len(GATES[self.cell]) * self.H + 3 * self.O)
         weights = len(GATES[self.cell]) * self.H * (self.I + self.H) + self.H * self.O
         if 4 * (states + 2 * weights) > LARGEST_BYTES:
@@ -232,7 +232,7 @@ class Study(BaseModel):
 
     @field_validator("recurrences", "projections", "passes", "precisions", "devices")
     @classmethod
-    def _known(cls, values: list[str] | None, info: Any) -> list[str] | None:
+    def _check_choices(cls, values: list[str] | None, info: Any) -> list[str] | None:
         return (
             None
             if values is None
@@ -241,28 +241,28 @@ class Study(BaseModel):
 
     @field_validator("memory")
     @classmethod
-    def _setting(cls, value: str) -> str:
+    def _check_memory(cls, value: str) -> str:
         return validate_choice("memory", value, SETTINGS)
 
     @field_validator("workloads", mode="before")
     @classmethod
-    def _spelled(cls, values: Any) -> Any:
+    def _parse_workloads(cls, values: Any) -> Any:
         return [parse_workload(v) if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
 
     @field_validator("sweep", mode="before")
     @classmethod
-    def _centre(cls, value: Any) -> Any:
+    def _parse_sweep(cls, value: Any) -> Any:
         if isinstance(value, str):
             return None if value == "none" else parse_workload(value)
         return value
 
     @field_validator("budget_s")
     @classmethod
-    def _limit(cls, value: float | None) -> float | None:
+    def _normalize_budget(cls, value: float | None) -> float | None:
         return None if value == math.inf else value
 
     @model_validator(mode="after")
-    def _sound(self) -> "Study":
+    def _check_consistency(self) -> "Study":
         for name, values in self:
             if isinstance(values, list) and len({str(v) for v in values}) != len(values):
                 raise ValueError(f"{name} names something twice")

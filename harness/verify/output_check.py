@@ -109,7 +109,7 @@ class OutputCheck:
             baseline = arms.get(f"{recurrence}_batched", {}).get("after") if projection != "none" else None
             check = _check_arm(moments, expected, baseline, BFLOAT16 if precision == "bf16" else 1)
             if check["status"] == "wrong" and precision != "fp64":
-                check["reason"] += self._flushing(key, moments, expected)
+                check["reason"] += self._flushing_reason(key, moments, expected)
             result["arms"][name] = check
         return result
 
@@ -127,7 +127,7 @@ class OutputCheck:
         lower_bound = FP64_BOUND * max(1.0, steps * workload.H**0.5 / 200) if bound_precision == "fp64" else 0.0
         return {name: bound_of(true[name], deviations[name], lower_bound) for name in true}
 
-    def _flushing(self, key: tuple[Any, ...], moments: dict[str, Outputs], expected: dict[str, Expected]) -> str:
+    def _flushing_reason(self, key: tuple[Any, ...], moments: dict[str, Outputs], expected: dict[str, Expected]) -> str:
         """Return, as the end of a sentence, whether flushed denormals explain wrong outputs.
 
         The result is empty when the program meets no denormals.
@@ -138,7 +138,7 @@ class OutputCheck:
             data = cast(self._data(workload, steps, precision, form, moment), "float64")
             ops = FlushToZero()
             true = reference.run(data, workload.cell, pass_, form, ops)
-            has_denormals |= ops.flushed
+            has_denormals |= ops.has_denormals
             flushed_bounds[moment] = {name: bound._replace(true=true[name]) for name, bound in expected[moment].items()}
         if not has_denormals:
             return ""
@@ -154,7 +154,7 @@ class FlushToZero(reference.Exact):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flushed = False
+        self.has_denormals = False
 
     def weights(self, w: Weights) -> Weights:
         return Weights(*map(self.moved, w))
@@ -170,7 +170,7 @@ class FlushToZero(reference.Exact):
 
     def moved(self, a: Array) -> Array:
         small = (np.abs(a) < LEAST_NORMAL) & (a != 0)
-        self.flushed |= bool(small.any())
+        self.has_denormals |= bool(small.any())
         return np.where(small, 0.0, a)
 
 

@@ -142,12 +142,12 @@ def block(
     another arm is timed. `stage` is called with the name of an arm and what is about to happen to it.
     """
     block_run = _BlockRun(backend, spec, meters, keep, stage)
-    block_run.first_calls()
+    block_run.make_first_calls()
     timer = timer_ns(meters.clock)
-    if spec.rounds and block_run.entries:
+    if spec.rounds and block_run.prepared_arms:
         stage("", "rounds")
-        block_run.rounds(timer)
-    return BlockResult(block_run.arms, timer, block_run.evidence())
+        block_run.run_rounds(timer)
+    return BlockResult(block_run.arms, timer, block_run.record_evidence())
 
 
 @dataclass
@@ -155,52 +155,52 @@ class _BlockRun:
     """A block in progress: its specification and collaborators, and its results so far."""
 
     backend: Backend
-    todo: TimingSpec
+    spec: TimingSpec
     meters: Meters
     keep: Keep
     stage: Callable[[str, str], None]
     arms: dict[str, ArmTiming] = field(default_factory=dict)
-    entries: dict[str, PreparedArm] = field(default_factory=dict)
+    prepared_arms: dict[str, PreparedArm] = field(default_factory=dict)
 
-    def first_calls(self) -> None:
+    def make_first_calls(self) -> None:
         """Prepare and call every arm and every A/A control, in a random order.
 
         Each process has an order of its own, so the arms' arrays have other addresses in every process. In a hurried
         block the pair of the question (PAIR) comes first.
         """
-        start_ns, arms = self.meters.clock(), self._names()
+        start_ns, arms = self.meters.clock(), self._arms_by_name()
         self.arms = {name: ArmTiming() for name in arms if not name.endswith(TWIN)}
-        rng = random.Random(self.todo.seed)
+        rng = random.Random(self.spec.seed)
         order = rng.sample(list(arms), len(arms))
-        if self.todo.hurried:
+        if self.spec.hurried:
             order.sort(key=lambda name: (arms[name].projection not in PAIR, name.endswith(TWIN)))
         for name in order:
-            if (self.meters.clock() - start_ns) / 1e9 > self.todo.seconds:
+            if (self.meters.clock() - start_ns) / 1e9 > self.spec.seconds:
                 self.arms[name] = ArmTiming("not_reached", "the time for this process ended before its first call")
                 continue
             self.stage(name, "first call")
-            self._first(name, arms[name], rng.randrange(BALLAST))
-        self.entries = {name: self.entries[name] for name in arms if name in self.entries}
+            self._first_call(name, arms[name], rng.randrange(BALLAST))
+        self.prepared_arms = {name: self.prepared_arms[name] for name in arms if name in self.prepared_arms}
         for name, arm in arms.items():  # an arm that failed has no control, so its failure is reported once
-            if name.endswith(TWIN) and arm.name not in self.entries:
-                self.entries.pop(name, None)
+            if name.endswith(TWIN) and arm.name not in self.prepared_arms:
+                self.prepared_arms.pop(name, None)
                 del self.arms[name]
 
-    def _names(self) -> dict[str, Arm]:
+    def _arms_by_name(self) -> dict[str, Arm]:
         """Return the arms by name, including the A/A controls of the batched arms."""
-        arms = {arm.name: arm for arm in self.todo.arms}
-        if self.todo.rounds and self.todo.control:
-            arms |= {f"{a.recurrence}_{TWIN}": a for a in self.todo.arms if a.projection == BATCHED}
+        arms = {arm.name: arm for arm in self.spec.arms}
+        if self.spec.rounds and self.spec.control:
+            arms |= {f"{a.recurrence}_{TWIN}": a for a in self.spec.arms if a.projection == BATCHED}
         return arms
 
-    def _first(self, name: str, arm: Arm, ballast_bytes: int) -> None:
+    def _first_call(self, name: str, arm: Arm, ballast_bytes: int) -> None:
         """Prepare an arm, call it first on the probe inputs and then on the real ones, and keep both outputs.
 
         A failure is recorded in the arm's timing.
         """
         arm_timing = self.arms.setdefault(name, ArmTiming())
-        data = data_for(arm, self.todo.data)
-        program = Program(arm, self.todo.cell, self.todo.pass_, self.todo.execution)
+        data = data_for(arm, self.spec.data)
+        program = Program(arm, self.spec.cell, self.spec.pass_, self.spec.execution)
         try:
             ballast = np.ones(ballast_bytes, np.uint8)
             w, *real_inputs = self.backend.put(data)
@@ -209,12 +209,12 @@ class _BlockRun:
             arm_timing.first_call_ns, probe_outputs = time_calls(
                 self.meters.clock, self.backend.wait, run, probe_inputs, 1
             )
-            if self.todo.overwrites:
+            if self.spec.overwrites:
                 probe_outputs = self.backend.get(program, probe_outputs)
             _, real_outputs = time_calls(self.meters.clock, self.backend.wait, run, real_inputs, 1)
             real_outputs = self.backend.get(program, real_outputs)
             # Unless calls overwrite outputs, fetch these only after the second call, to detect a reused buffer.
-            probe_outputs = probe_outputs if self.todo.overwrites else self.backend.get(program, probe_outputs)
+            probe_outputs = probe_outputs if self.spec.overwrites else self.backend.get(program, probe_outputs)
         except Unavailable as error:
             arm_timing.status, arm_timing.reason = "unavailable", str(error)
         except Exception as error:  # whatever a framework raises is a record, not a crash
@@ -222,19 +222,19 @@ class _BlockRun:
         else:
             self.keep(name, "before", probe_outputs)
             self.keep(name, "after", real_outputs)
-            self.entries[name] = PreparedArm(program, run, real_inputs, ballast)
+            self.prepared_arms[name] = PreparedArm(program, run, real_inputs, ballast)
 
-    def rounds(self, timer: float) -> None:
+    def run_rounds(self, timer: float) -> None:
         """Time every arm once per round, in a new random order each round (drawn from the block's seed)."""
-        assert self.todo.rounds is not None
-        calls, count = self._amounts(self.todo.rounds, timer)
+        assert self.spec.rounds is not None
+        calls, count = self._plan_rounds(self.spec.rounds, timer)
         compilations = self.backend.compilations()
         gc.collect()
         gc.disable()
         try:
-            for number, names in enumerate(turns(list(self.entries), count, self.todo.seed), 1):
+            for number, names in enumerate(turns(list(self.prepared_arms), count, self.spec.seed), 1):
                 for name in names:
-                    self._sample(name, calls, last=number == count)
+                    self._take_sample(name, calls, last=number == count)
         finally:
             gc.enable()
         if self.backend.compilations() != compilations:
@@ -242,22 +242,22 @@ class _BlockRun:
                 if arm.status == "ok":
                     arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
 
-    def _amounts(self, rounds: RoundLimits, timer: float) -> tuple[int, int]:
+    def _plan_rounds(self, rounds: RoundLimits, timer: float) -> tuple[int, int]:
         """Return the calls per sample, the same for every arm, and the number of rounds."""
         call_ns = {}
-        for name, entry in self.entries.items():
+        for name, entry in self.prepared_arms.items():
             for _ in range(2):  # the second of two calls is the estimate
                 call_ns[name] = max(time_calls(self.meters.clock, self.backend.wait, entry.run, entry.inputs, 1)[0], 1)
-        calls = self.todo.calls or max(1, math.ceil(TIMER_COSTS * timer / min(call_ns.values())))
+        calls = self.spec.calls or max(1, math.ceil(TIMER_COSTS * timer / min(call_ns.values())))
         round_ns = calls * sum(call_ns.values())
         return calls, int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // round_ns)))
 
-    def _sample(self, name: str, calls: int, last: bool) -> None:
+    def _take_sample(self, name: str, calls: int, last: bool) -> None:
         """Take one sample of an arm.
 
         The outputs are dropped, except those of the last sample, which are fetched and kept.
         """
-        entry, arm_timing = self.entries[name], self.arms[name]
+        entry, arm_timing = self.prepared_arms[name], self.arms[name]
         faults_before = self.meters.faults()
         elapsed_ns, outputs = time_calls(self.meters.clock, self.backend.wait, entry.run, entry.inputs, calls)
         arm_timing.faults.append(self.meters.faults() - faults_before)
@@ -266,11 +266,11 @@ class _BlockRun:
         if last:
             self.keep(name, "after", self.backend.get(entry.program, outputs))
 
-    def evidence(self) -> dict[str, dict[str, str]]:
+    def record_evidence(self) -> dict[str, dict[str, str]]:
         """Collect the evidence of the `counted` arms, after all timing, and return their programs' texts."""
         texts = {}
-        for arm in self.todo.counted:
-            if entry := self.entries.get(arm.name):
+        for arm in self.spec.counted:
+            if entry := self.prepared_arms.get(arm.name):
                 self.stage(arm.name, "evidence")
                 self.arms[arm.name].evidence, texts[arm.name] = collect_evidence(self.backend, entry)
         return texts
