@@ -49,7 +49,7 @@ Times = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Kinds:
+class GapArms:
     """The two arms of a gap."""
 
     contender: Arm
@@ -61,7 +61,7 @@ class Kinds:
         return {"contender": arms[:1], "baseline": arms[1:], "both": arms}
 
 
-def study_of(cell: tuple[str, ...], setting: str) -> Study:
+def cell_study(cell: tuple[str, ...], setting: str) -> Study:
     """Return the study of one cell, with its contender and batched on one thread."""
     framework, execution, recurrence, contender, pass_, workload = cell
     options = {"frameworks": [framework], "executions": [execution], "recurrences": [recurrence], "passes": [pass_]}
@@ -69,27 +69,27 @@ def study_of(cell: tuple[str, ...], setting: str) -> Study:
     return load_study(None, None, {**options, "threads": [1], "memory": setting})
 
 
-def compared(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, Any]:
+def measure_gap(cell: tuple[str, ...], processes: int, setting: str) -> dict[str, Any]:
     """Measure one gap both ways: arms alternating in one process, and each arm in processes of its own."""
-    study = study_of(cell, setting)
+    study = cell_study(cell, setting)
     frameworks = matrix.select_frameworks(study, session.probe(study, [1]))
     (job,) = matrix.replicate_jobs(matrix.make_plan(study, frameworks, [1]), study, 0)
-    kinds = Kinds(Arm(cell[2], cell[3]), Arm(cell[2], BATCHED)).all()
+    kinds = GapArms(Arm(cell[2], cell[3]), Arm(cell[2], BATCHED)).all()
     generator = random.Random(study.seed)
     replicates: list[dict[str, Times]] = []
     with folders.private() as folder:
-        context = opened(study, frameworks, folder)
-        measured(context, job, kinds["both"], 0)  # compiles
+        context = make_context(study, frameworks, folder)
+        time_arms(context, job, kinds["both"], 0)  # compiles
         for replicate in range(1, processes + 1):
             order = generator.sample(sorted(kinds), len(kinds))
-            replicates.append({kind: measured(context, job, kinds[kind], replicate) for kind in order})
+            replicates.append({kind: time_arms(context, job, kinds[kind], replicate) for kind in order})
             print(f"{time.strftime('%H:%M:%S')} {' '.join(cell)}: {replicate} of {processes}", file=sys.stderr)
-    return {"cell": cell, "memory": setting, "processes": processes} | judged(
+    return {"cell": cell, "memory": setting, "processes": processes} | gap_intervals(
         replicates, *(arm.name for arm in kinds["both"])
     )
 
 
-def opened(study: Study, frameworks: list[matrix.Framework], folder: Path) -> jobs.RunContext:
+def make_context(study: Study, frameworks: list[matrix.Framework], folder: Path) -> jobs.RunContext:
     """Store the study's weights in a folder and return the run context."""
     weights.write_files(folder / "weights", session.prepare_files(study))
     frameworks_by_name = {framework.name: framework for framework in frameworks}
@@ -99,7 +99,7 @@ def opened(study: Study, frameworks: list[matrix.Framework], folder: Path) -> jo
     )
 
 
-def measured(context: jobs.RunContext, job: Job, arms: tuple[Arm, ...], replicate: int) -> Times:
+def time_arms(context: jobs.RunContext, job: Job, arms: tuple[Arm, ...], replicate: int) -> Times:
     """Return the seconds per call of each arm, a value for each round, from a process that runs only these arms."""
     (full_block,) = job.blocks
     block = BlockSpec(full_block.workload, full_block.pass_, arms, full_block.steps, True)
@@ -109,14 +109,16 @@ def measured(context: jobs.RunContext, job: Job, arms: tuple[Arm, ...], replicat
     return {name: [ns / arm["calls"] / 1e9 for ns in arm["samples_ns"]] for name, arm in record["arms"].items()}
 
 
-def judged(replicates: list[dict[str, Times]], contender: str, baseline: str) -> dict[str, list[float]]:
+def gap_intervals(replicates: list[dict[str, Times]], contender: str, baseline: str) -> dict[str, list[float]]:
     """Return ratio, low and high for `alternating`, `apart`, and the quotient `apart / alternating`."""
     median = statistics.median
-    alternating = stats.sample([(times["both"][contender], times["both"][baseline]) for times in replicates]).log_ratios
+    alternating = stats.gap_sample(
+        [(times["both"][contender], times["both"][baseline]) for times in replicates]
+    ).log_ratios
     medians = [([median(times["contender"][contender])], [median(times["baseline"][baseline])]) for times in replicates]
-    apart = stats.sample(medians).log_ratios
+    apart = stats.gap_sample(medians).log_ratios
     log_quotients = tuple(a - t for a, t in zip(apart, alternating, strict=True))
-    gaps = {name: stats.gap(stats.Sample(logs, 0.0), 0.02) for name, logs in
+    gaps = {name: stats.estimate_gap(stats.Sample(logs, 0.0), 0.02) for name, logs in
             (("alternating", alternating), ("apart", apart), ("apart / alternating", log_quotients))}  # fmt: skip
     return {name: [gap.ratio, gap.low, gap.high] for name, gap in gaps.items()}
 
@@ -129,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     allocator.variables(arguments.memory)  # raises an error if the allocator is not installed
     cells = [cell for cell in CELLS if cell[0] in (arguments.framework or FRAMEWORKS)]
-    json.dump([compared(cell, arguments.processes, arguments.memory) for cell in cells], sys.stdout, indent=1)
+    json.dump([measure_gap(cell, arguments.processes, arguments.memory) for cell in cells], sys.stdout, indent=1)
     print()
 
 

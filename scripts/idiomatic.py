@@ -41,10 +41,10 @@ COLUMNS = ["framework", "execution", "arm", "idiomatic", "ours_us", "its_us", "r
 Forward = Callable[..., Any]
 # Our arm, the idiomatic program's name, a function that makes it for an execution, a function that makes its arguments
 # from x [T, B, I], and a note.
-Pair = tuple[Arm, str, Callable[[str], Forward], Callable[[np.ndarray], tuple[Any, ...]], str]
+ProgramPair = tuple[Arm, str, Callable[[str], Forward], Callable[[np.ndarray], tuple[Any, ...]], str]
 
 
-def torch_pairs(w: Weights) -> list[Pair]:
+def torch_pairs(w: Weights) -> list[ProgramPair]:
     """Return PyTorch's pairs, all with weights `w`."""
     import torch
     from torch import Tensor, nn, tensor
@@ -68,7 +68,7 @@ def torch_pairs(w: Weights) -> list[Pair]:
             hs.append(h)
         return out(torch.stack(hs))
 
-    def pair(run: Forward, text: str) -> Pair:
+    def pair(run: Forward, text: str) -> ProgramPair:
         make: Forward = lambda execution: torch.no_grad()(torch.compile(run) if execution == "inductor" else run)  # noqa: E731
         return Arm("unrolled", run.__name__), text, make, lambda x: (tensor(x),), "RNNCell has a second bias, zero"
 
@@ -76,7 +76,7 @@ def torch_pairs(w: Weights) -> list[Pair]:
     return [pair(in_loop, texts[0]), pair(batched, texts[1])]
 
 
-def jax_pairs(w: Weights) -> list[Pair]:
+def jax_pairs(w: Weights) -> list[ProgramPair]:
     """Return the pairs of JAX with Flax, all with weights `w`."""
     import jax
     import jax.numpy as jnp
@@ -87,7 +87,7 @@ def jax_pairs(w: Weights) -> list[Pair]:
             h, _ = super().__call__(carry, inputs)
             return h, self.out(h)
 
-    def pair(projection: str, text: str, kind: type[nnx.SimpleCell]) -> Pair:
+    def pair(projection: str, text: str, kind: type[nnx.SimpleCell]) -> ProgramPair:
         cell = kind(BOOK.I, BOOK.H, activation_fn=jax.nn.relu, rngs=nnx.Rngs(0))
         out = nnx.Linear(BOOK.H, BOOK.O, rngs=nnx.Rngs(0))
         w_in, w_rec, b_rec, out.kernel, out.bias = (nnx.Param(jnp.array(a)) for a in w)
@@ -107,7 +107,7 @@ def jax_pairs(w: Weights) -> list[Pair]:
     return [in_loop, pair("batched", "nnx.RNN(SimpleCell), nnx.Linear on [T, B, H]", nnx.SimpleCell)]
 
 
-def tf_pairs(w: Weights) -> list[Pair]:
+def tf_pairs(w: Weights) -> list[ProgramPair]:
     """Return the pairs of TensorFlow with Keras, all with weights `w`."""
     import tensorflow as tf
     from keras import Sequential, layers
@@ -117,7 +117,7 @@ def tf_pairs(w: Weights) -> list[Pair]:
             h, states = super().call(*args, **kwargs)
             return self.out(h), states
 
-    def pair(arm: Arm, text: str, *parts: layers.Layer) -> Pair:
+    def pair(arm: Arm, text: str, *parts: layers.Layer) -> ProgramPair:
         model = Sequential([layers.Input((BOOK.T, BOOK.I), BOOK.B), *parts])
         model.set_weights(w)
         args: Forward = lambda x: (tf.constant(np.ascontiguousarray(x.swapaxes(0, 1))),)  # noqa: E731
@@ -145,7 +145,7 @@ def tf_pairs(w: Weights) -> list[Pair]:
 PAIRS = {"torch": (torch_pairs, "eager", "inductor"), "jax": (jax_pairs, "xla"), "tf": (tf_pairs, "graph", "xla")}
 
 
-def compare(backend: Backend, data: Data, pair: Pair, execution: str, seed: int) -> dict[str, Any]:
+def compare(backend: Backend, data: Data, pair: ProgramPair, execution: str, seed: int) -> dict[str, Any]:
     """Check that both programs agree, on probe and on real inputs, then time them in a random order each round.
 
     Raises SystemExit where their outputs differ.
@@ -169,7 +169,7 @@ def compare(backend: Backend, data: Data, pair: Pair, execution: str, seed: int)
     return {"pair": [execution, arm.name, text], "note": note, "medians": medians}
 
 
-def child(framework: str, seed: str, path: str) -> None:
+def run_child(framework: str, seed: str, path: str) -> None:
     """Compare all pairs of one framework in this process, and write the results to `path` as JSON."""
     backend: Backend = importlib.import_module(f"impls.{framework}.backend").Backend()
     backend.open(SETTINGS)
@@ -182,7 +182,7 @@ def child(framework: str, seed: str, path: str) -> None:
     Path(path).write_text(json.dumps(results))
 
 
-def process(framework: str, seed: int) -> list[dict[str, Any]]:
+def run_in_process(framework: str, seed: int) -> list[dict[str, Any]]:
     """Run a child with the environment variables of the study's workers, and return its results.
 
     Raises SystemExit where the child fails.
@@ -205,7 +205,9 @@ def main() -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
     for framework in [arguments.framework] if arguments.framework else PAIRS:
-        for results in zip(*(process(framework, 1000 * index) for index in range(arguments.processes)), strict=True):
+        for results in zip(
+            *(run_in_process(framework, 1000 * index) for index in range(arguments.processes)), strict=True
+        ):
             ours, idiomatic, ratios = np.array([result["medians"] for result in results]).T
             ratio = np.exp(np.log(ratios).mean())  # the geometric mean
             numbers = [np.median(ours), np.median(idiomatic), ratio, min(ratios), max(ratios)]
@@ -216,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else streams.leave(main)
+    run_child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else streams.leave(main)

@@ -29,7 +29,7 @@ WORKLOAD = "B=3,T=5,I=2,H=16,O=4"
 FLAGS = f"--framework numpy --threads 1 --workload {WORKLOAD} --rounds 4 --budget 0".split()
 
 
-def start(out: Path, processes: int) -> subprocess.Popen[bytes]:
+def start_run(out: Path, processes: int) -> subprocess.Popen[bytes]:
     """Start the run, or resume it where its folder exists."""
     resume = ["--resume"] if out.exists() else []
     options = [*FLAGS, "--processes", str(processes), "--out", str(out), *resume]
@@ -38,18 +38,18 @@ def start(out: Path, processes: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
 
-def lines(out: Path) -> list[str]:
+def record_lines(out: Path) -> list[str]:
     """Return the complete lines of the records."""
     text = (out / FILE).read_text(encoding="utf-8") if (out / FILE).exists() else ""
     return text.splitlines(keepends=True)[: text.count("\n")]
 
 
-def blocks(out: Path) -> list[tuple[str, str]]:
+def block_statuses(out: Path) -> list[tuple[str, str]]:
     """Return the key (without its last part) and the status of each block and check, sorted."""
     return sorted((record["key"].rpartition("-")[0], record["status"]) for record in latest_records(read_records(out)))
 
 
-def disturbed(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
+def disturb_run(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
     """Kill a run `kills` times, let it finish, and return counts of what became of its records.
 
     `processes` is the number of processes that the run asks for.
@@ -57,21 +57,21 @@ def disturbed(folder: Path, kills: int, seed: int, processes: int) -> dict[str, 
     generator = random.Random(seed)
     undisturbed_folder, killed_folder = folder / "undisturbed", folder / "killed"
     start_s = time.monotonic()
-    assert _finish(undisturbed_folder, processes), "the undisturbed run failed"
+    assert _finish_run(undisturbed_folder, processes), "the undisturbed run failed"
     duration_s = min(time.monotonic() - start_s, 6.0)
     lines_before: list[str] = []
     lost, counts = 0, {"parent": 0, "worker": 0}
     while sum(counts.values()) < kills:
-        process = start(killed_folder, processes)
+        process = start_run(killed_folder, processes)
         time.sleep(generator.uniform(0, duration_s))
         target = generator.choice(list(counts))
         counts[target] += _kill(process, target)
-        lines_now = lines(killed_folder)
+        lines_now = record_lines(killed_folder)
         lost += lines_now[: len(lines_before)] != lines_before
         lines_before = lines_now
-    finished = _finish(killed_folder, processes)
+    finished = _finish_run(killed_folder, processes)
     keys = [record["key"] for record in read_records(killed_folder)]
-    same_blocks = blocks(killed_folder) == blocks(undisturbed_folder)
+    same_blocks = block_statuses(killed_folder) == block_statuses(undisturbed_folder)
     duplicates = len(keys) - len(set(keys))
     return {
         "kills": counts,
@@ -79,8 +79,8 @@ def disturbed(folder: Path, kills: int, seed: int, processes: int) -> dict[str, 
         "doubled": duplicates,
         "finished": finished,
         "same_blocks": same_blocks,
-        "blocks": len(blocks(undisturbed_folder)),
-        "left_running": _left_running(killed_folder),
+        "blocks": len(block_statuses(undisturbed_folder)),
+        "left_running": _count_survivors(killed_folder),
     }
 
 
@@ -107,15 +107,15 @@ def _kill(process: subprocess.Popen[bytes], target: str) -> bool:
     return running
 
 
-def _left_running(out: Path) -> int:
+def _count_survivors(out: Path) -> int:
     """Count the processes that still run, and hold memory, although their run has ended."""
     command_lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     return sum(str(out) in arguments for arguments in command_lines)
 
 
-def _finish(out: Path, processes: int) -> bool:
+def _finish_run(out: Path, processes: int) -> bool:
     """Resume up to three times, until no block is missing; blocks whose worker was killed are measured again."""
-    return any(start(out, processes).wait() == 0 for _ in range(3))
+    return any(start_run(out, processes).wait() == 0 for _ in range(3))
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     processes = max(4, 2 * arguments.kills)  # enough that at most kills something is left to measure
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        json.dump(disturbed(Path(folder), arguments.kills, arguments.seed, processes), sys.stdout, indent=1)
+        json.dump(disturb_run(Path(folder), arguments.kills, arguments.seed, processes), sys.stdout, indent=1)
         print()
 
 

@@ -17,7 +17,7 @@ from harness.cli import streams
 from harness.records.store import FILE, Record, read_records
 
 
-def repeated(records: list[Record], blocks: int) -> list[Record]:
+def repeat_blocks(records: list[Record], blocks: int) -> list[Record]:
     """The records that are no blocks, and `blocks` blocks: replicate 1's under ever new replicates and keys."""
     others = [record for record in records if record["kind"] != "block"]
     known = [record for record in records if record["kind"] == "block" and record["replicate"] == 1]
@@ -35,7 +35,9 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in repeated(read_records(given.folder), given.blocks))
+            file.writelines(
+                json.dumps(record) + "\n" for record in repeat_blocks(read_records(given.folder), given.blocks)
+            )
         began = time.monotonic()
         command = [sys.executable, "-m", "harness", "report", folder]
         if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:

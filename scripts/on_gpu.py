@@ -62,7 +62,7 @@ PARTS = [
 ]
 
 
-def carried_out(part: Part, arguments: argparse.Namespace, left_s: float) -> bool:
+def run_part(part: Part, arguments: argparse.Namespace, left_s: float) -> bool:
     """Run a part for its share of the time left; return whether it ended as expected."""
     limit_s = max(1.0, part.share * left_s)
     options = shlex.split(part.command.format(device=arguments.device, processes=arguments.processes))
@@ -76,10 +76,10 @@ def carried_out(part: Part, arguments: argparse.Namespace, left_s: float) -> boo
         except subprocess.TimeoutExpired:
             status = "time is up"
     print(f"{part.name}: {status} (expected {part.status}) after {time.monotonic() - start_s:.0f} s", flush=True)
-    return status == part.status and part.says in log_of(part, arguments.out)
+    return status == part.status and part.says in read_log(part, arguments.out)
 
 
-def log_of(part: Part, out: Path) -> str:
+def read_log(part: Part, out: Path) -> str:
     """Return a part's log."""
     return (out / f"{part.name}.log").read_text(encoding="utf-8", errors="replace")
 
@@ -99,7 +99,7 @@ def main() -> None:
     folders.make_folder(arguments.out)
     end_s = time.monotonic() + 60 * arguments.minutes
     parts = [part for part in PARTS if not arguments.part or part.name in arguments.part]
-    outcomes = [carried_out(part, arguments, end_s - time.monotonic()) for part in parts if time.monotonic() < end_s]
+    outcomes = [run_part(part, arguments, end_s - time.monotonic()) for part in parts if time.monotonic() < end_s]
     sys.exit(0 if all(outcomes) and len(outcomes) == len(parts) else 1)
 
 

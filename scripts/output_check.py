@@ -78,7 +78,7 @@ CORNERS = (  # sizes that random draws seldom reach; jit(vmap) of more than 32,7
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class ProgramCase:
     """One program and its workload."""
 
     execution: tuple[str, str]  # framework, execution
@@ -88,7 +88,7 @@ class Case:
     arm: Arm
 
 
-class Faults(output_check.OutputCheck):
+class FaultPlantingCheck(output_check.OutputCheck):
     """An output check that also plants all faults into the outputs that it has checked.
 
     `rows` holds its findings, a row for each check.
@@ -120,8 +120,8 @@ class Faults(output_check.OutputCheck):
         for moment, outputs in moments.items():
             data = cast(self._data(workload, steps, precision, form, moment), "float64")
             truth = {name: bound.true for name, bound in expected[moment].items()}
-            change = changed(fault, data, workload.cell, pass_, form, truth, self.random)
-            size = max(size, size_of(change, truth) if moment == "after" else 0.0)
+            change = fault_effect(fault, data, workload.cell, pass_, form, truth, self.random)
+            size = max(size, relative_size(change, truth) if moment == "after" else 0.0)
             faulty[moment] = {name: (outputs[name] + change[name]).astype(outputs[name].dtype) for name in outputs}
         if size > VISIBLE:
             bounds = {name: bound.relative for name, bound in expected["after"].items()}
@@ -138,7 +138,7 @@ class Faults(output_check.OutputCheck):
         self.rows.append(row | {"size": f"{size:.2g}", "reason": verdict["reason"]})
 
 
-class Coarse(reference.Exact):
+class CoarseOperations(reference.Exact):
     """The oracle's operations, with the factors of products rounded to `bits` bits after the binary point."""
 
     def __init__(self, bits: int) -> None:
@@ -156,7 +156,7 @@ class Coarse(reference.Exact):
         return ((bits + half) & ~((np.uint32(1) << self.cut) - np.uint32(1))).view("float32").astype("float64")
 
 
-class Forgetful(reference.Exact):
+class ForgetfulOperations(reference.Exact):
     """The oracle's operations without the gradient through the recurrent product to the previous step."""
 
     def __init__(self, w_rec: np.ndarray) -> None:
@@ -167,16 +167,16 @@ class Forgetful(reference.Exact):
         return 0 * product if b.base is self.w_rec and b is not self.w_rec else product
 
 
-def changed(
+def fault_effect(
     fault: str, data: Data, cell: str, pass_: str, form: str, truth: Outputs, generator: np.random.Generator
 ) -> Outputs:
     """Return the change that a fault makes to each output of a program, in float64."""
     w = data.weights
     if fault == "wrong_element":
-        return one_wrong(truth, generator)
+        return wrong_element_effect(truth, generator)
     faulty_data, arithmetic = data, None
     if fault in ("tf32", "bf16"):
-        arithmetic = Coarse({"tf32": 10, "bf16": 7}[fault])
+        arithmetic = CoarseOperations({"tf32": 10, "bf16": 7}[fault])
     elif fault == "dropped_bias":
         name = "b_rec" if form == "none" else "b_out"
         faulty_data = data._replace(weights=w._replace(**{name: np.zeros_like(getattr(w, name))}))
@@ -186,19 +186,19 @@ def changed(
         faulty_data = data._replace(target=np.roll(data.target, -1, axis=0))
     elif fault == "missing_gradient":
         if form == "given" and pass_ == "train":  # the last step's, of the weights of the projection
-            gradients = reference.run(data._replace(x=np.where(last(data.x), 0, data.x)), cell, pass_, form)
+            gradients = reference.run(data._replace(x=np.where(is_last_step(data.x), 0, data.x)), cell, pass_, form)
             return {n: (gradients[n] - truth[n] if n == "d_w_out" else np.zeros_like(truth[n])) for n in truth}
-        arithmetic = Forgetful(w.w_rec)
+        arithmetic = ForgetfulOperations(w.w_rec)
     outputs = reference.run(faulty_data, cell, pass_, form, arithmetic)
     return {name: outputs[name] - truth[name] for name in truth}
 
 
-def last(x: np.ndarray) -> np.ndarray:
+def is_last_step(x: np.ndarray) -> np.ndarray:
     """Return a mask of the last step, [T, 1, 1]."""
     return (np.arange(len(x)) == len(x) - 1)[:, None, None]
 
 
-def one_wrong(truth: Outputs, generator: np.random.Generator) -> Outputs:
+def wrong_element_effect(truth: Outputs, generator: np.random.Generator) -> Outputs:
     """Return a change of one random element of one output by WRONG times the output's root mean square."""
     change = {name: np.zeros_like(array) for name, array in truth.items()}
     name = generator.choice([name for name, array in truth.items() if array.any()] or list(truth))
@@ -207,14 +207,14 @@ def one_wrong(truth: Outputs, generator: np.random.Generator) -> Outputs:
     return change
 
 
-def size_of(change: Outputs, truth: Outputs) -> float:
+def relative_size(change: Outputs, truth: Outputs) -> float:
     """Return the largest change of any output, as a fraction of that output's largest element."""
     return max(float(np.abs(change[n]).max() / (np.abs(truth[n]).max() or math.inf)) for n in truth)
 
 
-def drawn(
+def draw_cases(
     count: int, seed: int, frameworks: dict[str, matrix.Framework], executions: set[tuple[str, str]]
-) -> Iterator[Case]:
+) -> Iterator[ProgramCase]:
     """Yield the corners, then `count` random cases, all with the selected executions.
 
     `frameworks` are the installed ones by name; `executions` are pairs of framework and execution.
@@ -223,50 +223,50 @@ def drawn(
     cells = list(CELLS)
     for index, (execution, arm, pass_, sizes) in enumerate(CORNERS):
         workload = Workload(name=f"c{index}", cell="rnn_tanh", **sizes)
-        if execution in executions and possible(Case(execution, 1, workload, pass_, arm), frameworks):
-            yield Case(execution, 1, workload, pass_, arm)
+        if execution in executions and is_possible(ProgramCase(execution, 1, workload, pass_, arm), frameworks):
+            yield ProgramCase(execution, 1, workload, pass_, arm)
     number = 0
     while number < count:
         execution = generator.choices(list(SHARES), list(SHARES.values()))[0]
         arm = Arm(generator.choice(RECURRENCES), generator.choice(PROJECTIONS))
         traced = "traced" if frameworks[execution[0]].executions[execution[1]]["traced"] else ""
         rare = generator.random() < 0.02
-        steps = log_uniform(
+        steps = draw_log_uniform(
             generator, COPIES if traced and arm.recurrence != "given" and arm.recurrence != "scan" else STEPS
         )
         if arm.projection == "per_step" and traced:
             steps = min(steps, COPIES)
-        sizes = {"T": steps, "B": log_uniform(generator, ROWS // steps), "I": log_uniform(generator, 256)}
-        sizes |= {"H": log_uniform(generator, WIDE), "O": log_uniform(generator, WIDE)}
+        sizes = {"T": steps, "B": draw_log_uniform(generator, ROWS // steps), "I": draw_log_uniform(generator, 256)}
+        sizes |= {"H": draw_log_uniform(generator, WIDE), "O": draw_log_uniform(generator, WIDE)}
         cell, pass_ = generator.choice(cells), generator.choice(PASSES)
         threads = generator.choice([1, environment.cores()])
         try:
             workload = Workload(name=f"w{seed}-{number}", cell=cell, **sizes)
         except ValueError:
             continue
-        case = Case(execution, threads, workload, pass_, arm)
+        case = ProgramCase(execution, threads, workload, pass_, arm)
         if (
-            operations(workload, pass_) > OPERATIONS[rare]
+            operation_count(workload, pass_) > OPERATIONS[rare]
             or execution not in executions
-            or not possible(case, frameworks)
+            or not is_possible(case, frameworks)
         ):
             continue
         number += 1
         yield case
 
 
-def log_uniform(generator: random.Random, maximum: int) -> int:
+def draw_log_uniform(generator: random.Random, maximum: int) -> int:
     """Draw a log-uniform integer from 1 to `maximum`."""
     return max(1, min(maximum, int(math.exp(generator.uniform(0, math.log(maximum + 1))))))
 
 
-def operations(w: Workload, pass_: str) -> float:
+def operation_count(w: Workload, pass_: str) -> float:
     """Return the floating-point operations of a call; a training pass counts three times."""
     width = w.shapes["w_rec"][1]
     return 2.0 * w.T * w.B * (w.I * width + w.H * width + w.H * w.O) * (3 if pass_ == "train" else 1)
 
 
-def possible(case: Case, frameworks: dict[str, matrix.Framework]) -> bool:
+def is_possible(case: ProgramCase, frameworks: dict[str, matrix.Framework]) -> bool:
     """Return whether a case's execution is available and can run its arm."""
     framework, execution = case.execution
     facts = frameworks[framework].executions[execution]
@@ -274,11 +274,11 @@ def possible(case: Case, frameworks: dict[str, matrix.Framework]) -> bool:
     return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or matrix.missing_requirement(facts, cell))
 
 
-def checked(
-    cases: list[Case], context: jobs.RunContext, check: Faults, seed: int, precision: str
+def check_cases(
+    cases: list[ProgramCase], context: jobs.RunContext, check: FaultPlantingCheck, seed: int, precision: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the cases; cases of one configuration share workers, up to BLOCK in each."""
-    by_configuration: dict[Configuration, list[Case]] = {}
+    by_configuration: dict[Configuration, list[ProgramCase]] = {}
     for case in cases:
         by_configuration.setdefault(
             Configuration(case.execution[0], "cpu", case.threads, case.execution[1], precision), []
@@ -298,14 +298,14 @@ def checked(
                 if not check.rows:
                     check.rows.append({"fault": "", "status": arm["status"], "reason": arm["reason"]})
                 for row in check.rows:
-                    yield row_of(case) | row
+                    yield case_columns(case) | row
                 check.rows.clear()
                 for file in context.weights.iterdir():
                     if file.name.startswith(f"{case.workload.name}."):
                         file.unlink()
 
 
-def row_of(case: Case) -> dict[str, Any]:
+def case_columns(case: ProgramCase) -> dict[str, Any]:
     """Return the columns that identify a case."""
     sizes = {size: getattr(case.workload, size) for size in "BTIHO"}
     framework, execution = case.execution
@@ -370,15 +370,15 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, options.part.split("/"))
-    cases = list(drawn(options.cases, options.seed, frameworks, selected))[part - 1 :: parts]
+    cases = list(draw_cases(options.cases, options.seed, frameworks, selected))[part - 1 :: parts]
     with folders.private() as folder:
-        check = Faults(folder / "weights", options.seed)
+        check = FaultPlantingCheck(folder / "weights", options.seed)
         context = jobs.RunContext(study, frameworks, folder / "weights", folder / "cache", check, {})
         name = "cases.csv" if parts == 1 else f"cases-{part}.csv"
         with (options.out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            for row in checked(cases, context, check, options.seed, options.precision):
+            for row in check_cases(cases, context, check, options.seed, options.precision):
                 writer.writerow(row)
                 file.flush()
                 if row["status"] not in ("ok", "unavailable") and not row["fault"]:

@@ -112,7 +112,7 @@ class Outcome:
     seconds: float
 
 
-def draw(seed: int, number: int) -> Call:
+def draw_call(seed: int, number: int) -> Call:
     """Draw a call; the same seed and number give the same call."""
     generator = random.Random(f"{seed}/{number}")
     name = generator.choices(list(COMMANDS), [weight for weight, _ in COMMANDS.values()])[0]
@@ -127,19 +127,19 @@ def draw(seed: int, number: int) -> Call:
     return Call(tuple(arguments), environment, (streams[0], streams[1], streams[2]), interrupted_s)
 
 
-def _or_odd(generator: random.Random, *values: str) -> str:
+def _draw_value_or_odd(generator: random.Random, *values: str) -> str:
     """Draw one of the values, or with a probability of 12% an odd one that is not expected there."""
     return generator.choice(ODD) if generator.random() < 0.12 else generator.choice(values)
 
 
-def _some(generator: random.Random, flags: Mapping[str, tuple[str, ...]], maximum: int) -> list[str]:
+def _draw_flags(generator: random.Random, flags: Mapping[str, tuple[str, ...]], maximum: int) -> list[str]:
     """Draw up to `maximum` of the flags, each with one of its values; a flag without values stands alone."""
     arguments: list[str] = []
     for flag in generator.sample(sorted(flags), generator.randint(0, min(maximum, len(flags)))):
         if not flags[flag]:
             arguments.append(flag)
             continue
-        value = _or_odd(generator, *flags[flag])
+        value = _draw_value_or_odd(generator, *flags[flag])
         arguments += [f"{flag}={value}"] if generator.random() < 0.4 else [flag, value]
     return arguments
 
@@ -159,13 +159,20 @@ SELECTED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _base(generator: random.Random) -> list[str]:
+def _base_arguments(generator: random.Random) -> list[str]:
     """Return options that keep a call small."""
-    workload = _or_odd(generator, *TINY)
-    return ["--framework", _or_odd(generator, "numpy"), "--threads", _or_odd(generator, "1"), "--workload", workload]
+    workload = _draw_value_or_odd(generator, *TINY)
+    return [
+        "--framework",
+        _draw_value_or_odd(generator, "numpy"),
+        "--threads",
+        _draw_value_or_odd(generator, "1"),
+        "--workload",
+        workload,
+    ]
 
 
-def _run(generator: random.Random) -> list[str]:
+def _run_arguments(generator: random.Random) -> list[str]:
     options = {
         "--sweep": ("none", *TINY),
         "--no-report": (),
@@ -175,40 +182,52 @@ def _run(generator: random.Random) -> list[str]:
         "--resume": (),
     }
     options["--memory"] = ("held", "default", "tcmalloc", "jemalloc")
-    limits = ["--processes", _or_odd(generator, "1", "2"), "--rounds", _or_odd(generator, "1", "3", "5")]
+    limits = [
+        "--processes",
+        _draw_value_or_odd(generator, "1", "2"),
+        "--rounds",
+        _draw_value_or_odd(generator, "1", "3", "5"),
+    ]
     limits += ["--budget", generator.choice(("1", "2", "2s", "0.000001"))]
     study = [generator.choice(FILES)] if generator.random() < 0.25 else []
     out = ["--out", generator.choice(PLACES)] if generator.random() < 0.8 else []
-    return [*study, *_base(generator), *limits, *out, *_some(generator, SELECTED | options, 3)]
+    return [*study, *_base_arguments(generator), *limits, *out, *_draw_flags(generator, SELECTED | options, 3)]
 
 
-def _verify(generator: random.Random) -> list[str]:
+def _verify_arguments(generator: random.Random) -> list[str]:
     options = {"--save-outputs": PLACES, "--bound": ("fp32", "fp64", "bf16")}
-    return [*_base(generator), *_some(generator, SELECTED | options, 4)]
+    return [*_base_arguments(generator), *_draw_flags(generator, SELECTED | options, 4)]
 
 
-def _explain(generator: random.Random) -> list[str]:
+def _explain_arguments(generator: random.Random) -> list[str]:
     words = [
         "numpy",
         "eager",
-        _or_odd(generator, "unrolled", "given", "scan"),
-        _or_odd(generator, "in_loop", "batched"),
+        _draw_value_or_odd(generator, "unrolled", "given", "scan"),
+        _draw_value_or_odd(generator, "in_loop", "batched"),
     ]
     words += [
-        _or_odd(generator, *TINY),
-        *([_or_odd(generator, "train", "fp64", "cpu", "gpu")] if generator.random() < 0.5 else []),
+        _draw_value_or_odd(generator, *TINY),
+        *([_draw_value_or_odd(generator, "train", "fp64", "cpu", "gpu")] if generator.random() < 0.5 else []),
     ]
     generator.shuffle(words)
-    return [*words, *_some(generator, {"--out": PLACES}, 1)]
+    return [*words, *_draw_flags(generator, {"--out": PLACES}, 1)]
 
 
-def _train(generator: random.Random) -> list[str]:
+def _train_arguments(generator: random.Random) -> list[str]:
     flags = {"--execution": ("eager",), "--seed": ("1", "7"), "--timeout": ("60",), "--resume": ()}
-    options = ["--framework", "numpy", "--steps", _or_odd(generator, "1", "2"), "--processes", _or_odd(generator, "1")]
-    return [*options, "--out", generator.choice(PLACES), *_some(generator, flags, 2)]
+    options = [
+        "--framework",
+        "numpy",
+        "--steps",
+        _draw_value_or_odd(generator, "1", "2"),
+        "--processes",
+        _draw_value_or_odd(generator, "1"),
+    ]
+    return [*options, "--out", generator.choice(PLACES), *_draw_flags(generator, flags, 2)]
 
 
-def _report(generator: random.Random) -> list[str]:
+def _report_arguments(generator: random.Random) -> list[str]:
     folders = [
         generator.choice(("records", "records", "records", "packed", "cut", "occupied", "file", "nowhere", "", "a b"))
     ]
@@ -217,29 +236,29 @@ def _report(generator: random.Random) -> list[str]:
     return [*folders, *(["--out", generator.choice(PLACES)] if generator.random() < 0.6 else [])]
 
 
-def _selftest(generator: random.Random) -> list[str]:
-    return ["--studies", _or_odd(generator, "100"), *_some(generator, {"--seed": ("1", "0")}, 1)]
+def _selftest_arguments(generator: random.Random) -> list[str]:
+    return ["--studies", _draw_value_or_odd(generator, "100"), *_draw_flags(generator, {"--seed": ("1", "0")}, 1)]
 
 
-def _nothing(generator: random.Random) -> list[str]:
-    return _some(generator, {"--help": (), "--version": (), "--out": PLACES}, 1)
+def _general_arguments(generator: random.Random) -> list[str]:
+    return _draw_flags(generator, {"--help": (), "--version": (), "--out": PLACES}, 1)
 
 
 COMMANDS: Mapping[str, tuple[float, Callable[[random.Random], list[str]]]] = {  # how often each is drawn, and how
-    "run": (30, _run),
-    "verify": (14, _verify),
-    "explain": (12, _explain),
-    "report": (16, _report),
-    "list": (8, _nothing),
-    "train": (3, _train),
-    "selftest": (0.4, _selftest),
-    "doctor": (0.2, _nothing),
-    "": (1, _nothing),
-    "runn": (1, _nothing),
+    "run": (30, _run_arguments),
+    "verify": (14, _verify_arguments),
+    "explain": (12, _explain_arguments),
+    "report": (16, _report_arguments),
+    "list": (8, _general_arguments),
+    "train": (3, _train_arguments),
+    "selftest": (0.4, _selftest_arguments),
+    "doctor": (0.2, _general_arguments),
+    "": (1, _general_arguments),
+    "runn": (1, _general_arguments),
 }
 
 
-def sandbox(folder: Path, records: Path) -> Path:
+def make_sandbox(folder: Path, records: Path) -> Path:
     """Fill and return a call's sandbox: `home`, `tmp`, and `here`, where it runs and finds the files of its options."""
     here = folder / "here"
     for name in ("home/a b", "tmp/a b", "tmp/é", "here/occupied", "here/locked", "../absent"):
@@ -252,7 +271,7 @@ def sandbox(folder: Path, records: Path) -> Path:
         for name in ("records", "packed", "cut"):
             shutil.copytree(records, here / name)
         _pack(here / "packed")
-        _cut(here / "cut")
+        _truncate(here / "cut")
         shutil.copytree(records / "weights", here / "tensors")
     for name in ABSENT:
         text = f"raise ModuleNotFoundError('No module named {name}', name={name!r})\n"
@@ -265,12 +284,12 @@ def _pack(folder: Path) -> None:
     subprocess.run(["gzip", str(folder / "records.jsonl")], check=True)
 
 
-def _cut(folder: Path) -> None:
+def _truncate(folder: Path) -> None:
     path = folder / "records.jsonl"
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def environment(call: Call, box: Path) -> dict[str, str]:
+def call_environment(call: Call, box: Path) -> dict[str, str]:
     """Return the environment variables of a call in its sandbox."""
     variables: dict[str, str | None] = {
         "PATH": os.environ.get("PATH", ""),
@@ -292,39 +311,39 @@ def command_line(call: Call) -> list[str]:
 
 def perform(call: Call, box: Path, limit_s: float = LIMIT_S) -> Outcome:
     """Run a call in its sandbox, and return its outcome."""
-    entries, start_s = listing(box), time.monotonic()
+    entries, start_s = list_files(box), time.monotonic()
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        ends = [_broken() if kind == "broken" else None for kind in call.streams]
+        ends = [_broken_pipe() if kind == "broken" else None for kind in call.streams]
         handles = [
             end if end is not None else default
             for end, default in zip(ends, (subprocess.DEVNULL, stdout, stderr), strict=True)
         ]
         process = subprocess.Popen(
-            command_line(call), cwd=box / "here", env=environment(call, box), start_new_session=True,
+            command_line(call), cwd=box / "here", env=call_environment(call, box), start_new_session=True,
             stdin=handles[0], stdout=handles[1], stderr=handles[2],
         )  # fmt: skip
         for end in filter(None, ends):
             os.close(end)
-        status = _ended(process, call.interrupted_s, limit_s)
+        status = _wait_for_exit(process, call.interrupted_s, limit_s)
         seconds = time.monotonic() - start_s
-        running = left_running(box)
-        texts = [_text(file) for file in (stdout, stderr)]
-    return Outcome(status, *texts, changes(entries, listing(box), allowed(call, box)), running, seconds)
+        running = kill_survivors(box)
+        texts = [_read_text(file) for file in (stdout, stderr)]
+    return Outcome(status, *texts, changed_paths(entries, list_files(box), writable_paths(call, box)), running, seconds)
 
 
-def _broken() -> int:
+def _broken_pipe() -> int:
     """Return the writing end of a pipe whose reading end is closed."""
     reader, writer = os.pipe()
     os.close(reader)
     return writer
 
 
-def _text(file: Any) -> str:
+def _read_text(file: Any) -> str:
     file.seek(0)
     return str(file.read().decode("utf-8", "replace"))
 
 
-def _ended(process: subprocess.Popen[bytes], interrupted_s: float | None, limit_s: float) -> int | None:
+def _wait_for_exit(process: subprocess.Popen[bytes], interrupted_s: float | None, limit_s: float) -> int | None:
     """Wait for a process; return the exit status as a shell gives it, or None where the process had to be killed."""
     try:
         if interrupted_s is not None:
@@ -340,23 +359,23 @@ def _ended(process: subprocess.Popen[bytes], interrupted_s: float | None, limit_
     return 128 - status if status < 0 else status
 
 
-def left_running(box: Path) -> int:
+def kill_survivors(box: Path) -> int:
     """Kill processes that still work in the sandbox after its call has ended, and return their number."""
-    processes = [process for process in psutil.process_iter() if _within(process, box)]
+    processes = [process for process in psutil.process_iter() if _works_in(process, box)]
     _, survivors = psutil.wait_procs(processes, timeout=GRACE_S)
     for process in survivors:
         process.kill()
     return len(survivors)
 
 
-def _within(process: psutil.Process, box: Path) -> bool:
+def _works_in(process: psutil.Process, box: Path) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(box)
     except (psutil.Error, OSError):
         return False
 
 
-def listing(box: Path) -> dict[str, tuple[int, int]]:
+def list_files(box: Path) -> dict[str, tuple[int, int]]:
     """Return all paths in the sandbox, with size in bytes and modification time in ns.
 
     Both are 0 for a folder, because they follow from its files.
@@ -371,7 +390,7 @@ def listing(box: Path) -> dict[str, tuple[int, int]]:
     return entries
 
 
-def allowed(call: Call, box: Path) -> list[str]:
+def writable_paths(call: Call, box: Path) -> list[str]:
     """Return the paths where a call may write.
 
     These are `runs` and what --out and --save-outputs name. `report` without --out may also write into its folders.
@@ -386,7 +405,7 @@ def allowed(call: Call, box: Path) -> list[str]:
     return [os.path.normpath(box / "here" / name) for name in names if name]
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any], exempt: Iterable[str]) -> tuple[str, ...]:
+def changed_paths(before: Mapping[str, Any], after: Mapping[str, Any], exempt: Iterable[str]) -> tuple[str, ...]:
     """Return the paths that were added, removed or changed, sorted.
 
     The paths `exempt`, all paths inside them, and the folders that contain them are left out.
@@ -404,7 +423,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], exempt: Iterabl
     )
 
 
-def faults(call: Call, outcome: Outcome) -> list[str]:
+def find_faults(call: Call, outcome: Outcome) -> list[str]:
     """Return what a call did that no call may do, a sentence for each."""
     messages: list[str] = []
     output = f"{outcome.said}\n{outcome.errors}"
@@ -426,7 +445,7 @@ def faults(call: Call, outcome: Outcome) -> list[str]:
     return messages
 
 
-def shown(call: Call) -> str:
+def format_call(call: Call) -> str:
     """Return the call as one would type it."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in call.environment.items() if value is not None]
     unset = [f"-u {name}" for name, value in call.environment.items() if value is None]
@@ -442,23 +461,23 @@ def shown(call: Call) -> str:
     return f"{start}{line}" + (f"  # {', '.join(streams)}" if streams else "")
 
 
-def one(seed: int, number: int, records: Path, limit_s: float = LIMIT_S) -> tuple[Call, Outcome, list[str]]:
+def run_call(seed: int, number: int, records: Path, limit_s: float = LIMIT_S) -> tuple[Call, Outcome, list[str]]:
     """Draw and run the call of a number; return the call, its outcome and its faults."""
-    call = draw(seed, number)
+    call = draw_call(seed, number)
     with tempfile.TemporaryDirectory(prefix="fusegap-calls-", ignore_cleanup_errors=True) as folder:
-        box = sandbox(Path(folder) / "box", records)
+        box = make_sandbox(Path(folder) / "box", records)
         outcome = perform(call, box, limit_s)
         (box / "here" / "locked").chmod(0o700)
-        messages = [fault.replace(str(box), "<sandbox>") for fault in faults(call, outcome)]
+        messages = [fault.replace(str(box), "<sandbox>") for fault in find_faults(call, outcome)]
     return call, outcome, messages
 
 
-def small_run(folder: Path) -> Path:
+def make_small_run(folder: Path) -> Path:
     """Make a small run and return its folder, whose records are given to calls.
 
     Raises SystemExit where the run leaves no records.
     """
-    box = sandbox(folder / "first" / "box", folder / "nowhere")
+    box = make_sandbox(folder / "first" / "box", folder / "nowhere")
     base = ["--framework", "numpy", "--threads", "1", "--workload", TINY[0], "--processes", "2", "--rounds", "2"]
     base += ["--pass", "forward"]
     perform(Call(("run", *base, "--budget", "0", "--no-report", "--out", "run")), box)
@@ -467,7 +486,7 @@ def small_run(folder: Path) -> Path:
     return box / "here" / "run"
 
 
-def calls(
+def run_calls(
     seed: int, numbers: Iterable[int], parallel: int, report: Callable[[int], None] = lambda count: None
 ) -> dict[str, Any]:
     """Draw and run calls; return counts of calls and outcomes, and all faults with the calls that reproduce them.
@@ -481,15 +500,17 @@ def calls(
     durations_s: list[float] = []
     seconds_by_command: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="fusegap-calls-") as folder, ThreadPoolExecutor(parallel) as pool:
-        records = small_run(Path(folder))
+        records = make_small_run(Path(folder))
         for number, (call, outcome, messages) in zip(
-            numbers, pool.map(lambda n: one(seed, n, records), numbers), strict=True
+            numbers, pool.map(lambda n: run_call(seed, n, records), numbers), strict=True
         ):
-            _count(counts, call, outcome)
+            _count_call(counts, call, outcome)
             durations_s.append(outcome.seconds)
             seconds_by_command[call.command] = round(seconds_by_command.get(call.command, 0.0) + outcome.seconds, 1)
             if messages:
-                reports.append({"number": number, "faults": messages, "call": shown(call), **_end(outcome)})
+                reports.append(
+                    {"number": number, "faults": messages, "call": format_call(call), **_outcome_end(outcome)}
+                )
             report(len(durations_s))
     return {
         "seed": seed, "calls": len(numbers), "seconds": round(time.monotonic() - start_s, 1),
@@ -499,7 +520,7 @@ def calls(
     }  # fmt: skip
 
 
-def _count(counts: Mapping[str, Counter[str]], call: Call, outcome: Outcome) -> None:
+def _count_call(counts: Mapping[str, Counter[str]], call: Call, outcome: Outcome) -> None:
     counts["command"][call.command] += 1
     counts["status"][str(outcome.status)] += 1
     counts["environment"].update(call.environment.keys() or ["as usual"])
@@ -509,7 +530,7 @@ def _count(counts: Mapping[str, Counter[str]], call: Call, outcome: Outcome) -> 
     counts["streams"]["interrupted"] += call.interrupted_s is not None
 
 
-def _end(outcome: Outcome) -> dict[str, Any]:
+def _outcome_end(outcome: Outcome) -> dict[str, Any]:
     return {"status": outcome.status, "said": outcome.said[-END:], "errors": outcome.errors[-END:]}
 
 
@@ -523,13 +544,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.only is not None:
         with tempfile.TemporaryDirectory(prefix="fusegap-calls-") as folder:
-            call, outcome, messages = one(options.seed, options.only, small_run(Path(folder)))
-        json.dump({"call": shown(call), "faults": messages, **asdict(outcome)}, sys.stdout, indent=1)
+            call, outcome, messages = run_call(options.seed, options.only, make_small_run(Path(folder)))
+        json.dump({"call": format_call(call), "faults": messages, **asdict(outcome)}, sys.stdout, indent=1)
         print()
         return
     is_terminal = sys.stderr.isatty()
     numbers = range(options.first, options.first + options.calls)
-    result = calls(
+    result = run_calls(
         options.seed,
         numbers,
         options.parallel,

@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 
 from harness import report
-from harness.analysis.gaps import GAP_KEYS, usable
+from harness.analysis.gaps import GAP_KEYS, is_included
 from harness.analysis.sample_size import HEADLINE
-from harness.analysis.stats import FASTER, SLOWER, welch
+from harness.analysis.stats import FASTER, SLOWER, welch_test
 from harness.analysis.tables import Tables
 from harness.cli import streams
 from harness.errors import UsageError
@@ -37,7 +37,7 @@ from harness.study.parts import TWIN
 GROUPS = ("in_loop, per_step", "other projections", "A/A controls")
 
 
-def compared(first: Tables, second: Tables) -> pd.DataFrame:
+def compare_gaps(first: Tables, second: Tables) -> pd.DataFrame:
     """Return a row for each gap that both runs include with an interval, and how its two measurements compare.
 
     Raises UsageError where a workload has different sizes in the two runs.
@@ -46,9 +46,11 @@ def compared(first: Tables, second: Tables) -> pd.DataFrame:
     for workload in [*second.study.workloads, *second.study.swept]:
         if workloads.get(workload.name, workload) != workload:
             raise UsageError(f"workload {workload.name} has other sizes in the two runs")
-    pairs = _intervals(first).merge(_intervals(second), on=[*GAP_KEYS, "baseline"], suffixes=("", "_again"))
+    pairs = _gaps_with_interval(first).merge(
+        _gaps_with_interval(second), on=[*GAP_KEYS, "baseline"], suffixes=("", "_again")
+    )
     halves = [np.log(pairs[f"ci_high{run}"] / pairs[f"ci_low{run}"]) / 2 for run in ("", "_again")]
-    beyond = welch(np.log(pairs.ratio_again / pairs.ratio), halves, (pairs.processes, pairs.processes_again))
+    beyond = welch_test(np.log(pairs.ratio_again / pairs.ratio), halves, (pairs.processes, pairs.processes_again))
     group = pairs.contender.map(lambda name: GROUPS[0 if name in HEADLINE else 2 if name == TWIN else 1])
     verdicts = [frozenset(pair) for pair in zip(pairs.verdict, pairs.verdict_again, strict=True)]
     return pairs.assign(
@@ -60,39 +62,39 @@ def compared(first: Tables, second: Tables) -> pd.DataFrame:
     )
 
 
-def _intervals(tables: Tables) -> pd.DataFrame:
+def _gaps_with_interval(tables: Tables) -> pd.DataFrame:
     """Return the gaps that have an interval and are included, and all controls that have one."""
     gaps = pd.concat([part for part in (tables.gaps, tables.swept) if not part.empty] or [tables.gaps])
-    return gaps[gaps.ci_low.notna() & (usable(gaps) | (gaps.contender == TWIN))]
+    return gaps[gaps.ci_low.notna() & (is_included(gaps) | (gaps.contender == TWIN))]
 
 
-def agreement(runs: dict[str, Tables]) -> dict[str, Any]:
+def count_agreement(runs: dict[str, Tables]) -> dict[str, Any]:
     """Count how often two runs agree, for each group of gaps, and list what differs between the runs.
 
     `runs` maps two labels to the runs' tables.
     """
     first, second = runs.values()
-    frame = compared(first, second)
+    frame = compare_gaps(first, second)
     counts = ("beyond", "apart", "opposite", "same_verdict")
     groups = {
         name: {"gaps": len(part)} | {count: int(part[count].sum()) for count in counts}
         for name in GROUPS
         if len(part := frame[frame.group == name])
     }
-    facts = {label: _facts(tables) for label, tables in runs.items()}
-    return {"runs": facts, "groups": groups, "other": unlike(first, second)}
+    facts = {label: _run_facts(tables) for label, tables in runs.items()}
+    return {"runs": facts, "groups": groups, "other": run_differences(first, second)}
 
 
-def unlike(first: Tables, second: Tables) -> list[str]:
+def run_differences(first: Tables, second: Tables) -> list[str]:
     """List what differs between two runs besides chance: what gates.unlike names, and "memory" (the allocator)."""
     return gates.header_differences(first.heading, second.heading) + ["memory"] * (
         first.study.memory != second.study.memory
     )
 
 
-def _facts(tables: Tables) -> dict[str, str]:
+def _run_facts(tables: Tables) -> dict[str, str]:
     """Return the code's hash, and when the first and the last block began."""
-    began, ended = words.measured(tables)
+    began, ended = words.measurement_span(tables)
     return {"code": tables.heading["basis"]["code"]["hash"], "began": began, "ended": ended}
 
 
@@ -102,7 +104,7 @@ def main() -> None:
     parser.add_argument("second", type=Path, metavar="SECOND", help="another's, or where the study is measured again")
     parser.add_argument("--resume", action="store_true", help="go on with measuring it again")
     arguments = parser.parse_args()
-    first = report.tables(arguments.first)
+    first = report.read_tables(arguments.first)
     if arguments.first.resolve() == arguments.second.resolve():
         raise UsageError(f"{arguments.second} is the same run")
     if arguments.resume or not any((arguments.second / name).exists() for name in (FILE, PACKED)):
@@ -112,11 +114,14 @@ def main() -> None:
             arguments.resume,
             f"python scripts/repeat.py {arguments.first.name} {arguments.second.name}",
         )
-    runs = {arguments.first.resolve().name: first, arguments.second.resolve().name: report.tables(arguments.second)}
+    runs = {
+        arguments.first.resolve().name: first,
+        arguments.second.resolve().name: report.read_tables(arguments.second),
+    }
     if len(runs) < 2:
         raise UsageError("the folders have one name: what is said of two runs needs two")
-    result = agreement(runs)
-    print(appendix.repeated(result), file=sys.stderr)
+    result = count_agreement(runs)
+    print(appendix.repeat_summary(result), file=sys.stderr)
     json.dump(result, sys.stdout, indent=1)
     print()
 

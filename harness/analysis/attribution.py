@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis import forecast, stats
-from harness.analysis.forecast import Seen
-from harness.analysis.gaps import ARM, CONFIG, GAP_KEYS, against_none, paired, usable
-from harness.analysis.roofline import MEASURED_IN, Roof, floor_s, least, roof
+from harness.analysis.forecast import SweepPoint
+from harness.analysis.gaps import ARM, CONFIG, GAP_KEYS, is_included, none_pairs, paired_times
+from harness.analysis.roofline import MEASURED_IN, Roofline, lower_bound_s, roofline_from_rates, roofline_times
 from harness.records.store import Record
 from harness.study.study import Study, Workload
 
@@ -41,7 +41,7 @@ Interval = tuple[float, float, float]  # a mean over processes, and its 95% inte
 ISSUES_EACH = ("in_loop", "per_step")  # projections that issue a product a step
 
 
-def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+def projection_costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
     """Return what each projection adds to the loop alone, in seconds, one row per measured gap over none.
 
     `cost_s`, with its 95% interval, is the mean over processes of what a call took longer than none in the same rounds.
@@ -50,9 +50,9 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.
     """
     calls, floors = (
         times.groupby([*CONFIG, "workload", "pass", *ARM]).median_s.median().to_dict(),
-        _floors(blocks),
+        _lower_bounds(blocks),
     )
-    intervals = _intervals(blocks)
+    intervals = _cost_intervals(blocks)
     sizes = {block["workload"]["name"]: block["workload"] for block in blocks}
     workloads = {name: Workload(**workload) for name, workload in sizes.items()}
     rows = []
@@ -69,42 +69,42 @@ def costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.
     return pd.DataFrame(rows, columns=COSTS)
 
 
-def _intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
+def _cost_intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
     """Return the seconds that each form adds to none, by the values of GAP_KEYS and "none".
 
     Each process gives its median over rounds.
     """
     return {
-        key: stats.interval([float(np.median(form - none)) / 1e9 for form, none in processes])
-        for key, processes in paired(blocks, against_none).items()
+        key: stats.mean_interval([float(np.median(form - none)) / 1e9 for form, none in processes])
+        for key, processes in paired_times(blocks, none_pairs).items()
     }
 
 
-def _floors(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
+def _lower_bounds(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
     """Return functions of a call's floor in seconds, by configuration.
 
     They use the rates of the first process and the median null call.
     """
-    rates: dict[tuple[Any, ...], Roof] = {}
+    rates: dict[tuple[Any, ...], Roofline] = {}
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
         configuration = tuple(block[name] for name in CONFIG)
         if block.get("rates") and block["precision"] in MEASURED_IN:
-            rates.setdefault(configuration, roof(block["rates"]))
+            rates.setdefault(configuration, roofline_from_rates(block["rates"]))
         if null_ns := block.get("floors", {}).get("null_ns"):
             nulls.setdefault(configuration, []).append(null_ns)
     null_s = {configuration: statistics.median(values) / 1e9 for configuration, values in nulls.items()}
 
     def floor_of(configuration: tuple[Any, ...]) -> Any:
         return lambda workload, pass_, form: (
-            null_s.get(configuration, 0.0) + floor_s(rates[configuration], workload, pass_, form)
+            null_s.get(configuration, 0.0) + lower_bound_s(rates[configuration], workload, pass_, form)
         )
 
     return {configuration: floor_of(configuration) for configuration in rates}
 
 
 Key = tuple[Any, ...]  # the values of CONFIG, the pass and the recurrence
-Points = dict[Key, dict[int, list[Seen]]]  # by process
+SweepPoints = dict[Key, dict[int, list[SweepPoint]]]  # by process
 
 
 def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
@@ -114,30 +114,30 @@ def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
     none's time, through one point for each T of the sweep. `product_s` is the mean slope, with its 95% interval.
     `roof_s` is the roofline's part of it, and `once_s` what projecting once adds, the median over the same points.
     """
-    points, roofs = _points(blocks, study)
+    points, roofs = _sweep_points(blocks, study)
     rows = []
     for key, processes in points.items():
         all_points = [point for line in processes.values() for point in line]
         once = statistics.median(point.batched for point in all_points)
         steps = {point.workload.T for point in all_points}
-        interval = stats.interval([_slope(line) for line in processes.values()])
+        interval = stats.mean_interval([_slope(line) for line in processes.values()])
         rows.append([*key, *interval, roofs.get(key, math.nan), once, len(steps), len(processes)])
     return pd.DataFrame(rows, columns=SLOPES).sort_values(SLOPES[:7], kind="stable", ignore_index=True)
 
 
-def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float]]:
+def _sweep_points(blocks: list[Record], study: Study) -> tuple[SweepPoints, dict[Key, float]]:
     """Return the points of processes that were measured at several T, and the roofline's seconds of one product."""
-    centre, points, roofs = study.sweep, Points(), dict[Key, float]()
+    centre, points, roofs = study.sweep, SweepPoints(), dict[Key, float]()
     if centre is None:
         return points, roofs
     fixed_sizes = {name: value for name, value in centre.model_dump().items() if name not in ("name", "T")}
     names = {w.name for w in study.swept if fixed_sizes.items() <= w.model_dump().items()}
     for block in blocks:
-        if block["workload"]["name"] in names and not forecast.missing(block):
+        if block["workload"]["name"] in names and not forecast.missing_form(block):
             key = (*(block[name] for name in (*CONFIG, "pass")), forecast.recurrence_of(block))
-            points.setdefault(key, {}).setdefault(block["replicate"], []).append(forecast.seen(block))
+            points.setdefault(key, {}).setdefault(block["replicate"], []).append(forecast.sweep_point(block))
             if block.get("rates") and block["precision"] in MEASURED_IN:
-                roofs.setdefault(key, least(roof(block["rates"]), centre, block["pass"]).one)
+                roofs.setdefault(key, roofline_times(roofline_from_rates(block["rates"]), centre, block["pass"]).one)
     lines = {
         key: {number: line for number, line in processes.items() if len({point.workload.T for point in line}) > 1}
         for key, processes in points.items()
@@ -145,30 +145,30 @@ def _points(blocks: list[Record], study: Study) -> tuple[Points, dict[Key, float
     return {key: processes for key, processes in lines.items() if processes}, roofs
 
 
-def _slope(points: list[Seen]) -> float:
+def _slope(points: list[SweepPoint]) -> float:
     """Return the slope of one process's line by weighted least squares.
 
     Uses exact sums, not LAPACK, whose last digit depends on the machine.
     """
     steps, cost = [point.workload.T for point in points], [point.in_loop for point in points]
     weights = [1 / point.none**2 for point in points]
-    mean_step = _mean(steps, weights)
+    mean_step = _weighted_mean(steps, weights)
     spread = math.fsum(w * (x - mean_step) ** 2 for w, x in zip(weights, steps, strict=True))
     points_weighted = zip(weights, steps, cost, strict=True)
     return math.fsum(w * (x - mean_step) * y for w, x, y in points_weighted) / spread
 
 
-def _mean(values: Sequence[float], weights: list[float]) -> float:
+def _weighted_mean(values: Sequence[float], weights: list[float]) -> float:
     return math.fsum(w * value for w, value in zip(weights, values, strict=True)) / math.fsum(weights)
 
 
-def scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+def forecast_scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each predicted gap that was measured afterwards and is included.
 
     `error` is log(forecast / ratio). `share` is what in_loop adds to none, as a fraction of none, and `forecast_share`
     is its prediction.
     """
-    included = gaps[usable(gaps) & (gaps.contender == "in_loop")]
+    included = gaps[is_included(gaps) & (gaps.contender == "in_loop")]
     measured = {tuple(row[key] for key in GAP_KEYS): row for row in included.to_dict("records")}
     added = {tuple(row[key] for key in GAP_KEYS): row["cost_s"] / row["none_s"] for row in costs.to_dict("records")}
     rows = []

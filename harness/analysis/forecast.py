@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from harness.analysis.roofline import MEASURED_IN, Roof, least, roof
+from harness.analysis.roofline import MEASURED_IN, Roofline, roofline_from_rates, roofline_times
 from harness.records.samples import call_times_ns
 from harness.records.schema import CostsRecord
 from harness.records.store import Record, digest
@@ -29,7 +29,7 @@ LEAST = 0.2  # of the time of the recurrence alone; no form is predicted to take
 
 
 @dataclass(frozen=True)
-class Seen:
+class SweepPoint:
     """Measured point: its workload, seconds of none, and what the two projections add to none in the same rounds."""
 
     workload: Workload
@@ -38,7 +38,7 @@ class Seen:
     batched: float
 
 
-def record(configuration: Configuration, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
+def forecast_record(configuration: Configuration, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
     """Return the forecast record of a configuration's `cells`, none of them measured yet, fitted on `blocks`.
 
     Its status is "unavailable", with the reason, where the blocks cannot be fitted on.
@@ -46,26 +46,26 @@ def record(configuration: Configuration, blocks: list[Record], cells: Iterable[C
     recurrence = recurrence_of(blocks[0])
     body: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(configuration), "recurrence": recurrence}
     body |= {"costs": [], "expected": []}
-    if reason := _lacking(configuration, blocks):
+    if reason := _unavailable_reason(configuration, blocks):
         body |= {"status": "unavailable", "reason": reason}
     else:
-        roofline = roof(blocks[0]["rates"])
+        roofline = roofline_from_rates(blocks[0]["rates"])
         plan = [cell for cell in cells if cell.configuration == configuration and cell.arm.recurrence == recurrence]
         for pass_ in study.passes:
-            costs = solved([seen(block) for block in blocks if block["pass"] == pass_], roofline, pass_)
+            costs = solve_costs([sweep_point(block) for block in blocks if block["pass"] == pass_], roofline, pass_)
             body["costs"].append(costs.model_dump(by_alias=True))
-            for workload in _workloads([cell for cell in plan if cell.pass_ == pass_]):
+            for workload in _forecast_workloads([cell for cell in plan if cell.pass_ == pass_]):
                 body["expected"].append(
-                    {"workload": workload.name, "pass": pass_, **expected(costs, roofline, workload)}
+                    {"workload": workload.name, "pass": pass_, **predict_seconds(costs, roofline, workload)}
                 )
     return {"key": digest([asdict(configuration), recurrence, study.seed])} | body
 
 
-def solved(points: list[Seen], roofline: Roof, pass_: str) -> CostsRecord:
+def solve_costs(points: list[SweepPoint], roofline: Roofline, pass_: str) -> CostsRecord:
     """Solve for the costs of two points with different T."""
     short, long = sorted(points, key=lambda point: point.workload.T)
     steps, extra_steps = long.workload.T, long.workload.T - short.workload.T
-    floors = [least(roofline, point.workload, pass_) for point in (short, long)]
+    floors = [roofline_times(roofline, point.workload, pass_) for point in (short, long)]
     step = max((long.none - short.none) / extra_steps - floors[1].step, 0.0)
     pairs = list(zip((short, long), floors, strict=True))
     short_s, long_s = (point.in_loop - floor.loss for point, floor in pairs)
@@ -83,9 +83,9 @@ def solved(points: list[Seen], roofline: Roof, pass_: str) -> CostsRecord:
     )
 
 
-def expected(costs: CostsRecord, roofline: Roof, workload: Workload) -> dict[str, float]:
+def predict_seconds(costs: CostsRecord, roofline: Roofline, workload: Workload) -> dict[str, float]:
     """Return the predicted seconds of a call with each projection, at least `LEAST` of the recurrence's alone."""
-    floor = least(roofline, workload, costs.pass_)
+    floor = roofline_times(roofline, workload, costs.pass_)
     none = costs.call_s + workload.T * (costs.step_s + floor.step)
     in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.one) + floor.loss
     batched = none + costs.after_s + floor.once + floor.loss
@@ -93,15 +93,15 @@ def expected(costs: CostsRecord, roofline: Roof, workload: Workload) -> dict[str
     return {"none_s": none, "in_loop_s": max(in_loop, minimum), "batched_s": max(batched, minimum)}
 
 
-def seen(block: Record) -> Seen:
+def sweep_point(block: Record) -> SweepPoint:
     """Return the point of a sweep's block that nothing is missing from."""
     recurrence = recurrence_of(block)
     none, *forms = (call_times_ns(block["arms"][f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
     in_loop, batched = (float(np.median(form - none)) for form in forms)
-    return Seen(Workload(**block["workload"]), float(np.median(none)), in_loop, batched)
+    return SweepPoint(Workload(**block["workload"]), float(np.median(none)), in_loop, batched)
 
 
-def missing(block: Record) -> str:
+def missing_form(block: Record) -> str:
     """Return the first form that a sweep's block has no times of, with the reason, or nothing when it has all."""
     for projection in SWEPT:
         arm = block["arms"].get(name := f"{recurrence_of(block)}_{projection}")
@@ -116,16 +116,16 @@ def recurrence_of(block: Record) -> str:
     return next(name.partition("_")[0] for name in block["arms"])
 
 
-def _lacking(configuration: Configuration, blocks: list[Record]) -> str:
+def _unavailable_reason(configuration: Configuration, blocks: list[Record]) -> str:
     """Return why the blocks cannot be fitted on, or nothing when they can."""
     if configuration.precision not in MEASURED_IN:
         return "rates are measured of float32 alone"
-    if form := next(filter(None, map(missing, blocks)), ""):
+    if form := next(filter(None, map(missing_form, blocks)), ""):
         return f"it is told from {form}"
     return "" if blocks[0].get("rates") else "no rates were measured"
 
 
-def _workloads(cells: list[Cell]) -> list[Workload]:
+def _forecast_workloads(cells: list[Cell]) -> list[Workload]:
     """Return the workloads that both forms are planned for, in the plan's order."""
     in_loop, batched = ({c.workload: None for c in cells if c.arm.projection == form} for form in SWEPT[1:])
     return [workload for workload in in_loop if workload in batched]

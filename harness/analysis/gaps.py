@@ -30,18 +30,24 @@ GAPS = [
 DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are separated from the loop's
-Pair = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
-Times = dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]]  # Found's keys -> nanoseconds a call, by process
-Reasons = dict[tuple[str, str, str], str]  # framework, execution, recurrence of a prototype -> why it is one
-Found = dict[tuple[Any, ...], tuple[stats.Sample, float]]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
+PairNames = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
+PairedTimes = dict[
+    tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]
+]  # Found's keys -> nanoseconds a call, by process
+PrototypeReasons = dict[tuple[str, str, str], str]  # framework, execution, recurrence of a prototype -> why it is one
+GapSamples = dict[
+    tuple[Any, ...], tuple[stats.Sample, float]
+]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
 
-def tables_of(blocks: list[Record], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def gaps_and_contrasts(blocks: list[Record], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the gaps of a run, every projection over batched, and its contrasts, which have other baselines."""
-    gap_samples = samples(blocks, _both)
-    gaps = _trusted(_compared(study, {key: value for key, value in gap_samples.items() if key[-1] == BATCHED}))
-    contrasts = _compared(study, {key: value for key, value in gap_samples.items() if key[-1] != BATCHED})
-    return gaps, _also_trusted(contrasts, gaps)
+    gap_samples = samples_by_gap(blocks, _all_pairs)
+    gaps = _check_gap_controls(
+        _gap_table(study, {key: value for key, value in gap_samples.items() if key[-1] == BATCHED})
+    )
+    contrasts = _gap_table(study, {key: value for key, value in gap_samples.items() if key[-1] != BATCHED})
+    return gaps, _check_contrast_controls(contrasts, gaps)
 
 
 def block_key(record: Record) -> tuple[Any, ...]:
@@ -50,20 +56,20 @@ def block_key(record: Record) -> tuple[Any, ...]:
 
 
 @cache
-def arm_of(name: str) -> dict[str, str]:
+def parse_arm_name(name: str) -> dict[str, str]:
     recurrence, _, projection = name.partition("_")
     return {"recurrence": recurrence, "projection": projection}
 
 
-def _against_batched(arms: Iterable[str]) -> Iterator[Pair]:
+def _batched_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield the pairs of every other projection and batched, after the same recurrence."""
     for name in arms:
-        recurrence, projection = arm_of(name).values()
+        recurrence, projection = parse_arm_name(name).values()
         if projection in CONTENDERS:
             yield recurrence, projection, BATCHED, f"{recurrence}_{BATCHED}"
 
 
-def _otherwise(arms: Iterable[str]) -> Iterator[Pair]:
+def _contrast_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield the pairs whose baseline is not batched.
 
     T products after the loop over T inside it; the wrapper's form over the framework's own layer; and every projected
@@ -72,26 +78,26 @@ def _otherwise(arms: Iterable[str]) -> Iterator[Pair]:
     for recurrence in LOOPS:
         yield recurrence, "per_step", "in_loop", f"{recurrence}_in_loop"
         yield recurrence, "in_loop", OWN, OWN
-    yield from against_none(arms)
+    yield from none_pairs(arms)
 
 
-def against_none(arms: Iterable[str]) -> Iterator[Pair]:
+def none_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield the pairs of every projected form and the loop alone."""
     for recurrence, projection in itertools.product(LOOPS, ADDED):
         yield recurrence, projection, "none", f"{recurrence}_none"
 
 
-def _both(arms: Iterable[str]) -> Iterator[Pair]:
+def _all_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield every pair that is compared."""
-    return itertools.chain(_against_batched(arms), _otherwise(arms))
+    return itertools.chain(_batched_pairs(arms), _contrast_pairs(arms))
 
 
-def paired(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]]) -> Times:
+def paired_times(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[PairNames]]) -> PairedTimes:
     """Return nanoseconds a call of contender and baseline in the same rounds, a pair of arrays for each process."""
-    times: Times = {}
+    times: PairedTimes = {}
     for record in blocks:
         place = block_key(record)
-        per_call = {name: call_times_ns(arm) for name, arm in record["arms"].items() if _good(arm)}
+        per_call = {name: call_times_ns(arm) for name, arm in record["arms"].items() if _has_times(arm)}
         for recurrence, projection, baseline, base in pairs(per_call):
             if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
                 times.setdefault((*place, recurrence, projection, baseline), []).append(
@@ -100,50 +106,52 @@ def paired(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]
     return times
 
 
-def samples(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[Pair]] = _against_batched) -> Found:
+def samples_by_gap(
+    blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[PairNames]] = _batched_pairs
+) -> GapSamples:
     """Return the sample of every measured gap, and the median over processes of its rounds."""
     return {
-        key: (stats.sample(processes), float(statistics.median(len(times) for times, _ in processes)))
-        for key, processes in paired(blocks, pairs).items()
+        key: (stats.gap_sample(processes), float(statistics.median(len(times) for times, _ in processes)))
+        for key, processes in paired_times(blocks, pairs).items()
     }
 
 
-def priors(gap_samples: Found) -> dict[str, stats.Prior]:
+def fit_priors(gap_samples: GapSamples) -> dict[str, stats.Prior]:
     """Fit a prior of a gap's variance for each device, because a CPU's variances say nothing of a GPU's."""
     device_samples: dict[str, list[stats.Sample]] = {}
     for key, (sample, _) in gap_samples.items():
         device_samples.setdefault(key[DEVICE], []).append(sample)
-    return {device: stats.prior(group) for device, group in device_samples.items()}
+    return {device: stats.fit_prior(group) for device, group in device_samples.items()}
 
 
-def _compared(study: Study, gap_samples: Found) -> pd.DataFrame:
+def _gap_table(study: Study, gap_samples: GapSamples) -> pd.DataFrame:
     """Return a row for each pair, with its verdict."""
-    device_priors = priors(gap_samples)
+    device_priors = fit_priors(gap_samples)
     rows = []
     for key, (sample, rounds) in gap_samples.items():
-        gap = stats.gap(sample, study.margin)
+        gap = stats.estimate_gap(sample, study.margin)
         row = dict(zip([*GAP_KEYS, "baseline"], key, strict=True)) | {"gap": gap, "processes": gap.processes}
-        variances = stats.parts(sample, rounds, device_priors[key[DEVICE]])
-        row["needs"] = _more(gap, variances, rounds, study.target) if variances else math.nan
+        variances = stats.variance_components(sample, rounds, device_priors[key[DEVICE]])
+        row["needs"] = _remaining_processes(gap, variances, rounds, study.target) if variances else math.nan
         row |= {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "rounds": rounds}
         rows.append(row | {"direction": gap.direction})
     frame = pd.DataFrame(rows, columns=[*GAPS, "gap"])
     frame = frame.sort_values([*GAP_KEYS, "baseline"], kind="stable", ignore_index=True)
     frame["verdict"] = frame["verdict"].astype(object)
     swept = frame.workload.isin({point.name for point in study.swept})
-    for _, family in frame.groupby([*(frame[name] for name in ENGINE), swept, _question(frame)], sort=False):
+    for _, family in frame.groupby([*(frame[name] for name in ENGINE), swept, _question_labels(frame)], sort=False):
         frame.loc[family.index, "verdict"] = stats.verdicts(list(family.gap))
     return frame.drop(columns="gap")
 
 
-def _more(gap: stats.Gap, variances: stats.Variances, rounds: float, target: float) -> int:
+def _remaining_processes(gap: stats.Gap, variances: stats.Variances, rounds: float, target: float) -> int:
     """Return how many more processes of `rounds` rounds bring a gap's interval to ±`target`; 0 where it is there."""
     if stats.half_width(gap.low, gap.high) <= target:
         return 0
-    return max(1, stats.processes(variances, rounds, target) - gap.processes)
+    return max(1, stats.required_processes(variances, rounds, target) - gap.processes)
 
 
-def _question(frame: pd.DataFrame) -> pd.Series:
+def _question_labels(frame: pd.DataFrame) -> pd.Series:
     """Return the question that each row answers, over which Holm's correction is made.
 
     The A/A controls are one question. The correction is made within one framework, execution, device and precision,
@@ -154,7 +162,7 @@ def _question(frame: pd.DataFrame) -> pd.Series:
     return question.where(frame.contender != TWIN, TWIN)
 
 
-def _trusted(frame: pd.DataFrame) -> pd.DataFrame:
+def _check_gap_controls(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the gaps with a column that says whether the A/A control of their block passed."""
     controls = frame[frame.contender.eq(TWIN)].set_index([k for k in GAP_KEYS if k != "contender"])
     # A 95% interval misses 1 in one control of twenty by chance; those that miss are marked all the same.
@@ -164,7 +172,7 @@ def _trusted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _also_trusted(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+def _check_contrast_controls(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     """Return the contrasts with a column that says whether their A/A controls passed.
 
     The controls are that of the recurrence, and that of the layer where the layer is the baseline.
@@ -179,36 +187,40 @@ def _also_trusted(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(trusted=[contender and baseline for contender, baseline in zip(*sides, strict=True)])
 
 
-def of_prototypes(frame: pd.DataFrame, reasons: Reasons) -> pd.Series:
+def is_prototype(frame: pd.DataFrame, reasons: PrototypeReasons) -> pd.Series:
     """Return which rows are a prototype's."""
     keys = zip(frame.framework, frame.execution, frame.recurrence, strict=True)
     return pd.Series([key in reasons for key in keys], index=frame.index, dtype=bool)
 
 
-def without_prototypes(blocks: list[Record], reasons: Reasons) -> list[Record]:
+def drop_prototypes(blocks: list[Record], reasons: PrototypeReasons) -> list[Record]:
     """Return the blocks with only the arms that are no prototype's."""
-    return _with_arms(blocks, lambda key: key not in reasons)
+    return _filter_arms(blocks, lambda key: key not in reasons)
 
 
-def of_prototypes_alone(blocks: list[Record], reasons: Reasons) -> list[Record]:
+def select_prototypes(blocks: list[Record], reasons: PrototypeReasons) -> list[Record]:
     """Return the blocks with only the arms that are a prototype's."""
-    return _with_arms(blocks, lambda key: key in reasons)
+    return _filter_arms(blocks, lambda key: key in reasons)
 
 
-def _with_arms(blocks: list[Record], predicate: Callable[[tuple[str, str, str]], bool]) -> list[Record]:
+def _filter_arms(blocks: list[Record], predicate: Callable[[tuple[str, str, str]], bool]) -> list[Record]:
     """Return the blocks with only the arms whose (framework, execution, recurrence) satisfies the predicate."""
     records = []
     for record in blocks:
         engine = record["framework"], record["execution"]
-        arms = {name: arm for name, arm in record["arms"].items() if predicate((*engine, arm_of(name)["recurrence"]))}
+        arms = {
+            name: arm
+            for name, arm in record["arms"].items()
+            if predicate((*engine, parse_arm_name(name)["recurrence"]))
+        }
         records.append(record | {"arms": arms})
     return records
 
 
-def usable(gaps: pd.DataFrame) -> pd.Series:
+def is_included(gaps: pd.DataFrame) -> pd.Series:
     """Return which gaps are included: all but those of a block whose A/A control missed 1."""
     return gaps.trusted | gaps.ci_low.isna()
 
 
-def _good(arm: dict[str, Any]) -> bool:
+def _has_times(arm: dict[str, Any]) -> bool:
     return arm["status"] == "ok" and bool(arm["samples_ns"])

@@ -28,7 +28,7 @@ class Work(NamedTuple):
     missing: dict[str, str]
 
 
-def work(evidence: Mapping[str, Any], least: int, item_bytes: int) -> Work:
+def work_from_evidence(evidence: Mapping[str, Any], least: int, item_bytes: int) -> Work:
     """Return the work of a call from its recorded evidence.
 
     `least` is the least number of operations that the call's outputs require.

@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pandas as pd
 
-from harness.analysis.gaps import ARM, CONFIG, arm_of, block_key
+from harness.analysis.gaps import ARM, CONFIG, block_key, parse_arm_name
 from harness.records.samples import median_call_s
 from harness.records.store import Record
 
@@ -30,12 +30,12 @@ def faults(blocks: list[Record]) -> pd.DataFrame:
         for name, arm in block["arms"].items():
             if arm.get("faults") and arm["status"] == "ok":
                 count = statistics.median(arm["faults"]) / arm["calls"]
-                keys = [*block_key(block), *arm_of(name).values(), block["replicate"]]
+                keys = [*block_key(block), *parse_arm_name(name).values(), block["replicate"]]
                 rows.append([*keys, count, min(count * fault_s / median_call_s(arm), 1.0)])
     return pd.DataFrame(rows, columns=FAULTS).sort_values([*PLACE, "process"], kind="stable", ignore_index=True)
 
 
-def uneven(table: pd.DataFrame, margin: float) -> pd.DataFrame:
+def arms_with_uneven_faults(table: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Return the arms whose share of time in page faults differs by more than `margin` between processes.
 
     A row has the least and the greatest share. In such an arm the allocator, and not only the program, is part of

@@ -47,7 +47,7 @@ def curve(seconds: Mapping[float, float]) -> Curve:
 
 
 @dataclass(frozen=True)
-class Roof:
+class Roofline:
     """Rates of one machine: operations a second in a large product, and seconds by bytes moved."""
 
     flops_s: float
@@ -62,14 +62,14 @@ class Roof:
         return self.memory(ITEM * count)
 
 
-def roof(rates: Mapping[str, Any]) -> Roof:
+def roofline_from_rates(rates: Mapping[str, Any]) -> Roofline:
     """Return the roofline of a worker's rates, see harness.worker.peak_rates."""
     memory = {2.0 * ITEM * int(count): ns / 1e9 for count, ns in rates["scale_ns"].items()}
-    return Roof(rates["flops_s"], curve(memory))
+    return Roofline(rates["flops_s"], curve(memory))
 
 
 @dataclass(frozen=True)
-class Least:
+class RooflineTimes:
     """Seconds of a workload's parts in one pass.
 
     `step` is that of a step. `one` is what one step's projection adds in the loop, which may be negative. `once` is
@@ -83,7 +83,7 @@ class Least:
     loss: float
 
 
-def least(roof: Roof, w: Workload, pass_: str) -> Least:
+def roofline_times(roof: Roofline, w: Workload, pass_: str) -> RooflineTimes:
     """Return the seconds of the parts, forward, and with their gradients in train.
 
     Counted are a part's products, the arrays it is given element by element, and what it keeps.
@@ -99,12 +99,12 @@ def least(roof: Roof, w: Workload, pass_: str) -> Least:
     step = roof.product(w.B, w.I, width) + roof.product(w.B, w.H, width) + roof.moved(3 * w.B * width) + state_s
     in_loop, batched = roof.product(w.B, w.H, w.O) + output_s, roof.product(rows, w.H, w.O) + roof.moved(2 * rows * w.O)
     if pass_ == "forward":
-        return Least(step, in_loop - state_s, batched, 0.0)
+        return RooflineTimes(step, in_loop - state_s, batched, 0.0)
     step += roof.product(w.B, width, w.H) + roof.product(w.H, w.B, width) + roof.product(w.I, w.B, width)
     step += roof.moved(6 * w.B * width) + roof.moved(3 * w.H * width)
     in_loop += roof.product(w.B, w.O, w.H) + roof.product(w.H, w.B, w.O) + roof.moved(3 * w.H * w.O)
     batched += roof.product(rows, w.O, w.H) + roof.product(w.H, rows, w.O)
-    return Least(step, in_loop, batched, roof.moved(3 * rows * w.O))
+    return RooflineTimes(step, in_loop, batched, roof.moved(3 * rows * w.O))
 
 
 def flops(w: Workload, pass_: str, projection: str) -> float:
@@ -115,7 +115,7 @@ def flops(w: Workload, pass_: str, projection: str) -> float:
     return 2.0 * w.T * w.B * (forward + backward)
 
 
-def floor_s(roof: Roof, w: Workload, pass_: str, projection: str) -> float:
+def lower_bound_s(roof: Roofline, w: Workload, pass_: str, projection: str) -> float:
     """Return the lower bound of a call's seconds.
 
     It is the longer of two: its operations at the best rate, or moving its inputs and outputs once. The hidden states

@@ -21,7 +21,7 @@ KEYS = ["framework", "execution", "device", "precision", "pass"]
 FLAGS = ["samples", "median_ns", "above", "outliers", "drift", "drifts", "autocorrelation", "bimodal"]
 
 
-def qualities(arms_ns: list[list[int]], margin: float) -> pd.DataFrame:
+def quality_flags(arms_ns: list[list[int]], margin: float) -> pd.DataFrame:
     """Return a row of FLAGS for each arm, from its samples in nanoseconds, in the order they were taken.
 
     `median_ns` is the median sample, or the geometric mean of the middle two where their number is even. `above` is the
@@ -61,7 +61,7 @@ def _flags(logs: np.ndarray, margin: float) -> dict[str, Any]:
         "drift": drift,
         "drifts": pd.array(np.abs(drift) > np.maximum(math.log1p(margin), ERRORS * error), "boolean"),
         "autocorrelation": _autocorrelation(clipped),
-        "bimodal": pd.array(_bimodal(logs - middle, count - outliers), "boolean"),
+        "bimodal": pd.array(_is_bimodal(logs - middle, count - outliers), "boolean"),
     }
 
 
@@ -72,7 +72,7 @@ def _autocorrelation(values: np.ndarray) -> np.ndarray:
     return np.divide((centred[:, 1:] * centred[:, :-1]).sum(axis=1), total, out=np.zeros(len(total)), where=total > 0)
 
 
-def _bimodal(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _is_bimodal(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return whether some split of each row's `counts` lowest values leaves two modes that lie clearly apart.
 
     Computes Ashman's D of every split at once, from running sums of the ordered values and their squares.
@@ -93,7 +93,7 @@ def _bimodal(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.asarray((is_apart & (low_sizes >= minimum) & (low_sizes <= counts[:, None] - minimum)).any(axis=1))
 
 
-def of_blocks(blocks: list[dict[str, Any]], margin: float) -> pd.DataFrame:
+def quality_table(blocks: list[dict[str, Any]], margin: float) -> pd.DataFrame:
     """Return a row for each arm of each process that was measured.
 
     A row is what ran the arm, the pass, the harness's own nanoseconds in a sample, and the flags.
@@ -103,12 +103,12 @@ def of_blocks(blocks: list[dict[str, Any]], margin: float) -> pd.DataFrame:
         place = tuple(block[name] for name in KEYS)
         for arm in block["arms"].values():
             if arm["status"] == "ok" and arm["samples_ns"]:
-                places.append((*place, _own_ns(block, arm)))
+                places.append((*place, _overhead_ns(block, arm)))
                 arms_ns.append(arm["samples_ns"])
-    return pd.concat([pd.DataFrame(places, columns=[*KEYS, "own_ns"]), qualities(arms_ns, margin)], axis=1)
+    return pd.concat([pd.DataFrame(places, columns=[*KEYS, "own_ns"]), quality_flags(arms_ns, margin)], axis=1)
 
 
-def _own_ns(block: dict[str, Any], arm: dict[str, Any]) -> float:
+def _overhead_ns(block: dict[str, Any], arm: dict[str, Any]) -> float:
     """Return the harness's own nanoseconds in a sample; NaN where they were not measured."""
     timer_ns, harness_ns = block["timer_ns"], block.get("floors", {}).get("harness_ns")
     return math.nan if None in (timer_ns, harness_ns) else float(timer_ns + arm["calls"] * harness_ns)

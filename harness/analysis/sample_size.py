@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis import stats
-from harness.analysis.gaps import CONFIG, DEVICE, WORKLOAD, priors, samples
+from harness.analysis.gaps import CONFIG, DEVICE, WORKLOAD, fit_priors, samples_by_gap
 from harness.analysis.stats import Variances
 from harness.records.store import Record
 from harness.study.matrix import SampleSize
@@ -34,46 +34,46 @@ HEADLINE = ("in_loop", "per_step")  # contenders whose gaps must be known to the
 
 
 @dataclass(frozen=True)
-class Costs:
+class BlockCosts:
     """Seconds of a process of a block, whatever its rounds, and of a round of all its arms."""
 
     process_s: float
     round_s: float
 
 
-def needs(blocks: list[Record], study: Study) -> list[Record]:
+def required_sample_sizes(blocks: list[Record], study: Study) -> list[Record]:
     """Return a row for each block whose gaps must be known to the target, except the sweep's.
 
     A row is the block's keys and its required processes and rounds, within the study's limits. The gaps are those of
     HEADLINE after the loops that the harness writes itself, or all gaps of a study that has none of them.
     """
     workload_names = {workload.name for workload in study.workloads}
-    gap_samples = samples(blocks)
-    device_priors = priors(gap_samples)
+    gap_samples = samples_by_gap(blocks)
+    device_priors = fit_priors(gap_samples)
     gaps: dict[tuple[Any, ...], list[Variances]] = {}
-    has_headlines = any(map(_headline, gap_samples))
+    has_headlines = any(map(_is_headline, gap_samples))
     for key, (sample, rounds) in gap_samples.items():
         *block, recurrence, contender, _ = key
-        variances = stats.parts(sample, rounds, device_priors[key[DEVICE]])
-        included = _headline(key) if has_headlines else contender != TWIN
+        variances = stats.variance_components(sample, rounds, device_priors[key[DEVICE]])
+        included = _is_headline(key) if has_headlines else contender != TWIN
         if included and variances and key[WORKLOAD] in workload_names:
             gaps.setdefault((*block, part_of(recurrence, contender)), []).append(variances)
-    costs = spent(blocks)
+    costs = mean_costs(blocks)
     rows = []
     for place, block_gaps in sorted(gaps.items(), key=str):
-        sample_size = need(block_gaps, costs[place], study.target, study.rounds_min, study.rounds)
+        sample_size = required_sample_size(block_gaps, costs[place], study.target, study.rounds_min, study.rounds)
         numbers = {"processes": min(sample_size.processes, study.processes_max), "rounds": sample_size.rounds}
         rows.append(dict(zip((*CONFIG, "workload", "pass", "part"), place, strict=True)) | numbers)
     return rows
 
 
-def _headline(key: tuple[Any, ...]) -> bool:
+def _is_headline(key: tuple[Any, ...]) -> bool:
     """Return whether a gap, by its key, is one of the question's."""
     *_, recurrence, contender, _ = key
     return recurrence in LOOPS and contender in HEADLINE
 
 
-def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
+def mean_costs(blocks: list[Record]) -> dict[tuple[Any, ...], BlockCosts]:
     """Return the mean costs of each block's processes and rounds.
 
     Processes that compiled or counted are left out where there are others.
@@ -97,13 +97,15 @@ def spent(blocks: list[Record]) -> dict[tuple[Any, ...], Costs]:
     means = {}
     for key, rows in block_costs.items():
         warm = [row for row in rows if row[0]] or rows
-        means[key] = Costs(*(sum(column) / len(warm) for column in list(zip(*warm, strict=True))[1:]))
+        means[key] = BlockCosts(*(sum(column) / len(warm) for column in list(zip(*warm, strict=True))[1:]))
     return means
 
 
-def need(gaps: list[Variances], costs: Costs, target: float, rounds_min: int, rounds_max: int) -> SampleSize:
+def required_sample_size(
+    gaps: list[Variances], costs: BlockCosts, target: float, rounds_min: int, rounds_max: int
+) -> SampleSize:
     """Return the cheapest processes and rounds, from `rounds_min` to `rounds_max`, that suffice for all gaps."""
     worst = max(gaps, key=lambda gap: gap.between + gap.of_round / rounds_max)
     optimum = math.sqrt(worst.of_round * costs.process_s / (max(worst.between, 1e-30) * max(costs.round_s, 1e-9)))
     rounds = int(np.clip(round(optimum), rounds_min, rounds_max))
-    return SampleSize(max(stats.processes(gap, rounds, target) for gap in gaps), rounds)
+    return SampleSize(max(stats.required_processes(gap, rounds, target) for gap in gaps), rounds)

@@ -107,7 +107,7 @@ class Variances:
     freedom: float
 
 
-def sample(processes: Sequence[tuple[Times, Times]]) -> Sample:
+def gap_sample(processes: Sequence[tuple[Times, Times]]) -> Sample:
     """Return a gap's sample from the times (contender, baseline) of each process, one per round and in order."""
     log_ratios = [
         np.log(np.asarray(contender, float) / np.asarray(baseline, float)) for contender, baseline in processes
@@ -127,7 +127,7 @@ def _medians(rows: Sequence[np.ndarray]) -> list[float]:
 
 
 @cache
-def _bootstrap(count: int) -> np.ndarray:
+def _median_probabilities(count: int) -> np.ndarray:
     """Return the probability of each of `count` ordered values to be the median of a resample.
 
     Source: Maritz and Jarrett 1978, eq. 3.
@@ -142,12 +142,12 @@ def median_variance(rounds: np.ndarray) -> Any:
     Uses einsum, not matmul: BLAS would wake threads for products this small, and the last digit would depend on their
     number.
     """
-    weights, ordered = _bootstrap(rounds.shape[-1]), np.sort(rounds, axis=-1)
+    weights, ordered = _median_probabilities(rounds.shape[-1]), np.sort(rounds, axis=-1)
     deviations = ordered - np.einsum("...i,i->...", ordered, weights)[..., None]
     return np.einsum("...i,...i,i->...", deviations, deviations, weights)
 
 
-def prior(samples: Sequence[Sample]) -> Prior:
+def fit_prior(samples: Sequence[Sample]) -> Prior:
     """Fit the prior that maximises the likelihood of the samples' variances.
 
     Returns `NO_PRIOR` for fewer than `FEWEST` gaps.
@@ -186,7 +186,7 @@ def _f_logpdf(ratios: np.ndarray, d1: np.ndarray, d2: float) -> np.ndarray:
     return np.asarray(constant + (m - 1) * np.log(ratios) - (m + n) * np.log(d1 * ratios + d2))
 
 
-def moderated(sample: Sample, prior: Prior) -> tuple[float, float]:
+def shrunken_variance(sample: Sample, prior: Prior) -> tuple[float, float]:
     """Return a gap's shrunken variance over two or more processes, and its degrees of freedom."""
     count = len(sample.log_ratios)
     freedom = prior.freedom + count - 1
@@ -194,7 +194,7 @@ def moderated(sample: Sample, prior: Prior) -> tuple[float, float]:
     return variance, min(freedom, prior.pooled)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of a quantity over processes, one value each, and its 95% interval.
 
     The limits are NaN with one process.
@@ -202,11 +202,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     count, mean = len(values), float(np.mean(values))
     if count < 2:
         return mean, math.nan, math.nan
-    half_width = _t(count - 1) * math.sqrt(float(np.var(values, ddof=1)) / count)
+    half_width = _t_quantile(count - 1) * math.sqrt(float(np.var(values, ddof=1)) / count)
     return mean, mean - half_width, mean + half_width
 
 
-def welch(difference: Any, half_widths: Sequence[Any], counts: Sequence[Any]) -> Any:
+def welch_test(difference: Any, half_widths: Sequence[Any], counts: Sequence[Any]) -> Any:
     """Return whether two means differ at 95%, elementwise, from their `difference`.
 
     `half_widths` are those of the means' 95% intervals, and `counts` their numbers of processes. Welch's t (1947), with
@@ -219,14 +219,14 @@ def welch(difference: Any, half_widths: Sequence[Any], counts: Sequence[Any]) ->
     return np.abs(difference) > special.stdtrit(freedom, probability) * np.sqrt(variance)
 
 
-def gap(sample: Sample, margin: float) -> Gap:
+def estimate_gap(sample: Sample, margin: float) -> Gap:
     """Return the gap over processes; `margin` is a fraction, such as 0.02."""
     count, mean = len(sample.log_ratios), float(np.mean(sample.log_ratios))
     if count < 2:
         return Gap(math.exp(mean), math.nan, math.nan, count, INCONCLUSIVE, 1.0)
     freedom = count - 1
     error = math.sqrt(sample.variance / count) or 1e-12  # 0 where all processes agree to the last digit
-    half_width = _t(freedom) * error
+    half_width = _t_quantile(freedom) * error
     log_margin = math.log1p(margin)
 
     def above(limit: float) -> float:
@@ -252,41 +252,43 @@ def gap(sample: Sample, margin: float) -> Gap:
     )
 
 
-def parts(sample: Sample, rounds: float, prior: Prior) -> Variances | None:
+def variance_components(sample: Sample, rounds: float, prior: Prior) -> Variances | None:
     """Return a gap's shrunken variance in its two parts, for planning; None with fewer than two processes."""
     count = len(sample.log_ratios)
     if count < 2:
         return None
-    variance, freedom = moderated(sample, prior)
+    variance, freedom = shrunken_variance(sample, prior)
     factor = prior.factor if prior.freedom else 1.0
     within = min(factor * sample.noise, (1 - LEAST_BETWEEN) * variance)
     return Variances(variance - within, within * rounds, freedom)
 
 
-def processes(variances: Variances, rounds: float, target: float) -> int:
+def required_processes(variances: Variances, rounds: float, target: float) -> int:
     """Return the number of processes of `rounds` rounds that brings a gap's interval to ±`target`.
 
     Student's t is that of the variance's degrees of freedom, or of the final interval's where they are fewer.
     """
     variance, log_target = variances.between + variances.of_round / rounds, math.log1p(target)
-    count = max(2, math.ceil(variance * (_t(variances.freedom) / log_target) ** 2))
-    while _t(count - 1) * math.sqrt(variance / count) > log_target:
+    count = max(2, math.ceil(variance * (_t_quantile(variances.freedom) / log_target) ** 2))
+    while _t_quantile(count - 1) * math.sqrt(variance / count) > log_target:
         count += 1
     return count
 
 
 @cache
-def _t(freedom: float) -> float:
+def _t_quantile(freedom: float) -> float:
     """Return the half-width of a 95% interval in standard errors, by Student's t."""
     return float(special.stdtrit(freedom, 1 - LEVEL / 2))
 
 
 def verdicts(gaps: Sequence[Gap]) -> list[str]:
     """Return a verdict for each gap of one family, Holm-corrected over all of them."""
-    return [g.leaning if p <= LEVEL else INCONCLUSIVE for g, p in zip(gaps, holm([g.p for g in gaps]), strict=True)]
+    return [
+        g.leaning if p <= LEVEL else INCONCLUSIVE for g, p in zip(gaps, holm_adjust([g.p for g in gaps]), strict=True)
+    ]
 
 
-def rate(hits: int, cases: int) -> tuple[float, float, float]:
+def rate_interval(hits: int, cases: int) -> tuple[float, float, float]:
     """Return a rate and its 95% interval (Clopper and Pearson 1934); `cases` is at least 1."""
     low = special.betaincinv(hits, cases - hits + 1, LEVEL / 2) if hits else 0.0
     high = special.betaincinv(hits + 1, cases - hits, 1 - LEVEL / 2) if hits < cases else 1.0
@@ -298,7 +300,7 @@ def half_width(low: Any, high: Any) -> Any:
     return (high / low) ** 0.5 - 1
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_adjust(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjusted p-values, in the order given."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):

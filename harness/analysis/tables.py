@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis import attribution, gaps, page_faults
-from harness.analysis.gaps import ARM, CONFIG, arm_of, block_key
-from harness.analysis.operations import least_operations, work
+from harness.analysis.gaps import ARM, CONFIG, block_key, parse_arm_name
+from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
 from harness.records import gates
 from harness.records.samples import median_call_s
@@ -56,7 +56,7 @@ CSV: dict[str, Any] = {
 }
 WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
-Counted = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name, and the arm
+CountedArm = tuple[Record, str, dict[str, Any]]  # an arm whose calls were counted: its record, its name, and the arm
 
 
 class Tables:
@@ -79,27 +79,27 @@ class Tables:
         self.checks = [*(record for record in last_tries if record["kind"] == "check"), *verification_checks]
         self.gates = gates.Gates(self.checks)
         self.first_tries = [record for record in records if record.get("first_try") and record not in last_tries]
-        wrong = _wrong_in_fp64(self.checks)
-        with_guests = [_withheld(record, wrong) for record in last_tries if record["kind"] == "block"]
+        wrong = _fp64_failures(self.checks)
+        with_guests = [_withhold_wrong_times(record, wrong) for record in last_tries if record["kind"] == "block"]
         self.blocks = [without_guests(record) for record in with_guests]
         self.times = _times(self)
         self.faults = page_faults.faults(self.blocks)
         prototypes = self.heading.get("prototypes", ())  # older records mark none
         self.prototype_reasons = {(p["framework"], p["execution"], p["recurrence"]): p["reason"] for p in prototypes}
-        blocks = gaps.without_prototypes(with_guests, self.prototype_reasons)
-        run_gaps, contrasts = gaps.tables_of(blocks, self.study)
-        blocks = gaps.of_prototypes_alone(with_guests, self.prototype_reasons)
-        self.prototypes, _ = gaps.tables_of(blocks, self.study)
+        blocks = gaps.drop_prototypes(with_guests, self.prototype_reasons)
+        run_gaps, contrasts = gaps.gaps_and_contrasts(blocks, self.study)
+        blocks = gaps.select_prototypes(with_guests, self.prototype_reasons)
+        self.prototypes, _ = gaps.gaps_and_contrasts(blocks, self.study)
         swept = run_gaps.workload.isin({point.name for point in self.study.swept})
         self.gaps, self.swept = (run_gaps[rows].reset_index(drop=True) for rows in (~swept, swept))
         over_none = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
         self.forecasts = latest_records(records, ("forecast",))
-        self.costs = attribution.costs(self.blocks, self.times, added)
+        self.costs = attribution.projection_costs(self.blocks, self.times, added)
         self.slopes = attribution.slopes(self.blocks, self.study)
-        self.scores = attribution.scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
+        self.scores = attribution.forecast_scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
         self.identity = _identity(self)
-        counted_arms = list(_first_counted(self.blocks))
+        counted_arms = list(_first_counted_arms(self.blocks))
         self.evidence = _evidence(counted_arms)
         self.variables = _variables(counted_arms)
 
@@ -109,7 +109,7 @@ class Tables:
         return [partial(getattr(self, name).to_csv, folder.absolute() / f"{name}.csv", **CSV) for name in names]
 
 
-def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
+def _fp64_failures(checks: list[Record]) -> dict[tuple[str, ...], str]:
     """Return why the fp64 verification failed, by framework, device, execution, pass and arm."""
     return {
         gates.program(check, name): f"in fp64 {arm['reason']}"
@@ -119,7 +119,7 @@ def _wrong_in_fp64(checks: list[Record]) -> dict[tuple[str, ...], str]:
     }
 
 
-def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
+def _withhold_wrong_times(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
     """Return the block without the times of arms that failed the fp64 gate."""
     arms = {}
     for name, arm in record["arms"].items():
@@ -129,7 +129,7 @@ def _withheld(record: Record, wrong: dict[tuple[str, ...], str]) -> Record:
     return record | {"arms": arms}
 
 
-def _place(record: Record) -> dict[str, Any]:
+def _cell_columns(record: Record) -> dict[str, Any]:
     workload = record["workload"]
     sizes = {size: workload[size] for size in SIZES}
     return {name: record[name] for name in CONFIG} | {"workload": workload["name"]} | sizes | {"pass": record["pass"]}
@@ -140,10 +140,10 @@ def _times(tables: Tables) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []  # in the order of TIMES, not by name, because there are many
     measured = set()
     for record in tables.blocks:
-        place, key = tuple(_place(record).values()), block_key(record)
+        place, key = tuple(_cell_columns(record).values()), block_key(record)
         for name, arm in record["arms"].items():
-            arm_key = tuple(arm_of(name).values())
-            rows.append((*place, *arm_key, record["replicate"], *_time(record, arm)))
+            arm_key = tuple(parse_arm_name(name).values())
+            rows.append((*place, *arm_key, record["replicate"], *_timing_values(record, arm)))
             measured.add((*key, *arm_key))
     keys = [*CONFIG, "workload", "pass", *ARM]
     budget = budgets(tables.sittings)[-1]
@@ -156,7 +156,7 @@ def _times(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TIMES).sort_values([*keys, "process"], kind="stable", ignore_index=True)
 
 
-def _time(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
+def _timing_values(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
     """Return the values of TIMES from median_s on, in seconds.
 
     A first call is a result only in replicate 0, whose caches were empty.
@@ -171,12 +171,15 @@ def _time(record: Record, arm: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _evidence(counted_arms: list[Counted]) -> pd.DataFrame:
+def _evidence(counted_arms: list[CountedArm]) -> pd.DataFrame:
     """Return a row for each cell whose calls were counted.
 
     Raises UsageError where a count is too large for a table.
     """
-    rows = [_place(record) | arm_of(name) | _row(record, name, arm) for record, name, arm in counted_arms]
+    rows = [
+        _cell_columns(record) | parse_arm_name(name) | _evidence_row(record, name, arm)
+        for record, name, arm in counted_arms
+    ]
     frame = pd.DataFrame(rows, columns=EVIDENCE)
     try:
         frame[COUNTS] = frame[COUNTS].astype("Int64")
@@ -185,13 +188,13 @@ def _evidence(counted_arms: list[Counted]) -> pd.DataFrame:
     return frame.sort_values([*CONFIG, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
-def _variables(counted_arms: list[Counted]) -> pd.DataFrame:
+def _variables(counted_arms: list[CountedArm]) -> pd.DataFrame:
     """Return a row for each variable of each program that keeps its own, in the program's order.
 
     A shape is written as [101×100].
     """
     rows = [
-        _place(record) | arm_of(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
+        _cell_columns(record) | parse_arm_name(arm_name) | {"variable": name, "shape": f"[{'×'.join(map(str, shape))}]"}
         for record, arm_name, arm in counted_arms
         for name, shape in arm["evidence"].get("variables", ())
     ]
@@ -199,7 +202,7 @@ def _variables(counted_arms: list[Counted]) -> pd.DataFrame:
     return frame.sort_values([*CONFIG, "workload", "pass", *ARM], kind="stable", ignore_index=True)
 
 
-def _first_counted(blocks: list[Record]) -> Iterator[Counted]:
+def _first_counted_arms(blocks: list[Record]) -> Iterator[CountedArm]:
     """Yield each cell whose calls were counted, from the first process that counted them."""
     keys = set()
     for record in blocks:
@@ -210,14 +213,14 @@ def _first_counted(blocks: list[Record]) -> Iterator[Counted]:
                 yield record, name, arm
 
 
-def _row(record: Record, name: str, arm: dict[str, Any]) -> dict[str, Any]:
+def _evidence_row(record: Record, name: str, arm: dict[str, Any]) -> dict[str, Any]:
     """Return an arm's evidence as a row.
 
     What is missing is empty, and the last column says why.
     """
     evidence = asdict(Evidence()) | arm["evidence"]  # older records have fewer fields
-    least = least_operations(record["workload"] | {"T": record["steps"]}, record["pass"], Arm(**arm_of(name)))
-    call_work = work(evidence, least, ITEM_BYTES[record["precision"]])
+    least = least_operations(record["workload"] | {"T": record["steps"]}, record["pass"], Arm(**parse_arm_name(name)))
+    call_work = work_from_evidence(evidence, least, ITEM_BYTES[record["precision"]])
     missing, device_kernels = call_work.missing, evidence["device_kernels"]
     kernels_counted = not {"everything", "kernels"} & missing.keys()
     return {
@@ -244,22 +247,24 @@ def _identity(tables: Tables) -> pd.DataFrame:
     `rel_error` and `bound` are of the row's precision. The fp64 error beside them is that of the same framework,
     device, execution, arm and pass. It is of the row's workload where that was verified at full size (`fp64_gate`).
     """
-    fp64_errors: dict[tuple[str, ...], list[Worst]] = {}
-    for w in _worst(tables.checks):
+    fp64_errors: dict[tuple[str, ...], list[WorstErrors]] = {}
+    for w in _worst_errors(tables.checks):
         fp64_errors.setdefault((*gates.program(w.record, w.arm), w.quantity), []).append(w)
     rows = []
-    for w in _worst(tables.blocks):
+    for w in _worst_errors(tables.blocks):
         others = fp64_errors.get((*gates.program(w.record, w.arm), w.quantity), [])
         errors = {"rel_error": w.found[1], "bound": w.bound[1], "fp64_rel_error": _fp64_error(w, others)}
         errors["fp64_gate"] = tables.gates.of(w.record, w.arm)
         status = {"status": "ok" if all(worst.ok for worst in (w, *others)) else "wrong"}
         differences = dict(zip(("bitwise_equal_to_batched", "max_ulp"), w.found[2:], strict=True))
-        rows.append(_place(w.record) | arm_of(w.arm) | {"quantity": w.quantity} | errors | differences | status)
+        rows.append(
+            _cell_columns(w.record) | parse_arm_name(w.arm) | {"quantity": w.quantity} | errors | differences | status
+        )
     frame = pd.DataFrame(rows, columns=IDENTITY).astype(dict.fromkeys(("fp64_rel_error", "rel_error", "bound"), float))
     return frame.sort_values(IDENTITY_KEYS, kind="stable", ignore_index=True)
 
 
-def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
+def _fp64_error(w: "WorstErrors", others: list["WorstErrors"]) -> float | None:
     """Return the worst fp64 error of a quantity: of the same workload at full size, or else of any check there is."""
     name = w.record["workload"]["name"]
     same_size = [
@@ -270,7 +275,7 @@ def _fp64_error(w: "Worst", others: list["Worst"]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Worst:
+class WorstErrors:
     """Worst errors of a cell's quantity over the processes, in the order of output_check.Found."""
 
     record: Record
@@ -284,14 +289,14 @@ class Worst:
         return within_bounds(self.found, self.bound)
 
 
-def _worst(records: list[Record]) -> list[Worst]:
+def _worst_errors(records: list[Record]) -> list[WorstErrors]:
     """Return the worst errors of each quantity over the processes of a cell, beside the cell's bounds."""
     first: dict[tuple[Any, ...], Record] = {}
     errors: dict[tuple[Any, ...], list[list[Any]]] = {}
     for record in records:
         place = (*block_key(record), record["steps"])
         for name, arm in record["arms"].items():
-            if arm_of(name)["projection"] != TWIN:
+            if parse_arm_name(name)["projection"] != TWIN:
                 for quantity, process_errors in arm.get("quantities", {}).items():
                     key = (*place, name, quantity)
                     first.setdefault(key, record)
@@ -299,11 +304,13 @@ def _worst(records: list[Record]) -> list[Worst]:
     worst = []
     for key, record in first.items():
         name, quantity = key[-2:]
-        worst.append(Worst(record, name, quantity, _joined(errors[key]), record["bounds"][form_of(name)][quantity]))
+        worst.append(
+            WorstErrors(record, name, quantity, _merge_errors(errors[key]), record["bounds"][form_of(name)][quantity])
+        )
     return worst
 
 
-def _joined(errors: list[list[Any]]) -> list[Any]:
+def _merge_errors(errors: list[list[Any]]) -> list[Any]:
     """Return the worst of the errors that the processes have."""
     rms, highest, bitwise, ulp = zip(*errors, strict=True)
     is_same = None if None in bitwise else all(bitwise)

@@ -35,13 +35,13 @@ LAST = 100  # steps whose median loss is compared
 RANGE = (0.035, 0.06)  # where that median must lie
 
 
-class Configuration(schema.ConfigurationRecord):
+class TrainingConfigurationRecord(schema.ConfigurationRecord):
     """Configuration that a process trains in, with the recurrence of both forms."""
 
     recurrence: str
 
 
-class Form(BaseModel):
+class FormRecord(BaseModel):
     """Trajectory of one form, see harness.worker.training."""
 
     status: str
@@ -51,7 +51,7 @@ class Form(BaseModel):
     losses: list[float]
 
 
-class Process(Configuration):
+class ProcessRecord(TrainingConfigurationRecord):
     """Record of one process; `seconds` is the time of its training, without its start."""
 
     key: str
@@ -64,10 +64,10 @@ class Process(Configuration):
     start_s: float | None
     seconds: float | None
     threads_used: float | None
-    forms: dict[str, Form]
+    forms: dict[str, FormRecord]
 
 
-class Oracle(BaseModel):
+class OracleRecord(BaseModel):
     """Losses of the oracle in float64, the truth, and in float32, for comparison.
 
     `bounds` is how far the first losses of a trajectory may be from the truth.
@@ -82,7 +82,7 @@ class Oracle(BaseModel):
     bounds: Annotated[list[float], Field(min_length=1)]
 
 
-class Absent(BaseModel):
+class AbsentExecutionRecord(BaseModel):
     """Execution that nothing is trained in, with the reason."""
 
     framework: str
@@ -90,24 +90,24 @@ class Absent(BaseModel):
     reason: str
 
 
-class Heading(HeaderRecord):
+class TrainingHeaderRecord(HeaderRecord):
     """Run header, the first record: what is to be trained, and on what."""
 
     kind: Literal["training"]
     steps: Annotated[int, Field(ge=1)]
-    seats: list[Configuration]
-    absent: list[Absent]
+    seats: list[TrainingConfigurationRecord]
+    absent: list[AbsentExecutionRecord]
 
 
-KNOWN: TypeAdapter[Heading | Oracle | Process] = TypeAdapter(
-    Annotated[Heading | Oracle | Process, Field(discriminator="kind")]
+KNOWN: TypeAdapter[TrainingHeaderRecord | OracleRecord | ProcessRecord] = TypeAdapter(
+    Annotated[TrainingHeaderRecord | OracleRecord | ProcessRecord, Field(discriminator="kind")]
 )
 TRAINING = Format("train.jsonl", KNOWN, "training", ("seats", "weights"))
-CONFIG = tuple(Configuration.model_fields)
+CONFIG = tuple(TrainingConfigurationRecord.model_fields)
 
 
 @dataclass(frozen=True)
-class Line:
+class FormTrajectory:
     """Trajectory of one form in one configuration.
 
     `alike` is whether every repetition, the A/A control's included, gave the same bits.
@@ -124,7 +124,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Compared:
+class TrainingTimes:
     """Times of one configuration: median seconds of a step and seconds of a first step, by form, and gaps.
 
     The gaps are those of in_loop and of the A/A control.
@@ -137,73 +137,76 @@ class Compared:
     verdict: str
 
 
-def off(losses: Sequence[float], oracle: Record) -> str:
+def excess_reason(losses: Sequence[float], oracle: Record) -> str:
     """Return a sentence on the first loss that is further from the truth than rounding explains, or nothing."""
-    distances = distance(losses, oracle["losses"])
+    distances = relative_differences(losses, oracle["losses"])
     for step, (error, bound) in enumerate(zip(distances, oracle["bounds"], strict=False), 1):
         if not error <= bound:
             return f"the loss of step {step} is off by {error:.2g} (bound {bound:.2g})"
     return ""
 
 
-def distance(losses: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> np.ndarray:
+def relative_differences(losses: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the relative difference from the truth at each step, as far as both go."""
     count = min(len(losses), len(true))
     truth = np.asarray(true[:count], float)
     return np.abs(np.asarray(losses[:count], float) - truth) / truth
 
 
-def final(losses: Sequence[float] | np.ndarray) -> float:
+def median_of_last_steps(losses: Sequence[float] | np.ndarray) -> float:
     """Return the median loss of the last steps."""
     return float(np.median(losses[-LAST:]))
 
 
-def within(losses: Sequence[float] | np.ndarray) -> bool | None:
+def ends_in_range(losses: Sequence[float] | np.ndarray) -> bool | None:
     """Return whether a whole training ended where the notebook's did; None for a shorter one."""
-    return None if len(losses) < WHOLE else RANGE[0] <= final(losses) <= RANGE[1]
+    return None if len(losses) < WHOLE else RANGE[0] <= median_of_last_steps(losses) <= RANGE[1]
 
 
-def processes(records: list[Record]) -> list[Record]:
+def latest_processes(records: list[Record]) -> list[Record]:
     """Return the last record of every process, in the order of their configurations and replicates."""
     process_records = latest_records(records, ("process",))
     return sorted(process_records, key=lambda record: (*(record[name] for name in CONFIG), record["replicate"]))
 
 
-def lines(records: list[Record]) -> list[Line]:
+def form_trajectories(records: list[Record]) -> list[FormTrajectory]:
     """Return the trajectory of every form, from the first process that has it whole."""
     steps = records[0]["steps"]
     trajectories = []
-    for configuration, group in _by_configuration(processes(records)):
+    for configuration, group in _group_by_configuration(latest_processes(records)):
         for form in NOTEBOOK:
             whole = [p["forms"][form]["losses"] for p in group if len(p["forms"][form]["losses"]) == steps]
             controls = [p["forms"][TWIN]["losses"] for p in group] if form == BATCHED else []
             if whole:
                 repetitions = [*whole[1:], *(losses for losses in controls if len(losses) == steps)]
                 alike = all(losses == whole[0] for losses in repetitions) if repetitions else None
-                trajectories.append(Line(configuration, form, np.array(whole[0]), alike))
+                trajectories.append(FormTrajectory(configuration, form, np.array(whole[0]), alike))
     return trajectories
 
 
-def compared(records: list[Record]) -> list[Compared]:
+def training_times(records: list[Record]) -> list[TrainingTimes]:
     """Return the times of every configuration that has a timed process with all forms sound."""
     margin = records[0]["study"]["margin"]
     samples: dict[tuple[int, str], stats.Sample] = {}
-    configurations = [(configuration, _timed(group)) for configuration, group in _by_configuration(processes(records))]
+    configurations = [
+        (configuration, _timed_processes(group))
+        for configuration, group in _group_by_configuration(latest_processes(records))
+    ]
     configurations = [(configuration, group) for configuration, group in configurations if group]
     for index, (_, group) in enumerate(configurations):
         for form in ("in_loop", TWIN):
             pairs = [(p["forms"][form]["samples_ns"], p["forms"][BATCHED]["samples_ns"]) for p in group]
-            samples[index, form] = stats.sample(pairs)
-    gaps = {key: stats.gap(sample, margin) for key, sample in samples.items()}
+            samples[index, form] = stats.gap_sample(pairs)
+    gaps = {key: stats.estimate_gap(sample, margin) for key, sample in samples.items()}
     verdicts = _verdicts(
         [configuration for configuration, _ in configurations],
         [gaps[index, "in_loop"] for index in range(len(configurations))],
     )
     return [
-        Compared(
+        TrainingTimes(
             configuration,
-            _median_s(group),
-            _first_s(group),
+            _median_step_s(group),
+            _first_step_s(group),
             {form: gaps[index, form] for form in ("in_loop", TWIN)},
             verdict,
         )
@@ -222,19 +225,19 @@ def _verdicts(configurations: list[dict[str, Any]], gaps: list[Gap]) -> list[str
     return [verdicts[index] for index in range(len(configurations))]
 
 
-def _by_configuration(records: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
+def _group_by_configuration(records: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record[name] for name in CONFIG), []).append(record)
     return [(dict(zip(CONFIG, key, strict=True)), group) for key, group in groups.items()]
 
 
-def _timed(records: list[Record]) -> list[Record]:
+def _timed_processes(records: list[Record]) -> list[Record]:
     """Return the processes whose forms are all sound and were timed."""
     return [p for p in records if all(f["status"] == "ok" and f["samples_ns"] for f in p["forms"].values())]
 
 
-def _median_s(records: list[Record]) -> dict[str, float]:
+def _median_step_s(records: list[Record]) -> dict[str, float]:
     """Return the median over processes of each process's median step in seconds, by form."""
     return {
         form: statistics.median(statistics.median(p["forms"][form]["samples_ns"]) for p in records) / 1e9
@@ -242,15 +245,15 @@ def _median_s(records: list[Record]) -> dict[str, float]:
     }
 
 
-def _first_s(records: list[Record]) -> dict[str, float]:
+def _first_step_s(records: list[Record]) -> dict[str, float]:
     """Return the seconds of the first step, by form, of the process that compiles, or of the first there is."""
     return {form: records[0]["forms"][form]["first_call_ns"] / 1e9 for form in NOTEBOOK}
 
 
-def bad(records: list[Record]) -> list[str]:
+def problems(records: list[Record]) -> list[str]:
     """Return a sentence for each form that is not sound, and for each training that ended outside RANGE."""
     sentences = []
-    for p in processes(records):
+    for p in latest_processes(records):
         place = f"{p['framework']} {p['execution']} {p['recurrence']}"
         sentences += [
             f"{trajectory['status']}: {place}, {form}, process {p['replicate']}: {trajectory['reason']}"
@@ -258,9 +261,9 @@ def bad(records: list[Record]) -> list[str]:
             if trajectory["status"] not in ("ok", "unavailable")
         ]
     sentences += [
-        f"{line.name}, {line.form}: the median MSE of the last {LAST} steps is {final(line.losses):.4f}, "
-        f"outside {RANGE[0]:g} to {RANGE[1]:g}"
-        for line in lines(records)
-        if within(line.losses) is False
+        f"{line.name}, {line.form}: the median MSE of the last {LAST} steps is "
+        f"{median_of_last_steps(line.losses):.4f}, outside {RANGE[0]:g} to {RANGE[1]:g}"
+        for line in form_trajectories(records)
+        if ends_in_range(line.losses) is False
     ]
     return sentences

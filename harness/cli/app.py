@@ -187,7 +187,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
 ) -> None:
     """Train as the chapter does, both forms step by step in turns, and compare losses and times."""
-    from harness.analysis.trajectories import TRAINING, bad
+    from harness.analysis.trajectories import TRAINING, problems
     from harness.report import training as reports
     from harness.run import train as training
     from harness.study.study import load_study
@@ -202,7 +202,7 @@ def train(
     files = ResultFiles(out, TRAINING.file, reports.write)
     records, path = _measure_and_report(files, lambda command: training.train(study, steps, out, resume, command))
     print(path)
-    errors = bad(records)
+    errors = problems(records)
     for error in errors:
         print(error, file=sys.stderr)
     raise typer.Exit(1 if errors else 0)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 import impls
-from harness.analysis.operations import least_operations, work
+from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
 from harness.machine import environment, folders
 from harness.records.store import Record
@@ -162,7 +162,7 @@ def _print_evidence(place: str, cell: RequestedCell, evidence: dict[str, Any], f
     out = console()
     products = [Product(*product) for product in evidence["products"]]
     least = least_operations(cell.workload.model_dump(), cell.pass_, cell.arm)
-    counts = work(evidence, least, ITEM_BYTES[cell.precision])
+    counts = work_from_evidence(evidence, least, ITEM_BYTES[cell.precision])
     kernels = None if {"everything", "kernels"} & evidence["missing"].keys() else evidence["kernels"]
     table = Table("one call of", place)
     shapes = f"{counts.products}: {', '.join(map(str, products)) or 'none'}"

@@ -20,7 +20,7 @@ from harness.report.markdown import Row
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Turn the garbage collector off inside the context.
 
     The records are millions of objects without cycles, and the collector would search them all.
@@ -32,23 +32,23 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-@uncollected()
+@no_garbage_collection()
 def write(folder: Path, out: Path | None = None) -> Path:
     """Write report.md, figures/, the tables and environment.json for the records in `folder`.
 
     They go into `out` (by default `folder`). Returns the report's path. Raises UsageError if the records cannot be
     read or `out` cannot be used.
     """
-    run_tables = tables(folder)
+    run_tables = read_tables(folder)
     if out and os.path.realpath(out) != os.path.realpath(folder):
-        make([out])
+        make_folders([out])
     else:
         folders.check_writable(folder)
     with folders.add_path_to_errors(out or folder):
-        return written(body(run_tables, folder, out or folder), out or folder)
+        return write_markdown(body(run_tables, folder, out or folder), out or folder)
 
 
-def tables(folder: Path) -> Tables:
+def read_tables(folder: Path) -> Tables:
     """Return the tables of a run's records. Raises UsageError if there are no records or they cannot be read."""
     records = read_records(folder)
     if not records:
@@ -56,7 +56,7 @@ def tables(folder: Path) -> Tables:
     return Tables(records, read_verification(folder))
 
 
-def make(destinations: list[Path]) -> None:
+def make_folders(destinations: list[Path]) -> None:
     """Make the folders that reports go into.
 
     Raises UsageError, before it makes any folder, if one of them holds another run's records.
@@ -73,37 +73,37 @@ def body(run_tables: Tables, folder: Path, out: Path) -> str:
 
     The results of scripts that lie beside the records are read from `folder`.
     """
-    figure_names, drawings = figures.forests(run_tables)
-    devices = comparison.compared({"": run_tables}) if comparison.both_devices(run_tables) else None
+    figure_names, drawings = figures.forest_plots(run_tables)
+    devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
     if devices is not None:
         drawings |= comparison.drawings(devices, {run_tables.study.margin})
     sweep_drawings = sweeps.drawings(run_tables)
-    with figures.drawing(drawings | sweep_drawings, out / "figures", run_tables.files(out)):
+    with figures.draw_in_background(drawings | sweep_drawings, out / "figures", run_tables.files(out)):
         header = run_tables.heading
         facts = {name: header[name] for name in ("basis", "environments", "weights", "study", "command")}
         (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return said(run_tables, folder, figure_names, list(sweep_drawings), devices)
+        return render_text(run_tables, folder, figure_names, list(sweep_drawings), devices)
 
 
-def said(
+def render_text(
     run_tables: Tables,
     folder: Path,
-    figure_names: figures.Drawn,
+    figure_names: figures.FigureNames,
     sweep_figure_names: list[str],
-    devices: comparison.Compared | None,
+    devices: comparison.ComparedGaps | None,
 ) -> str:
     """Return the text and tables of a report as Markdown, which refers to its figures by name.
 
     `devices` compares the run's CPU with its GPU; None where the run does not have both.
     """
-    script_results = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart", "repeat")}
-    context = words.everything(run_tables, figure_names, _idiomatic(folder), script_results)
-    context["comparison"] = comparison.everything(devices) if devices is not None else None
-    context["prediction"] = prediction.everything(run_tables, sweep_figure_names)
-    return rendered("report.md.j2", context)
+    script_results = {name: _read_script_result(folder / f"{name}.json") for name in ("kills", "apart", "repeat")}
+    variables = words.context(run_tables, figure_names, _read_idiomatic(folder), script_results)
+    variables["comparison"] = comparison.context(devices) if devices is not None else None
+    variables["prediction"] = prediction.context(run_tables, sweep_figure_names)
+    return render("report.md.j2", variables)
 
 
-def rendered(template: str, variables: Row) -> str:
+def render(template: str, variables: Row) -> str:
     """Render a template of this package with the given variables."""
     environment = Environment(
         loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -111,19 +111,19 @@ def rendered(template: str, variables: Row) -> str:
     return environment.get_template(template).render(variables)
 
 
-def written(text: str, out: Path, name: str = "report.md") -> Path:
+def write_markdown(text: str, out: Path, name: str = "report.md") -> Path:
     """Write the report's text to a file in `out` and return its path."""
     path = out / name
     path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path's bytes may not decode to text
     return path
 
 
-def _beside(file: Path) -> Any:
+def _read_script_result(file: Path) -> Any:
     """Return the result that a script wrote beside the records, or None if there is no such file."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def _idiomatic(folder: Path) -> list[dict[str, str]]:
+def _read_idiomatic(folder: Path) -> list[dict[str, str]]:
     """Return the rows that scripts/idiomatic.py wrote beside the records; none if there is no such file."""
     file = folder / "idiomatic.csv"
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []

@@ -8,10 +8,10 @@ import pandas as pd
 
 from harness.analysis import sample_quality
 from harness.analysis.gaps import ARM, CONFIG, ENGINE
-from harness.analysis.stats import half_width, rate
+from harness.analysis.stats import half_width, rate_interval
 from harness.analysis.tables import Tables
 from harness.machine import gpu
-from harness.report.markdown import Row, counted, engine, seconds, table
+from harness.report.markdown import Row, execution_name, pluralize, seconds, table
 from harness.study.parts import BATCHED, LOOPS, TWIN
 
 COLD_BREAK_EVEN = "break-even, from one cold call"
@@ -35,7 +35,7 @@ def identity(tables: Tables) -> str:
             "not checked" if math.isnan(fp64_error) else f"{fp64_error:.1e}",
             "–" if math.isnan(bound_share) else f"{bound_share:.2f}",
         ]
-        place = [engine(*keys), recurrence, projection, pass_, _fp64_gates(part)]
+        place = [execution_name(*keys), recurrence, projection, pass_, _fp64_gates(part)]
         rows.append([*place, *cells, bitwise, ulp, "ok" if not wrong_count else f"wrong in {wrong_count}"])
     columns = ["execution", "recurrence", "projection", "pass", "fp64 gate: cells"]
     errors = ["fp64 error", "error / bound", "bitwise equal to batched", "max ULP to batched", "gates"]
@@ -68,7 +68,9 @@ def first_calls(tables: Tables) -> str:
         later_s, eager_s = steady_s.get(key), steady_s.get(eager_key)
         break_even = _break_even(cost_s, later_s, first_s.get(eager_key), eager_s)
         framework, device, precision, threads, *labels = place
-        program = f"{engine(framework, execution, device, precision)} {recurrence}, {counted(threads, 'thread')}"
+        program = (
+            f"{execution_name(framework, execution, device, precision)} {recurrence}, {pluralize(threads, 'thread')}"
+        )
         rows.append([program, *labels, seconds(cost_s), seconds(later_s), seconds(eager_s), break_even])
     header = ["", "workload", "pass", "projection", "first call", "later call", "eager call", COLD_BREAK_EVEN]
     return table(header, rows)
@@ -91,10 +93,10 @@ def _break_even(first_s: float, later_s: float | None, eager_first_s: float | No
         return "never: eager is as fast"
     calls = max(1, math.ceil(1 + (first_s - eager_first_s) / (eager_later_s - later_s)))
     rounded = int(float(f"{calls:.1e}"))
-    return f"{'about ' if calls >= 100 else ''}{counted(rounded, 'call')}"
+    return f"{'about ' if calls >= 100 else ''}{pluralize(rounded, 'call')}"
 
 
-def twins(tables: Tables) -> str:
+def control_table(tables: Tables) -> str:
     """Return a table of the A/A control: how many of its intervals hold 1, and how wide they are."""
     frame = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
     rows = []
@@ -104,7 +106,7 @@ def twins(tables: Tables) -> str:
         hits = f"{int(part.trusted.sum())} of {len(part)}"
         rows.append(
             [
-                engine(*keys),
+                execution_name(*keys),
                 pass_,
                 f"{low:.3f} to {high:.3f}",
                 hits,
@@ -116,20 +118,20 @@ def twins(tables: Tables) -> str:
     return table(columns, rows)
 
 
-def alarms(tables: Tables) -> str:
+def false_alarm_table(tables: Tables) -> str:
     """Return a table of how often the A/A interval misses 1, by framework and in all: a 95% interval's false alarms."""
     frame = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
     rows = []
     for framework, part in [*frame.groupby("framework", sort=True), ("all", frame)]:
         if len(part):
-            miss_rate, low, high = rate(int((~part.trusted).sum()), len(part))
+            miss_rate, low, high = rate_interval(int((~part.trusted).sum()), len(part))
             rows.append([framework, len(part), int((~part.trusted).sum()), f"{miss_rate:.1%} [{low:.1%}, {high:.1%}]"])
     return table(["framework", "controls", "that miss 1", "rate [95% interval]"], rows)
 
 
-def steadiness(tables: Tables) -> str:
+def sample_quality_table(tables: Tables) -> str:
     """Return a table of the samples' quality, and of what calling and measuring themselves cost."""
-    frame = sample_quality.of_blocks(tables.blocks, tables.study.margin)
+    frame = sample_quality.quality_table(tables.blocks, tables.study.margin)
     if frame.empty:
         return "No samples were taken."
     null_calls_s = null_calls(tables)
@@ -142,7 +144,7 @@ def steadiness(tables: Tables) -> str:
         above = f"{flags.above.median():.0%}" if len(flags) else "–"
         overhead = (part.own_ns / part.median_ns).max()
         costs = [seconds(null_calls_s.get((*keys, pass_))), "–" if math.isnan(overhead) else f"{overhead:.2%}"]
-        rows.append([engine(*keys), pass_, len(part), *shares, correlation, above, outliers, *costs])
+        rows.append([execution_name(*keys), pass_, len(part), *shares, correlation, above, outliers, *costs])
     columns = [
         "",
         "pass",
@@ -167,14 +169,26 @@ def null_calls(tables: Tables) -> dict[tuple[str, ...], float]:
     return {place: statistics.median(place_ns) / 1e9 for place, place_ns in times_ns.items()}
 
 
-def absent(tables: Tables) -> str:
+def absent_cells(tables: Tables) -> str:
     """Return a table of the cells that were not measured, grouped by status and reason."""
     frame = tables.times[tables.times.status != "ok"]
     rows = []
     for (status, reason), part in frame.groupby(["status", "reason"], sort=True, dropna=False):
         cells = part.drop_duplicates([*CONFIG, "workload", "pass", *ARM])
-        axes = [_values(cells, name) for name in ("framework", "device", "threads", "execution", "workload", "pass")]
-        rows.append([status, reason, len(cells), *axes, _values(cells, "recurrence"), _values(cells, "projection")])
+        axes = [
+            _distinct_values(cells, name)
+            for name in ("framework", "device", "threads", "execution", "workload", "pass")
+        ]
+        rows.append(
+            [
+                status,
+                reason,
+                len(cells),
+                *axes,
+                _distinct_values(cells, "recurrence"),
+                _distinct_values(cells, "projection"),
+            ]
+        )
     columns = [
         "status",
         "reason",
@@ -191,7 +205,7 @@ def absent(tables: Tables) -> str:
     return table(columns, rows)
 
 
-def _values(frame: pd.DataFrame, column: str) -> str:
+def _distinct_values(frame: pd.DataFrame, column: str) -> str:
     """Return the distinct values of a column as text; a dash if the axis does not apply."""
     values = sorted({f"{value:g}" if isinstance(value, float) else str(value) for value in frame[column].dropna()})
     return ", ".join(values) or "–"
@@ -209,7 +223,7 @@ def threads_used(tables: Tables) -> str:
     return table(["framework", "execution", "threads set", "cores used"], rows)
 
 
-def numerics(tables: Tables) -> str:
+def numeric_settings(tables: Tables) -> str:
     """Return a table of the frameworks' numeric settings, as each worker read them back.
 
     Returns "" for records that are older than these settings.
@@ -222,7 +236,7 @@ def numerics(tables: Tables) -> str:
     return table(["framework", "device", "precision", "setting", "value"], sorted(settings)) if settings else ""
 
 
-def graphics(tables: Tables) -> str:
+def gpu_states(tables: Tables) -> str:
     """Return a table of the GPU's state around the blocks: clocks, temperature, other processes, throttling.
 
     Returns "" if no block ran on a GPU.
@@ -243,7 +257,7 @@ def graphics(tables: Tables) -> str:
         throttled = f"{len(throttled_blocks)} of {len(blocks)}" + (f": {reasons}" if reasons else "")
         rows.append(
             [
-                engine(*keys),
+                execution_name(*keys),
                 *ranges,
                 max((count for count in counts if count is not None), default="not told"),
                 throttled,
@@ -274,7 +288,7 @@ def environments(by_framework: dict[str, list[Row]], devices: Iterable[str]) -> 
     return table(["framework", "device", "threads", "environment"], rows)
 
 
-def kills(result: Row) -> str:
+def kill_summary(result: Row) -> str:
     """Say what became of a run that was killed again and again."""
     victims = " and ".join(f"{count} times its {name}" for name, count in result["kills"].items())
     end = "the same blocks with the same statuses as" if result["same_blocks"] else "**other blocks than**"
@@ -288,7 +302,7 @@ def kills(result: Row) -> str:
     )
 
 
-def repeated(result: Row) -> str:
+def repeat_summary(result: Row) -> str:
     """Say how often two runs of a study agree on its gaps, as scripts/repeat.py counted."""
     (first, first_times), (second, second_times) = result["runs"].items()
     difference = f" They are not of the same {' and '.join(result['other'])}." if result["other"] else ""
@@ -298,7 +312,7 @@ def repeated(result: Row) -> str:
     )
     rows = []
     for name, group in result["groups"].items():
-        share, low, high = rate(group["beyond"], group["gaps"])
+        share, low, high = rate_interval(group["beyond"], group["gaps"])
         beyond = f"{group['beyond']}: {share:.1%} [{low:.1%}, {high:.1%}]"
         overlap = f"{1 - group['apart'] / group['gaps']:.1%}"
         rows.append([name, group["gaps"], beyond, overlap, group["same_verdict"], group["opposite"]])
@@ -313,7 +327,7 @@ def repeated(result: Row) -> str:
     return f"{start}.{difference}\n\n{table(columns, rows)}"
 
 
-def apart(gaps: list[Row]) -> str:
+def alternation_bias(gaps: list[Row]) -> str:
     """Return a table of gaps with arms that alternate in a process, and with each arm in processes of its own.
 
     A sentence before it says how often the two disagree.
@@ -332,7 +346,7 @@ def apart(gaps: list[Row]) -> str:
     return f"{verdict}\n\n{table(['', 'memory', 'gap', 'processes of each kind', *kinds], rows)}"
 
 
-def idiomatic(rows: list[dict[str, str]]) -> str:
+def idiomatic_table(rows: list[dict[str, str]]) -> str:
     """Return a table of each arm against the shortest idiomatic program for it; "" if none was measured."""
     if not rows:
         return ""

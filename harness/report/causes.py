@@ -9,8 +9,8 @@ import pandas as pd
 
 from harness.analysis.gaps import CONFIG, ENGINE
 from harness.analysis.tables import Tables
-from harness.report.figures import configuration as configuration_name
-from harness.report.markdown import Row, amount, engine, seconds, table
+from harness.report.figures import configuration_name
+from harness.report.markdown import Row, amount, execution_name, seconds, table
 from harness.study.parts import BATCHED, LOOPS
 
 FORMS = ("none", "in_loop", "per_step", BATCHED)
@@ -21,33 +21,33 @@ MOST = 4  # kernels of a layer that are listed
 BACKWARD = 3  # products of a training step per product of a forward pass: y, and the gradients of h and of w_out
 
 
-Found = dict[tuple[Any, ...], dict[str, Any]]  # values of PLACE -> projection -> products of one call
+ProductCounts = dict[tuple[Any, ...], dict[str, Any]]  # values of PLACE -> projection -> products of one call
 
 
-def by_place(tables: Tables) -> Found:
+def product_counts(tables: Tables) -> ProductCounts:
     """Return the counted products by place and projection, for all tables that show them."""
-    products_by_place: Found = {}
+    products_by_place: ProductCounts = {}
     columns = [tables.evidence[name] for name in (*PLACE, "projection", "products")]
     for *place, projection, products in zip(*columns, strict=True):
         products_by_place.setdefault(tuple(place), {})[projection] = products
     return products_by_place
 
 
-def counts(products_by_place: Found, place: Row, projections: Sequence[str]) -> str:
+def format_product_counts(products_by_place: ProductCounts, place: Row, projections: Sequence[str]) -> str:
     """Return the products that one call issues, for each projection, as text."""
     products = products_by_place.get(tuple(place[name] for name in PLACE), {})
     numbers = [products.get(projection) for projection in projections]
     return " · ".join("–" if n is None or pd.isna(n) else f"{n:g}" for n in numbers) if products else "not counted"
 
 
-def added(tables: Tables) -> pd.DataFrame:
+def added_products(tables: Tables) -> pd.DataFrame:
     """Return the products that each projection adds to `none`, and those that theory expects.
 
     Columns: PLACE, projection, found, expected, T.
     """
     steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
     rows = []
-    for values, place_products in by_place(tables).items():
+    for values, place_products in product_counts(tables).items():
         place = dict(zip(PLACE, values, strict=True))
         baseline = 0 if place["recurrence"] == "given" else place_products.get("none")
         for projection, products in place_products.items():
@@ -61,14 +61,24 @@ def added(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*PLACE, "projection", "found", "expected", "T"])
 
 
-def everything(tables: Tables) -> str:
+def section_text(tables: Tables) -> str:
     """Return what was counted, and where a compiler made something else of a form than was written."""
     if tables.evidence.empty:
         return "Nothing was counted in this run."
-    return "\n\n".join(filter(None, (_surprises(added(tables)), _counted(tables), _layers(tables), _missing(tables))))
+    return "\n\n".join(
+        filter(
+            None,
+            (
+                _unexpected_products(added_products(tables)),
+                _counts_table(tables),
+                _layer_kernels(tables),
+                _missing_counts(tables),
+            ),
+        )
+    )
 
 
-def _surprises(frame: pd.DataFrame) -> str:
+def _unexpected_products(frame: pd.DataFrame) -> str:
     """Say in how many programs the projection added the products that were written, and list what the others added."""
     if frame.empty:
         return ""
@@ -89,26 +99,26 @@ def _surprises(frame: pd.DataFrame) -> str:
         listing = ", ".join(
             f"{count} for {expected} ({name}, T={steps})" for name, count, expected, steps in sorted(cases)
         )
-        lines.append(f"- {engine(*keys)} {recurrence}, {projection}, {pass_}: {listing}")
+        lines.append(f"- {execution_name(*keys)} {recurrence}, {projection}, {pass_}: {listing}")
     return f"{start}In the others the compiler or the framework's layer made something else of it:\n\n" + "\n".join(
         lines
     )
 
 
-def _counted(tables: Tables) -> str:
+def _counts_table(tables: Tables) -> str:
     """Return a table with a row for each place with a loop or layer, which holds the numbers of each form."""
     frame = tables.evidence[tables.evidence.recurrence.isin([*LOOPS, "layer"])]
-    frame = once(frame)
+    frame = rows_with_fewest_threads(frame)
     rows = []
     for values, part in frame.groupby(["workload", "pass", *CONFIG, "recurrence"], sort=True):
         place = dict(zip(["workload", "pass", *CONFIG, "recurrence"], values, strict=True))
         forms = {row["projection"]: row for row in part.to_dict("records")}
         columns = [
-            _each(forms, "products", lambda number: f"{number:g}"),
-            _each(forms, "kernels", lambda number: f"{number:g}"),
-            _each(forms, "fusions", lambda number: f"{number:g}"),
-            _each(forms, "flops", lambda number: amount(number, "")),
-            _each(forms, "temp_bytes", lambda number: amount(number, "B")),
+            _format_by_form(forms, "products", lambda number: f"{number:g}"),
+            _format_by_form(forms, "kernels", lambda number: f"{number:g}"),
+            _format_by_form(forms, "fusions", lambda number: f"{number:g}"),
+            _format_by_form(forms, "flops", lambda number: amount(number, "")),
+            _format_by_form(forms, "temp_bytes", lambda number: amount(number, "B")),
         ]
         rows.append([f"{place['workload']}, {place['pass']}", configuration_name(place).rpartition(",")[0], *columns])
     header = " · ".join(FORMS)
@@ -116,7 +126,7 @@ def _counted(tables: Tables) -> str:
     return f"Of each program, for {header}:\n\n" + table(["", "", *names], rows)
 
 
-def once(frame: pd.DataFrame) -> pd.DataFrame:
+def rows_with_fewest_threads(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of one thread count of each device.
 
     Counts are the same for all thread counts, so the other rows would count double.
@@ -124,7 +134,7 @@ def once(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame.threads == frame.groupby("device").threads.transform("min")]
 
 
-def devices(tables: Tables) -> str:
+def gpu_time_table(tables: Tables) -> str:
     """Return a table of the GPU's own time beside the call's, and of what ran in it; "" if no GPU was counted."""
     frame = tables.evidence[tables.evidence.device_ns.notna()]
     frame = frame[frame.projection.isin(FORMS)]
@@ -142,14 +152,14 @@ def devices(tables: Tables) -> str:
     return table(names, rows) if rows else ""
 
 
-def _each(forms: dict[str, Row], column: str, text: Any) -> str:
+def _format_by_form(forms: dict[str, Row], column: str, text: Any) -> str:
     values = [forms[name][column] if name in forms else None for name in FORMS]
     if all(value is None or pd.isna(value) for value in values):
         return "–"
     return " · ".join("–" if value is None or pd.isna(value) else text(value) for value in values)
 
 
-def _layers(tables: Tables) -> str:
+def _layer_kernels(tables: Tables) -> str:
     """List the kernels that ran in each framework's own layer, which show whether the layer has a fused kernel."""
     frame = tables.evidence[(tables.evidence.recurrence == "layer") & (tables.evidence.projection == "none")]
     cells = tables.times.drop_duplicates("workload").set_index("workload")["cell"]
@@ -161,14 +171,14 @@ def _layers(tables: Tables) -> str:
             key=lambda kernel: (-int(kernel[0]), kernel[2]),
         )
         listing = ", ".join(f"{count} {name}" for count, _, name in kernels[:MOST])
-        lines.append(f"- {engine(*keys)} ({row.workload}, {cells[row.workload]}, {row['pass']}): {listing}")
+        lines.append(f"- {execution_name(*keys)} ({row.workload}, {cells[row.workload]}, {row['pass']}): {listing}")
     return "What ran most often in the framework's own layer, unprojected:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _missing(tables: Tables) -> str:
+def _missing_counts(tables: Tables) -> str:
     """List what could not be counted, one line for each reason."""
     frame = tables.evidence[tables.evidence.missing != ""]
     lines = []
     for (*keys, missing), part in frame.groupby([*ENGINE, "missing"], sort=True):
-        lines.append(f"- {engine(*keys)} ({len(part)} programs): {missing}")
+        lines.append(f"- {execution_name(*keys)} ({len(part)} programs): {missing}")
     return "What could not be had:\n\n" + "\n".join(lines) if lines else ""

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.analysis.gaps import usable
+from harness.analysis.gaps import is_included
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import FASTER, INCONCLUSIVE, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import figures
-from harness.report.figures import Figures, program
+from harness.report.figures import Figures, program_name
 from harness.report.markdown import Row, ratio, sizes, table
 from harness.study.parts import LOOPS
 
@@ -23,7 +23,7 @@ AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT = "agree", "opposite", "differ", "u
 RELATIONS = (AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT)
 
 
-class Gap(NamedTuple):
+class GapKey(NamedTuple):
     """The key of a comparison: a workload, including its sizes, and a program."""
 
     workload: str
@@ -37,7 +37,7 @@ class Gap(NamedTuple):
 
     @property
     def program(self) -> str:
-        return program(self._asdict())
+        return program_name(self._asdict())
 
 
 class Column(NamedTuple):
@@ -61,37 +61,37 @@ class Column(NamedTuple):
         return f"{place}×{self.threads}" if self.device == "cpu" else place
 
 
-Compared = dict[Gap, dict[Column, Row]]  # rows of the runs' gaps; `kept` says whether a row is included
+ComparedGaps = dict[GapKey, dict[Column, Row]]  # rows of the runs' gaps; `kept` says whether a row is included
 
 
-class Part(NamedTuple):
+class GapGroup(NamedTuple):
     """The gaps of one workload and pass, with their figure's name (empty where they have none)."""
 
     title: str
     figure: str
-    gaps: Compared
+    gaps: ComparedGaps
 
 
-def both_devices(tables: Tables) -> bool:
+def has_both_devices(tables: Tables) -> bool:
     """Return whether a run has gaps on both a CPU and a GPU."""
     return bool(tables.gaps.device.nunique() > 1)
 
 
-def compared(runs: dict[str, Tables]) -> Compared:
+def shared_gaps(runs: dict[str, Tables]) -> ComparedGaps:
     """Return the gaps of in_loop and per_step that at least two runs or devices have.
 
     `runs` maps a run's label to its tables.
     """
-    gaps: Compared = {}
+    gaps: ComparedGaps = {}
     for label, tables in runs.items():
         sizes_by_workload = {workload.name: sizes(workload.model_dump()) for workload in tables.study.workloads}
         frame = tables.gaps[tables.gaps.contender.isin(HEADLINE)]
-        for row in frame.assign(kept=usable(frame)).to_dict("records"):
-            gap = Gap(
+        for row in frame.assign(kept=is_included(frame)).to_dict("records"):
+            gap = GapKey(
                 row["workload"],
                 sizes_by_workload[row["workload"]],
                 row["pass"],
-                *(row[name] for name in Gap._fields[3:]),
+                *(row[name] for name in GapKey._fields[3:]),
             )
             gaps.setdefault(gap, {})[Column(label, row["device"], row["threads"])] = row
     return {
@@ -101,42 +101,42 @@ def compared(runs: dict[str, Tables]) -> Compared:
     }
 
 
-def everything(gaps: Compared) -> Row:
+def context(gaps: ComparedGaps) -> Row:
     """Return the section's template variables."""
     columns = _columns(gaps)
     return {
         "title": "CPU and GPU" if len({column.device for column in columns}) > 1 else "Side by side",
         "summary": summary(gaps),
-        "agreement": agreement(gaps),
-        "opposite": opposite(gaps),
+        "agreement": agreement_table(gaps),
+        "opposite": sign_change_table(gaps),
         "parts": [
-            {"title": part.title, "figure": part.figure, "table": side_by_side(part.gaps)} for part in parts(gaps)
+            {"title": part.title, "figure": part.figure, "table": ratio_table(part.gaps)} for part in group_gaps(gaps)
         ],
     }
 
 
-def drawings(gaps: Compared, margins: set[float]) -> Figures:
+def drawings(gaps: ComparedGaps, margins: set[float]) -> Figures:
     """Return a figure for every workload and pass; it shows the margin where all runs have the same."""
     margin = next(iter(margins)) if len(margins) == 1 else None
     return {
-        part.figure: partial(figures.sides, _drawn(part.gaps), part.title, margin)
-        for part in parts(gaps)
+        part.figure: partial(figures.draw_side_by_side, _figure_rows(part.gaps), part.title, margin)
+        for part in group_gaps(gaps)
         if part.figure
     }
 
 
-def parts(gaps: Compared) -> list[Part]:
+def group_gaps(gaps: ComparedGaps) -> list[GapGroup]:
     """Group the gaps by workload and pass."""
     sections = []
     for number, ((workload, text, pass_), group) in enumerate(groupby(gaps, key=lambda gap: gap[:3]), 1):
         members = {gap: gaps[gap] for gap in group}
         in_loops = any(gap.recurrence in LOOPS for gap in members)
         figure = f"compared-{number}-{workload}-{pass_}" if in_loops else ""
-        sections.append(Part(f"{workload}, {pass_} ({text})", figure, members))
+        sections.append(GapGroup(f"{workload}, {pass_} ({text})", figure, members))
     return sections
 
 
-def _drawn(gaps: Compared) -> pd.DataFrame:
+def _figure_rows(gaps: ComparedGaps) -> pd.DataFrame:
     """Return the rows that figures.sides draws: the gaps of our own loops."""
     rows: list[dict[str, Any]] = [
         {"program": gap.program, "contender": gap.contender, "column": column.name, "place": column.place}
@@ -148,7 +148,7 @@ def _drawn(gaps: Compared) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _columns(gaps: Compared) -> list[Column]:
+def _columns(gaps: ComparedGaps) -> list[Column]:
     return sorted({column for measurements in gaps.values() for column in measurements})
 
 
@@ -164,7 +164,7 @@ def relation(first: Row, second: Row) -> str:
     return OPPOSITE if verdicts == {SLOWER, FASTER} else DIFFER
 
 
-def _pairs(columns: list[Column]) -> list[tuple[Column, Column]]:
+def _column_pairs(columns: list[Column]) -> list[tuple[Column, Column]]:
     """Return all pairs of columns of different runs or devices.
 
     Columns of two CPUs are paired only where both have one thread, or both have several.
@@ -177,19 +177,19 @@ def _pairs(columns: list[Column]) -> list[tuple[Column, Column]]:
     ]
 
 
-def _flipped(measurements: dict[Column, Row]) -> bool:
+def _changes_sign(measurements: dict[Column, Row]) -> bool:
     """Return whether a gap's sign changes: it is slower in one column and faster in another."""
     return any(
         relation(measurements[first], measurements[second]) == OPPOSITE
-        for first, second in _pairs(sorted(measurements))
+        for first, second in _column_pairs(sorted(measurements))
     )
 
 
-def summary(gaps: Compared) -> str:
+def summary(gaps: ComparedGaps) -> str:
     """Summarise how many gaps change their sign from one run or device to another."""
     if not gaps:
         return "No gap of the same workload and program was measured in two runs or on two devices."
-    contenders = [gap.contender for gap, measurements in gaps.items() if _flipped(measurements)]
+    contenders = [gap.contender for gap, measurements in gaps.items() if _changes_sign(measurements)]
     listing = " and ".join(f"{contenders.count(contender)} of {contender}" for contender in HEADLINE)
     return (
         f"{len(gaps)} gaps (workload, pass, framework, execution, recurrence, precision, contender) were measured in "
@@ -198,10 +198,10 @@ def summary(gaps: Compared) -> str:
     )
 
 
-def agreement(gaps: Compared) -> str:
+def agreement_table(gaps: ComparedGaps) -> str:
     """Tabulate, for each pair of columns, how often verdicts agree and the range of the quotients of their ratios."""
     rows = []
-    for first, second in _pairs(_columns(gaps)):
+    for first, second in _column_pairs(_columns(gaps)):
         shared = [
             (measurements[first], measurements[second])
             for measurements in gaps.values()
@@ -216,23 +216,23 @@ def agreement(gaps: Compared) -> str:
     return table(["first", "second", "gaps", *RELATIONS, "second's ratio / first's"], rows)
 
 
-def opposite(gaps: Compared) -> str:
+def sign_change_table(gaps: ComparedGaps) -> str:
     """Tabulate the gaps whose sign changes; return an empty string where there are none."""
     rows = [
         [
             f"{gap.workload}, {gap.pass_}",
             gap.program,
             gap.contender,
-            _those(measurements, SLOWER),
-            _those(measurements, FASTER),
+            _columns_with_verdict(measurements, SLOWER),
+            _columns_with_verdict(measurements, FASTER),
         ]
         for gap, measurements in gaps.items()
-        if _flipped(measurements)
+        if _changes_sign(measurements)
     ]
     return table(["", "", "contender", "slower on", "faster on"], rows) if rows else ""
 
 
-def _those(measurements: dict[Column, Row], verdict: str) -> str:
+def _columns_with_verdict(measurements: dict[Column, Row], verdict: str) -> str:
     """List the included columns with this verdict, with their ratios and intervals."""
     return "; ".join(
         f"{column.name}: {row['ratio']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
@@ -241,19 +241,19 @@ def _those(measurements: dict[Column, Row], verdict: str) -> str:
     )
 
 
-def side_by_side(gaps: Compared) -> str:
+def ratio_table(gaps: ComparedGaps) -> str:
     """Tabulate the ratios: a row for each gap, a column for each run, device and thread count."""
     columns = _columns(gaps)
     rows = [
         [
             gap.program,
             gap.contender,
-            *(_said(measurements[column]) if column in measurements else "–" for column in columns),
+            *(_ratio_cell(measurements[column]) if column in measurements else "–" for column in columns),
         ]
         for gap, measurements in gaps.items()
     ]
     return table(["", "contender", *(column.name for column in columns)], rows)
 
 
-def _said(row: Row) -> str:
+def _ratio_cell(row: Row) -> str:
     return ratio(row) if row["kept"] else f"{ratio(row)} ⚠"

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.trajectories import EVERY, NOTEBOOK, Line, distance
-from harness.report.figures import COLOURS, save
+from harness.analysis.trajectories import EVERY, NOTEBOOK, FormTrajectory, relative_differences
+from harness.report.figures import COLOURS, save_figure
 from harness.study.parts import BATCHED
 
 SEATS = (
@@ -26,23 +26,23 @@ MARKS: dict[str, dict[str, Any]] = {  # the circles are drawn over the squares
 SMOOTH = 25  # steps in the window of a difference's running median
 
 
-def draw(lines: list[Line], oracle: dict[str, Any], path: Path) -> None:
+def draw(lines: list[FormTrajectory], oracle: dict[str, Any], path: Path) -> None:
     """Write the figure as SVG and PNG; `path` has no suffix."""
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _losses(left, lines, oracle)
-    _differences(right, lines, oracle)
+    _draw_losses(left, lines, oracle)
+    _draw_differences(right, lines, oracle)
     left.legend(frameon=False)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _losses(axes: Any, lines: list[Line], oracle: dict[str, Any]) -> None:
+def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: dict[str, Any]) -> None:
     """Draw the trajectories of losses, the oracle's and the notebook's."""
-    for line, colour in zip(lines, _colours(lines), strict=True):
+    for line, colour in zip(lines, _line_colours(lines), strict=True):
         axes.plot(line.losses, color=colour, linestyle=DASHES[line.form], linewidth=0.8)
     axes.plot(oracle["losses"], color="black", linewidth=0.6, label="float64 oracle, over all others")
     count = len(oracle["losses"])
@@ -56,25 +56,30 @@ def _losses(axes: Any, lines: list[Line], oracle: dict[str, Any]) -> None:
     axes.set_title("Losses", loc="left", fontweight="bold")
 
 
-def _differences(axes: Any, lines: list[Line], oracle: dict[str, Any]) -> None:
+def _draw_differences(axes: Any, lines: list[FormTrajectory], oracle: dict[str, Any]) -> None:
     """Draw the running median of each trajectory's relative difference from the oracle's."""
     true = oracle["losses"]
-    for line, colour in zip(lines, _colours(lines), strict=True):
+    for line, colour in zip(lines, _line_colours(lines), strict=True):
         style = {"color": colour, "linestyle": DASHES[line.form], "linewidth": 1.1}
-        axes.plot(smooth(distance(line.losses, true)), label=f"{line.name} {line.form}", **style)
-    axes.plot(smooth(distance(oracle["float32"], true)), color="black", linewidth=1.4, label="oracle's own float32")
+        axes.plot(running_median(relative_differences(line.losses, true)), label=f"{line.name} {line.form}", **style)
+    axes.plot(
+        running_median(relative_differences(oracle["float32"], true)),
+        color="black",
+        linewidth=1.4,
+        label="oracle's own float32",
+    )
     axes.set(yscale="log", xlabel="steps taken", ylabel="relative difference from the float64 oracle")
     axes.grid(color="#f0f0f0")
     axes.set_title(f"Divergence (running median of {SMOOTH} steps)", loc="left", fontweight="bold")
 
 
-def _colours(lines: list[Line]) -> list[str]:
+def _line_colours(lines: list[FormTrajectory]) -> list[str]:
     """Return a colour for each line; lines of one configuration share it."""
     names = list(dict.fromkeys(line.name for line in lines))
     return [SEATS[names.index(line.name) % len(SEATS)] for line in lines]
 
 
-def smooth(differences: np.ndarray) -> np.ndarray:
+def running_median(differences: np.ndarray) -> np.ndarray:
     """Return the running median of SMOOTH steps, fewer at the ends. Shape [N], as the input."""
     half = SMOOTH // 2
     return np.array([np.median(differences[max(0, step - half) : step + half + 1]) for step in range(len(differences))])

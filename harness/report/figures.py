@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.gaps import usable
+from harness.analysis.gaps import is_included
 from harness.analysis.tables import Tables
 from harness.machine.parent import end_with_parent
 from harness.report.style import draw_styled
@@ -36,7 +36,7 @@ CONTROLS = "controls"  # the figure of all A/A intervals
 # Colours, one for each run and device.
 PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")
 COUNTS = ("o", "s", "^", "D", "v", "P")  # marks of the thread counts of a run and device
-Drawn = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without suffix
+FigureNames = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without suffix
 # File name without suffix -> function that draws the figure into a path without suffix.
 Figures = dict[str, Callable[[Path], None]]
 
@@ -44,13 +44,13 @@ LOOP, ALONE = "loop", "alone"
 TITLES = {LOOP: "{}, {}", ALONE: "{}, {}: after a layer, and with hidden states given"}
 
 
-def group_of(gaps: pd.DataFrame) -> pd.Series:
+def figure_group(gaps: pd.DataFrame) -> pd.Series:
     """Return LOOP or ALONE for each gap: the group of its figure and table."""
     return gaps.recurrence.isin(LOOPS).map({True: LOOP, False: ALONE})
 
 
 @contextmanager
-def drawing(figures: Figures, folder: Path, tasks: Iterable[Callable[[], None]] = ()) -> Iterator[None]:
+def draw_in_background(figures: Figures, folder: Path, tasks: Iterable[Callable[[], None]] = ()) -> Iterator[None]:
     """Draw figures into a folder, and run other tasks, in processes beside the body of the `with` statement.
 
     On leaving, all files are written and all tasks done. Raises what a figure or task raised.
@@ -65,7 +65,7 @@ def drawing(figures: Figures, folder: Path, tasks: Iterable[Callable[[], None]] 
             future.result()
 
 
-def forests(tables: Tables) -> tuple[Drawn, Figures]:
+def forest_plots(tables: Tables) -> tuple[FigureNames, Figures]:
     """Return the names of the figures of gaps, and the functions that draw them.
 
     Each workload and pass has a figure of the recurrences with our own loops, and one of hidden states that come from a
@@ -73,16 +73,16 @@ def forests(tables: Tables) -> tuple[Drawn, Figures]:
     """
     controls = tables.gaps.contender.eq(TWIN)
     gaps = tables.gaps[~controls.all() | ~controls]
-    groups = gaps.groupby([group_of(gaps), "workload", "pass"], sort=True)
+    groups = gaps.groupby([figure_group(gaps), "workload", "pass"], sort=True)
     parts = {(str(key[0]), str(key[1]), str(key[2])): part for key, part in groups}
     names = {key: f"{'gap' if key[0] == LOOP else 'alone'}-{'-'.join(key[1:])}" for key in parts}
     figures: Figures = {
-        names[key]: partial(_forest, part, TITLES[key[0]].format(*key[1:]), tables.study.margin)
+        names[key]: partial(_draw_forest, part, TITLES[key[0]].format(*key[1:]), tables.study.margin)
         for key, part in parts.items()
     }
     intervals = tables.gaps[controls & tables.gaps.ci_low.notna()]
     if len(intervals):
-        figures[CONTROLS] = partial(_controls, intervals)
+        figures[CONTROLS] = partial(_draw_controls, intervals)
     return names, figures
 
 
@@ -91,7 +91,7 @@ def drawers() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(mp_context=get_context("fork"), initializer=end_with_parent)
 
 
-def _controls(controls: pd.DataFrame, path: Path) -> None:
+def _draw_controls(controls: pd.DataFrame, path: Path) -> None:
     """Draw all A/A intervals, in order of their ratios: 19 of 20 should contain 1."""
     from matplotlib.figure import Figure
 
@@ -110,20 +110,20 @@ def _controls(controls: pd.DataFrame, path: Path) -> None:
     axes.set_ylabel("batched / batched")
     axes.set_title(f"{len(controls)} controls in order of their ratio, 95% intervals over processes", loc="left")
     axes.legend(frameon=False, loc="upper left")
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Save as SVG and PNG, with the same bytes each time."""
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
 
 
-def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
+def _draw_forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which takes longer to import than a figure to draw
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    part = part.assign(configuration=[configuration(row) for row in part.to_dict("records")])
+    part = part.assign(configuration=[configuration_name(row) for row in part.to_dict("records")])
     configurations = list(
         dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).configuration)
     )
@@ -131,20 +131,20 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     wide = part.contender.nunique() > 3
     figure = Figure(figsize=(8, 1.5 + (0.55 if wide else 0.34) * len(configurations)), layout=layout)
     axes = figure.subplots()
-    _around_1(axes, margin)
+    _draw_margin(axes, margin)
     contenders = [contender for contender in COLOURS if (part.contender == contender).any()]
     offsets = [0.6 * (index / max(1, len(contenders) - 1) - 0.5) for index in range(len(contenders))]
     for offset, contender in zip(offsets, contenders, strict=True):
-        for mask, alpha in ((usable(part), 1.0), (~usable(part), 0.3)):
+        for mask, alpha in ((is_included(part), 1.0), (~is_included(part), 0.3)):
             rows = part[mask & (part.contender == contender)]
             style: dict[str, Any] = {"fmt": MARKS[contender], "color": COLOURS[contender], "alpha": alpha}
             label = LABELS[contender] if alpha == 1 else None
-            _intervals(
+            _draw_intervals(
                 axes, rows, [configurations.index(name) + offset for name in rows.configuration], label=label, **style
             )
     axes.set_xscale("log")
     low, high = part.ratio.min(), part.ratio.max()
-    _ticks(axes, min(0.9, low / 1.05), max(1.1, high * 1.05))
+    _set_ticks(axes, min(0.9, low / 1.05), max(1.1, high * 1.05))
     axes.set_yticks(range(len(configurations)), configurations)
     axes.set_ylim(len(configurations) - 0.5, -0.5)
     axes.grid(axis="y", color="#f0f0f0")
@@ -153,10 +153,10 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both files
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def sides(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> None:
+def draw_side_by_side(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> None:
     """Draw the same gaps in several columns: a panel for each contender, a colour for each run and device.
 
     Columns of `rows`: program, contender, column, place (its run and device), ratio, ci_low, ci_high, kept.
@@ -165,23 +165,23 @@ def sides(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> N
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     programs, contenders = list(dict.fromkeys(rows.program)), list(dict.fromkeys(rows.contender))
-    styles = _styles(rows)
+    styles = _column_styles(rows)
     height = 1.6 + 0.17 * len(styles) + (0.14 + 0.1 * len(styles)) * len(programs)
     layout = ConstrainedLayoutEngine()
     figure = Figure(figsize=(9, height), layout=layout)
     panels = figure.subplots(1, len(contenders), sharey=True, squeeze=False)[0]
     for axes, contender in zip(panels, contenders, strict=True):
-        _panel(axes, rows[rows.contender == contender], programs, styles, margin)
+        _draw_panel(axes, rows[rows.contender == contender], programs, styles, margin)
         axes.set_title(LABELS[contender])
         axes.set_xlabel("ratio of times, log scale (95% interval)\nright of 1: projecting once is faster")
     figure.suptitle(title, fontweight="bold")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _column_styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Return each column's style: a colour for its run and device, a mark for its thread count."""
     styles: dict[str, dict[str, Any]] = {}
     for index, (_, part) in enumerate(rows.groupby("place", sort=True)):
@@ -190,12 +190,12 @@ def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _panel(
+def _draw_panel(
     axes: Any, rows: pd.DataFrame, programs: list[str], styles: dict[str, dict[str, Any]], margin: float | None
 ) -> None:
     """Draw one contender's gaps, a row for each program; gaps that are not included are pale."""
     if margin is not None:
-        _around_1(axes, margin)
+        _draw_margin(axes, margin)
     for index in range(0, len(programs), 2):
         axes.axhspan(index - 0.5, index + 0.5, color="#f6f6f6", zorder=-1)
     offsets = [0.7 * (index / max(1, len(styles) - 1) - 0.5) for index in range(len(styles))]
@@ -203,26 +203,26 @@ def _panel(
         for mask, alpha in ((rows.kept, 1.0), (~rows.kept, 0.3)):
             part = rows[mask & (rows.column == column)]
             y = [programs.index(program) + offset for program in part.program]
-            _intervals(axes, part, y, label=column if alpha == 1 else None, alpha=alpha, **style)
+            _draw_intervals(axes, part, y, label=column if alpha == 1 else None, alpha=alpha, **style)
     axes.set_xscale("log")
-    _ticks(axes, min(0.9, rows.ratio.min() / 1.05), max(1.1, rows.ratio.max() * 1.05))
+    _set_ticks(axes, min(0.9, rows.ratio.min() / 1.05), max(1.1, rows.ratio.max() * 1.05))
     axes.set_yticks(range(len(programs)), programs)
     axes.set_ylim(len(programs) - 0.5, -0.5)
 
 
-def _around_1(axes: Any, margin: float) -> None:
+def _draw_margin(axes: Any, margin: float) -> None:
     """Draw the margin and a line at a ratio of 1."""
     axes.axvspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0, label=f"±{margin:.0%} margin")
     axes.axvline(1, color="black", linewidth=0.8, zorder=1)
 
 
-def _intervals(axes: Any, rows: pd.DataFrame, y: list[float], **style: Any) -> None:
+def _draw_intervals(axes: Any, rows: pd.DataFrame, y: list[float], **style: Any) -> None:
     """Draw ratios with their intervals, where they have one."""
     error = [(rows.ratio - rows.ci_low).fillna(0), (rows.ci_high - rows.ratio).fillna(0)]
     axes.errorbar(rows.ratio, y, xerr=error, markersize=4, linewidth=1.2, **style)
 
 
-def _ticks(axes: Any, low: float, high: float) -> None:
+def _set_ticks(axes: Any, low: float, high: float) -> None:
     """Set the limits, and ticks at round ratios; intervals that leave the axis are cut at its edge."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -237,13 +237,13 @@ def _ticks(axes: Any, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def configuration(row: dict[str, Any]) -> str:
+def configuration_name(row: dict[str, Any]) -> str:
     """Return the name of a row of a figure or table: program, device and threads."""
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-    return f"{program(row, '' if row['device'] == 'cpu' else row['device'])}, {threads}"
+    return f"{program_name(row, '' if row['device'] == 'cpu' else row['device'])}, {threads}"
 
 
-def program(row: dict[str, Any], device: str = "") -> str:
+def program_name(row: dict[str, Any], device: str = "") -> str:
     """Return the name of a row that several devices and thread counts share."""
     precision = "" if row["precision"] == "fp32" else row["precision"]
     return " ".join(filter(None, (row["framework"], row["execution"], device, precision, row["recurrence"])))

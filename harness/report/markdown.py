@@ -21,7 +21,7 @@ def one_line(text: Any) -> str:
     return " ".join(str(text).splitlines())
 
 
-def engine(framework: str, execution: str, device: str, precision: str) -> str:
+def execution_name(framework: str, execution: str, device: str, precision: str) -> str:
     """Return the name of what runs a program. A CPU and fp32 are the defaults and left out."""
     suffix = "" if device == "cpu" else f" on {device}"
     name = f"{FRAMEWORKS.get(framework, framework)} {execution}{suffix}"
@@ -48,7 +48,7 @@ def amount(value: float | None, unit: str) -> str:
     return f"{value:.0f} {unit}"
 
 
-def counted(number: int, thing: str) -> str:
+def pluralize(number: int, thing: str) -> str:
     """Return a number with the thing that it counts, in the plural unless the number is 1."""
     return f"{number:,} {thing}{'s' if number != 1 else ''}"
 

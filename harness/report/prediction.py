@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.gaps import CONFIG, ENGINE, usable
+from harness.analysis.gaps import CONFIG, ENGINE, is_included
 from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import sweeps
-from harness.report.figures import configuration as configuration_name
-from harness.report.markdown import Row, counted, engine, seconds, table
+from harness.report.figures import configuration_name
+from harness.report.markdown import Row, execution_name, pluralize, seconds, table
 from harness.study.parts import BATCHED
 
 FORMS = ("in_loop", "per_step", BATCHED)
@@ -19,25 +19,25 @@ WORST = 8  # number of misses that the report lists
 NEAR = 0.05  # a miss is listed only if its absolute error is above this
 
 
-def everything(tables: Tables, figure_names: list[str]) -> Row | None:
+def context(tables: Tables, figure_names: list[str]) -> Row | None:
     """Return the section's template variables, including the figures' names; None where the tables have no costs."""
     if tables.costs.empty:
         return None
     return {
         "none": _none_in_training(tables),
-        "costs": _costs(tables),
-        "slopes": _slopes(tables),
-        "swept": _swept(tables),
+        "costs": _cost_table(tables),
+        "slopes": _slope_table(tables),
+        "swept": _sweep_summary(tables),
         "figures": [name for name in figure_names if name != sweeps.FORECASTS],
-        "score": score(tables),
-        "constants": _constants(tables),
-        "by_engine": _by_engine(tables),
-        "misses": _misses(tables),
-        "untold": _untold(tables),
+        "score": score_summary(tables),
+        "constants": _constant_table(tables),
+        "by_engine": _errors_by_execution(tables),
+        "misses": _miss_table(tables),
+        "untold": _unavailable_forecasts(tables),
     }
 
 
-def _costs(tables: Tables) -> str:
+def _cost_table(tables: Tables) -> str:
     """Tabulate, for the study's own workloads, what each form adds to `none` and its time over the lower bound.
 
     One row for each workload, pass, configuration and recurrence.
@@ -47,9 +47,9 @@ def _costs(tables: Tables) -> str:
     for values, part in frame.groupby(["workload", "pass", *CONFIG, "recurrence"], sort=True):
         group = dict(zip(["workload", "pass", *CONFIG, "recurrence"], values, strict=True))
         costs = {row["contender"]: row for row in part.to_dict("records")}
-        additions = [_added(costs[form]) if form in costs else "–" for form in FORMS]
-        product = _signed(costs["in_loop"]["product_s"]) if "in_loop" in costs else "–"
-        bounds = " · ".join(_floors(costs.get(form)) for form in FORMS)
+        additions = [_format_addition(costs[form]) if form in costs else "–" for form in FORMS]
+        product = _format_signed(costs["in_loop"]["product_s"]) if "in_loop" in costs else "–"
+        bounds = " · ".join(_format_over_lower_bound(costs.get(form)) for form in FORMS)
         none = seconds(part.none_s.iloc[0])
         rows.append(
             [f"{group['workload']}, {group['pass']}", configuration_name(group), none, *additions, product, bounds]
@@ -73,24 +73,30 @@ def _none_in_training(tables: Tables) -> str:
     )
 
 
-def _added(row: Row) -> str:
+def _format_addition(row: Row) -> str:
     """Format a cost as a time with its interval, and as a share of the time of `none`."""
-    interval = "" if math.isnan(row["low_s"]) else f" [{_signed(row['low_s'])}, {_signed(row['high_s'])}]"
+    interval = "" if math.isnan(row["low_s"]) else f" [{_format_signed(row['low_s'])}, {_format_signed(row['high_s'])}]"
     share = f"({100 * row['cost_s'] / row['none_s']:+.1f}%)"
-    return f"{_signed(row['cost_s'])}{interval} {share}{'' if row['trusted'] or not interval else ' ⚠'}"
+    return f"{_format_signed(row['cost_s'])}{interval} {share}{'' if row['trusted'] or not interval else ' ⚠'}"
 
 
-def _floors(row: Row | None) -> str:
+def _format_over_lower_bound(row: Row | None) -> str:
     """Format the time of a call over its lower bound."""
     return "–" if row is None or math.isnan(row["floor_s"]) else f"{row['call_s'] / row['floor_s']:.1f}"
 
 
-def _slopes(tables: Tables) -> str:
+def _slope_table(tables: Tables) -> str:
     """Tabulate what one matrix product issued in the loop costs, a row for each configuration and pass."""
     rows = []
     for row in tables.slopes.to_dict("records"):
-        interval = "" if math.isnan(row["low_s"]) else f" [{_signed(row['low_s'])}, {_signed(row['high_s'])}]"
-        costs = [f"{_signed(row['product_s'])}{interval}", _signed(row["roof_s"]), _signed(row["once_s"])]
+        interval = (
+            "" if math.isnan(row["low_s"]) else f" [{_format_signed(row['low_s'])}, {_format_signed(row['high_s'])}]"
+        )
+        costs = [
+            f"{_format_signed(row['product_s'])}{interval}",
+            _format_signed(row["roof_s"]),
+            _format_signed(row["once_s"]),
+        ]
         rows.append([f"{configuration_name(row)}, {row['pass']}", *costs, f"{row['sizes']} × {row['processes']}"])
     names = [
         "",
@@ -102,13 +108,13 @@ def _slopes(tables: Tables) -> str:
     return table(names, rows) if rows else ""
 
 
-def _signed(value: float) -> str:
+def _format_signed(value: float) -> str:
     return f"-{seconds(-value)}" if value < 0 else seconds(value)
 
 
-def _swept(tables: Tables) -> str:
+def _sweep_summary(tables: Tables) -> str:
     """Count the verdicts on in_loop over the sweep's points, and give the range of its ratios."""
-    gaps = tables.swept[usable(tables.swept) & (tables.swept.contender == "in_loop")]
+    gaps = tables.swept[is_included(tables.swept) & (tables.swept.contender == "in_loop")]
     if gaps.empty:
         return ""
     counts = gaps.verdict.value_counts()
@@ -118,12 +124,12 @@ def _swept(tables: Tables) -> str:
     centre = tables.study.sweep
     assert centre is not None
     return (
-        f"Of {len(gaps)} gaps at {counted(gaps.workload.nunique(), 'size')} around `{centre.name}`, projecting in the "
-        f"loop was {listing}. Ratios go from {gaps.ratio.min():.2f} to {gaps.ratio.max():.2f}."
+        f"Of {len(gaps)} gaps at {pluralize(gaps.workload.nunique(), 'size')} around `{centre.name}`, projecting in "
+        f"the loop was {listing}. Ratios go from {gaps.ratio.min():.2f} to {gaps.ratio.max():.2f}."
     )
 
 
-def score(tables: Tables) -> str:
+def score_summary(tables: Tables) -> str:
     """Summarise how well gaps were predicted: errors, skill, the side of 1, and interval coverage."""
     scores = tables.scores
     if scores.empty:
@@ -147,7 +153,7 @@ def score(tables: Tables) -> str:
     )
 
 
-def _constants(tables: Tables) -> str:
+def _constant_table(tables: Tables) -> str:
     """Tabulate the constants that the forecasts were computed from, a row for each configuration and pass."""
     rows = []
     for record in tables.forecasts:
@@ -155,13 +161,16 @@ def _constants(tables: Tables) -> str:
         for costs in record["costs"]:
             names = ("call_s", "step_s", "in_loop_s", "product_s", "after_s")
             rows.append(
-                [f"{configuration_name(configuration)}, {costs['pass']}", *(_signed(costs[name]) for name in names)]
+                [
+                    f"{configuration_name(configuration)}, {costs['pass']}",
+                    *(_format_signed(costs[name]) for name in names),
+                ]
             )
     columns = ["", "a call", "a step", "in the loop, once", "in the loop, each product", "after the loop"]
     return table(columns, sorted(rows)) if rows else ""
 
 
-def _by_engine(tables: Tables) -> str:
+def _errors_by_execution(tables: Tables) -> str:
     """Tabulate the forecast errors by framework and execution, thread count and pass."""
     rows = []
     for (*engine_key, threads, pass_), part in tables.scores.groupby([*ENGINE, "threads", "pass"], sort=True):
@@ -169,28 +178,28 @@ def _by_engine(tables: Tables) -> str:
         clear = part[part.verdict.isin([SLOWER, FASTER])]
         hits = int(((clear.forecast > 1) == (clear.verdict == SLOWER)).sum())
         numbers = [f"{errors.median():.1%}", f"{errors.max():.1%}", f"{log_ratios.median():.1%}"]
-        labels = [engine(*engine_key), counted(threads, "thread"), pass_, len(part)]
+        labels = [execution_name(*engine_key), pluralize(threads, "thread"), pass_, len(part)]
         rows.append([*labels, *numbers, f"{hits} of {len(clear)}" if len(clear) else "–"])
     columns = ["", "", "pass", "gaps", "median error", "largest", "without a forecast (no gap)", "side right"]
     return table(columns, rows) if rows else ""
 
 
-def _misses(tables: Tables) -> str:
+def _miss_table(tables: Tables) -> str:
     """Tabulate the largest misses, and which form took more or less time than forecast."""
     scores = tables.scores.assign(far=tables.scores.error.abs()).sort_values("far", ascending=False, kind="stable")
-    rows = [_miss(row) for row in scores[scores.far > NEAR].head(WORST).to_dict("records")]
+    rows = [_miss_row(row) for row in scores[scores.far > NEAR].head(WORST).to_dict("records")]
     columns = ["", "", "measured", "forecast", "in_loop adds to none", "as forecast", "what was other than expected"]
     return table(columns, rows) if rows else ""
 
 
-def _miss(row: Row) -> list[Any]:
+def _miss_row(row: Row) -> list[Any]:
     labels = [f"{row['workload']}, {row['pass']}", configuration_name(row)]
     share = "–" if math.isnan(row["share"]) else f"{row['share']:+.0%}"
     numbers = [f"{row['ratio']:.2f}", f"{row['forecast']:.2f}", share, f"{row['forecast_share']:+.0%}"]
-    return [*labels, *numbers, _why(row)]
+    return [*labels, *numbers, _largest_form_error(row)]
 
 
-def _why(row: Row) -> str:
+def _largest_form_error(row: Row) -> str:
     """Name the form whose forecast is further off, and give the error.
 
     Both forms are compared as multiples of the time of `none`: in_loop's is 1 + share, and batched's is that divided by
@@ -207,7 +216,7 @@ def _why(row: Row) -> str:
     return f"{form} took {'longer' if log_errors[form] > 0 else 'less'}, against none, by {abs(log_errors[form]):.0%}"
 
 
-def _untold(tables: Tables) -> list[str]:
+def _unavailable_forecasts(tables: Tables) -> list[str]:
     """List the configurations without a forecast, each with the reason."""
     lines = {
         f"{configuration_name(record)}: {record['reason'].partition(chr(10))[0]}"

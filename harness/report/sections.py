@@ -11,28 +11,27 @@ from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import UNKNOWN, half_width
 from harness.analysis.tables import Tables
 from harness.report import causes
-from harness.report.figures import ALONE, LOOP, Drawn, group_of
-from harness.report.figures import configuration as configuration_name
+from harness.report.figures import ALONE, LOOP, FigureNames, configuration_name, figure_group
 from harness.report.markdown import Row, ratio, seconds, sizes, table
 from harness.study.parts import BATCHED, TWIN
 
 LOOP_FORMS = ("none", "in_loop", "per_step", BATCHED)
 
 
-def mark(control: Row, margin: float) -> str:
+def control_mark(control: Row, margin: float) -> str:
     """Return a block's mark by its A/A control: untrusted if that misses 1, coarse if it is wider than the margin."""
     if not control["trusted"]:
         return "⚠ untrusted"
     return "coarse" if half_width(control["ci_low"], control["ci_high"]) > margin else ""
 
 
-def everything(tables: Tables, figure_names: Drawn) -> list[Row]:
+def context(tables: Tables, figure_names: FigureNames) -> list[Row]:
     """Return for each workload and pass its sizes, its figures, and the tables behind them."""
-    sections, products = [], causes.by_place(tables)
+    sections, products = [], causes.product_counts(tables)
     for workload, pass_ in sorted({key[1:] for key in figure_names}):
         times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
         gaps = tables.gaps[(tables.gaps.workload == workload) & (tables.gaps["pass"] == pass_)]
-        loop_gaps, other_gaps = (gaps[group_of(gaps) == group] for group in (LOOP, ALONE))
+        loop_gaps, other_gaps = (gaps[figure_group(gaps) == group] for group in (LOOP, ALONE))
         sections.append(
             {
                 "workload": workload,
@@ -42,52 +41,54 @@ def everything(tables: Tables, figure_names: Drawn) -> list[Row]:
                     for group in (LOOP, ALONE)
                     if (group, workload, pass_) in figure_names
                 ],
-                "loop": _gaps(tables, products, loop_gaps, times, LOOP_FORMS) if len(loop_gaps) else "",
-                "alone": _gaps(tables, products, other_gaps, times, (BATCHED,)) if len(other_gaps) else "",
+                "loop": _gap_table(tables, products, loop_gaps, times, LOOP_FORMS) if len(loop_gaps) else "",
+                "alone": _gap_table(tables, products, other_gaps, times, (BATCHED,)) if len(other_gaps) else "",
                 "sizes": sizes(times.iloc[0]),
             }
         )
     return sections
 
 
-def _gaps(
-    tables: Tables, products: causes.Found, gaps: pd.DataFrame, times: pd.DataFrame, projections: Sequence[str]
+def _gap_table(
+    tables: Tables, products: causes.ProductCounts, gaps: pd.DataFrame, times: pd.DataFrame, projections: Sequence[str]
 ) -> str:
     """Return a table with a row for each configuration and recurrence.
 
     A row holds the absolute times of `projections`, and every ratio with its products.
     """
     contenders = _contenders(gaps)
-    return table(_names(projections, contenders), _rows(tables, products, gaps, times, projections, contenders))
+    return table(
+        _column_names(projections, contenders), _gap_rows(tables, products, gaps, times, projections, contenders)
+    )
 
 
-def prototypes(tables: Tables) -> str:
+def prototype_table(tables: Tables) -> str:
     """Return a table of what is marked as a prototype; "" if there is none.
 
     It has a row for each configuration, recurrence, workload and pass.
     """
     if tables.prototypes.empty:
         return ""
-    rows, products, contenders = [], causes.by_place(tables), _contenders(tables.prototypes)
+    rows, products, contenders = [], causes.product_counts(tables), _contenders(tables.prototypes)
     for (workload, pass_), gaps in tables.prototypes.groupby(["workload", "pass"], sort=True):
         times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
-        place_rows = _rows(tables, products, gaps, times, LOOP_FORMS, contenders)
+        place_rows = _gap_rows(tables, products, gaps, times, LOOP_FORMS, contenders)
         rows += [[f"{workload}, {pass_}", *row] for row in place_rows]
-    return table(["", *_names(LOOP_FORMS, contenders)], rows)
+    return table(["", *_column_names(LOOP_FORMS, contenders)], rows)
 
 
 def _contenders(gaps: pd.DataFrame) -> list[str]:
     return [name for name in CONTENDERS if name != TWIN and (gaps.contender == name).any()]
 
 
-def _names(projections: Sequence[str], contenders: list[str]) -> list[str]:
+def _column_names(projections: Sequence[str], contenders: list[str]) -> list[str]:
     products = f"products: {' · '.join([*contenders, BATCHED])}"
     return ["", *projections, *(f"{name}/{BATCHED}" for name in contenders), products, "A/A", "processes × rounds"]
 
 
-def _rows(
+def _gap_rows(
     tables: Tables,
-    products: causes.Found,
+    products: causes.ProductCounts,
     gaps: pd.DataFrame,
     times: pd.DataFrame,
     projections: Sequence[str],
@@ -105,13 +106,15 @@ def _rows(
         place = next(iter(group.values()))
         medians = [seconds(medians_s.get((*values, projection))) for projection in projections]
         ratios = [ratio(group[name]) if name in group else "–" for name in contenders]
-        flags = {"verdict": mark(group[TWIN], tables.study.margin), "direction": UNKNOWN} if TWIN in group else {}
+        flags = (
+            {"verdict": control_mark(group[TWIN], tables.study.margin), "direction": UNKNOWN} if TWIN in group else {}
+        )
         control = ratio(group[TWIN] | flags) if TWIN in group else "–"
         more = max((group[name]["needs"] for name in HEADLINE if name in group and group[name]["needs"] > 0), default=0)
         further = f", {int(more)} more" if more else ""
         processes = max(row["processes"] for row in group.values())
         rounds = statistics.median(row["rounds"] for row in group.values())
-        counts = causes.counts(products, place, [*contenders, BATCHED])
+        counts = causes.format_product_counts(products, place, [*contenders, BATCHED])
         rows.append(
             [configuration_name(place), *medians, *ratios, counts, control, f"{processes} × {rounds:g}{further}"]
         )

@@ -10,7 +10,17 @@ from typing import Any, TypeVar
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine.folders import add_path_to_errors
-from harness.report import body, comparison, figures, make, rendered, tables, uncollected, words, written
+from harness.report import (
+    body,
+    comparison,
+    figures,
+    make_folders,
+    no_garbage_collection,
+    read_tables,
+    render,
+    words,
+    write_markdown,
+)
 from harness.report.markdown import sizes, table
 from harness.study.study import first_duplicate, slugify
 
@@ -20,17 +30,17 @@ SHOWN = 12  # characters of a SHA-256
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A run's tables and the folder that they were read from."""
 
     folder: Path
     tables: Tables
 
 
-Runs = dict[str, Measured]  # by label, sorted by label
+Runs = dict[str, MeasuredRun]  # by label, sorted by label
 
 
-@uncollected()
+@no_garbage_collection()
 def write(folders: list[Path], out: Path | None) -> Path:
     """Write report.md of several runs into `out`, and each run's figures and tables into `out` / its label.
 
@@ -39,29 +49,29 @@ def write(folders: list[Path], out: Path | None) -> Path:
     """
     if out is None:
         raise UsageError("a report of several runs needs a folder of its own: give --out")
-    _check(folders, out)
-    runs = labelled([Measured(folder, tables(folder)) for folder in folders])
-    make([out, *(out / label for label in runs)])
-    gaps = comparison.compared({label: run.tables for label, run in runs.items()})
+    _check_folders(folders, out)
+    runs = label_runs([MeasuredRun(folder, read_tables(folder)) for folder in folders])
+    make_folders([out, *(out / label for label in runs)])
+    gaps = comparison.shared_gaps({label: run.tables for label, run in runs.items()})
     variables = {
-        "runs": [{"label": label, "sentence": words.sentence(run.tables)} for label, run in runs.items()],
-        "machines": machines(runs),
+        "runs": [{"label": label, "sentence": words.short_answer(run.tables)} for label, run in runs.items()],
+        "machines": machine_table(runs),
         "differences": differences(runs),
-        "comparison": comparison.everything(gaps),
+        "comparison": comparison.context(gaps),
     }
     with add_path_to_errors(out):
         if drawings := comparison.drawings(gaps, {run.tables.study.margin for run in runs.values()}):
-            with figures.drawing(drawings, out / "figures"):
+            with figures.draw_in_background(drawings, out / "figures"):
                 pass
-        bodies = [within(body(run.tables, run.folder, out / label), label) for label, run in runs.items()]
-        return written(rendered("several.md.j2", variables | {"bodies": bodies}), out)
+        bodies = [nest_report(body(run.tables, run.folder, out / label), label) for label, run in runs.items()]
+        return write_markdown(render("several.md.j2", variables | {"bodies": bodies}), out)
 
 
-def _check(folders: list[Path], out: Path) -> None:
+def _check_folders(folders: list[Path], out: Path) -> None:
     """Raise UsageError on a folder that is given twice, and on an `out` that contains one of them or lies in one."""
-    target, resolved_folders = _real(out), set[Path]()
+    target, resolved_folders = _real_path(out), set[Path]()
     for folder in folders:
-        resolved = _real(folder)
+        resolved = _real_path(folder)
         if resolved in resolved_folders:
             raise UsageError(f"{folder} is given twice")
         if target.is_relative_to(resolved) or resolved.is_relative_to(target):
@@ -69,12 +79,12 @@ def _check(folders: list[Path], out: Path) -> None:
         resolved_folders.add(resolved)
 
 
-def _real(folder: Path) -> Path:
+def _real_path(folder: Path) -> Path:
     """Return a folder's path without symbolic links; circular links, which have no target, stay as they are."""
     return Path(os.path.realpath(folder))
 
 
-def labelled(runs: list[Measured]) -> Runs:
+def label_runs(runs: list[MeasuredRun]) -> Runs:
     """Label the runs, independently of their order, by their folders' names.
 
     Where two runs share a name, or it is one of UNHELPFUL, the label is made of the day and the machine. Runs that
@@ -88,8 +98,8 @@ def labelled(runs: list[Measured]) -> Runs:
         if count[name.lower()] == 1 and name.lower() not in UNHELPFUL:
             labelled_runs[name] = run
         else:
-            unnamed.append((_machine(run.tables), run))
-    for label, run in sorted(unnamed, key=_order):
+            unnamed.append((_machine_label(run.tables), run))
+    for label, run in sorted(unnamed, key=_sort_key):
         number, unique = 1, label
         while first_duplicate([*labelled_runs, unique]):
             number += 1
@@ -98,26 +108,26 @@ def labelled(runs: list[Measured]) -> Runs:
     return dict(sorted(labelled_runs.items()))
 
 
-def _order(item: tuple[str, Measured]) -> tuple[str, ...]:
+def _sort_key(item: tuple[str, MeasuredRun]) -> tuple[str, ...]:
     label, run = item
-    return label, *words.measured(run.tables), str(run.folder.resolve())
+    return label, *words.measurement_span(run.tables), str(run.folder.resolve())
 
 
-def _machine(tables: Tables) -> str:
+def _machine_label(tables: Tables) -> str:
     """Return the day and the processor as a label, in the form of the names of report folders."""
     machine = tables.heading["basis"]["machine"]
-    day = words.measured(tables)[0].partition("T")[0]
+    day = words.measurement_span(tables)[0].partition("T")[0]
     return slugify(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
 
 
-def machines(runs: Runs) -> str:
+def machine_table(runs: Runs) -> str:
     """Tabulate the facts of the runs: a row for each fact, a column for each run."""
-    facts = {label: _facts(run.tables) for label, run in runs.items()}
+    facts = {label: _run_facts(run.tables) for label, run in runs.items()}
     names = dict.fromkeys(name for values in facts.values() for name in values)
     return table(["", *facts], [[name, *(values.get(name, "–") for values in facts.values())] for name in names])
 
 
-def _facts(tables: Tables) -> dict[str, Any]:
+def _run_facts(tables: Tables) -> dict[str, Any]:
     """Return the facts about a run that a reader needs to judge its numbers."""
     basis, blocks = tables.heading["basis"], tables.blocks
     versions = {
@@ -125,7 +135,7 @@ def _facts(tables: Tables) -> dict[str, Any]:
         for framework, versions_by_package in basis["versions"].items()
         if framework != "libraries"
     }
-    began, ended = words.measured(tables)
+    began, ended = words.measurement_span(tables)
     return {
         "devices": ", ".join(sorted({block["device"] for block in blocks})) or "–",
         **basis["machine"],
@@ -141,32 +151,36 @@ def _facts(tables: Tables) -> dict[str, Any]:
 def differences(runs: Runs) -> list[str]:
     """List the ways in which the runs are not the same study, a line for each."""
     # Label -> name -> value
-    sizes_by_run = _each(runs, lambda t: {w.name: sizes(w.model_dump()) for w in t.study.workloads})
-    weights = _each(runs, lambda t: {file: hash_[:SHOWN] for file, hash_ in t.heading["weights"].items()})
+    sizes_by_run = _map_runs(runs, lambda t: {w.name: sizes(w.model_dump()) for w in t.study.workloads})
+    weights = _map_runs(runs, lambda t: {file: hash_[:SHOWN] for file, hash_ in t.heading["weights"].items()})
     lines = [
-        _differ("the code that measured (its hash)", _each(runs, lambda t: t.heading["basis"]["code"]["hash"])),
-        _differ("how workers take memory", _each(runs, lambda t: t.study.memory)),
-        _differ("the margin", _each(runs, lambda t: f"{t.study.margin:.2%}")),
-        *_differ_in("workload {}", sizes_by_run),
-        *_differ_in("`{}` (its SHA-256)", weights),
+        _describe_difference(
+            "the code that measured (its hash)", _map_runs(runs, lambda t: t.heading["basis"]["code"]["hash"])
+        ),
+        _describe_difference("how workers take memory", _map_runs(runs, lambda t: t.study.memory)),
+        _describe_difference("the margin", _map_runs(runs, lambda t: f"{t.study.margin:.2%}")),
+        *_describe_differences("workload {}", sizes_by_run),
+        *_describe_differences("`{}` (its SHA-256)", weights),
     ]
     return [line for line in lines if line]
 
 
-def _differ_in(what: str, values: dict[str, dict[str, str]]) -> list[str]:
+def _describe_differences(what: str, values: dict[str, dict[str, str]]) -> list[str]:
     """Describe the differences under each name; `values` maps a label to the values by name."""
     names = sorted({name for entries in values.values() for name in entries})
     return [
-        _differ(what.format(name), {label: entries[name] for label, entries in values.items() if name in entries})
+        _describe_difference(
+            what.format(name), {label: entries[name] for label, entries in values.items() if name in entries}
+        )
         for name in names
     ]
 
 
-def _each(runs: Runs, fact: Callable[[Tables], Value]) -> dict[str, Value]:
+def _map_runs(runs: Runs, fact: Callable[[Tables], Value]) -> dict[str, Value]:
     return {label: fact(run.tables) for label, run in runs.items()}
 
 
-def _differ(what: str, values: dict[str, str]) -> str:
+def _describe_difference(what: str, values: dict[str, str]) -> str:
     """Describe which labels have which value; return an empty string where all have the same."""
     if len(set(values.values())) < 2:
         return ""
@@ -177,7 +191,7 @@ def _differ(what: str, values: dict[str, str]) -> str:
     return f"{what}: {'; '.join(parts)}"
 
 
-def within(text: str, label: str) -> str:
+def nest_report(text: str, label: str) -> str:
     """Return a run's report as a part of a larger one.
 
     Its title begins with the label, its headings are one level lower, and its figures lie in the label's folder.

@@ -19,7 +19,7 @@ STYLE: Any = {"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.siz
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def _clean_environment() -> Iterator[None]:
     """Remove the user's matplotlib variables, and restrict matplotlib to the fonts that it ships; restore on exit."""
     variables = dict(os.environ)
     for name in IGNORED:
@@ -33,7 +33,7 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def _inside(folder: Path) -> Iterator[None]:
+def _change_folder(folder: Path) -> Iterator[None]:
     """Change the current folder, and return to the previous one on exit, even if it has been removed meanwhile."""
     descriptor = os.open(".", os.O_PATH)
     os.chdir(folder)
@@ -44,7 +44,7 @@ def _inside(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _import() -> Any:
+def _import_matplotlib() -> Any:
     """Import matplotlib with its own defaults. Raises ImportError where it is not installed."""
     spec = find_spec("matplotlib")
     if spec is None or not spec.submodule_search_locations:
@@ -54,7 +54,7 @@ def _import() -> Any:
     data_folder = Path(spec.submodule_search_locations[0]) / "mpl-data"  # matplotlib looks in the current folder first
     log = logging.getLogger("matplotlib.font_manager")
     level = log.level
-    with _environment(), _inside(data_folder):
+    with _clean_environment(), _change_folder(data_folder):
         import matplotlib
 
         # Read nothing from HOME and store nothing there.
@@ -66,12 +66,12 @@ def _import() -> Any:
     return matplotlib
 
 
-mpl = _import()
+mpl = _import_matplotlib()
 DEFAULTS = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")}
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def project_style() -> Iterator[None]:
     """Apply this project's style within the `with` statement, and restore the previous style on exit."""
     with mpl.rc_context(DEFAULTS | STYLE):
         yield
@@ -79,5 +79,5 @@ def styled() -> Iterator[None]:
 
 def draw_styled(draw: Callable[[Path], None], path: Path) -> None:
     """Draw a figure into a path without suffix, in this project's style."""
-    with styled():
+    with project_style():
         draw(path)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.gaps import usable
+from harness.analysis.gaps import is_included
 from harness.analysis.stats import FASTER, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import causes
-from harness.report.figures import PLACES, Figures, program, save
+from harness.report.figures import PLACES, Figures, program_name, save_figure
 
 SIZES = "TBHO"
 COLOURS = (*PLACES, "black")
@@ -22,35 +22,37 @@ LIMIT = math.log(1.5)  # log ratio at which the map's colours saturate, on eithe
 
 def drawings(tables: Tables) -> Figures:
     """Return the figures: curves and a map for each pass, and one of the forecasts where there are any."""
-    frame = rows(tables)
+    frame = sweep_rows(tables)
     figures: Figures = {}
     for pass_, part in frame.groupby("pass", sort=True):
-        figures[f"sweep-{pass_}"] = partial(_curves, part, f"around {_centre(tables)}, {pass_}", tables.study.margin)
-        figures[f"map-{pass_}"] = partial(_map, part, f"in_loop / batched around {_centre(tables)}, {pass_}")
+        figures[f"sweep-{pass_}"] = partial(
+            _draw_curves, part, f"around {_centre_name(tables)}, {pass_}", tables.study.margin
+        )
+        figures[f"map-{pass_}"] = partial(_draw_map, part, f"in_loop / batched around {_centre_name(tables)}, {pass_}")
     if not tables.scores.empty:
-        figures[FORECASTS] = partial(_forecasts, tables.scores)
+        figures[FORECASTS] = partial(_draw_forecasts, tables.scores)
     return figures
 
 
-def rows(tables: Tables) -> pd.DataFrame:
+def sweep_rows(tables: Tables) -> pd.DataFrame:
     """Return the sweep's included gaps of in_loop, with their points' sizes; only those with the fewest threads."""
-    frame = tables.swept[usable(tables.swept) & (tables.swept.contender == "in_loop")]
+    frame = tables.swept[is_included(tables.swept) & (tables.swept.contender == "in_loop")]
     sizes = pd.DataFrame(
         [{"workload": w.name, **{size: getattr(w, size) for size in SIZES}} for w in tables.study.swept],
         columns=["workload", *SIZES],
     )
-    frame = causes.once(frame.merge(sizes, on="workload"))
-    names = [program(row, "" if row["device"] == "cpu" else row["device"]) for row in frame.to_dict("records")]
+    frame = causes.rows_with_fewest_threads(frame.merge(sizes, on="workload"))
+    names = [program_name(row, "" if row["device"] == "cpu" else row["device"]) for row in frame.to_dict("records")]
     return frame.assign(program=names)
 
 
-def _centre(tables: Tables) -> str:
+def _centre_name(tables: Tables) -> str:
     """Return the name of the workload around which sizes were swept."""
     assert tables.study.sweep is not None
     return tables.study.sweep.name
 
 
-def _curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
+def _draw_curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     """Draw a panel for each size: the ratio against it, a line for each program, all other sizes as in the centre."""
     from matplotlib.figure import Figure
 
@@ -72,16 +74,16 @@ def _curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel=size)
         axes.set_xticks(values, [f"{value}" for value in values], minor=False)
         axes.set_xticks([], minor=True)
-        _ratios(axes.yaxis, frame.ratio)
+        _set_ratio_ticks(axes.yaxis, frame.ratio)
         axes.grid(color="#f0f0f0")
     figure.axes[0].set_ylabel("in_loop / batched")
     figure.axes[2].set_ylabel("in_loop / batched")
     figure.suptitle(f"The gap along each size {title} (95% intervals; above 1: projecting once is faster)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _ratios(axis: Any, ratios: pd.Series) -> None:
+def _set_ratio_ticks(axis: Any, ratios: pd.Series) -> None:
     """Set ticks at the round ratios within the range, named as ratios."""
     low, high = ratios.min() / 1.05, ratios.max() * 1.05
     ticks = [tick for tick in TICKS if low <= tick <= high]
@@ -89,12 +91,12 @@ def _ratios(axis: Any, ratios: pd.Series) -> None:
     axis.set_ticks([], minor=True)
 
 
-def _map(frame: pd.DataFrame, title: str, path: Path) -> None:
+def _draw_map(frame: pd.DataFrame, title: str, path: Path) -> None:
     """Draw a map of programs and points, coloured by the ratio; bold where the verdict is slower or faster."""
     from matplotlib.figure import Figure
 
     points = list(dict.fromkeys(frame.sort_values([*SIZES]).workload))
-    points.sort(key=lambda name: (_axis(name), int("0" + "".join(filter(str.isdigit, name.rpartition("-")[2])))))
+    points.sort(key=lambda name: (_size_index(name), int("0" + "".join(filter(str.isdigit, name.rpartition("-")[2])))))
     programs = sorted(frame.program.unique())
     figure = Figure(figsize=(2.5 + 0.75 * len(points), 1.6 + 0.36 * len(programs)), layout="constrained")
     axes = figure.subplots()
@@ -112,15 +114,15 @@ def _map(frame: pd.DataFrame, title: str, path: Path) -> None:
     axes.set_title(f"{title}\nbold: judged slower (red) or faster (blue)", loc="left")
     bar = figure.colorbar(colours, ax=axes, ticks=[math.log(tick) for tick in (0.67, 0.8, 1, 1.25, 1.5)])
     bar.ax.set_yticklabels(["≤ 0.67", "0.8", "1", "1.25", "≥ 1.5"])
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _axis(name: str) -> int:
+def _size_index(name: str) -> int:
     """Return the index in SIZES of the size that a point varies; -1 for the centre."""
     return SIZES.find(name.rpartition("-")[2][0])
 
 
-def _forecasts(scores: pd.DataFrame, path: Path) -> None:
+def _draw_forecasts(scores: pd.DataFrame, path: Path) -> None:
     """Draw forecast against measured ratios, a colour for each framework and execution; ±10% around the diagonal."""
     from matplotlib.figure import Figure
 
@@ -140,8 +142,8 @@ def _forecasts(scores: pd.DataFrame, path: Path) -> None:
     axes.set(
         xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured", ylabel="forecast, before it was measured"
     )
-    _ratios(axes.xaxis, ratios)
-    _ratios(axes.yaxis, ratios)
+    _set_ratio_ticks(axes.xaxis, ratios)
+    _set_ratio_ticks(axes.yaxis, ratios)
     axes.set_title("in_loop / batched", loc="left")
     axes.legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)

@@ -9,11 +9,22 @@ import numpy as np
 
 from harness.analysis import trajectories
 from harness.analysis.stats import EQUIVALENT, FASTER, LONGER, SHORTER, SLOWER, UNKNOWN, Gap
-from harness.analysis.trajectories import EVERY, LAST, NOTEBOOK, RANGE, TRAINING, WHOLE, Compared, Line, distance, final
+from harness.analysis.trajectories import (
+    EVERY,
+    LAST,
+    NOTEBOOK,
+    RANGE,
+    TRAINING,
+    WHOLE,
+    FormTrajectory,
+    TrainingTimes,
+    median_of_last_steps,
+    relative_differences,
+)
 from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.store import Record, read_records
-from harness.report import appendix, curves, rendered, written
+from harness.report import appendix, curves, render, write_markdown
 from harness.report.markdown import Row, duration, ratio, seconds, table
 from harness.report.style import draw_styled
 from harness.study.parts import BATCHED, TWIN
@@ -34,27 +45,27 @@ def write(folder: Path, out: Path | None = None) -> Path:
         raise UsageError(f"{folder / TRAINING.file} is empty")
     out = out or folder
     folders.make_folder(out)
-    lines, oracle = trajectories.lines(records), _oracle(records)
+    lines, oracle = trajectories.form_trajectories(records), _oracle_record(records)
     with folders.add_path_to_errors(out):
         if oracle:
             draw_styled(partial(curves.draw, lines, oracle), out / "figures" / FIGURE)
-        return written(rendered("train.md.j2", everything(records, lines, oracle)), out, "train.md")
+        return write_markdown(render("train.md.j2", context(records, lines, oracle)), out, "train.md")
 
 
-def everything(records: list[Record], lines: list[Line], oracle: Record | None) -> Row:
+def context(records: list[Record], lines: list[FormTrajectory], oracle: Record | None) -> Row:
     """Return the template's variables."""
-    header, processes = records[0], trajectories.processes(records)
-    comparisons = trajectories.compared(records)
+    header, processes = records[0], trajectories.latest_processes(records)
+    comparisons = trajectories.training_times(records)
     return {
         "heading": header,
         "figure": FIGURE if oracle else "",
-        "ended": ended(lines, oracle),
-        "alike": alike(lines, oracle),
-        "faster": faster(comparisons),
-        "bad": trajectories.bad(records),
-        "losses": losses(lines, oracle),
-        "divergence": divergence(lines, oracle) if oracle else "",
-        "times": times(comparisons, header["steps"]),
+        "ended": final_loss_summary(lines, oracle),
+        "alike": agreement_summary(lines, oracle),
+        "faster": speed_summary(comparisons),
+        "bad": trajectories.problems(records),
+        "losses": loss_table(lines, oracle),
+        "divergence": divergence_table(lines, oracle) if oracle else "",
+        "times": time_table(comparisons, header["steps"]),
         "absent": table(["framework", "execution", "why"], [list(entry.values()) for entry in header["absent"]]),
         "missing": header["missing"],
         "bound": oracle["bounds"][-1] if oracle else None,
@@ -67,60 +78,62 @@ def everything(records: list[Record], lines: list[Line], oracle: Record | None) 
         "load": max((p["load"] for p in processes), default=0.0),
         "spent": duration(sum((p["start_s"] or 0) + (p["seconds"] or 0) for p in processes)),
         "threads_used": threads_used(processes),
-        "environments": appendix.environments(_used(header), ["cpu"]),
+        "environments": appendix.environments(_training_environments(header), ["cpu"]),
     }
 
 
-def ended(lines: list[Line], oracle: Record | None) -> str:
+def final_loss_summary(lines: list[FormTrajectory], oracle: Record | None) -> str:
     """Summarise the final losses beside the oracle's and the notebook's."""
     if not lines or oracle is None:
         return "Nothing was trained."
-    low, high = (f"{limit(final(line.losses) for line in lines):.4f}" for limit in (min, max))
-    oracle_loss, steps = final(oracle["losses"]), len(oracle["losses"])
+    low, high = (f"{limit(median_of_last_steps(line.losses) for line in lines):.4f}" for limit in (min, max))
+    oracle_loss, steps = median_of_last_steps(oracle["losses"]), len(oracle["losses"])
     start = f"The median loss of the last {LAST} steps is {low} to {high} (the oracle's in float64: {oracle_loss:.4f})"
     if steps < WHOLE:
         return f"{start}, after {steps:,} of the chapter's {WHOLE:,} steps: that says nothing of where it ends."
-    outside = sum(not trajectories.within(line.losses) for line in lines)
+    outside = sum(not trajectories.ends_in_range(line.losses) for line in lines)
     range_ = f"{RANGE[0]:g} to {RANGE[1]:g}"
     position = f"**outside {range_} in {outside} of {len(lines)}**" if outside else f"inside {range_} everywhere"
-    notebook = f"{_printed('in_loop')} with the wrapper and {_printed(BATCHED)} with the reshape"
+    notebook = f"{_notebook_range('in_loop')} with the wrapper and {_notebook_range(BATCHED)} with the reshape"
     return f"{start}, {position}; from iteration 1,000 on the notebook printed {notebook}."
 
 
-def _printed(form: str) -> str:
+def _notebook_range(form: str) -> str:
     """Format the range of the losses that the notebook printed from iteration 1,000 on."""
     printed_losses = NOTEBOOK[form][1000 // EVERY :]
     return f"{min(printed_losses):.4f} to {max(printed_losses):.4f}"
 
 
-def alike(lines: list[Line], oracle: Record | None) -> str:
+def agreement_summary(lines: list[FormTrajectory], oracle: Record | None) -> str:
     """Summarise whether trajectories first agree to within rounding, and how far they have diverged at the end."""
     if not lines or oracle is None:
         return ""
-    share = max(_share(line, oracle) for line in lines)
-    differences = [_late(line.losses, oracle) for line in lines]
+    share = max(_bound_share(line, oracle) for line in lines)
+    differences = [_final_difference(line.losses, oracle) for line in lines]
     start = f"In the first {CLOSE} steps" if share <= 1 else f"**Not all agree in the first {CLOSE} steps**, where"
     repetitions = [line.alike for line in lines if line.alike is not None]
     return (
         f"{start} losses are off by at most {share:.0%} of what rounding explains. Each step starts where the last one "
         f"ended, so rounding grows: in the last {LAST} steps the median difference from the float64 oracle is "
-        f"{min(differences):.1%} to {max(differences):.1%}, and {_late(oracle['float32'], oracle):.1%} for the "
-        f"oracle's own arithmetic in float32. {sum(repetitions)} of {len(repetitions)} trajectories that were "
+        f"{min(differences):.1%} to {max(differences):.1%}, and {_final_difference(oracle['float32'], oracle):.1%} for "
+        f"the oracle's own arithmetic in float32. {sum(repetitions)} of {len(repetitions)} trajectories that were "
         f"repeated, in another process or by a twin beside it, were the same to the bit."
     )
 
 
-def _share(line: Line, oracle: Record) -> float:
+def _bound_share(line: FormTrajectory, oracle: Record) -> float:
     """Return the largest ratio of a loss's error to its bound, over the first steps."""
-    return float(max(a / b for a, b in zip(distance(line.losses, oracle["losses"]), oracle["bounds"], strict=False)))
+    return float(
+        max(a / b for a, b in zip(relative_differences(line.losses, oracle["losses"]), oracle["bounds"], strict=False))
+    )
 
 
-def _late(trajectory: Losses, oracle: Record) -> float:
+def _final_difference(trajectory: Losses, oracle: Record) -> float:
     """Return the median difference from the oracle over the last steps."""
-    return final(distance(trajectory, oracle["losses"]))
+    return median_of_last_steps(relative_differences(trajectory, oracle["losses"]))
 
 
-def faster(comparisons: list[Compared]) -> str:
+def speed_summary(comparisons: list[TrainingTimes]) -> str:
     """Summarise the directions, verdicts and ratios of the step times."""
     if not comparisons:
         return "No times are to be had."
@@ -135,7 +148,7 @@ def faster(comparisons: list[Compared]) -> str:
     )
 
 
-def losses(lines: list[Line], oracle: Record | None) -> str:
+def loss_table(lines: list[FormTrajectory], oracle: Record | None) -> str:
     """Tabulate losses during and at the end of the training, beside the notebook's."""
     if oracle is None:
         return ""
@@ -146,21 +159,22 @@ def losses(lines: list[Line], oracle: Record | None) -> str:
     ]
     series = [("oracle, float64", oracle["losses"])] + [(f"{line.name}, {line.form}", line.losses) for line in lines]
     for name, values in series:
-        verdict = WORDS[trajectories.within(values)]
-        rows.append([name, *(f"{values[step]:#.4g}" for step in steps), f"{final(values):.4f}", verdict])
+        verdict = WORDS[trajectories.ends_in_range(values)]
+        rows.append([name, *(f"{values[step]:#.4g}" for step in steps), f"{median_of_last_steps(values):.4f}", verdict])
     return table(["", *(f"iteration {step}" for step in steps), f"median of the last {LAST}", "within"], rows)
 
 
-def divergence(lines: list[Line], oracle: Record) -> str:
+def divergence_table(lines: list[FormTrajectory], oracle: Record) -> str:
     """Tabulate how far each trajectory is from the float64 oracle's during the training."""
     series = [("oracle's own float32", oracle["float32"], "–", "–")]
     series += [
-        (f"{line.name}, {line.form}", line.losses, f"{_share(line, oracle):.0%}", WORDS[line.alike]) for line in lines
+        (f"{line.name}, {line.form}", line.losses, f"{_bound_share(line, oracle):.0%}", WORDS[line.alike])
+        for line in lines
     ]
     rows = []
     for name, values, share, same_bits in series:
-        differences = distance(values, oracle["losses"])
-        crossings = [_first_beyond(differences, limit) for limit in (1e-4, 1e-2)]
+        differences = relative_differences(values, oracle["losses"])
+        crossings = [_first_step_beyond(differences, limit) for limit in (1e-4, 1e-2)]
         rows.append(
             [
                 name,
@@ -168,7 +182,7 @@ def divergence(lines: list[Line], oracle: Record) -> str:
                 f"{differences[:CLOSE].max():.1e}",
                 share,
                 *crossings,
-                f"{final(differences):.1e}",
+                f"{median_of_last_steps(differences):.1e}",
                 same_bits,
             ]
         )
@@ -183,13 +197,13 @@ def divergence(lines: list[Line], oracle: Record) -> str:
     return table([*columns, f"median of the last {LAST}", "same bits in every process"], rows)
 
 
-def _first_beyond(differences: Losses, limit: float) -> str:
+def _first_step_beyond(differences: Losses, limit: float) -> str:
     """Format the first step, counted from 1, whose difference is above the limit."""
     steps = [step for step, difference in enumerate(differences, 1) if difference > limit]
     return f"{steps[0]:,}" if steps else "never"
 
 
-def times(comparisons: list[Compared], steps: int) -> str:
+def time_table(comparisons: list[TrainingTimes], steps: int) -> str:
     """Tabulate the times of a step in both forms, their ratio with its interval, and the times of a whole training."""
     rows = []
     for comparison in comparisons:
@@ -202,8 +216,8 @@ def times(comparisons: list[Compared], steps: int) -> str:
         totals = [seconds(steps * step_s[form]) for form in NOTEBOOK]
         first_steps = [seconds(comparison.first_call_s[form]) for form in NOTEBOOK]
         gaps = [
-            _gap(comparison.gaps["in_loop"], comparison.verdict, comparison.gaps["in_loop"].direction),
-            _gap(comparison.gaps[TWIN]),
+            _format_gap(comparison.gaps["in_loop"], comparison.verdict, comparison.gaps["in_loop"].direction),
+            _format_gap(comparison.gaps[TWIN]),
         ]
         rows.append(
             [*labels, *(seconds(step_s[form]) for form in NOTEBOOK), *gaps, " / ".join(totals), " / ".join(first_steps)]
@@ -212,7 +226,7 @@ def times(comparisons: list[Compared], steps: int) -> str:
     return table([*columns, f"{steps:,} steps, in_loop / batched", "first step, in_loop / batched"], rows)
 
 
-def _gap(gap: Gap, verdict: str = "", direction: str = UNKNOWN) -> str:
+def _format_gap(gap: Gap, verdict: str = "", direction: str = UNKNOWN) -> str:
     row = {"ratio": gap.ratio, "ci_low": gap.low, "ci_high": gap.high, "verdict": verdict, "direction": direction}
     return ratio(row).strip()
 
@@ -223,7 +237,7 @@ def threads_used(processes: list[Record]) -> str:
     return f"{min(counts):.2f} to {max(counts):.2f}" if counts else "not known"
 
 
-def _used(header: Record) -> Row:
+def _training_environments(header: Record) -> Row:
     """Return the environments of the frameworks that train, with the thread counts that they train with."""
     threads = {configuration["framework"]: configuration["threads"] for configuration in header["seats"]}
     environments = header["environments"].items()
@@ -234,5 +248,5 @@ def _used(header: Record) -> Row:
     }
 
 
-def _oracle(records: list[Record]) -> Record | None:
+def _oracle_record(records: list[Record]) -> Record | None:
     return next((record for record in records if record["kind"] == "oracle"), None)

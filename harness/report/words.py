@@ -6,7 +6,7 @@ from collections import Counter
 import pandas as pd
 
 from harness.analysis import sample_size
-from harness.analysis.gaps import ARM, CONFIG, ENGINE, arm_of, usable
+from harness.analysis.gaps import ARM, CONFIG, ENGINE, is_included, parse_arm_name
 from harness.analysis.sample_quality import FEWEST
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import (
@@ -19,16 +19,15 @@ from harness.analysis.stats import (
     SLOWER,
     UNKNOWN,
     half_width,
-    rate,
+    rate_interval,
 )
 from harness.analysis.tables import Tables
 from harness.records.gates import FULL, NONE
 from harness.records.outcome import no_times_reason
 from harness.records.store import budgets
 from harness.report import appendix, causes, claims, memory, sections
-from harness.report.figures import CONTROLS, Drawn
-from harness.report.figures import configuration as configuration_name
-from harness.report.markdown import Row, duration, engine, one_line, table
+from harness.report.figures import CONTROLS, FigureNames, configuration_name
+from harness.report.markdown import Row, duration, execution_name, one_line, table
 from harness.study.parts import BATCHED, LOOPS, TWIN, part_of
 from harness.study.study import HEADLINE_PROCESSES
 
@@ -42,32 +41,34 @@ DIRECTIONS = (LONGER, SHORTER, UNKNOWN)
 VERDICTS = (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE)
 
 
-def everything(tables: Tables, figure_names: Drawn, idiomatic_rows: list[dict[str, str]], script_results: Row) -> Row:
+def context(
+    tables: Tables, figure_names: FigureNames, idiomatic_rows: list[dict[str, str]], script_results: Row
+) -> Row:
     """Return the variables of the template report.md.j2."""
-    first_start, last_start = measured(tables)
+    first_start, last_start = measurement_span(tables)
     return {
         "label": tables.study.label,
         "study": tables.study,
         "heading": tables.heading,
-        "budget": budget(tables),
+        "budget": budget_text(tables),
         "commands": [session["command"] for session in tables.sittings],
         "title": title(tables),
         "itself": title(tables) == ITSELF,
         "answer": answer(tables),
-        "counts": counts(tables),
-        "per_execution": per_execution(tables),
-        "correct": correct(tables),
-        "control": control(tables),
-        "more": more(tables),
+        "counts": comparison_counts(tables),
+        "per_execution": execution_table(tables),
+        "correct": correctness_summary(tables),
+        "control": control_summary(tables),
+        "more": remaining_effort(tables),
         "problems": problems(tables),
-        "sections": sections.everything(tables, figure_names),
-        "prototypes": sections.prototypes(tables),
+        "sections": sections.context(tables, figure_names),
+        "prototypes": sections.prototype_table(tables),
         "prototype_reasons": prototype_reasons(tables),
         "controls": CONTROLS if ((tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()).any() else "",
-        "claims": claims.table_of(tables),
+        "claims": claims.claims_table(tables),
         "advice": claims.advice(tables),
-        "causes": causes.everything(tables),
-        "memory": memory.everything(tables),
+        "causes": causes.section_text(tables),
+        "memory": memory.section_text(tables),
         "headline_processes": max(tables.study.pilot, min(HEADLINE_PROCESSES, tables.study.processes_max)),
         "parted": any(block.get("part") for block in tables.blocks),
         "original": not tables.variables.empty,
@@ -75,35 +76,35 @@ def everything(tables: Tables, figure_names: Drawn, idiomatic_rows: list[dict[st
         "uncounted": tables.uncounted,
         "checked": sorted({f"{check['workload']['name']} at {check['steps']} steps" for check in tables.checks}),
         "first_calls": appendix.first_calls(tables),
-        "twins": appendix.twins(tables),
-        "alarms": appendix.alarms(tables),
-        "absent": appendix.absent(tables),
-        "idiomatic": appendix.idiomatic(idiomatic_rows),
-        "kills": appendix.kills(script_results["kills"]) if script_results["kills"] else "",
-        "repeat": appendix.repeated(script_results["repeat"]) if script_results["repeat"] else "",
-        "apart": appendix.apart(script_results["apart"]) if script_results["apart"] else "",
+        "twins": appendix.control_table(tables),
+        "alarms": appendix.false_alarm_table(tables),
+        "absent": appendix.absent_cells(tables),
+        "idiomatic": appendix.idiomatic_table(idiomatic_rows),
+        "kills": appendix.kill_summary(script_results["kills"]) if script_results["kills"] else "",
+        "repeat": appendix.repeat_summary(script_results["repeat"]) if script_results["repeat"] else "",
+        "apart": appendix.alternation_bias(script_results["apart"]) if script_results["apart"] else "",
         "environments": appendix.environments(
             tables.heading["environments"], {"cpu", *(block["device"] for block in tables.blocks)}
         ),
-        "graphics": appendix.graphics(tables),
-        "devices": causes.devices(tables),
-        "numerics": appendix.numerics(tables),
+        "graphics": appendix.gpu_states(tables),
+        "devices": causes.gpu_time_table(tables),
+        "numerics": appendix.numeric_settings(tables),
         "began": first_start,
         "ended": last_start,
         "load": max((block["load"] for block in tables.blocks), default=math.nan),
         "fewest": FEWEST,
-        "steadiness": appendix.steadiness(tables),
+        "steadiness": appendix.sample_quality_table(tables),
         "threads_used": appendix.threads_used(tables),
     }
 
 
-def budget(tables: Tables) -> str:
+def budget_text(tables: Tables) -> str:
     """Return the budget of each session of the run as text, or "" if no session had one."""
     texts = [f"{value:g} s" if value else "none" for value in budgets(tables.sittings)]
     return "" if set(texts) == {"none"} else f", budget {', and gone on with: '.join(texts)}"
 
 
-def measured(tables: Tables) -> tuple[str, str]:
+def measurement_span(tables: Tables) -> tuple[str, str]:
     """Return when the first and the last block began; both are "never" if there is no block."""
     starts = [block["began"] for block in tables.blocks]
     return min(starts, default="never"), max(starts, default="never")
@@ -118,26 +119,28 @@ def title(tables: Tables) -> str:
         return COMPARED
     if no_times_reason(tables.blocks, budgets(tables.sittings)[-1]):
         return NOTHING
-    projections = {arm_of(name)["projection"] for block in tables.blocks for name in block["arms"]}
+    projections = {parse_arm_name(name)["projection"] for block in tables.blocks for name in block["arms"]}
     return ITSELF if projections == {BATCHED, TWIN} else ALONE
 
 
 def answer(tables: Tables) -> str:
     """Return the answer to the question with its extreme ratios, or the reason why there is none."""
-    if reason := no_answer(tables):
+    if reason := no_answer_reason(tables):
         return reason
-    all_gaps, gaps = _in_loop(tables)
-    extremes = " ".join(_extreme(gaps, verdict) for verdict in (SLOWER, FASTER) if (gaps.verdict == verdict).any())
-    return f"{QUESTION} {sentence(tables)} {extremes}{_left_out(len(all_gaps) - len(gaps))}"
+    all_gaps, gaps = _in_loop_gaps(tables)
+    extremes = " ".join(
+        _extreme_sentence(gaps, verdict) for verdict in (SLOWER, FASTER) if (gaps.verdict == verdict).any()
+    )
+    return f"{QUESTION} {short_answer(tables)} {extremes}{_left_out_note(len(all_gaps) - len(gaps))}"
 
 
-def _in_loop(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _in_loop_gaps(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return all gaps that the question is about, and those of them that are counted."""
     gaps = tables.gaps[tables.gaps.contender == "in_loop"]
-    return gaps, gaps[usable(gaps)]
+    return gaps, gaps[is_included(gaps)]
 
 
-def no_answer(tables: Tables) -> str:
+def no_answer_reason(tables: Tables) -> str:
     """Return why the run does not answer the question, or "" if it does."""
     gaps = tables.gaps[tables.gaps.contender == "in_loop"]
     if gaps.empty and not tables.prototypes.empty:
@@ -159,21 +162,23 @@ def no_answer(tables: Tables) -> str:
     return ""
 
 
-def sentence(tables: Tables) -> str:
+def short_answer(tables: Tables) -> str:
     """Return the answer to the question in short, or the reason why there is none."""
-    if reason := no_answer(tables):
+    if reason := no_answer_reason(tables):
         return reason
-    _, gaps = _in_loop(tables)
+    _, gaps = _in_loop_gaps(tables)
     groups = gaps.groupby("device", sort=True) if gaps.device.nunique() > 1 else [("", gaps)]
-    sentences = [f"{_where(device)} **{_lead(part, tables.study.margin)}**." for device, part in groups]
-    return " ".join([*sentences, *filter(None, [claims.as_stated(tables)])])
+    sentences = [
+        f"{_device_phrase(device)} **{_overall_clause(part, tables.study.margin)}**." for device, part in groups
+    ]
+    return " ".join([*sentences, *filter(None, [claims.original_sentence(tables)])])
 
 
-def _where(device: str) -> str:
+def _device_phrase(device: str) -> str:
     return f"On this machine's {device.upper()}" if device else "On this machine"
 
 
-def _lead(gaps: pd.DataFrame, margin: float) -> str:
+def _overall_clause(gaps: pd.DataFrame, margin: float) -> str:
     """Return a clause that says what holds in all comparisons, or that it depends or is not known."""
     verdicts = set(gaps.verdict)
     slower = f"slower by more than {margin:.0%}"
@@ -188,14 +193,14 @@ def _lead(gaps: pd.DataFrame, margin: float) -> str:
     return f"{'yes' if SLOWER in verdicts else 'no'}, {lead} in every comparison"
 
 
-def counts(tables: Tables) -> str:
+def comparison_counts(tables: Tables) -> str:
     """Say how many comparisons have each direction and each size, and in how many equivalence could be shown.
 
     Returns "" if the run has no answer.
     """
-    if no_answer(tables):
+    if no_answer_reason(tables):
         return ""
-    _, gaps = _in_loop(tables)
+    _, gaps = _in_loop_gaps(tables)
     directions, sizes, margin = Counter(gaps.direction), Counter(gaps.verdict), tables.study.margin
     possible_count = int(could_be_equivalent(gaps, margin).sum())
     return (
@@ -213,11 +218,11 @@ def could_be_equivalent(gaps: pd.DataFrame, margin: float) -> pd.Series:
     return half_width(gaps.ci_low, gaps.ci_high) < margin
 
 
-def _left_out(count: int) -> str:
+def _left_out_note(count: int) -> str:
     return f" Left out: {count} in blocks whose A/A control missed 1 (⚠ below)." if count else ""
 
 
-def _extreme(gaps: pd.DataFrame, verdict: str) -> str:
+def _extreme_sentence(gaps: pd.DataFrame, verdict: str) -> str:
     part = gaps[gaps.verdict == verdict]
     row = part.loc[part.ratio.idxmax() if verdict == SLOWER else part.ratio.idxmin()].to_dict()
     label = "largest loss" if verdict == SLOWER else "largest gain"
@@ -225,22 +230,22 @@ def _extreme(gaps: pd.DataFrame, verdict: str) -> str:
     return f"The {label} was a ratio of {row['ratio']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}] in {place}."
 
 
-def per_execution(tables: Tables) -> str:
+def execution_table(tables: Tables) -> str:
     """Return a table of the directions and sizes of both contenders' gaps, counted by framework and execution."""
     gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE) & tables.gaps.recurrence.isin(LOOPS)]
     rows = []
     for (*keys, contender), part in gaps.groupby([*ENGINE, "contender"], sort=True):
-        included = part[usable(part)]
+        included = part[is_included(part)]
         left_out, count = len(part) - len(included), Counter([*included.direction, *included.verdict])
         ratio_range = "–" if included.empty else f"{included.ratio.min():.2f} to {included.ratio.max():.2f}"
         possible_count = int(could_be_equivalent(included, tables.study.margin).sum())
         numbers = [count[name] for name in (*DIRECTIONS, *VERDICTS)]
-        rows.append([engine(*keys), contender, *numbers, possible_count, left_out or "–", ratio_range])
+        rows.append([execution_name(*keys), contender, *numbers, possible_count, left_out or "–", ratio_range])
     names = [*DIRECTIONS, *VERDICTS, "equivalence possible", "left out ⚠", "ratios seen"]
     return table(["execution", "contender", *names], rows)
 
 
-def correct(tables: Tables) -> str:
+def correctness_summary(tables: Tables) -> str:
     """Say whether all cells compute the same, which gates they passed, and how large the errors are."""
     frame = tables.identity
     if frame.empty:
@@ -256,23 +261,23 @@ def correct(tables: Tables) -> str:
     start = "All compute the same" if wrong == 0 else f"**{wrong} of {total} cells are wrong** and their times withheld"
     errors = [] if math.isnan(fp64_error) else [f"at most {fp64_error:.1e} from the float64 oracle in fp64"]
     if not math.isnan(bound_share):
-        errors.append(f"at most {bound_share:.0%} of the rounding bound away in {_precisions(ok_rows)}")
-    gates = "; ".join(_passed(ok_rows.drop_duplicates(cell_keys)))
+        errors.append(f"at most {bound_share:.0%} of the rounding bound away in {_list_precisions(ok_rows)}")
+    gates = "; ".join(_gate_clauses(ok_rows.drop_duplicates(cell_keys)))
     return f"{start}: of {total - wrong:,} cells {gates}. Outputs and gradients are {', and '.join(errors)}."
 
 
-def _precisions(frame: pd.DataFrame) -> str:
+def _list_precisions(frame: pd.DataFrame) -> str:
     return " and ".join(precision for precision in frame.precision.drop_duplicates() if precision != "fp64")
 
 
-def _passed(cells: pd.DataFrame) -> list[str]:
+def _gate_clauses(cells: pd.DataFrame) -> list[str]:
     """Say how many cells passed which gates, in a clause for each kind.
 
     A cell always passed its own precision's gate at full size. The fp64 gate it passed at full size, at fewer steps, or
     not at all.
     """
     fp64_cells, other_cells = cells[cells.precision == "fp64"], cells[cells.precision != "fp64"]
-    gate = f"the {_precisions(cells)} gate at full size"
+    gate = f"the {_list_precisions(cells)} gate at full size"
     gate_counts = other_cells.fp64_gate.value_counts().to_dict()
     full_count, unverified_count = gate_counts.pop(FULL, 0), gate_counts.pop(NONE, 0)
     clauses = [f"{full_count:,} passed both gates at full size"] if full_count else []
@@ -282,23 +287,23 @@ def _passed(cells: pd.DataFrame) -> list[str]:
     return clauses + ([f"{len(fp64_cells):,} are in fp64 and passed its gate at full size"] if len(fp64_cells) else [])
 
 
-def control(tables: Tables) -> str:
+def control_summary(tables: Tables) -> str:
     """Say how often the interval of the A/A control misses 1 in the whole run, and how wide it is."""
     controls = tables.gaps[(tables.gaps.contender == TWIN) & tables.gaps.ci_low.notna()]
     if controls.empty:
         return "The control (batched against itself) has no interval: that takes two processes of a cell."
     half_widths = half_width(controls.ci_low, controls.ci_high)
     coarse_count, missed_count = int((half_widths > tables.study.margin).sum()), int((~controls.trusted).sum())
-    miss_rate, low, high = rate(missed_count, len(controls))
+    miss_rate, low, high = rate_interval(missed_count, len(controls))
     return (
         f"The 95% interval of the control, batched against itself, misses 1 in {missed_count} of {len(controls)} "
         f"blocks ({miss_rate:.1%} [{low:.1%}, {high:.1%}], where 5% is what 95% intervals promise): "
-        f"{_kept(low, high)}. The interval is typically ±{half_widths.median():.1%}, at widest "
+        f"{_miss_rate_clause(low, high)}. The interval is typically ±{half_widths.median():.1%}, at widest "
         f"±{half_widths.max():.1%}, and in {coarse_count} blocks wider than the margin of ±{tables.study.margin:.0%}."
     )
 
 
-def _kept(low: float, high: float) -> str:
+def _miss_rate_clause(low: float, high: float) -> str:
     """Say what the 95% interval of the control's miss rate implies for all intervals of the run."""
     if low > LEVEL:
         return "**more than that, so that the contenders' intervals too are narrower than they should be**"
@@ -307,7 +312,7 @@ def _kept(low: float, high: float) -> str:
     return "as many as that, as far as so many blocks can tell"
 
 
-def more(tables: Tables) -> str:
+def remaining_effort(tables: Tables) -> str:
     """Say in a sentence how many processes and how much time would bring every gap to the study's target.
 
     Returns "" if no gap has a required sample size.
@@ -324,7 +329,7 @@ def more(tables: Tables) -> str:
     if remaining.empty:
         return f"{start}."
     processes = f"the others need up to {int(remaining.needs.max())} more processes each (in the tables below)"
-    costs = sample_size.spent([block for block in tables.blocks if block.get("seconds")])
+    costs = sample_size.mean_costs([block for block in tables.blocks if block.get("seconds")])
     parts = {key[-1] for key in costs}  # blocks of older records hold all arms, and their part has no name
     part_names = [
         part_of(recurrence, contender)
@@ -345,14 +350,14 @@ def prototype_reasons(tables: Tables) -> list[str]:
     """Return the reason why each measured prototype is marked as one, a line each."""
     prototypes = set(tables.prototypes[[*ENGINE, "recurrence"]].itertuples(index=False, name=None))
     return [
-        f"{engine(*keys)} {recurrence}: {tables.prototype_reasons[keys[0], keys[1], recurrence]}"
+        f"{execution_name(*keys)} {recurrence}: {tables.prototype_reasons[keys[0], keys[1], recurrence]}"
         for *keys, recurrence in sorted(prototypes)
     ]
 
 
-def _throttled(block: Row, consequence: str) -> str:
+def _throttling_line(block: Row, consequence: str) -> str:
     keys = (block["framework"], block["execution"], block["device"], block["precision"])
-    place = f"{engine(*keys)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
+    place = f"{execution_name(*keys)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
     return f"throttled: {place}: {', '.join(block['throttled'])}; {consequence}"
 
 
@@ -365,12 +370,12 @@ def problems(tables: Tables) -> list[str]:
         f"{row['reason']}"
         for row in rows
     ]
-    lines += [_throttled(block, "its times are kept") for block in tables.blocks if block.get("throttled")]
-    lines += [_throttled(block, "it was done again, and the second try counts") for block in tables.first_tries]
+    lines += [_throttling_line(block, "its times are kept") for block in tables.blocks if block.get("throttled")]
+    lines += [_throttling_line(block, "it was done again, and the second try counts") for block in tables.first_tries]
     lines += memory.problems(tables)
     for check in tables.checks:
         keys = (check["framework"], check["execution"], check["device"], check["precision"])
-        place = f"{engine(*keys)} at {check['steps']} steps"
+        place = f"{execution_name(*keys)} at {check['steps']} steps"
         lines += [
             f"{arm['status']}: {place}, {name}, {check['workload']['name']} {check['pass']}: {arm['reason']}"
             for name, arm in check["arms"].items()

@@ -154,7 +154,7 @@ class Schedule:
         self.forecast_configurations.add(job.configuration)
         measured = {(r["workload"]["name"], r["pass"]) for r in self._block_records(job.configuration)}
         cells = (cell for cell in self.plan.cells if (cell.workload.name, cell.pass_) not in measured)
-        yield forecast.record(job.configuration, blocks, cells, self.study)
+        yield forecast.forecast_record(job.configuration, blocks, cells, self.study)
 
     def _calibration_blocks(self, configuration: Configuration) -> list[Record]:
         """Return the first process's blocks that a configuration's forecast is made from; empty unless all are there.
@@ -213,7 +213,7 @@ class Schedule:
 
             prototypes = matrix.prototype_rows(self.study, list(self.context.frameworks.values()))
             excluded = {(row["framework"], row["execution"], row["recurrence"]) for row in prototypes}
-            rows = sample_size.needs(
+            rows = sample_size.required_sample_sizes(
                 [record for record in self.current_records if record["kind"] == "block"], self.study
             )
             rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in excluded]

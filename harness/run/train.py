@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.trajectories import TRAINING, Absent, off
+from harness.analysis.trajectories import TRAINING, AbsentExecutionRecord, excess_reason
 from harness.errors import UsageError
 from harness.machine import environment, folders
 from harness.records.store import Record, digest, latest_records
@@ -86,7 +86,9 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
     return store.recover()
 
 
-def select_jobs(study: Study, frameworks: list[Framework], threads: int) -> tuple[list[Job], list[Absent]]:
+def select_jobs(
+    study: Study, frameworks: list[Framework], threads: int
+) -> tuple[list[Job], list[AbsentExecutionRecord]]:
     """Return the first replicate's jobs, and the executions that have none, with the reason.
 
     When the study selects no executions, the jobs are those of the executions in which, by the framework's own account,
@@ -104,7 +106,7 @@ def select_jobs(study: Study, frameworks: list[Framework], threads: int) -> tupl
             if not study.executions and not execution["trains"]:
                 reasons.append(f"few would train so; --execution {name} does")
             if reason := next(filter(None, reasons), None):
-                absent.append(Absent(framework=framework.name, execution=name, reason=reason))
+                absent.append(AbsentExecutionRecord(framework=framework.name, execution=name, reason=reason))
             else:
                 first.append(Job(configuration, 0, (BlockSpec(BOOK, "train", arms, BOOK.T, timed=True),)))
     return first, absent
@@ -177,7 +179,7 @@ def _apply_check(form: dict[str, Any], proof: Answer, oracle: Record) -> dict[st
     """
     if form["status"] not in ("ok", "refused"):
         return form
-    if reason := off(form["losses"], oracle):
+    if reason := excess_reason(form["losses"], oracle):
         return form | {"status": "wrong", "reason": reason, "first_call_ns": None, "samples_ns": []}
     if proof["proven"] is False and form["status"] == "ok":
         return form | {"status": "refused", "reason": f"threads not proven: {proof['threads_used']:.2f} cores used"}

@@ -30,7 +30,7 @@ WILD = replace(WORLD, arm=6 * WORLD.arm)  # a gap varies six times as much betwe
 HALVES = (WORLD, WILD)
 STUDY = Study()
 MARGIN = STUDY.margin
-COSTS = sample_size.Costs(process_s=2.0, round_s=0.02)
+COSTS = sample_size.BlockCosts(process_s=2.0, round_s=0.02)
 PROCESSES, ROUNDS = 10, 40
 FEW, GAPS, FEW_ROUNDS = 3, 20, 5  # for a study of many gaps in few processes
 TRUTHS = (0.8, 0.95, 1.0, 1.02, 1.1, 1.5)
@@ -94,7 +94,7 @@ Worlds = tuple[simulation.World, ...]  # a study's gaps lie in these worlds in t
 def simulate_one_gap(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
     """Simulate a study of one gap in many processes."""
     ratio, world = float(rng.choice(truths)), worlds[0]
-    return [Case(ratio, stats.gap(simulation.sample(world, ratio, PROCESSES, ROUNDS, rng), MARGIN), world)]
+    return [Case(ratio, stats.estimate_gap(simulation.sample(world, ratio, PROCESSES, ROUNDS, rng), MARGIN), world)]
 
 
 def simulate_many_gaps(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
@@ -102,7 +102,7 @@ def simulate_many_gaps(worlds: Worlds, truths: tuple[float, ...], rng: np.random
     cases = []
     for ratio, rounds, world in zip(*_draw_gaps(truths, rng), cycle(worlds), strict=False):
         sample = simulation.sample(world, ratio, FEW, rounds, rng)
-        cases.append(Case(ratio, stats.gap(sample, MARGIN), world))
+        cases.append(Case(ratio, stats.estimate_gap(sample, MARGIN), world))
     return cases
 
 
@@ -115,18 +115,18 @@ def simulate_with_pilot(worlds: Worlds, truths: tuple[float, ...], rng: np.rando
     """Simulate a study of many gaps whose pilot decides how many processes and rounds each gap gets."""
     places = list(zip(rng.choice(truths, GAPS).tolist(), cycle(worlds), strict=False))
     pilots = [simulation.measure_processes(world, ratio, FEW, ROUNDS, rng) for ratio, world in places]
-    samples = [stats.sample(times) for times in pilots]
-    prior = stats.prior(samples)
+    samples = [stats.gap_sample(times) for times in pilots]
+    prior = stats.fit_prior(samples)
     cases = []
     for (ratio, world), times, sample in zip(places, pilots, samples, strict=True):
-        variances = stats.parts(sample, ROUNDS, prior)
+        variances = stats.variance_components(sample, ROUNDS, prior)
         assert variances is not None
-        required_size = sample_size.need([variances], COSTS, STUDY.target, FEW_ROUNDS, 2 * ROUNDS)
+        required_size = sample_size.required_sample_size([variances], COSTS, STUDY.target, FEW_ROUNDS, 2 * ROUNDS)
         extra_processes = max(0, min(required_size.processes, STUDY.processes_max) - FEW)
-        full_sample = stats.sample(
+        full_sample = stats.gap_sample(
             [*times, *simulation.measure_processes(world, ratio, extra_processes, required_size.rounds, rng)]
         )
-        cases.append(Case(ratio, stats.gap(full_sample, MARGIN), world))
+        cases.append(Case(ratio, stats.estimate_gap(full_sample, MARGIN), world))
     return cases
 
 
@@ -203,7 +203,7 @@ def rows(studies: int, seed: int, workers: int) -> list[TargetResult]:
 
 def _coverage_row(label: str, cases: list[Case]) -> TargetResult:
     """Return the row of how often the interval contains the true ratio."""
-    rate, low, high = stats.rate(sum(map(covers, cases)), len(cases))
+    rate, low, high = stats.rate_interval(sum(map(covers, cases)), len(cases))
     return TargetResult(label, len(cases), _format_rate(rate, low, high), "93% to 97%", 0.93 <= rate <= 0.97)
 
 
@@ -218,13 +218,13 @@ def _half_rows(label: str, cases: list[Case]) -> list[TargetResult]:
 
 def _false_positive_row(label: str, cases: list[Case]) -> TargetResult:
     """Return the row of how often the interval excludes 1, for cases whose true ratio is 1."""
-    rate, low, high = stats.rate(sum(map(differs, cases)), len(cases))
+    rate, low, high = stats.rate_interval(sum(map(differs, cases)), len(cases))
     return TargetResult(label, len(cases), _format_rate(rate, low, high), "3% to 7%", 0.03 <= rate <= 0.07)
 
 
 def _power_row(label: str, cases: list[Case]) -> TargetResult:
     """Return the row of how often the interval lies above 1, for cases whose true ratio is above 1."""
-    rate, low, high = stats.rate(sum(case.gap.low > 1 for case in cases), len(cases))
+    rate, low, high = stats.rate_interval(sum(case.gap.low > 1 for case in cases), len(cases))
     return TargetResult(label, len(cases), _format_rate(rate, low, high), "at least 95%", rate >= 0.95)
 
 
@@ -261,7 +261,9 @@ def measure_delay(seed: int) -> TargetResult:
         simulation.measure_block(WaitingBackend(), time.perf_counter_ns, ROUNDS, seed + process)
         for process in range(PROCESSES)
     ]
-    gap = stats.gap(stats.sample([(b[simulation.CONTENDER], b[simulation.BASELINE]) for b in blocks]), MARGIN)
+    gap = stats.estimate_gap(
+        stats.gap_sample([(b[simulation.CONTENDER], b[simulation.BASELINE]) for b in blocks]), MARGIN
+    )
     near = abs(gap.ratio / DELAY - 1) < 0.002
     interval = f"{gap.ratio:.4f} [{gap.low:.4f}, {gap.high:.4f}]"
     return TargetResult("a real delay of 2%, in ten blocks", PROCESSES, interval, "1.02, to 0.2%", near and gap.low > 1)

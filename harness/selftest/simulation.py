@@ -127,4 +127,4 @@ def measure_processes(
 
 def sample(world: World, ratio: float, processes: int, rounds: int, rng: np.random.Generator) -> stats.Sample:
     """Return the sample of one gap of true `ratio`, from a simulated study of so many processes and rounds."""
-    return stats.sample(measure_processes(world, ratio, processes, rounds, rng))
+    return stats.gap_sample(measure_processes(world, ratio, processes, rounds, rng))

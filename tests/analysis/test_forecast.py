@@ -11,7 +11,7 @@ import pytest
 from scipy import special
 
 from harness.analysis import attribution, forecast, roofline
-from harness.analysis.forecast import Seen
+from harness.analysis.forecast import SweepPoint
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.records.schema import CostsRecord
@@ -62,7 +62,7 @@ def test_a_study_of_all_has_a_sweep_and_others_where_they_ask_for_it():
 
 
 def test_the_price_of_a_call_is_taken_out_of_what_moving_takes():
-    memory = roofline.roof(RATES).memory
+    memory = roofline.roofline_from_rates(RATES).memory
     for count in (1 << 14, 1 << 20, 1 << 26):
         assert memory(8.0 * count) == pytest.approx(8 * count / 30e9, rel=0.02)
 
@@ -74,13 +74,13 @@ def test_operations_are_those_of_theory():
 
 
 def test_nothing_is_faster_than_its_floor_says():
-    top = roofline.roof(RATES)
+    top = roofline.roofline_from_rates(RATES)
     wide = BOOK.model_copy(update={"H": 4000, "O": 4000})
-    assert roofline.floor_s(top, wide, "forward", "batched") == pytest.approx(
+    assert roofline.lower_bound_s(top, wide, "forward", "batched") == pytest.approx(
         roofline.flops(wide, "forward", "batched") / 1e11
     )
     tall = Workload(name="w", B=1, T=1, I=60000, H=1, O=1)
-    moved = roofline.floor_s(top, tall, "forward", "none")
+    moved = roofline.lower_bound_s(top, tall, "forward", "none")
     assert moved > 10 * roofline.flops(tall, "forward", "none") / 1e11  # it waits for its inputs
 
 
@@ -93,26 +93,28 @@ TRUE = (50e-6, 9e-6, 4e-6, 2e-6, 12e-6)
 
 
 def seen(workload, pass_="forward"):
-    told = forecast.expected(costs_of(pass_, *TRUE), roofline.roof(RATES), workload)
+    told = forecast.predict_seconds(costs_of(pass_, *TRUE), roofline.roofline_from_rates(RATES), workload)
     none = told["none_s"]
-    return Seen(workload, none, told["in_loop_s"] - none, told["batched_s"] - none)
+    return SweepPoint(workload, none, told["in_loop_s"] - none, told["batched_s"] - none)
 
 
 @pytest.mark.parametrize("pass_", ["forward", "train"])
 def test_costs_are_found_again_from_two_points(pass_):
     points = [seen(point, pass_) for point in points_around(BOOK)[:CALIBRATING]]
-    found = forecast.solved(points, roofline.roof(RATES), pass_)
+    found = forecast.solve_costs(points, roofline.roofline_from_rates(RATES), pass_)
     assert list(found.model_dump(exclude={"pass_"}).values()) == pytest.approx(TRUE, rel=1e-9)
 
 
 def test_a_forecast_is_never_nothing():
     wild = costs_of("train", 0.0, 0.0, -1.0, -1.0, -1.0)
-    assert all(seconds > 0 for seconds in forecast.expected(wild, roofline.roof(RATES), BOOK).values())
+    assert all(
+        seconds > 0 for seconds in forecast.predict_seconds(wild, roofline.roofline_from_rates(RATES), BOOK).values()
+    )
 
 
 def block(workload, pass_, replicate=0, wobble=0.0):
     """A block's record as a machine with these costs would leave it."""
-    told = forecast.expected(costs_of(pass_, *TRUE), roofline.roof(RATES), workload)
+    told = forecast.predict_seconds(costs_of(pass_, *TRUE), roofline.roofline_from_rates(RATES), workload)
     arms = {}
     for projection in ("none", "in_loop", "batched", "twin"):
         s = told[f"{projection.replace('twin', 'batched')}_s"] * (1 + wobble * math.sin(workload.T + replicate))
@@ -126,7 +128,7 @@ def test_what_a_product_costs_is_the_slope_over_the_steps():
     made = study.Study(sweep="book", passes=["forward"])
     blocks = [block(point, "forward", replicate) for replicate in range(2) for point in made.swept]
     (row,) = attribution.slopes(blocks, made).to_dict("records")
-    least = roofline.least(roofline.roof(RATES), BOOK, "forward").one
+    least = roofline.roofline_times(roofline.roofline_from_rates(RATES), BOOK, "forward").one
     assert row["product_s"] == pytest.approx(TRUE[3] + least, rel=1e-3)
     assert row["low_s"] <= row["product_s"] <= row["high_s"]
     assert (row["sizes"], row["processes"]) == (5, 2)
@@ -152,7 +154,7 @@ def test_errors_are_those_of_the_logarithm_and_what_is_untrusted_is_not_scored()
     told = [{**CONFIG, "recurrence": "scan", "expected": rows}]
     gaps = pd.DataFrame([gap("a", 1.2), gap("b", 1.5), gap("c", 2.0, trusted=False), gap("a", 9.0, contender="bmm")])
     costs = pd.DataFrame(columns=attribution.COSTS)
-    found = attribution.scores(told, gaps, costs).set_index("workload").error
+    found = attribution.forecast_scores(told, gaps, costs).set_index("workload").error
     assert set(found.index) == {"a", "b"}
     assert found["a"] == pytest.approx(0, abs=1e-12)
     assert found["b"] == pytest.approx(math.log(1.2 / 1.5))
@@ -163,7 +165,7 @@ def test_how_much_better_than_no_gap_a_forecast_is_is_called_a_skill_score(forec
     """Of gaps 1.44 and 0.9, whose mean is not 1: no share of a variance."""
     frame = pd.DataFrame({"forecast": forecasts, "ratio": (1.44, 0.9), "verdict": "slower"})
     frame = frame.assign(error=np.log(frame.forecast / frame.ratio), ci_low=frame.ratio, ci_high=frame.ratio)
-    score = prediction.score(SimpleNamespace(scores=frame))
+    score = prediction.score_summary(SimpleNamespace(scores=frame))
     assert "a ratio of 1 everywhere, has a median error of 23.5% (90% within 33.9%)" in score
     assert f"the forecast's skill score against it is {said} (" in score
     assert "explains" not in score
@@ -182,7 +184,7 @@ def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(n
     assert set(tables.gaps.workload) == {WORKLOAD.name}  # a sweep's gaps are no answer to the question
     assert set(tables.swept.workload) == {point.name for point in wanted.swept}
     assert set(tables.scores.workload) <= foretold
-    assert "were forecast and then measured" in prediction.score(tables)
+    assert "were forecast and then measured" in prediction.score_summary(tables)
     assert {"sweep-forward", "map-train", "forecasts"} <= set(sweeps.drawings(tables))
 
 
@@ -204,14 +206,16 @@ def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
     configuration = Configuration("jax", "cpu", 1, "xla", "fp32")
     cells = [Cell(configuration, point, "forward", Arm("scan", p)) for point in made.swept for p in study.SWEPT]
     blocks = [block(point, "forward") for point in made.swept[:CALIBRATING]]
-    good = forecast.record(configuration, blocks, cells[2 * len(study.SWEPT) :], made)
+    good = forecast.forecast_record(configuration, blocks, cells[2 * len(study.SWEPT) :], made)
     assert good["status"] == "ok"
     assert len(good["expected"]) == len(made.swept) - CALIBRATING
     blocks[1]["arms"]["scan_in_loop"] |= {"status": "failed", "reason": "no luck", "samples_ns": []}
-    lacking = forecast.record(configuration, blocks, cells, made)
+    lacking = forecast.forecast_record(configuration, blocks, cells, made)
     assert (lacking["status"], lacking["expected"]) == ("unavailable", [])
     assert lacking["reason"] == "it is told from scan_in_loop, book-T5 forward, and no luck"
-    assert "float32" in forecast.record(replace(configuration, precision="bf16"), blocks, cells, made)["reason"]
+    assert (
+        "float32" in forecast.forecast_record(replace(configuration, precision="bf16"), blocks, cells, made)["reason"]
+    )
 
 
 def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
@@ -289,7 +293,7 @@ def test_a_first_replicate_leaves_time_for_more(monkeypatch):
 
 
 def point(steps, none, cost):
-    return Seen(BOOK.model_copy(update={"T": steps}), none, cost, 0.0)
+    return SweepPoint(BOOK.model_copy(update={"T": steps}), none, cost, 0.0)
 
 
 def test_a_process_s_slope_is_that_of_weighted_least_squares():
@@ -347,7 +351,7 @@ def test_a_cost_s_interval_holds_the_error_of_none():
         [place | {"projection": name.partition("_")[2], "median_s": arm["samples_ns"][0] / 1e9} for name, arm in times]
     )
     added = pd.DataFrame([place | {"contender": "in_loop", "trusted": True}])
-    (row,) = attribution.costs(blocks, frame, added).to_dict("records")
+    (row,) = attribution.projection_costs(blocks, frame, added).to_dict("records")
     longer = [
         np.subtract(*(r["arms"][f"scan_{form}"]["samples_ns"][0] for form in ("in_loop", "none"))) for r in blocks
     ]
@@ -358,19 +362,21 @@ def test_a_cost_s_interval_holds_the_error_of_none():
 
 def test_the_loss_is_part_of_what_projecting_adds_in_training():
     """none has none, so a forecast of many outputs has to tell it."""
-    top, wide = roofline.roof(RATES), BOOK.model_copy(update={"O": 1000})
-    assert roofline.least(top, wide, "forward").loss == 0
-    loss = roofline.least(top, wide, "train").loss
+    top, wide = roofline.roofline_from_rates(RATES), BOOK.model_copy(update={"O": 1000})
+    assert roofline.roofline_times(top, wide, "forward").loss == 0
+    loss = roofline.roofline_times(top, wide, "train").loss
     assert loss == top.moved(3 * wide.T * wide.B * wide.O)
-    told = forecast.expected(costs_of("train", *TRUE), top, wide)
-    assert told["batched_s"] - told["none_s"] == pytest.approx(TRUE[4] + roofline.least(top, wide, "train").once + loss)
+    told = forecast.predict_seconds(costs_of("train", *TRUE), top, wide)
+    assert told["batched_s"] - told["none_s"] == pytest.approx(
+        TRUE[4] + roofline.roofline_times(top, wide, "train").once + loss
+    )
 
 
 def test_the_floor_of_none_in_training_is_given_a_gradient_and_gives_three():
-    top = roofline.roof(RATES)
+    top = roofline.roofline_from_rates(RATES)
     w = Workload(name="w", B=1, T=1, I=20000, H=300, O=40000)
     numbers = 20000 + 300 + 2 * (20000 * 300 + 300 * 300 + 300)
-    assert roofline.floor_s(top, w, "train", "none") == top.moved(numbers)
+    assert roofline.lower_bound_s(top, w, "train", "none") == top.moved(numbers)
 
 
 @pytest.mark.parametrize(

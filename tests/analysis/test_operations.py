@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from harness.analysis.operations import LEFT_OUT, NOT_MOVED, Work, least_operations, work
+from harness.analysis.operations import LEFT_OUT, NOT_MOVED, Work, least_operations, work_from_evidence
 from harness.study.data import data_for
 from harness.study.study import Workload
 from harness.verify.output_check import form_of
@@ -78,4 +78,4 @@ SMALL, LARGE = Product(3, 1, 1, 3, 5), Product(3, 1, 1, 5, 5)  # 90 and 150 oper
     ],
 )
 def test_operations_are_whole_or_unknown(evidence, least, expected):
-    assert work(evidence, least, 4) == expected
+    assert work_from_evidence(evidence, least, 4) == expected

@@ -54,29 +54,29 @@ def test_faults_are_those_of_a_call_and_their_share_is_of_its_time(calls):
 
 def test_an_arm_that_faults_in_some_processes_alone_is_told():
     mixed = tables([block(0, 0, 8000), block(1, 0, 0)])
-    assert list(page_faults.uneven(mixed.faults, 0.02).projection) == ["batched"]
+    assert list(page_faults.arms_with_uneven_faults(mixed.faults, 0.02).projection) == ["batched"]
     (line,) = memory.problems(mixed)
     assert line.startswith("uneven memory: jax xla scan, 1 thread, batched, vocab train: page faults take 0% of its")
     assert "60% in another" in line
-    assert "| 0 (0.0%) | 4,000 (30.0%) | in some processes alone |" in memory.everything(mixed)
+    assert "| 0 (0.0%) | 4,000 (30.0%) | in some processes alone |" in memory.section_text(mixed)
 
 
 def test_an_arm_that_faults_everywhere_is_told_beside_its_ratio_and_is_not_uneven():
     alike = tables([block(0, 0, 2000), block(1, 0, 2010)])
     assert memory.problems(alike) == []
-    text = memory.everything(alike)
+    text = memory.section_text(alike)
     assert "in 1 of 1 gap" in text
     assert "0.920 [0.900, 0.940] faster | 0 (0.0%) | 2,005 (15.0%) |  |" in text
 
 
 def test_no_faults_are_said_and_older_records_say_nothing():
-    said = memory.everything(tables([block(0, 1, 0), block(1, 0, 1)], "default"))
+    said = memory.section_text(tables([block(0, 1, 0), block(1, 0, 1)], "default"))
     assert said.startswith("Workers give memory back and take it anew as glibc does by default.")
     assert said.endswith("in none of 1 gap.")
     old = block(0, 0, 0)
     for arm in old["arms"].values():
         arm.pop("faults")
-    assert memory.everything(tables([old])) == ""
+    assert memory.section_text(tables([old])) == ""
     assert memory.problems(tables([old])) == []
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.analysis.sample_quality import FEWEST, of_blocks, qualities
+from harness.analysis.sample_quality import FEWEST, quality_flags, quality_table
 
 
 def samples(logs):
@@ -11,7 +11,7 @@ def samples(logs):
 
 
 def quality(samples_ns):
-    return qualities([samples_ns], 0.02).iloc[0]
+    return quality_flags([samples_ns], 0.02).iloc[0]
 
 
 def steady(seed, count=60):
@@ -21,7 +21,7 @@ def steady(seed, count=60):
 def flagged(flag, change, count=60, seeds=200):
     """The share of sample sets that have the flag after a change."""
     every = [samples(change(steady(seed, count), np.random.default_rng(seed + 999))) for seed in range(seeds)]
-    return qualities(every, 0.02)[flag].mean()
+    return quality_flags(every, 0.02)[flag].mean()
 
 
 def nothing(logs, random):
@@ -78,5 +78,5 @@ def test_what_of_a_sample_is_the_harness_s_own_is_told_where_it_was_measured():
     configuration = {"framework": "torch", "execution": "eager", "device": "cpu", "precision": "fp32", "pass": "train"}
     arms = {"scan_none": {"status": "ok", "samples_ns": [900, 1000, 1100], "calls": 3}}
     known = configuration | {"timer_ns": 40, "floors": {"harness_ns": 20.0}, "arms": arms}
-    found = of_blocks([known, known | {"floors": {}}, known | {"timer_ns": None}], 0.02)
+    found = quality_table([known, known | {"floors": {}}, known | {"timer_ns": None}], 0.02)
     assert list(found.own_ns / found.median_ns) == pytest.approx([0.1, np.nan, np.nan], nan_ok=True)

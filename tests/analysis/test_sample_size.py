@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.analysis import sample_size, stats
-from harness.analysis.sample_size import Costs
+from harness.analysis.sample_size import BlockCosts
 from harness.analysis.stats import Variances
 from harness.records.store import FILE
 from harness.run import session
@@ -20,30 +20,32 @@ TARGET = 0.01
 
 
 def test_the_rounds_are_those_that_cost_least():
-    gap, costs = Variances(1e-4, 1e-3, 20.0), Costs(3.0, 0.02)
-    found = sample_size.need([gap], costs, TARGET, 1, 1000)
-    price = {r: stats.processes(gap, r, TARGET) * (costs.process_s + r * costs.round_s) for r in range(1, 1000)}
+    gap, costs = Variances(1e-4, 1e-3, 20.0), BlockCosts(3.0, 0.02)
+    found = sample_size.required_sample_size([gap], costs, TARGET, 1, 1000)
+    price = {
+        r: stats.required_processes(gap, r, TARGET) * (costs.process_s + r * costs.round_s) for r in range(1, 1000)
+    }
     assert price[found.rounds] <= 1.1 * min(price.values())
-    assert found.processes == stats.processes(gap, found.rounds, TARGET)
+    assert found.processes == stats.required_processes(gap, found.rounds, TARGET)
 
 
 def test_noise_between_processes_asks_for_processes_and_noise_of_rounds_for_rounds():
-    costs = Costs(1.0, 0.01)
-    between = sample_size.need([Variances(4e-4, 1e-5, 20.0)], costs, TARGET, 5, 500)
-    within = sample_size.need([Variances(1e-5, 4e-2, 20.0)], costs, TARGET, 5, 500)
+    costs = BlockCosts(1.0, 0.01)
+    between = sample_size.required_sample_size([Variances(4e-4, 1e-5, 20.0)], costs, TARGET, 5, 500)
+    within = sample_size.required_sample_size([Variances(1e-5, 4e-2, 20.0)], costs, TARGET, 5, 500)
     assert between.rounds == 5
     assert within.rounds > 100
     assert between.processes > within.processes
 
 
 def test_the_worst_gap_of_a_block_decides():
-    costs = Costs(1.0, 0.01)
+    costs = BlockCosts(1.0, 0.01)
     quiet, noisy = Variances(1e-7, 1e-6, 20.0), Variances(4e-4, 1e-3, 20.0)
     assert (
-        sample_size.need([quiet, noisy], costs, TARGET, 5, 100).processes
-        == sample_size.need([noisy], costs, TARGET, 5, 100).processes
+        sample_size.required_sample_size([quiet, noisy], costs, TARGET, 5, 100).processes
+        == sample_size.required_sample_size([noisy], costs, TARGET, 5, 100).processes
     )
-    assert sample_size.need([quiet], costs, TARGET, 5, 100).processes == 2
+    assert sample_size.required_sample_size([quiet], costs, TARGET, 5, 100).processes == 2
 
 
 def test_what_was_asked_for_brings_the_interval_to_the_target():
@@ -52,9 +54,9 @@ def test_what_was_asked_for_brings_the_interval_to_the_target():
     for _ in range(200):
         between, count = 0.012, 6
         first = stats.Sample(tuple(random.normal(0, between, count)), 0.0)
-        needed = stats.processes(stats.parts(first, 40, stats.NO_PRIOR), 40, TARGET)
+        needed = stats.required_processes(stats.variance_components(first, 40, stats.NO_PRIOR), 40, TARGET)
         more = random.normal(0, between, max(0, needed - count))
-        final = stats.gap(stats.Sample((*first.log_ratios, *more), 0.0), 0.02)
+        final = stats.estimate_gap(stats.Sample((*first.log_ratios, *more), 0.0), 0.02)
         widths.append(stats.half_width(final.low, final.high))
     assert np.median(widths) <= TARGET
     assert np.quantile(widths, 0.9) <= 1.6 * TARGET
@@ -99,7 +101,9 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
 
 @pytest.mark.usefixtures("numpy_backend")
 def test_a_pilot_that_is_good_enough_is_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample_size, "need", lambda *asked: SampleSize(2, 4))  # as quiet gaps have it, on any machine
+    monkeypatch.setattr(
+        sample_size, "required_sample_size", lambda *asked: SampleSize(2, 4)
+    )  # as quiet gaps have it, on any machine
     given = study(processes=None, pilot=2, processes_max=9, passes=["forward"], recurrences=["unrolled"])
     session.run(given, tmp_path / "run", False, "")
     assert [need["processes"] for need in plans(tmp_path / "run")[0]["needs"]] == [2]
@@ -139,14 +143,14 @@ def records_of(*projections):
 
 def test_a_block_without_the_headline_contenders_asks_for_what_its_others_need():
     noisy = records_of("batched", "twin", "bmm", "library")
-    (row,) = sample_size.needs(noisy, study())
+    (row,) = sample_size.required_sample_sizes(noisy, study())
     assert row["processes"] > 3
-    assert sample_size.needs(records_of("batched", "twin"), study()) == []
+    assert sample_size.required_sample_sizes(records_of("batched", "twin"), study()) == []
 
 
 def test_processes_that_compile_or_count_do_not_tell_what_a_process_costs():
     made = records_of("batched", "bmm")
     made[0]["seconds"] = made[1]["seconds"] = 100.0
     next(iter(made[1]["arms"].values()))["evidence"] = {"products": []}
-    (costs,) = sample_size.spent(made).values()
+    (costs,) = sample_size.mean_costs(made).values()
     assert costs.process_s < 4

@@ -15,7 +15,7 @@ def simulated(random, truth, processes):
         between = 0.013 * np.exp(random.normal(0, 0.3))
         count, noise = (3, 0.08) if random.random() < 0.5 else (40, 0.03)
         each = [made(random, true * np.exp(random.normal(0, between)), count, noise) for _ in range(processes)]
-        samples.append(stats.sample(each))
+        samples.append(stats.gap_sample(each))
     return samples
 
 
@@ -35,7 +35,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say_with_few_rounds_and_with
         samples = simulated(random, truth, processes)
         middle = np.median([s.noise for s in samples])
         for sample, true in zip(samples, truth, strict=True):
-            gap = stats.gap(sample, MARGIN)
+            gap = stats.estimate_gap(sample, MARGIN)
             covered[bool(sample.noise > middle)].append(gap.low <= true <= gap.high)
     assert 0.92 <= np.mean(covered[False]) <= 0.98
     assert 0.92 <= np.mean(covered[True]) <= 0.98
@@ -46,7 +46,7 @@ def test_no_difference_is_hardly_ever_called_one():
     called = 0
     for _ in range(60):
         samples = simulated(random, np.ones(40), 4)
-        verdicts = stats.verdicts([stats.gap(sample, MARGIN) for sample in samples])
+        verdicts = stats.verdicts([stats.estimate_gap(sample, MARGIN) for sample in samples])
         called += any(v in (stats.SLOWER, stats.FASTER) for v in verdicts)
     assert called <= 4
 
@@ -61,11 +61,11 @@ def of(values, noise=0.0):
 def test_verdicts_are_those_of_the_truth(true, verdict):
     random = np.random.default_rng(1)
     values = np.log(true) + random.normal(0, 0.002, 8)
-    assert stats.verdicts([stats.gap(of(values), MARGIN)]) == [verdict]
+    assert stats.verdicts([stats.estimate_gap(of(values), MARGIN)]) == [verdict]
 
 
 def test_one_process_decides_nothing():
-    gap = stats.gap(of([0.5]), MARGIN)
+    gap = stats.estimate_gap(of([0.5]), MARGIN)
     assert np.isnan(gap.low)
     assert stats.verdicts([gap]) == ["inconclusive"]
 
@@ -75,28 +75,28 @@ def test_pairing_removes_what_both_arms_share():
     drift = np.linspace(1, 1.2, 21)
     noise = np.random.default_rng(0).normal(1, 0.001, (2, 21))
     pair = (1.05 * drift * noise[0], drift * noise[1])
-    assert stats.sample([pair]).log_ratios[0] == pytest.approx(np.log(1.05), abs=1e-3)
-    assert stats.sample([pair]).noise < 1e-6
-    assert stats.sample([(pair[0], pair[1][::-1])]).noise > 1e-4
+    assert stats.gap_sample([pair]).log_ratios[0] == pytest.approx(np.log(1.05), abs=1e-3)
+    assert stats.gap_sample([pair]).noise < 1e-6
+    assert stats.gap_sample([(pair[0], pair[1][::-1])]).noise > 1e-4
 
 
 def test_holm_is_the_textbook_example():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm_adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_the_prior_finds_what_variances_have_in_common():
     random = np.random.default_rng(2)
     same = [of(values) for values in random.normal(0, 0.01, (300, 4))]
-    found = stats.prior(same)
+    found = stats.fit_prior(same)
     assert found.variance(0.0) == pytest.approx(1e-4, rel=0.1)
     assert found.freedom == stats.LARGEST_FREEDOM
-    assert stats.prior(same[:5]) == stats.NO_PRIOR
+    assert stats.fit_prior(same[:5]) == stats.NO_PRIOR
 
 
 def test_the_prior_knows_noisy_gaps_from_quiet_ones():
     random = np.random.default_rng(3)
     noises = [1e-6] * 200 + [4e-4] * 200
-    found = stats.prior([of(random.normal(0, (1e-4 + 2 * noise) ** 0.5, 3), noise) for noise in noises])
+    found = stats.fit_prior([of(random.normal(0, (1e-4 + 2 * noise) ** 0.5, 3), noise) for noise in noises])
     assert found.variance(1e-6) == pytest.approx(1e-4, rel=0.25)
     assert found.variance(4e-4) == pytest.approx(9e-4, rel=0.25)
 
@@ -108,4 +108,4 @@ def test_densities_and_rates_are_those_of_scipy():
     assert stats._f_logpdf(ratios, d1, 3.7) == pytest.approx(known.f.logpdf(ratios, d1, 3.7), rel=1e-12)
     for hits, cases in ((0, 10), (3, 10), (10, 10), (1, 112)):
         interval = known.binomtest(hits, cases).proportion_ci(0.95, method="exact")
-        assert stats.rate(hits, cases)[1:] == pytest.approx((interval.low, interval.high), abs=1e-8)
+        assert stats.rate_interval(hits, cases)[1:] == pytest.approx((interval.low, interval.high), abs=1e-8)

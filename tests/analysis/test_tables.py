@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 
 from harness.analysis import stats
-from harness.analysis.gaps import GAPS, _also_trusted, _question, _trusted, priors, tables_of
+from harness.analysis.gaps import (
+    GAPS,
+    _check_contrast_controls,
+    _check_gap_controls,
+    _question_labels,
+    fit_priors,
+    gaps_and_contrasts,
+)
 from harness.records import gates
 from harness.run import session
 from harness.study import matrix
@@ -38,7 +45,7 @@ def test_a_correction_is_over_the_gaps_that_answer_one_question():
         ("given", "twin", "batched", 0.9, 1.1),
         ("scan", "per_step", "in_loop", 0.9, 1.1),
     )
-    families = gaps.groupby(_question(gaps)).groups
+    families = gaps.groupby(_question_labels(gaps)).groups
     assert sorted(map(list, families.values())) == [[0, 1], [2], [3], [4, 5], [6]]
 
 
@@ -59,8 +66,8 @@ def test_a_frameworks_gaps_do_not_depend_on_other_frameworks_records():
     random = np.random.default_rng(3)
     jax = blocks_of("jax", random, ratio=1.036)
     others = [block for name in ("torch", "tf", "mx") for block in blocks_of(name, random, ratio=1.02)]
-    alone, _ = tables_of(jax, Study())
-    beside, _ = tables_of(jax + others, Study())
+    alone, _ = gaps_and_contrasts(jax, Study())
+    beside, _ = gaps_and_contrasts(jax + others, Study())
     kept = ["workload", "contender", "ratio", "ci_low", "ci_high", "direction", "verdict", "processes"]
     assert beside[beside.framework == "jax"][kept].to_dict("records") == alone[kept].to_dict("records")
     assert "slower" in set(alone.verdict)
@@ -70,19 +77,21 @@ def test_a_verdict_is_corrected_over_all_workloads_of_an_execution_and_not_over_
     wanted = Study(workloads=[Workload(name="a", B=1, T=9, I=1, H=1, O=1)], sweep="book")
     random = np.random.default_rng(0)
     own = blocks_of("jax", random, ["a"], 1.036)
-    alone, _ = tables_of(own, wanted)
+    alone, _ = gaps_and_contrasts(own, wanted)
     assert set(alone.verdict) == {"slower"}
     points = [point.name for point in wanted.swept]
-    swept, _ = tables_of(own + blocks_of("jax", random, points, 1.02), wanted)
+    swept, _ = gaps_and_contrasts(own + blocks_of("jax", random, points, 1.02), wanted)
     assert set(swept[swept.workload == "a"].verdict) == {"slower"}
-    more, _ = tables_of(own + blocks_of("jax", random, points, 1.02), wanted.model_copy(update={"sweep": None}))
+    more, _ = gaps_and_contrasts(
+        own + blocks_of("jax", random, points, 1.02), wanted.model_copy(update={"sweep": None})
+    )
     assert set(more[more.workload == "a"].verdict) == {"inconclusive"}
 
 
 def test_a_direction_is_that_of_the_interval_whatever_the_margin():
     directions = {}
     for ratio in (1.01, 0.99, 1.0):
-        gaps, _ = tables_of(blocks_of("jax", np.random.default_rng(1), ["a"], ratio), Study())
+        gaps, _ = gaps_and_contrasts(blocks_of("jax", np.random.default_rng(1), ["a"], ratio), Study())
         in_loop = gaps[gaps.contender == "in_loop"].iloc[0]
         directions[ratio] = in_loop.direction
         assert in_loop.verdict in ("inconclusive", "equivalent")
@@ -97,13 +106,13 @@ def test_how_a_gpus_gaps_vary_says_nothing_of_a_cpus():
         return {key: (stats.Sample(tuple(random.normal(0, spread, 4)), spread**2), 40.0) for key in keys}
 
     cpu, gpu = some("cpu", 0.1), some("gpu", 0.001)
-    both = priors(cpu | gpu)
-    assert both == priors(cpu) | priors(gpu)
+    both = fit_priors(cpu | gpu)
+    assert both == fit_priors(cpu) | fit_priors(gpu)
     assert both["cpu"].variance(0.01) > 100 * both["gpu"].variance(1e-6)
 
 
 def test_a_contrast_is_trusted_when_the_twins_of_both_its_sides_are():
-    gaps = _trusted(
+    gaps = _check_gap_controls(
         frame(
             ("scan", "twin", "batched", 0.9, 1.1),
             ("unrolled", "twin", "batched", 0.8, 0.9),
@@ -115,9 +124,9 @@ def test_a_contrast_is_trusted_when_the_twins_of_both_its_sides_are():
         ("scan", "in_loop", OWN, 1, 1),
         ("unrolled", "per_step", "in_loop", 1, 1),
     )
-    assert list(_also_trusted(contrasts, gaps).trusted) == [True, False, False]
+    assert list(_check_contrast_controls(contrasts, gaps).trusted) == [True, False, False]
     layer = frame(("scan", "twin", "batched", 0.9, 1.1), ("layer", "twin", "batched", 0.9, 1.1))
-    assert list(_also_trusted(contrasts, _trusted(layer)).trusted) == [True, True, False]
+    assert list(_check_contrast_controls(contrasts, _check_gap_controls(layer)).trusted) == [True, True, False]
 
 
 def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():

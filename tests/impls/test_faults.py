@@ -57,7 +57,7 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
     for fault in faults:
         assert f"wrong: {broken} {fault}" in text
     # A form that was swapped for another passes the gates, and does not count as what it is called.
-    added = causes.added(Tables(records))
+    added = causes.added_products(Tables(records))
     added = added[added.projection == "in_loop"].groupby(["execution", "pass"]).found.unique()
     assert {key: list(found) for key, found in added.items()} == {
         (SOUND, "forward"): [5], (SOUND, "train"): [15], (SWAPPED, "forward"): [1], (SWAPPED, "train"): [3],

@@ -90,7 +90,7 @@ def test_the_projection_adds_the_products_that_were_written(framework, tmp_path)
     found, arms = counted(framework, ["eager", *COMPILED[framework], *ORIGINAL[framework]], tmp_path)
     assert found.evidence.missing.str.contains("(?:^|; )(?:products|everything): ").sum() == 0
     assert len(found.evidence) == len(arms)
-    added = causes.added(found)
+    added = causes.added_products(found)
     assert len(added) == sum(not name.endswith("_none") for name in arms)
     other = {
         (row.execution, row.recurrence, row.projection, row["pass"]): (row.found, row.expected)
@@ -98,7 +98,7 @@ def test_the_projection_adds_the_products_that_were_written(framework, tmp_path)
         if row.found != row.expected
     }
     assert other == EXPECTED[framework]
-    pairs = claims._pairs(found, "flops")
+    pairs = claims._program_pairs(found, "flops")
     assert len(pairs)
     assert (pairs.in_loop == pairs.batched).all()
 
@@ -122,7 +122,7 @@ def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp
         workload, arm = workloads[row["workload"]], Arm(row["recurrence"], row["projection"])
         least = operations.least_operations(workload.model_dump(), row["pass"], arm)
         assert least <= row["flops"] <= most_operations(workload, row["pass"])
-    assert claims._operations(found).verdict in ("true here", claims.NOT_JUDGED)
+    assert claims._check_operations(found).verdict in ("true here", claims.NOT_JUDGED)
 
 
 def most_operations(w, pass_):
@@ -147,7 +147,7 @@ def counted(framework, executions, folder, *workloads, **selected):
         records = list(schedule.run_in_parallel(bench, todo, lambda: math.inf, report))
     bad = [arm for r in records for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
     assert not bad
-    found_in = list(tables._first_counted(records))
+    found_in = list(tables._first_counted_arms(records))
     found = SimpleNamespace(
         evidence=tables._evidence(found_in),
         variables=tables._variables(found_in),
@@ -195,7 +195,7 @@ def test_both_forms_of_the_original_make_the_same_fourteen_variables(tmp_path):
         assert len(form) == (14 if train else 4)
         assert form.variable.str.contains("Adam").sum() == (8 if train else 0)
     assert len(found.variables) == 2 * (14 + 4)
-    judged = claims._memory(found)
+    judged = claims._check_memory(found)
     assert judged.verdict == "as variables true here; as memory false here"
     assert "1 of 1 pairs (book: 14: 3×[100], 3×[100×1], 3×[101×100], 3×[1], 2×[])" in judged.numbers
     held = found.evidence.set_index(["pass", "projection"]).temp_bytes
@@ -260,7 +260,7 @@ def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_
         "passes": ["forward"],
     }
     found, _ = counted("torch", ["inductor-batched"], tmp_path, **selected)
-    added = causes.added(found).set_index("projection").found
+    added = causes.added_products(found).set_index("projection").found
     assert dict(added) == {"in_loop": 1, "batched": 1}  # three products of three steps are one batched one
     assert "1×3·[3×16×4]" in found.evidence.set_index("projection").shapes["in_loop"]
     arguments = ["--framework", "torch", "--execution", "inductor-batched", "--precision", "fp32", "--pass", "forward"]

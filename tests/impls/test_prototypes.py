@@ -46,23 +46,23 @@ def test_a_prototype_is_out_of_answer_counts_claims_advice_and_figures(records, 
     assert "scan" in set(plain.gaps.recurrence)
     assert "torch inductor scan" in words.answer(plain)
     assert "scan" not in set(marked.gaps.recurrence) | set(marked.contrasts.recurrence) | set(marked.costs.recurrence)
-    said = [words.answer(marked), words.counts(marked), claims.table_of(marked), claims.advice(marked)]
+    said = [words.answer(marked), words.comparison_counts(marked), claims.claims_table(marked), claims.advice(marked)]
     assert "scan" not in "".join(said)
-    assert "The 2 comparisons" in words.counts(marked)
-    assert "The 4 comparisons" in words.counts(plain)
-    assert len(figures.forests(marked)[0]) == len(figures.forests(plain)[0])
-    assert not any(gap.recurrence == "scan" for gap in comparison.compared({"a": marked, "b": marked}))
+    assert "The 2 comparisons" in words.comparison_counts(marked)
+    assert "The 4 comparisons" in words.comparison_counts(plain)
+    assert len(figures.forest_plots(marked)[0]) == len(figures.forest_plots(plain)[0])
+    assert not any(gap.recurrence == "scan" for gap in comparison.shared_gaps({"a": marked, "b": marked}))
 
 
 def test_a_prototype_stands_in_a_table_of_its_own_with_the_reason(records, marked, tmp_path):
-    drawn = figures.forests(marked)[0]
-    text = report.said(marked, tmp_path, drawn, [], None)
+    drawn = figures.forest_plots(marked)[0]
+    text = report.render_text(marked, tmp_path, drawn, [], None)
     part = text.partition("## Prototypes, apart")[2].partition("\n## ")[0]
     assert "- PyTorch inductor scan: it is marked prototype upstream" in part
     rows = [line for line in part.splitlines() if line.startswith("| book, forward | torch inductor scan")]
     assert len(rows) == 2  # thread counts
     assert len(marked.prototypes[marked.prototypes.contender == "in_loop"]) == 2
-    assert "Prototypes, apart" not in report.said(Tables(records), tmp_path, drawn, [], None)
+    assert "Prototypes, apart" not in report.render_text(Tables(records), tmp_path, drawn, [], None)
 
 
 def test_a_prototypes_gaps_change_no_other_verdict(records, marked):

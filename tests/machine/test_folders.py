@@ -139,7 +139,7 @@ def refusals(place):
         "train": lambda: train.train(study, 10, place, False, ""),
         "verify": lambda: verify.verify(study, place),
         "explain": lambda: explain.explain(["numpy", "eager", "unrolled", "in_loop"], place),
-        "report": lambda: report.make([place]),
+        "report": lambda: report.make_folders([place]),
     }
 
 
@@ -186,9 +186,9 @@ def test_a_check_leaves_no_trace(tmp_path):
 def test_a_report_into_a_circle_of_links_is_refused(tmp_path, monkeypatch):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises(UsageError):
-        several._check([tmp_path, tmp_path / "circle"], tmp_path / "circle")
-    found = report.tables(min((Path(__file__).parents[2] / "reports").glob("*selftest*")))
-    monkeypatch.setattr(report, "tables", lambda folder: found)
+        several._check_folders([tmp_path, tmp_path / "circle"], tmp_path / "circle")
+    found = report.read_tables(min((Path(__file__).parents[2] / "reports").glob("*selftest*")))
+    monkeypatch.setattr(report, "read_tables", lambda folder: found)
     with pytest.raises(UsageError, match="cannot be written into"):
         report.write(tmp_path, tmp_path / "circle")
 

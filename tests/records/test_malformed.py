@@ -131,8 +131,8 @@ def test_records(lines, data, tmp_path):
 
 def written(folder):
     """What a report of a folder says; its figures are not drawn."""
-    tables = report.tables(folder)
-    return report.said(tables, folder, figures.forests(tables)[0], list(sweeps.drawings(tables)), None)
+    tables = report.read_tables(folder)
+    return report.render_text(tables, folder, figures.forest_plots(tables)[0], list(sweeps.drawings(tables)), None)
 
 
 @pytest.mark.parametrize("place", ["file/run", "file"])

@@ -67,7 +67,7 @@ def test_a_gpu_is_counted_beside_a_cpu_with_another_number_of_threads():
         for place in places
         for projection in ("in_loop", "batched")
     ]
-    kept = causes.once(tables(evidence=both).evidence)
+    kept = causes.rows_with_fewest_threads(tables(evidence=both).evidence)
     assert set(zip(kept.device, kept.threads, strict=True)) == {("cpu", 1), ("gpu", 16)}
     assert judged("C3", tables(evidence=both)).numbers.endswith("in 2 of 2 pairs of programs")
 
@@ -113,7 +113,7 @@ def test_what_was_said_of_tf1_is_judged_by_its_own_programs_on_the_book(claim, g
 def test_a_stated_gap_that_is_left_out_is_told():
     made = tables([stated(1.5, LONG), stated(0.9, SHORT, "train", trusted=False)])
     assert judged("C1", made).numbers.endswith("(forward, 1 thread), and 1 left out ⚠")
-    assert claims.as_stated(made).endswith("(forward, 1 thread), and 1 left out ⚠.")
+    assert claims.original_sentence(made).endswith("(forward, 1 thread), and 1 left out ⚠.")
 
 
 def test_where_else_a_claim_holds_stands_beside_it_and_is_counted_nowhere():
@@ -291,7 +291,7 @@ def test_the_projection_alone_is_judged_where_states_are_given():
 
 def test_a_smoke_run_judges_nothing_and_advises_nothing():
     made = tables([gap(1.5, "slower")], label="quick")
-    assert "judges no claim" in claims.table_of(made)
+    assert "judges no claim" in claims.claims_table(made)
     assert "no advice" in claims.advice(made)
 
 
@@ -316,12 +316,12 @@ def test_advice_names_the_layer_that_a_wrapper_forbids():
 
 def test_causes_name_what_a_compiler_made_of_a_form():
     rows = [counted("none", 40), counted("in_loop", 60), counted("per_step", 41), counted("batched", 41)]
-    said = causes.everything(tables(evidence=rows))
+    said = causes.section_text(tables(evidence=rows))
     assert "In 2 of 3 counted programs" in said
     assert "- TensorFlow graph scan, per_step, forward: 1 for 20 (book, T=20)" in said
     assert (
-        causes.counts(
-            causes.by_place(tables(evidence=rows)),
+        causes.format_product_counts(
+            causes.product_counts(tables(evidence=rows)),
             dict(zip(causes.PLACE, (*CONFIG, "scan"), strict=True)),
             ["in_loop"],
         )
@@ -331,5 +331,5 @@ def test_causes_name_what_a_compiler_made_of_a_form():
 
 def test_training_is_expected_to_issue_three_times_the_products():
     rows = [counted(p, n, pass_="train") for p, n in (("none", 100), ("in_loop", 160), ("batched", 103))]
-    added = causes.added(tables(evidence=rows))
+    added = causes.added_products(tables(evidence=rows))
     assert (added.found == added.expected).all()

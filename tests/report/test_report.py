@@ -65,11 +65,11 @@ def test_the_answer_is_that_of_the_verdicts(rows, said):
 
 def test_an_untrusted_verdict_is_not_counted():
     assert "ratio of 1.50" in words.answer(tables(SLOWER, UNTRUSTED))
-    assert "| 1 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 1.50 to 1.50 |" in words.per_execution(tables(SLOWER, UNTRUSTED))
+    assert "| 1 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 1.50 to 1.50 |" in words.execution_table(tables(SLOWER, UNTRUSTED))
 
 
 def test_direction_and_size_are_told_apart():
-    said = words.counts(tables(SLOWER, FASTER, UNSURE, SAME, BEYOND))
+    said = words.comparison_counts(tables(SLOWER, FASTER, UNSURE, SAME, BEYOND))
     assert "in_loop takes longer in 3, shorter in 1, unknown in 1 (the interval holds 1)" in said
     assert "slower in 1, faster in 1, equivalent in 1, inconclusive in 2" in said
     assert ratio(dict(zip(GAPS, tables(BEYOND).gaps.iloc[0], strict=True))).endswith(
@@ -79,14 +79,14 @@ def test_direction_and_size_are_told_apart():
 
 def test_of_how_many_gaps_equivalence_could_have_been_shown_is_told():
     narrow = ("in_loop", 1.03, 1.012, 1.048, "inconclusive", True)  # ±1.8%
-    said = words.counts(tables(SAME, narrow, UNSURE, SLOWER))
+    said = words.comparison_counts(tables(SAME, narrow, UNSURE, SLOWER))
     assert (
         "Equivalence could have been shown in 2, whose interval's half-width is below the margin, and was in 1." in said
     )
 
 
 def test_no_count_of_cells_is_in_the_answer():
-    assert not re.search(r"in \d+", words.sentence(tables(SLOWER, FASTER, UNSURE, SAME)))
+    assert not re.search(r"in \d+", words.short_answer(tables(SLOWER, FASTER, UNSURE, SAME)))
 
 
 def test_a_smoke_run_makes_no_claim():
@@ -95,7 +95,7 @@ def test_a_smoke_run_makes_no_claim():
 
 def test_a_block_is_marked_by_its_control():
     def marked(low, high, trusted):
-        return sections.mark({"ci_low": low, "ci_high": high, "trusted": trusted}, 0.02)
+        return sections.control_mark({"ci_low": low, "ci_high": high, "trusted": trusted}, 0.02)
 
     assert marked(0.99, 1.01, True) == ""
     assert marked(0.97, 1.03, True) == "coarse"
@@ -105,9 +105,9 @@ def test_a_block_is_marked_by_its_control():
 def test_the_idiomatic_comparison_is_shown_and_what_costs_more_is_bold():
     row = {"framework": "tf", "execution": "graph", "arm": "scan_batched", "idiomatic": "keras", "note": "n"}
     row |= {"ours_us": "1000", "its_us": "900", "lowest": "1.1", "highest": "1.12"}
-    assert appendix.idiomatic([]) == ""
-    assert "| 1 ms | 900 µs | **1.110 [1.100, 1.120]** |" in appendix.idiomatic([row | {"ratio": "1.11"}])
-    assert "**" not in appendix.idiomatic([row | {"ratio": "1.04"}])
+    assert appendix.idiomatic_table([]) == ""
+    assert "| 1 ms | 900 µs | **1.110 [1.100, 1.120]** |" in appendix.idiomatic_table([row | {"ratio": "1.11"}])
+    assert "**" not in appendix.idiomatic_table([row | {"ratio": "1.04"}])
 
 
 def first_calls(cost_s, later_s, eager_s):
@@ -166,13 +166,13 @@ KILLED = {
     ],
 )
 def test_what_kills_did_is_said_as_it_was(changed, said):
-    assert said in appendix.kills(KILLED | {"blocks": 12} | changed)
+    assert said in appendix.kill_summary(KILLED | {"blocks": 12} | changed)
 
 
 def test_arms_apart_stand_beside_arms_that_alternate():
     row = {"cell": ["torch", "eager", "unrolled", "in_loop", "forward"], "processes": 10}
     row |= {"alternating": [1.1, 1.05, 1.15], "apart": [1.2, 1.0, 1.4], "apart / alternating": [1.09, 0.9, 1.3]}
-    assert "1.100 [1.050, 1.150] | 1.200 [1.000, 1.400] | 1.090 [0.900, 1.300] |" in appendix.apart([row])
+    assert "1.100 [1.050, 1.150] | 1.200 [1.000, 1.400] | 1.090 [0.900, 1.300] |" in appendix.alternation_bias([row])
 
 
 @pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl*")])
@@ -203,7 +203,7 @@ class OtherProcessor:
 def test_tables_do_not_depend_on_the_processors_last_digits(tmp_path, monkeypatch):
     folder = REPORTS / "2026-11-24-amd-epyc-2-cores-selftest"
     monkeypatch.setattr(stats, "np", OtherProcessor())
-    for write in report.tables(folder).files(tmp_path):
+    for write in report.read_tables(folder).files(tmp_path):
         write()
     tables = list(tmp_path.glob("*.csv"))
     assert len(tables) == 5
@@ -228,6 +228,6 @@ def test_a_committed_training_is_what_its_records_give(folder, tmp_path):
 )
 def test_what_the_control_s_rate_means_is_said_in_both_directions(misses, said):
     gaps = pd.DataFrame({"contender": "twin", "ci_low": 0.99, "ci_high": 1.01, "trusted": np.arange(200) >= misses})
-    text = words.control(SimpleNamespace(gaps=gaps, study=Study()))
+    text = words.control_summary(SimpleNamespace(gaps=gaps, study=Study()))
     assert f"misses 1 in {misses} of 200 blocks" in text
     assert f"where 5% is what 95% intervals promise): {said}." in text

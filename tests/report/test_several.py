@@ -135,7 +135,7 @@ def test_each_part_is_the_runs_own_report(runs, text, out, tmp_path):
     for label in (CPU, GPU, SELFTEST):
         report.write(runs[label], tmp_path / label)
         alone = (tmp_path / label / "report.md").read_text()
-        assert several.within(alone, label) in text
+        assert several.nest_report(alone, label) in text
         assert "CPU and GPU" not in alone
         assert "Side by side" not in alone
         assert files(out / label) == {p: b for p, b in files(tmp_path / label).items() if p.name != "report.md"}
@@ -176,7 +176,7 @@ def test_a_part_keeps_its_code_and_tables():
     part = (
         "## L: Title\n\n### B\n![a](b) ](L/figures/x.png)\n| # a | ![b](c) |\n```\n# code\n![no](link)\n```\n#### C\n"
     )
-    assert several.within(alone, "L") == part
+    assert several.nest_report(alone, "L") == part
 
 
 def test_each_machine_is_answered_for_and_described(text):
@@ -251,19 +251,19 @@ SLOWER, FASTER, SAME, UNSURE = (1.5, "slower"), (0.5, "faster"), (1.0, "equivale
     ],
 )
 def test_verdicts_agree_or_not(one, other, trusted, said):
-    found = comparison.compared({"a": tables(gap(one)), "b": tables(gap(other, "gpu", trusted=trusted))})
+    found = comparison.shared_gaps({"a": tables(gap(one)), "b": tables(gap(other, "gpu", trusted=trusted))})
     counts = [int(name == said) for name in comparison.RELATIONS]
     apart = f"{other[0] / one[0]:.2f}" if trusted else ""
     seen = f"{apart} to {apart}" if apart else "–"
-    assert f"| a cpu×1 | b gpu | 1 | {' | '.join(map(str, counts))} | {seen} |" in comparison.agreement(found)
+    assert f"| a cpu×1 | b gpu | 1 | {' | '.join(map(str, counts))} | {seen} |" in comparison.agreement_table(found)
     assert f"**In {int(said == 'opposite')} of them the sign changes**" in comparison.summary(found)
-    assert bool(comparison.opposite(found)) == (said == "opposite")
-    assert ("⚠" in comparison.side_by_side(found)) != trusted
+    assert bool(comparison.sign_change_table(found)) == (said == "opposite")
+    assert ("⚠" in comparison.ratio_table(found)) != trusted
 
 
 def test_where_the_sign_changes_both_sides_are_named():
-    found = comparison.compared({"a": tables(gap(SLOWER), gap(UNSURE, threads=2)), "b": tables(gap(FASTER, "gpu"))})
-    assert comparison.opposite(found).splitlines()[2:] == [
+    found = comparison.shared_gaps({"a": tables(gap(SLOWER), gap(UNSURE, threads=2)), "b": tables(gap(FASTER, "gpu"))})
+    assert comparison.sign_change_table(found).splitlines()[2:] == [
         "| book, forward | torch eager unrolled | in_loop "
         "| a cpu×1: 1.500 [1.485, 1.515] | b gpu: 0.500 [0.495, 0.505] |"
     ]
@@ -271,8 +271,8 @@ def test_where_the_sign_changes_both_sides_are_named():
 
 def test_a_gap_of_one_run_and_device_is_not_compared():
     threads = tables(gap(SLOWER), gap(FASTER, threads=2))
-    assert not comparison.compared({"a": threads, "b": tables(gap(SLOWER, contender="per_step"))})
-    assert not comparison.compared(
+    assert not comparison.shared_gaps({"a": threads, "b": tables(gap(SLOWER, contender="per_step"))})
+    assert not comparison.shared_gaps(
         {"a": tables(gap(SLOWER, contender="twin")), "b": tables(gap(SLOWER, contender="twin"))}
     )
 
@@ -280,7 +280,7 @@ def test_a_gap_of_one_run_and_device_is_not_compared():
 def test_workloads_of_one_name_and_other_sizes_are_not_compared_and_named():
     larger = NAMED["book"].model_copy(update={"B": 51})
     made = {"a": tables(gap(SLOWER)), "b": tables(gap(SLOWER), workload=larger)}
-    assert not comparison.compared(made)
+    assert not comparison.shared_gaps(made)
     (line,) = several.differences(measured(made))
     assert line.startswith("workload book: B=50, T=20, I=1, H=100, O=1, rnn_relu in a; B=51, ")
 
@@ -288,7 +288,7 @@ def test_workloads_of_one_name_and_other_sizes_are_not_compared_and_named():
 def test_one_thread_stands_beside_one_thread():
     every = tables(*(gap(SLOWER, threads=threads) for threads in (1, 2)))
     more = tables(*(gap(SLOWER, threads=threads) for threads in (1, 16)), gap(SLOWER, "gpu", 16))
-    lines = comparison.agreement(comparison.compared({"a": every, "b": more})).splitlines()[2:]
+    lines = comparison.agreement_table(comparison.shared_gaps({"a": every, "b": more})).splitlines()[2:]
     assert [line.strip("| ").split(" | ")[:2] for line in lines] == [
         ["a cpu×1", "b cpu×1"],
         ["a cpu×1", "b gpu"],
@@ -300,7 +300,7 @@ def test_one_thread_stands_beside_one_thread():
 
 
 def measured(made):
-    return {label: several.Measured(Path(label), one) for label, one in made.items()}
+    return {label: several.MeasuredRun(Path(label), one) for label, one in made.items()}
 
 
 @pytest.mark.parametrize(
@@ -333,10 +333,10 @@ LATER = "2026-11-25T10:00:00+00:00"
 def test_labels_tell_runs_apart_in_any_order(folders, labels):
     began = [None, *[LATER] * (len(folders) - 1)] if len(folders) < 3 else [None, None, LATER]
     made = [
-        several.Measured(Path(folder), tables(**({"began": at} if at else {})))
+        several.MeasuredRun(Path(folder), tables(**({"began": at} if at else {})))
         for folder, at in zip(folders, began, strict=True)
     ]
-    found, again = several.labelled(made), several.labelled(made[::-1])
+    found, again = several.label_runs(made), several.label_runs(made[::-1])
     assert found == again
     assert list(found) == list(again) == sorted(found)
     assert all(wanted in label for wanted, label in zip(labels, found, strict=True))
@@ -403,5 +403,5 @@ def test_the_command_line_takes_one_folder_or_several(monkeypatch, capsys):
 def test_a_folder_with_records_is_no_place_for_another_report(runs, tmp_path):
     put(tmp_path / "other", {"basis": {}}, [])
     with pytest.raises(UsageError, match="holds a run's records"):
-        report.make([tmp_path / "new", tmp_path / "other"])
+        report.make_folders([tmp_path / "new", tmp_path / "other"])
     assert not (tmp_path / "new").exists()

@@ -114,9 +114,9 @@ def test_a_user_s_environment_changes_no_byte_of_a_figure(environment, records, 
 
 
 def test_drawing_leaves_the_settings_of_who_has_matplotlib_already():
-    from harness.report.style import mpl, styled
+    from harness.report.style import mpl, project_style
 
     with mpl.rc_context({"font.size": 31.0, "text.usetex": True}):
-        with styled():
+        with project_style():
             assert (mpl.rcParams["font.size"], mpl.rcParams["text.usetex"]) == (9, False)
         assert (mpl.rcParams["font.size"], mpl.rcParams["text.usetex"]) == (31.0, True)

@@ -44,7 +44,7 @@ def start(out, *more):
 @pytest.mark.timeout(600)
 def test_kills_at_random_instants_lose_and_double_nothing(tmp_path):
     """The short form of scripts/kills.py, whose long form is in the committed report's appendix."""
-    found = kills.disturbed(tmp_path, KILLS, seed=4, processes=6)
+    found = kills.disturb_run(tmp_path, KILLS, seed=4, processes=6)
     assert sum(found["kills"].values()) == KILLS
     assert found["left_running"] == 0
     assert (found["lost"], found["doubled"], found["finished"], found["same_blocks"]) == (0, 0, True, True)
@@ -77,7 +77,7 @@ def test_what_the_machine_is_does_not_depend_on_a_child_that_is_killed(monkeypat
 def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path):
     session.run(study(processes=3), tmp_path / "a", False, "")
     (tmp_path / "b").mkdir()
-    heading, *lines = kills.lines(tmp_path / "a")
+    heading, *lines = kills.record_lines(tmp_path / "a")
     random.Random(1).shuffle(lines)
     (tmp_path / "b" / FILE).write_text(heading + "".join(lines))
     for name in ("a", "b"):
@@ -319,7 +319,7 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch, capsys):
 def test_records_of_another_machine_or_code_are_not_added_to(what, why, tmp_path):
     folder = tmp_path / "run"
     session.run(study(processes=1, passes=["forward"]), folder, False, "")
-    heading, *lines = kills.lines(folder)
+    heading, *lines = kills.record_lines(folder)
     changed = json.loads(heading)
     changed["basis"][what] = {"code": {"commit": "x", "hash": "x"}}.get(what, {"numpy": {"numpy": "0"}})
     (folder / FILE).write_text(json.dumps(changed) + "\n" + "".join(lines))

@@ -244,7 +244,7 @@ class TestWithNumpy:
         assert forms["in_loop"]["status"] == status
         assert forms[BATCHED]["status"] == ("ok" if status == "wrong" else status)
         assert forms["in_loop"]["samples_ns"] == [] or status == "refused"
-        assert any(reason in sentence for sentence in trajectories.bad(records))
+        assert any(reason in sentence for sentence in trajectories.problems(records))
         text = report.write(tmp_path / "run").read_text()
         assert f"{status}: numpy eager unrolled, in_loop, process 0: " in text
         assert "No times are to be had." in text
@@ -254,8 +254,8 @@ class TestWithNumpy:
         plant("idle", tmp_path, monkeypatch)
         records = made(tmp_path / "run", processes=1)
         assert {form["status"] for form in records[2]["forms"].values()} == {"refused"}
-        assert "threads not proven" in trajectories.bad(records)[0]
-        assert trajectories.compared(records) == []
+        assert "threads not proven" in trajectories.problems(records)[0]
+        assert trajectories.training_times(records) == []
 
     def test_a_lost_worker_is_a_record_and_is_tried_again_on_resume(self, tmp_path, monkeypatch):
         def dies(bench, job):
@@ -268,7 +268,7 @@ class TestWithNumpy:
         assert "SIGKILL" in report.write(tmp_path).read_text()
         again = made(tmp_path, resume=True, processes=1)
         assert [record["status"] for record in again[2:]] == ["failed", "ok"]
-        assert trajectories.bad(again) == []
+        assert trajectories.problems(again) == []
 
     def test_the_command_line_exits_with_1_when_a_form_is_wrong(self, tmp_path, monkeypatch, capsys):
         plant("fast", tmp_path, monkeypatch)
@@ -301,7 +301,7 @@ class TestWithNumpy:
 @pytest.mark.usefixtures("tiny", "unproven")
 def test_every_framework_trains_in_its_own_executions(framework, tmp_path):
     records = made(tmp_path, framework=framework, processes=1)
-    found = trajectories.processes(records)
+    found = trajectories.latest_processes(records)
     expected = {"tf": {"graph", "xla"}, "torch": {"eager", "inductor"}, "jax": {"xla"}}[framework]
     assert {process["execution"] for process in found} == expected
     for process in found:
@@ -320,7 +320,7 @@ def test_mistakes_in_training_are_caught(framework, tmp_path, monkeypatch):
     add_frameworks(monkeypatch, tmp_path / "more")
     records = made(tmp_path / "run", framework=f"wrong_{framework}", processes=1)
     statuses = {
-        p["execution"]: {form["status"] for form in p["forms"].values()} for p in trajectories.processes(records)
+        p["execution"]: {form["status"] for form in p["forms"].values()} for p in trajectories.latest_processes(records)
     }
     assert statuses == {SOUND: {"ok"}} | {fault: {"wrong"} for fault in TRAINING_FAULTS}
 
@@ -352,22 +352,22 @@ def recorded(*found):
 def test_a_training_that_ends_elsewhere_is_said_and_a_short_one_is_not_judged():
     assert all(RANGE[0] <= np.median(printed[10:]) <= RANGE[1] for printed in NOTEBOOK.values())
     inside, outside = [0.045] * 1500, [0.045] * 1400 + [0.07] * 100
-    assert trajectories.bad(recorded(record_of(inside))) == []
-    said = trajectories.bad(recorded(record_of(outside)))
+    assert trajectories.problems(recorded(record_of(inside))) == []
+    said = trajectories.problems(recorded(record_of(outside)))
     assert len(said) == 2
     assert "in_loop: the median MSE of the last 100 steps is 0.0700, outside 0.035 to 0.06" in said[0]
-    assert trajectories.bad(recorded(record_of(outside[-500:]))) == []
+    assert trajectories.problems(recorded(record_of(outside[-500:]))) == []
     for losses, words in (
         (inside, "inside 0.035 to 0.06 everywhere"),
         (outside, "**outside 0.035 to 0.06 in 2 of 2**"),
     ):
         records = recorded(record_of(losses))
-        assert words in report.ended(trajectories.lines(records), records[1])
+        assert words in report.final_loss_summary(trajectories.form_trajectories(records), records[1])
 
 
 def test_times_are_paired_and_processes_are_the_unit():
     records = recorded(*(record_of([1.0] * 20, replicate) for replicate in range(3)))
-    (one,) = trajectories.compared(records)
+    (one,) = trajectories.training_times(records)
     assert one.gaps["in_loop"].ratio == pytest.approx(1.5)
     assert one.gaps[TWIN].ratio == pytest.approx(1.0)
     assert (one.gaps["in_loop"].processes, one.verdict) == (3, "slower")
@@ -385,8 +385,8 @@ def test_a_trainings_verdict_does_not_depend_on_other_frameworks():
 def test_trajectories_that_differ_by_a_bit_are_not_called_the_same():
     other = [1.0] * 19 + [float(np.nextafter(np.float32(1), np.float32(2)))]
     same, differ = (recorded(record_of([1.0] * 20), record_of(losses, 1)) for losses in ([1.0] * 20, other))
-    assert [line.alike for line in trajectories.lines(same)] == [True, True]
-    assert [line.alike for line in trajectories.lines(differ)] == [False, False]
+    assert [line.alike for line in trajectories.form_trajectories(same)] == [True, True]
+    assert [line.alike for line in trajectories.form_trajectories(differ)] == [False, False]
 
 
 def test_an_oracle_whose_worker_is_lost_is_a_refusal():

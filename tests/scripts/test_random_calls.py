@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scripts import random_calls
-from scripts.random_calls import Call, Outcome, changes, draw, faults
+from scripts.random_calls import Call, Outcome, changed_paths, draw_call, find_faults
 
 SEED, CALLS = 18, 16
 RUN = Call(("run", "--out", "out"))
@@ -19,15 +19,15 @@ def outcome(status=0, said="", errors="", changed=(), left_running=0):
 @pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_random_calls_end_as_documented_and_write_where_they_are_told():
-    found = random_calls.calls(SEED, range(CALLS), parallel=2)
+    found = random_calls.run_calls(SEED, range(CALLS), parallel=2)
     assert found["calls"] == CALLS
     assert found["faults"] == []
 
 
 def test_a_call_is_the_same_for_the_same_seed_and_number():
-    drawn = [draw(3, number) for number in range(200)]
-    assert drawn == [draw(3, number) for number in range(200)]
-    assert drawn != [draw(4, number) for number in range(200)]
+    drawn = [draw_call(3, number) for number in range(200)]
+    assert drawn == [draw_call(3, number) for number in range(200)]
+    assert drawn != [draw_call(4, number) for number in range(200)]
     assert {call.command for call in drawn} >= {"run", "verify", "explain", "report", "list", "train"}
     assert {kind for call in drawn for kind in call.streams} == {"normal", "closed", "full", "broken"}
 
@@ -43,7 +43,7 @@ def test_a_call_is_the_same_for_the_same_seed_and_number():
     ],
 )
 def test_what_is_documented_is_no_fault(seen, call):
-    assert faults(call, seen) == []
+    assert find_faults(call, seen) == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_is_documented_is_no_fault(seen, call):
     ],
 )
 def test_every_fault_that_is_planted_is_found(seen, said):
-    (found,) = faults(RUN, seen)
+    (found,) = find_faults(RUN, seen)
     assert said in found
 
 
@@ -76,22 +76,23 @@ def test_what_lies_outside_the_named_folder_is_a_change():
         "/box/here/out": (0, 0),
         "/box/tmp/x": (1, 1),
     }
-    assert changes(before, after, ["/box/here/out"]) == ("/box/here/notes", "/box/tmp/x")
-    assert changes(before, {"/box/tmp": (0, 0)}, ["/box/here/out"]) == ("/box/here/notes",)
+    assert changed_paths(before, after, ["/box/here/out"]) == ("/box/here/notes", "/box/tmp/x")
+    assert changed_paths(before, {"/box/tmp": (0, 0)}, ["/box/here/out"]) == ("/box/here/notes",)
     assert (
-        changes(before, before | {"/box/here/deep": (0, 0), "/box/here/deep/out": (0, 0)}, ["/box/here/deep/out"]) == ()
+        changed_paths(before, before | {"/box/here/deep": (0, 0), "/box/here/deep/out": (0, 0)}, ["/box/here/deep/out"])
+        == ()
     )
 
 
 def test_a_call_that_hangs_is_ended_and_named(tmp_path, monkeypatch):
-    place = random_calls.sandbox(tmp_path / "box", tmp_path / "nowhere")
+    place = random_calls.make_sandbox(tmp_path / "box", tmp_path / "nowhere")
     sleeping = ["/bin/sh", "-c", "sleep 600"]
     monkeypatch.setattr(random_calls, "command_line", lambda call: sleeping)
     assert random_calls.perform(RUN, place, limit_s=0.2).status is None
 
 
 def test_what_a_call_leaves_running_and_writes_is_seen(tmp_path, monkeypatch):
-    place = random_calls.sandbox(tmp_path / "box", tmp_path / "nowhere")
+    place = random_calls.make_sandbox(tmp_path / "box", tmp_path / "nowhere")
     script = "import subprocess; subprocess.Popen(['sleep', '600']); open('../tmp/left', 'w'); print('said'); exit(7)"
     monkeypatch.setattr(random_calls, "command_line", lambda call: [sys.executable, "-c", script])
     monkeypatch.setattr(random_calls, "GRACE_S", 0.1)
@@ -102,7 +103,7 @@ def test_what_a_call_leaves_running_and_writes_is_seen(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["closed", "full", "broken"])
 def test_streams_are_what_they_are_called(kind, tmp_path, monkeypatch):
-    place = random_calls.sandbox(tmp_path / "box", tmp_path / "nowhere")
+    place = random_calls.make_sandbox(tmp_path / "box", tmp_path / "nowhere")
     script = (
         "import os\ntry:\n    os.write(1, b'x')\nexcept OSError as error:\n    os.write(2, str(error.errno).encode())"
     )

@@ -81,7 +81,7 @@ EDGE = 0.05 * math.sqrt(2) * special.stdtrit(8, 0.975) / special.stdtrit(4, 0.97
     ],
 )
 def test_a_gap_is_beyond_by_welch_s_t_and_apart_by_its_intervals(first, second, beyond, apart):
-    (found,) = repeat.agreement({"a": made(first), "b": made(second)})["groups"].values()
+    (found,) = repeat.count_agreement({"a": made(first), "b": made(second)})["groups"].values()
     assert (found["gaps"], found["beyond"], found["apart"]) == (1, beyond, apart)
 
 
@@ -89,14 +89,16 @@ def test_one_repeat_in_twenty_differs_where_nothing_does():
     random = np.random.default_rng(1)
     values = [random.normal(0, sd, (4000, count)) for sd, count in ((1.0, 3), (2.0, 5))]
     halves = [v.std(axis=1, ddof=1) / math.sqrt(v.shape[1]) * special.stdtrit(v.shape[1] - 1, 0.975) for v in values]
-    differ = stats.welch(values[0].mean(axis=1) - values[1].mean(axis=1), halves, (np.full(4000, 3), np.full(4000, 5)))
+    differ = stats.welch_test(
+        values[0].mean(axis=1) - values[1].mean(axis=1), halves, (np.full(4000, 3), np.full(4000, 5))
+    )
     assert 0.04 < differ.mean() < 0.06
 
 
 def test_verdicts_are_opposite_only_where_the_sign_changes():
     pairs = [("slower", "faster"), ("faster", "slower"), ("slower", "inconclusive"), ("slower", "slower")]
     first, second = ([gap(0.1, verdict=pair[at], contender=f"c{n}") for n, pair in enumerate(pairs)] for at in (0, 1))
-    (found,) = repeat.agreement({"a": made(*first), "b": made(*second)})["groups"].values()
+    (found,) = repeat.count_agreement({"a": made(*first), "b": made(*second)})["groups"].values()
     assert (found["gaps"], found["opposite"], found["same_verdict"]) == (4, 2, 1)
 
 
@@ -108,7 +110,7 @@ def test_only_gaps_that_both_runs_count_are_compared_and_controls_by_themselves(
         gap(0.5, workload="vocab", trusted=False),
         gap(0, math.nan, contender="bmm"),
     ]
-    groups = repeat.agreement({"a": made(*first), "b": made(*second)})["groups"]
+    groups = repeat.count_agreement({"a": made(*first), "b": made(*second)})["groups"]
     assert {name: (group["gaps"], group["beyond"]) for name, group in groups.items()} == {
         "in_loop, per_step": (1, 0),
         "A/A controls": (1, 1),
@@ -124,36 +126,36 @@ def test_only_gaps_that_both_runs_count_are_compared_and_controls_by_themselves(
     ],
 )
 def test_runs_that_are_not_of_the_same_are_said_not_to_be(changed, other):
-    found = repeat.agreement({"a": made(gap(0.0)), "b": made(gap(0.0), **changed)})
+    found = repeat.count_agreement({"a": made(gap(0.0)), "b": made(gap(0.0), **changed)})
     assert found["other"] == other
     said = f"They are not of the same {' and '.join(other)}."
-    assert (said in appendix.repeated(found)) == bool(other)
+    assert (said in appendix.repeat_summary(found)) == bool(other)
 
 
 def test_runs_whose_workers_took_memory_otherwise_are_not_alike():
     second = made(gap(0.0))
     second.study = second.study.model_copy(update={"memory": "default"})
-    assert repeat.agreement({"a": made(gap(0.0)), "b": second})["other"] == ["memory"]
+    assert repeat.count_agreement({"a": made(gap(0.0)), "b": second})["other"] == ["memory"]
 
 
 def test_a_workload_of_other_sizes_is_refused():
     second = made(gap(0.0))
     second.study = Study(workloads=[NAMED["book"].model_copy(update={"T": 3})])
     with pytest.raises(UsageError, match="workload book has other sizes in the two runs"):
-        repeat.agreement({"a": made(gap(0.0)), "b": second})
+        repeat.count_agreement({"a": made(gap(0.0)), "b": second})
 
 
 def test_what_was_counted_is_said():
     first = [gap(0.0, contender=f"c{n}") for n in range(40)]
     second = [gap(0.2 if n < 2 else 0.0, contender=f"c{n}") for n in range(40)]
-    found = repeat.agreement({"a": made(*first), "b": made(*second)})
-    said = appendix.repeated(json.loads(json.dumps(found)))
+    found = repeat.count_agreement({"a": made(*first), "b": made(*second)})
+    said = appendix.repeat_summary(json.loads(json.dumps(found)))
     assert said.startswith("a (2026-01-01T00:00:00+00:00 to 2026-01-01T00:00:00+00:00) and b (")
     assert "| other projections | 40 | 2: 5.0% [0.6%, 16.9%] | 95.0% | 40 | 0 |" in said
 
 
 def test_the_report_tells_what_lies_beside_its_records(tmp_path):
-    found = repeat.agreement({"a": made(gap(0.0)), "b": made(gap(0.3))})
+    found = repeat.count_agreement({"a": made(gap(0.0)), "b": made(gap(0.3))})
     shutil.copy(SELFTEST / FILE, tmp_path)
     (tmp_path / "repeat.json").write_text(json.dumps(found))
     text = written(tmp_path)
@@ -174,7 +176,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(repeat.session, "run", run)
     tables = made(gap(0.0))
     tables.heading["study"] = tables.study.model_dump()
-    monkeypatch.setattr(report, "tables", lambda folder: tables)
+    monkeypatch.setattr(report, "read_tables", lambda folder: tables)
     return tmp_path / "first", tmp_path / "second", measured
 
 

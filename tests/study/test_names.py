@@ -232,7 +232,7 @@ def named_runs(*folders):
     tables = SimpleNamespace(
         heading={"basis": {"machine": {"cpu": "EPYC", "cores": 2}}}, blocks=[{"began": "2026-11-24T10:00:00+00:00"}]
     )
-    return [several.Measured(Path(folder), tables) for folder in folders]
+    return [several.MeasuredRun(Path(folder), tables) for folder in folders]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def named_runs(*folders):
     ],
 )
 def test_labels_of_runs_keep_the_rule_and_no_two_are_one(folders, labels):
-    assert sorted(several.labelled(named_runs(*folders))) == labels
+    assert sorted(several.label_runs(named_runs(*folders))) == labels
 
 
 def test_a_reason_of_several_lines_breaks_no_table_and_no_list(lines, tmp_path):

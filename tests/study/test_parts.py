@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.analysis import sample_size
-from harness.analysis.gaps import _both, samples
+from harness.analysis.gaps import _all_pairs, samples_by_gap
 from harness.run import jobs, schedule
 from harness.study import matrix
 from harness.study.matrix import Cell, Configuration, Job, Rank
@@ -74,7 +74,7 @@ def records(replicates=2):
 
 
 def test_each_pair_is_of_one_block_and_counted_once_a_process():
-    found = samples(records(), _both)
+    found = samples_by_gap(records(), _all_pairs)
     assert {len(sample.log_ratios) for sample, _ in found.values()} == {2}
     pairs = {key[-3:] for key in found}
     assert {("scan", "in_loop", "layer_batched"), ("scan", "bmm", "batched"), ("given", "per_step", "batched")} <= pairs
@@ -90,7 +90,7 @@ def test_what_a_guest_took_is_in_no_table_but_that_of_its_comparison():
 
 def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
     study = Study(workloads=[SMALL], processes=None, target=1e-9)
-    rows = sample_size.needs(records(3), study)
+    rows = sample_size.required_sample_sizes(records(3), study)
     assert [row["part"] for row in rows] == ["scan", "unrolled"]
     needs = {(CONFIG, row["workload"], row["pass"], row["part"]): matrix.SampleSize(9, 7) for row in rows}
     made = matrix.Plan([Cell(CONFIG, SMALL, "forward", arm) for arm in EVERY], [])
@@ -102,7 +102,7 @@ def test_a_study_without_the_question_knows_all_it_has():
     some = [record for record in records(3) if record["part"] == "given"]
     for record in some:
         record["arms"].pop("given_per_step")
-    assert [row["part"] for row in sample_size.needs(some, Study(workloads=[SMALL]))] == ["given"]
+    assert [row["part"] for row in sample_size.required_sample_sizes(some, Study(workloads=[SMALL]))] == ["given"]
 
 
 @pytest.mark.parametrize("first", [3, 40])
