@@ -120,7 +120,7 @@ class FaultPlantingCheck(output_check.OutputCheck):
         for moment, outputs in moments.items():
             data = cast(self._data(workload, steps, precision, form, moment), "float64")
             truth = {name: bound.true for name, bound in expected[moment].items()}
-            change = fault_effect(fault, data, workload.cell, pass_, form, truth, self.random)
+            change = fault_effect(fault, data, (workload.cell, pass_, form), truth, self.random)
             size = max(size, relative_size(change, truth) if moment == "after" else 0.0)
             faulty[moment] = {name: (outputs[name] + change[name]).astype(outputs[name].dtype) for name in outputs}
         if size > VISIBLE:
@@ -168,10 +168,10 @@ class ForgetfulOperations(reference.Exact):
 
 
 def fault_effect(
-    fault: str, data: Data, cell: str, pass_: str, form: str, truth: Outputs, generator: np.random.Generator
+    fault: str, data: Data, program: tuple[str, str, str], truth: Outputs, generator: np.random.Generator
 ) -> Outputs:
-    """Return the change that a fault makes to each output of a program, in float64."""
-    w = data.weights
+    """Return the change that a fault makes to each output of a program (cell, pass, form), in float64."""
+    w, (cell, pass_, form) = data.weights, program
     if fault == "wrong_element":
         return wrong_element_effect(truth, generator)
     faulty_data, arithmetic = data, None

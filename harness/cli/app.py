@@ -22,6 +22,7 @@ from harness.cli.options import (
     ProjectionF,
     RecurrenceF,
     SeedF,
+    Selection,
     SweepF,
     ThreadsF,
     TimeoutF,
@@ -32,7 +33,6 @@ from harness.cli.options import (
     parse_threads,
     refuse_blanks,
     split_values,
-    study_fields,
 )
 from harness.errors import UsageError
 
@@ -88,10 +88,10 @@ def run(
 
     if quick and rigorous:
         raise UsageError("--quick and --rigorous contradict each other")
-    selection = [framework, device, threads, execution, recurrence, projection, pass_, workload]
-    if all_ and (study or any(selection)):
+    if all_ and (study or any((framework, device, threads, execution, recurrence, projection, pass_, workload))):
         raise UsageError("--all means everything and takes no study file and no selection beside it")
-    flags = study_fields(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    selection = Selection(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
     preset = "quick" if quick else "rigorous" if rigorous else None
@@ -140,7 +140,8 @@ def verify(
     from harness.study.study import load_study
     from impls.interface import PRECISIONS, RECURRENCES
 
-    flags = study_fields(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    selection = Selection(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     defaults: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
     if workload or study:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,22 +58,33 @@ InputsF = Annotated[
 ]
 
 
-def study_fields(
-    framework: Many, device: Many, threads: Many, execution: Many, recurrence: Many,
-    projection: Many, pass_: Many, precision: Many, workload: Many,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the selection flags as fields of a study. Raises UsageError where a value is malformed."""
-    return {
-        "frameworks": split_values("--framework", framework),
-        "devices": split_values("--device", device),
-        "threads": [parse_threads(t) for t in split_values("--threads", threads) or []] or None,
-        "executions": split_values("--execution", execution),
-        "recurrences": split_values("--recurrence", recurrence),
-        "projections": split_values("--projection", projection),
-        "passes": split_values("--pass", pass_),
-        "precisions": split_values("--precision", precision),
-        "workloads": split_values("--workload", workload),
-    }
+@dataclass(frozen=True)
+class Selection:
+    """The flags that select what is studied, as given: each a list of words or of words with commas; None selects all."""
+
+    framework: Many = None
+    device: Many = None
+    threads: Many = None
+    execution: Many = None
+    recurrence: Many = None
+    projection: Many = None
+    pass_: Many = None
+    precision: Many = None
+    workload: Many = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the flags as fields of a study. Raises UsageError where a value is malformed."""
+        return {
+            "frameworks": split_values("--framework", self.framework),
+            "devices": split_values("--device", self.device),
+            "threads": [parse_threads(t) for t in split_values("--threads", self.threads) or []] or None,
+            "executions": split_values("--execution", self.execution),
+            "recurrences": split_values("--recurrence", self.recurrence),
+            "projections": split_values("--projection", self.projection),
+            "passes": split_values("--pass", self.pass_),
+            "precisions": split_values("--precision", self.precision),
+            "workloads": split_values("--workload", self.workload),
+        }
 
 
 def split_values(flag: str, values: Many) -> Many:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.machine import allocator, environment, gpu
 from harness.records.store import Record, digest
@@ -56,6 +56,13 @@ class PendingBlock:
     lost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+class OpenWorker(NamedTuple):
+    """A worker whose framework is open, and its answer to that request: its proof of threads and its peak rates."""
+
+    worker: Worker
+    answer: Answer
+
+
 def work(context: RunContext, job: Job, left_s: Callable[[], float], stage: Stage) -> Iterator[Record]:
     """Yield the records of a job's blocks. No block is begun, and none recorded, once `left_s` is 0 or less.
 
@@ -81,7 +88,7 @@ def work(context: RunContext, job: Job, left_s: Callable[[], float], stage: Stag
                     yield from (_unmeasured_record(context, job, block, "refused", reason) for block in pending)
                     return
                 while pending and left_s() > 0:
-                    attempt = partial(_run_block, context, job, pending[0], worker, proof, left_s, stage)
+                    attempt = partial(_run_block, context, job, pending[0], OpenWorker(worker, proof), left_s, stage)
                     yield from _retry_throttled(attempt)
                     pending.pop(0)
         except WorkerDied as error:
@@ -161,8 +168,7 @@ def _run_block(
     context: RunContext,
     job: Job,
     pending: PendingBlock,
-    worker: Worker,
-    proof: Answer,
+    open_worker: OpenWorker,
     left_s: Callable[[], float],
     stage: Stage,
 ) -> Record:
@@ -170,7 +176,7 @@ def _run_block(
 
     Raises WorkerDied, and OSError when the worker could not write its outputs.
     """
-    block = pending.todo
+    block, (worker, proof) = pending.todo, open_worker
     label = " ".join(filter(None, (_job_label(job), block.workload.name, block.pass_, block.part)))
     header, start_s = _block_header(context, job, block), context.clock()
     before = context.graphics() if job.configuration.device == "gpu" else None
