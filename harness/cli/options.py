@@ -60,7 +60,7 @@ InputsF = Annotated[
 
 @dataclass(frozen=True)
 class Selection:
-    """The flags that select what is studied, as given: each a list of words or of words with commas; None selects all."""
+    """The flags that select what is studied, as given: lists of words, or of words with commas. None selects all."""
 
     framework: Many = None
     device: Many = None
