@@ -20,7 +20,7 @@ from impls.interface import Arm
 SEAT = tuple(entry.name for entry in fields(Seat))
 CHECK_SHARE = 0.1  # of the budget, at most, for the fp64 verification
 COLD_SHARE = 0.5  # of what is left, at most, for a first replicate, which compiles
-LEAST_S = 20.0  # of a first replicate's time for each job, for less of which it would hardly start
+LEAST_S = 6.0  # of a first replicate's time for each job, for less of which its worker would hardly start
 Clock = Callable[[], float]
 
 

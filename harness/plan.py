@@ -289,9 +289,10 @@ def jobs(
             if replicate == 0 and _calibrates(todo, study):
                 rank = Rank.HEADLINE
             if rank in ranks and (needs is None or (need and need.processes > replicate)):
-                blocks.append(replace(todo, rounds=need.rounds if need else None))
+                blocks.append((rank, replace(todo, rounds=need.rounds if need else None)))
         if blocks:
-            made.append(Job(seat, replicate, tuple(blocks)))
+            by_rank = sorted(blocks, key=lambda block: block[0])
+            made.append(Job(seat, replicate, tuple(todo for _, todo in by_rank)))
     return made
 
 
