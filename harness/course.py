@@ -14,7 +14,7 @@ from harness.parts import BATCHED
 from harness.plan import Job, Need, Needs, Plan, Rank, Seat, Todo
 from harness.progress import Report
 from harness.records import Record, digest, latest
-from harness.study import CALIBRATING, HEADLINE_PROCESSES
+from harness.study import CALIBRATING
 from impls.interface import Arm
 
 SEAT = tuple(entry.name for entry in fields(Seat))
@@ -52,36 +52,35 @@ class Course:
         """Records of everything planned and not yet done, as it is done.
 
         With a number of processes, everything has as many. Without one the question comes first: once everywhere, then
-        in more processes, which are at least HEADLINE_PROCESSES in the loop that one would write with the first of the
-        thread counts. Then the rest, first once and then as often as a pilot is; and then what the pilot asks for.
+        in more processes: as many as the study's `headline_processes` in the loop that users would write, with the first
+        thread count. Then the rest, first once and then as often as a pilot is; and then what the pilot asks for.
         """
         checks = [self._left(job) for job in plan.checks(self.planned, self.study)]
         stages = self._stages()
-        self._expect([checks, *(made for _, made in stages)])
+        self._expect([checks, *(stage for _, stage in stages)])
         yield from self._checks(checks)
         checked = [r for r in self.found if r["kind"] == "check"]
-        for replicate, made in stages:
-            yield from self._warm(made) if replicate else self._cold(_cheapest_first(made, checked))
+        for replicate, stage in stages:
+            yield from self._warm(stage) if replicate else self._cold(_cheapest_first(stage, checked))
         if self.study.processes is None and self.spent_s() < self.budget:
             needs = yield from self._needs()
             most = max((need.processes for need in needs.values()), default=0)
             replicates = range(self.study.pilot, most)
             further = [plan.jobs(self.planned, self.study, replicate, needs=needs) for replicate in replicates]
-            self._expect([checks, *(made for _, made in stages), *further])
-            for made in further:
-                yield from self._warm(made)
+            self._expect([checks, *(stage for _, stage in stages), *further])
+            for stage in further:
+                yield from self._warm(stage)
 
     def _stages(self) -> list[tuple[int, list[Job]]]:
         """What is done one after another before a pilot has said anything: replicates, and their jobs."""
         if self.study.processes:
             return [(number, plan.jobs(self.planned, self.study, number)) for number in range(self.study.processes)]
         pilot, (question, others, rest) = self.study.pilot, Rank
-        most = max(pilot, min(HEADLINE_PROCESSES, self.study.processes_max))
-        wanted = [(0, [question, others])]
-        wanted += [(number, [question]) for number in range(1, most)]
-        wanted += [(number, [others]) for number in range(1, pilot)]
-        wanted += [(number, [rest]) for number in range(pilot)]
-        return [(number, plan.jobs(self.planned, self.study, number, ranks)) for number, ranks in wanted]
+        order = [(0, [question, others])]
+        order += [(number, [question]) for number in range(1, self.study.headline_processes)]
+        order += [(number, [others]) for number in range(1, pilot)]
+        order += [(number, [rest]) for number in range(pilot)]
+        return [(number, plan.jobs(self.planned, self.study, number, ranks)) for number, ranks in order]
 
     def _expect(self, made: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for each in made for job in each))
@@ -169,10 +168,10 @@ class Course:
         if not plans:
             from harness import pilot
 
-            marked = plan.prototypes(self.study, list(self.bench.frameworks.values()))
-            apart = {(each["framework"], each["execution"], each["recurrence"]) for each in marked}
+            prototypes = plan.prototypes(self.study, list(self.bench.frameworks.values()))
+            excluded = {(row["framework"], row["execution"], row["recurrence"]) for row in prototypes}
             rows = pilot.needs([record for record in self.found if record["kind"] == "block"], self.study)
-            rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in apart]
+            rows = [row for row in rows if (row["framework"], row["execution"], row["part"]) not in excluded]
             what: Record = {"kind": "plan", "status": "ok", "reason": "", "target": self.study.target, "needs": rows}
             plans = [{"key": digest(what), **what}]
             yield plans[0]

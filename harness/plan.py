@@ -85,9 +85,9 @@ class Rank(IntEnum):
 
 @dataclass
 class Plan:
-    """Cells to measure, and those that can not be, with status and reason.
+    """Cells to measure, and those that cannot be, with status and reason.
 
-    `loops`: the loop that one would write in each seat. `threads`: the first of the thread counts.
+    `loops`: the loop that users would write in each seat. `threads`: the first of the thread counts.
     """
 
     cells: list[Cell]

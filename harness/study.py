@@ -267,6 +267,11 @@ class Study(BaseModel):
         return around(self.sweep) if self.sweep else []
 
     @property
+    def headline_processes(self) -> int:
+        """Processes of the question's arms, in the loop that users would write, before the rest gets its first."""
+        return max(self.pilot, min(HEADLINE_PROCESSES, self.processes_max))
+
+    @property
     def arms(self) -> list[Arm]:
         """The arms to study, wherever they can be had."""
         if self.recurrences is None and self.projections is None:

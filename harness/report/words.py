@@ -30,7 +30,6 @@ from harness.stats import (
     half_width,
     rate,
 )
-from harness.study import HEADLINE_PROCESSES
 
 BAD = ("wrong", "failed", "timeout", "refused")
 QUESTION = "Is projecting inside the loop slower than projecting once?"
@@ -68,7 +67,7 @@ def everything(tables: Tables, drawn: Drawn, compared: list[dict[str, str]], bes
         "advice": claims.advice(tables),
         "causes": causes.everything(tables),
         "memory": memory.everything(tables),
-        "headline_processes": max(tables.study.pilot, min(HEADLINE_PROCESSES, tables.study.processes_max)),
+        "headline_processes": tables.study.headline_processes,
         "parted": any(block.get("part") for block in tables.blocks),
         "original": not tables.variables.empty,
         "identity": appendix.identity(tables),
