@@ -52,8 +52,8 @@ class Course:
         """Records of everything planned and not yet done, as it is done.
 
         With a number of processes, everything has as many. Without one the question comes first: once everywhere, then
-        in more processes: as many as the study's `headline_processes` in the loop that users would write, with the first
-        thread count. Then the rest, first once and then as often as a pilot is; and then what the pilot asks for.
+        in more processes, `headline_processes` of them in the loop that users would write, with the first thread
+        count. Then the rest, first once and then as often as a pilot is; and then what the pilot asks for.
         """
         checks = [self._left(job) for job in plan.checks(self.planned, self.study)]
         stages = self._stages()
