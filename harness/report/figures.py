@@ -104,10 +104,11 @@ def _controls(twins: pd.DataFrame, path: Path) -> None:
             rows.index, rows.ratio, yerr=error, fmt=".", color=colour, markersize=3, linewidth=0.8, label=label
         )
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks([])
-    axes.set_ylabel("batched / batched")
+    axes.set(yscale="log", xticks=[], ylabel="batched / batched")
+    axes.set_ylim(limits := (ordered.ci_low.min() / 1.05, ordered.ci_high.max() * 1.05))
+    _ticks(axes.yaxis, *limits)
     axes.set_title(f"{len(twins)} controls in order of their ratio, 95% intervals over processes", loc="left")
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save(figure, path)
 
 
@@ -138,7 +139,8 @@ def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
             _intervals(axes, rows, [seats.index(s) + offset for s in rows.seat], label=label, **style)
     axes.set_xscale("log")
     low, high = part.ratio.min(), part.ratio.max()
-    _ticks(axes, min(0.9, low / 1.05), max(1.1, high * 1.05))
+    axes.set_xlim(limits := (min(0.9, low / 1.05), max(1.1, high * 1.05)))
+    _ticks(axes.xaxis, *limits)
     axes.set_yticks(range(len(seats)), seats)
     axes.set_ylim(len(seats) - 0.5, -0.5)
     axes.grid(axis="y", color="#f0f0f0")
@@ -199,7 +201,8 @@ def _panel(
             y = [programs.index(program) + offset for program in part.program]
             _intervals(axes, part, y, label=column if alpha == 1 else None, alpha=alpha, **style)
     axes.set_xscale("log")
-    _ticks(axes, min(0.9, rows.ratio.min() / 1.05), max(1.1, rows.ratio.max() * 1.05))
+    axes.set_xlim(limits := (min(0.9, rows.ratio.min() / 1.05), max(1.1, rows.ratio.max() * 1.05)))
+    _ticks(axes.xaxis, *limits)
     axes.set_yticks(range(len(programs)), programs)
     axes.set_ylim(len(programs) - 0.5, -0.5)
 
@@ -215,19 +218,18 @@ def _intervals(axes: Any, rows: pd.DataFrame, y: list[float], **style: Any) -> N
     axes.errorbar(rows.ratio, y, xerr=error, markersize=4, linewidth=1.2, **style)
 
 
-def _ticks(axes: Any, low: float, high: float) -> None:
+def _ticks(axis: Any, low: float, high: float) -> None:
     """Ticks at round ratios, named as ratios; intervals that leave the axis are cut at its edge."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axes.set_xlim(low, high)
     if high / low < 6:
         step = 0.05 if high / low < 1.5 else 0.1 if high / low < 2 else 0.25 if high / low < 4 else 0.5
         ticks = [round(step * i, 2) for i in range(1, int(high / step) + 2)]
     else:
         ticks = [digit * 10.0**power for power in (-1, 0, 1, 2) for digit in (1, 2, 5)]
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def seat(row: dict[str, Any]) -> str:

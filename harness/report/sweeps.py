@@ -25,7 +25,9 @@ def drawings(tables: Tables) -> Figures:
     frame = rows(tables)
     drawn: Figures = {}
     for pass_, part in frame.groupby("pass", sort=True):
-        drawn[f"sweep-{pass_}"] = partial(_curves, part, f"around {_centre(tables)}, {pass_}", tables.study.margin)
+        if varied := [size for size in SIZES if len(_along(part, size))]:
+            title = f"around {_centre(tables)}, {pass_}"
+            drawn[f"sweep-{pass_}"] = partial(_curves, part, varied, title, tables.study.margin)
         drawn[f"map-{pass_}"] = partial(_map, part, f"in_loop / batched around {_centre(tables)}, {pass_}")
     if not tables.scores.empty:
         drawn[FORECASTS] = partial(_forecasts, tables.scores)
@@ -49,18 +51,26 @@ def _centre(tables: Tables) -> str:
     return tables.study.sweep.name
 
 
-def _curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
-    """A panel for each size: the ratio along it, a line for each program, all other sizes as in the centre."""
+def _along(frame: pd.DataFrame, size: str) -> pd.DataFrame:
+    """The points that differ from the centre in one size."""
+    return frame[frame.workload.str.contains(rf"-{size}\d+$")]
+
+
+def _curves(frame: pd.DataFrame, varied: list[str], title: str, margin: float, path: Path) -> None:
+    """A panel for each size that varied: the ratio along it, a line for each program, other sizes as in the centre."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    row_count, column_count = math.ceil(len(varied) / 2), min(2, len(varied))
+    figure = Figure(figsize=(max(7, 5 * column_count), 3.75 * row_count), layout="constrained")
     centre = frame[frame.workload.str.endswith("-centre")]
     programs = sorted(frame.program.unique())
-    panels = figure.subplots(2, 2, sharey=True).flat
-    for axes, size in zip(panels, SIZES, strict=True):
+    panels = figure.subplots(row_count, column_count, sharey=True, squeeze=False)
+    for spare in panels.flat[len(varied) :]:
+        spare.set_axis_off()
+    for axes, size in zip(panels.flat, varied, strict=False):
         axes.axhspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0)
         axes.axhline(1, color="black", linewidth=0.8)
-        along = frame[frame.workload.str.contains(rf"-{size}\d+$")]
+        along = _along(frame, size)
         for name, colour in zip(programs, COLOURS * 3, strict=False):
             part = pd.concat([centre, along])
             part = part[part.program == name].sort_values(size)
@@ -73,8 +83,8 @@ def _curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
         axes.set_xticks([], minor=True)
         _ratios(axes.yaxis, frame.ratio)
         axes.grid(color="#f0f0f0")
-    figure.axes[0].set_ylabel("in_loop / batched")
-    figure.axes[2].set_ylabel("in_loop / batched")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("in_loop / batched")
     figure.suptitle(f"The gap along each size {title} (95% intervals; above 1: projecting once is faster)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save(figure, path)
@@ -94,7 +104,7 @@ def _map(frame: pd.DataFrame, title: str, path: Path) -> None:
     points = list(dict.fromkeys(frame.sort_values([*SIZES]).workload))
     points.sort(key=lambda name: (_axis(name), int("0" + "".join(filter(str.isdigit, name.rpartition("-")[2])))))
     programs = sorted(frame.program.unique())
-    figure = Figure(figsize=(2.5 + 0.75 * len(points), 1.6 + 0.36 * len(programs)), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 2.5 + 0.75 * len(points)), 1.6 + 0.36 * len(programs)), layout="constrained")
     axes = figure.subplots()
     by = {(row["program"], row["workload"]): row for row in frame.to_dict("records")}
     image = [[math.log(by[p, w]["ratio"]) if (p, w) in by else math.nan for w in points] for p in programs]
