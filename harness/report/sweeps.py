@@ -61,7 +61,7 @@ def _curves(frame: pd.DataFrame, varied: list[str], title: str, margin: float, p
     from matplotlib.figure import Figure
 
     row_count, column_count = math.ceil(len(varied) / 2), min(2, len(varied))
-    figure = Figure(figsize=(max(7, 5 * column_count), 3.75 * row_count), layout="constrained")
+    figure = Figure(figsize=(max(8.5, 5 * column_count), 3.75 * row_count), layout="constrained")
     centre = frame[frame.workload.str.endswith("-centre")]
     programs = sorted(frame.program.unique())
     panels = figure.subplots(row_count, column_count, sharey=True, squeeze=False)
