@@ -106,10 +106,11 @@ def _draw_controls(controls: pd.DataFrame, path: Path) -> None:
             rows.index, rows.ratio, yerr=error, fmt=".", color=colour, markersize=3, linewidth=0.8, label=label
         )
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks([])
-    axes.set_ylabel("batched / batched")
+    axes.set(yscale="log", xticks=[], ylabel="batched / batched")
+    axes.set_ylim(limits := (ordered.ci_low.min() / 1.05, ordered.ci_high.max() * 1.05))
+    _set_ticks(axes.yaxis, *limits)
     axes.set_title(f"{len(controls)} controls in order of their ratio, 95% intervals over processes", loc="left")
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save_figure(figure, path)
 
 
@@ -144,7 +145,8 @@ def _draw_forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> N
             )
     axes.set_xscale("log")
     low, high = part.ratio.min(), part.ratio.max()
-    _set_ticks(axes, min(0.9, low / 1.05), max(1.1, high * 1.05))
+    axes.set_xlim(limits := (min(0.9, low / 1.05), max(1.1, high * 1.05)))
+    _set_ticks(axes.xaxis, *limits)
     axes.set_yticks(range(len(configurations)), configurations)
     axes.set_ylim(len(configurations) - 0.5, -0.5)
     axes.grid(axis="y", color="#f0f0f0")
@@ -205,7 +207,8 @@ def _draw_panel(
             y = [programs.index(program) + offset for program in part.program]
             _draw_intervals(axes, part, y, label=column if alpha == 1 else None, alpha=alpha, **style)
     axes.set_xscale("log")
-    _set_ticks(axes, min(0.9, rows.ratio.min() / 1.05), max(1.1, rows.ratio.max() * 1.05))
+    axes.set_xlim(limits := (min(0.9, rows.ratio.min() / 1.05), max(1.1, rows.ratio.max() * 1.05)))
+    _set_ticks(axes.xaxis, *limits)
     axes.set_yticks(range(len(programs)), programs)
     axes.set_ylim(len(programs) - 0.5, -0.5)
 
@@ -222,19 +225,18 @@ def _draw_intervals(axes: Any, rows: pd.DataFrame, y: list[float], **style: Any)
     axes.errorbar(rows.ratio, y, xerr=error, markersize=4, linewidth=1.2, **style)
 
 
-def _set_ticks(axes: Any, low: float, high: float) -> None:
-    """Set the limits, and ticks at round ratios; intervals that leave the axis are cut at its edge."""
+def _set_ticks(axis: Any, low: float, high: float) -> None:
+    """Set ticks at round ratios between two limits, named as ratios."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axes.set_xlim(low, high)
     if high / low < 6:
         step = 0.05 if high / low < 1.5 else 0.1 if high / low < 2 else 0.25 if high / low < 4 else 0.5
         ticks = [round(step * i, 2) for i in range(1, int(high / step) + 2)]
     else:
         ticks = [digit * 10.0**power for power in (-1, 0, 1, 2) for digit in (1, 2, 5)]
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def configuration_name(row: dict[str, Any]) -> str:

@@ -25,9 +25,9 @@ def drawings(tables: Tables) -> Figures:
     frame = sweep_rows(tables)
     figures: Figures = {}
     for pass_, part in frame.groupby("pass", sort=True):
-        figures[f"sweep-{pass_}"] = partial(
-            _draw_curves, part, f"around {_centre_name(tables)}, {pass_}", tables.study.margin
-        )
+        if varied := [size for size in SIZES if len(_points_along(part, size))]:
+            title = f"around {_centre_name(tables)}, {pass_}"
+            figures[f"sweep-{pass_}"] = partial(_draw_curves, part, varied, title, tables.study.margin)
         figures[f"map-{pass_}"] = partial(_draw_map, part, f"in_loop / batched around {_centre_name(tables)}, {pass_}")
     if not tables.scores.empty:
         figures[FORECASTS] = partial(_draw_forecasts, tables.scores)
@@ -52,18 +52,26 @@ def _centre_name(tables: Tables) -> str:
     return tables.study.sweep.name
 
 
-def _draw_curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> None:
-    """Draw a panel for each size: the ratio against it, a line for each program, all other sizes as in the centre."""
+def _points_along(frame: pd.DataFrame, size: str) -> pd.DataFrame:
+    """Return the rows of the points that differ from the centre in one size."""
+    return frame[frame.workload.str.contains(rf"-{size}\d+$")]
+
+
+def _draw_curves(frame: pd.DataFrame, varied: list[str], title: str, margin: float, path: Path) -> None:
+    """Draw a panel for each varied size: the ratio against it, a line for each program, other sizes as in the centre."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    row_count, column_count = math.ceil(len(varied) / 2), min(2, len(varied))
+    figure = Figure(figsize=(max(8.5, 5 * column_count), 3.75 * row_count), layout="constrained")
     centre = frame[frame.workload.str.endswith("-centre")]
     programs = sorted(frame.program.unique())
-    panels = figure.subplots(2, 2, sharey=True).flat
-    for axes, size in zip(panels, SIZES, strict=True):
+    panels = figure.subplots(row_count, column_count, sharey=True, squeeze=False)
+    for spare in panels.flat[len(varied) :]:
+        spare.set_axis_off()
+    for axes, size in zip(panels.flat, varied, strict=False):
         axes.axhspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0)
         axes.axhline(1, color="black", linewidth=0.8)
-        points = frame[frame.workload.str.contains(rf"-{size}\d+$")]
+        points = _points_along(frame, size)
         for name, colour in zip(programs, COLOURS * 3, strict=False):
             part = pd.concat([centre, points])
             part = part[part.program == name].sort_values(size)
@@ -76,8 +84,8 @@ def _draw_curves(frame: pd.DataFrame, title: str, margin: float, path: Path) -> 
         axes.set_xticks([], minor=True)
         _set_ratio_ticks(axes.yaxis, frame.ratio)
         axes.grid(color="#f0f0f0")
-    figure.axes[0].set_ylabel("in_loop / batched")
-    figure.axes[2].set_ylabel("in_loop / batched")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("in_loop / batched")
     figure.suptitle(f"The gap along each size {title} (95% intervals; above 1: projecting once is faster)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save_figure(figure, path)
@@ -98,7 +106,7 @@ def _draw_map(frame: pd.DataFrame, title: str, path: Path) -> None:
     points = list(dict.fromkeys(frame.sort_values([*SIZES]).workload))
     points.sort(key=lambda name: (_size_index(name), int("0" + "".join(filter(str.isdigit, name.rpartition("-")[2])))))
     programs = sorted(frame.program.unique())
-    figure = Figure(figsize=(2.5 + 0.75 * len(points), 1.6 + 0.36 * len(programs)), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 2.5 + 0.75 * len(points)), 1.6 + 0.36 * len(programs)), layout="constrained")
     axes = figure.subplots()
     cells = {(row["program"], row["workload"]): row for row in frame.to_dict("records")}
     image = [[math.log(cells[p, w]["ratio"]) if (p, w) in cells else math.nan for w in points] for p in programs]

@@ -29,7 +29,6 @@ from harness.report import appendix, causes, claims, memory, sections
 from harness.report.figures import CONTROLS, FigureNames, configuration_name
 from harness.report.markdown import Row, duration, execution_name, one_line, table
 from harness.study.parts import BATCHED, LOOPS, TWIN, part_of
-from harness.study.study import HEADLINE_PROCESSES
 
 BAD = ("wrong", "failed", "timeout", "refused")
 QUESTION = "Is projecting inside the loop slower than projecting once?"
@@ -69,7 +68,7 @@ def context(
         "advice": claims.advice(tables),
         "causes": causes.section_text(tables),
         "memory": memory.section_text(tables),
-        "headline_processes": max(tables.study.pilot, min(HEADLINE_PROCESSES, tables.study.processes_max)),
+        "headline_processes": tables.study.headline_processes,
         "parted": any(block.get("part") for block in tables.blocks),
         "original": not tables.variables.empty,
         "identity": appendix.identity(tables),

@@ -18,13 +18,13 @@ from harness.run.progress import ProgressReport
 from harness.study import matrix
 from harness.study.matrix import BlockSpec, Configuration, Job, Plan, Rank, SampleSize, SampleSizes
 from harness.study.parts import BATCHED
-from harness.study.study import CALIBRATING, HEADLINE_PROCESSES
+from harness.study.study import CALIBRATING
 from impls.interface import Arm
 
 CONFIG = tuple(entry.name for entry in fields(Configuration))
 CHECK_SHARE = 0.1  # largest share of the budget for the fp64 verification
 COLD_SHARE = 0.5  # largest share of the time left for a first replicate, which compiles
-LEAST_S = 20.0  # least time of a job in a first replicate: with less it would hardly start
+LEAST_S = 6.0  # least time of a job in a first replicate: with less its worker would hardly start
 Clock = Callable[[], float]
 
 
@@ -58,8 +58,8 @@ class Schedule:
         When the study sets a number of processes, every cell is measured in as many. When it sets none, the order is:
 
         1. the question, once in every configuration;
-        2. the question in more processes: at least HEADLINE_PROCESSES in the loop that one would write, with the first
-           of the thread counts;
+        2. the question in more processes: `headline_processes` of them in the loop that users would write,
+           with the first thread count;
         3. the rest, first once and then in as many processes as the pilot has;
         4. the processes and rounds that the pilot asks for.
         """
@@ -92,9 +92,8 @@ class Schedule:
                 (number, matrix.replicate_jobs(self.plan, self.study, number)) for number in range(self.study.processes)
             ]
         pilot, (headline, other_threads, rest) = self.study.pilot, Rank
-        headline_processes = max(pilot, min(HEADLINE_PROCESSES, self.study.processes_max))
         order = [(0, [headline, other_threads])]
-        order += [(number, [headline]) for number in range(1, headline_processes)]
+        order += [(number, [headline]) for number in range(1, self.study.headline_processes)]
         order += [(number, [other_threads]) for number in range(1, pilot)]
         order += [(number, [rest]) for number in range(pilot)]
         return [(number, matrix.replicate_jobs(self.plan, self.study, number, ranks)) for number, ranks in order]

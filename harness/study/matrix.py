@@ -307,7 +307,7 @@ def replicate_jobs(
 
     With `needs`, only blocks whose sample size has more than `replicate` processes are included.
 
-    Blocks keep the study's order in every replicate, so that a budget that ends early cuts the least central cells.
+    Within a rank, blocks keep the study's order in every replicate, so that a budget that ends early cuts the least central cells.
     In replicate 0, the points of the sweep that predictions are fitted on have the highest rank and come first.
     """
     arms_by_configuration = group_by_configuration(plan.cells)
@@ -322,9 +322,10 @@ def replicate_jobs(
             if replicate == 0 and _is_calibration(block, study):
                 rank = Rank.HEADLINE
             if rank in ranks and (needs is None or (need and need.processes > replicate)):
-                blocks.append(replace(block, rounds=need.rounds if need else None))
+                blocks.append((rank, replace(block, rounds=need.rounds if need else None)))
         if blocks:
-            timed_jobs.append(Job(configuration, replicate, tuple(blocks)))
+            by_rank = sorted(blocks, key=lambda ranked: ranked[0])
+            timed_jobs.append(Job(configuration, replicate, tuple(block for _, block in by_rank)))
     return timed_jobs
 
 

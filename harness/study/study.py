@@ -280,6 +280,11 @@ class Study(BaseModel):
         return points_around(self.sweep) if self.sweep else []
 
     @property
+    def headline_processes(self) -> int:
+        """Return in how many processes the question is measured before the rest, in the loop that users would write."""
+        return max(self.pilot, min(HEADLINE_PROCESSES, self.processes_max))
+
+    @property
     def arms(self) -> list[Arm]:
         """Return the arms to study, including those that some executions or devices lack."""
         if self.recurrences is None and self.projections is None:

@@ -185,7 +185,13 @@ def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(n
     assert set(tables.swept.workload) == {point.name for point in wanted.swept}
     assert set(tables.scores.workload) <= foretold
     assert "were forecast and then measured" in prediction.score_summary(tables)
-    assert {"sweep-forward", "map-train", "forecasts"} <= set(sweeps.drawings(tables))
+    drawings = sweeps.drawings(tables)
+    assert {"sweep-forward", "map-train", "forecasts"} <= set(drawings)
+    assert drawings["sweep-forward"].args[1] == list("TBHO")
+    tables.swept = tables.swept[tables.swept.workload.isin([point.name for point in wanted.swept[:CALIBRATING]])]
+    assert sweeps.drawings(tables)["sweep-forward"].args[1] == ["T"]  # no panel of one point
+    tables.swept = tables.swept[tables.swept.workload == wanted.swept[0].name]
+    assert "sweep-forward" not in sweeps.drawings(tables)
 
 
 def test_what_is_measured_already_is_not_foretold(numpy_backend, tmp_path):

@@ -138,7 +138,7 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
         "numpy",
         None,
         {},
-        {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {}}},
+        {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {}, "loop": "scan"}},
         {"cpu": None},
     )
     (job,) = matrix.fp64_check_jobs(matrix.make_plan(study, [numpy], [1]), study)
@@ -151,7 +151,8 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
 
 
 def test_what_nobody_writes_is_measured_where_it_is_asked_for_by_name():
-    eager = {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {"scan": "nobody writes it"}}
+    eager = {"missing": None, "traced": False, "without": {}, "unrolls": [], "loop": "unrolled"}
+    eager |= {"on_request": {"scan": "nobody writes it"}}
     numpy = Framework("numpy", executions={"eager": eager}, devices={"cpu": None})
     for selected, measured in (({}, 0), ({"projections": ["in_loop"]}, 0), ({"recurrences": ["scan"]}, 2)):
         planned = matrix.make_plan(Study(threads=[1], **selected), [numpy], [1])

@@ -87,7 +87,7 @@ def test_a_framework_s_oserror_is_no_full_disk(tmp_path, stored, monkeypatch):
     """Only a file of ours that cannot be written ends a run."""
     request = {"workload": SMALL.model_dump(), "weights": str(stored), "steps": None, "pass": "forward"}
     request |= {"execution": "eager", "arms": [], "rounds": None, "seed": 1, "seconds": 1.0, "counted": []}
-    request |= {"control": True, "calls": None, "overwrites": False, "texts": ""}
+    request |= {"control": True, "calls": None, "hurried": False, "overwrites": False, "texts": ""}
 
     def fails(backend, todo, meters, keep, stage):
         raise OSError("no such device")

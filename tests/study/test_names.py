@@ -259,7 +259,13 @@ def test_a_reason_of_several_lines_breaks_no_table_and_no_list(lines, tmp_path):
     assert markdown.table(["a"], [["one\ntwo|three"]]).splitlines()[-1] == "| one two\\|three |"
     changed = json.loads(json.dumps(lines))
     arm = next(iter(changed[1]["arms"].values()))
-    arm |= {"status": "failed", "reason": "it ended:\n# not a title", "samples_ns": [], "first_call_ns": None}
+    arm |= {
+        "status": "failed",
+        "reason": "it ended:\n# not a title",
+        "samples_ns": [],
+        "faults": [],
+        "first_call_ns": None,
+    }
     text = written(put(changed, tmp_path))
     assert "it ended: # not a title" in text
     assert "\n# not a title" not in text

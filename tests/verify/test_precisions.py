@@ -106,6 +106,7 @@ def test_cells_that_a_precision_or_device_can_not_have_say_why():
             "without": without,
             "unrolls": [],
             "on_request": {},
+            "loop": "unrolled",
             "overwrites": False,
         }
 
@@ -141,7 +142,8 @@ def test_every_framework_computes_in_bfloat16_and_as_shipped(framework):
 
 def test_the_listing_names_what_no_gpu_and_no_graph_can_have(monkeypatch, capsys):
     """Made up, but for how it is said."""
-    graph = {"traced": True, "missing": None, "without": {"cpu": "graphs are a GPU's"}, "unrolls": [], "on_request": {}}
+    graph = {"traced": True, "missing": None, "without": {"cpu": "graphs are a GPU's"}, "unrolls": []}
+    graph |= {"on_request": {}, "loop": "unrolled"}
     executions = {"eager": graph | {"without": {"scan": "no loop"}}, "graphs": graph}
     devices = {"cpu": None, "gpu": "made sees no GPU"}
     made = Framework("made", versions={"made": "1"}, executions=executions, devices=devices)
