@@ -25,6 +25,7 @@ from typing import Any
 from harness.analysis import stats
 from harness.cli import streams
 from harness.machine import allocator, environment, folders
+from harness.records.samples import call_times_ns
 from harness.run import jobs, session
 from harness.study import matrix, weights
 from harness.study.matrix import BlockSpec, Job
@@ -104,9 +105,9 @@ def time_arms(context: jobs.RunContext, job: Job, arms: tuple[Arm, ...], replica
     (full_block,) = job.blocks
     block = BlockSpec(full_block.workload, full_block.pass_, arms, full_block.steps, True)
     (record,) = jobs.work(context, Job(job.configuration, replicate, (block,)), lambda: ENOUGH_S, lambda text: None)
-    if record["status"] != "ok":
-        raise SystemExit(f"{job.configuration.framework}: {record['reason']}")
-    return {name: [ns / arm["calls"] / 1e9 for ns in arm["samples_ns"]] for name, arm in record["arms"].items()}
+    if record.status != "ok":
+        raise SystemExit(f"{job.configuration.framework}: {record.reason}")
+    return {name: list(call_times_ns(arm) / 1e9) for name, arm in record.arms.items()}
 
 
 def gap_intervals(replicates: list[dict[str, Times]], contender: str, baseline: str) -> dict[str, list[float]]:

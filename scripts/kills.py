@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 
 from harness.cli import streams
-from harness.records.store import FILE, latest_records, read_records
+from harness.records.schema import BlockRecord
+from harness.records.store import FILE, latest_records, read_run
 
 FOURTH = Path(__file__).resolve().parent.parent / "tests" / "fourth"
 WORKLOAD = "B=3,T=5,I=2,H=16,O=4"
@@ -46,7 +47,8 @@ def record_lines(out: Path) -> list[str]:
 
 def block_statuses(out: Path) -> list[tuple[str, str]]:
     """Return the key (without its last part) and the status of each block and check, sorted."""
-    return sorted((record["key"].rpartition("-")[0], record["status"]) for record in latest_records(read_records(out)))
+    records = latest_records(read_run(out), BlockRecord)
+    return sorted((record.key.rpartition("-")[0], record.status) for record in records)
 
 
 def disturb_run(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def disturb_run(folder: Path, kills: int, seed: int, processes: int) -> dict[str
         lost += lines_now[: len(lines_before)] != lines_before
         lines_before = lines_now
     finished = _finish_run(killed_folder, processes)
-    keys = [record["key"] for record in read_records(killed_folder)]
+    keys = [record.key for record in read_run(killed_folder)]
     same_blocks = block_statuses(killed_folder) == block_statuses(undisturbed_folder)
     duplicates = len(keys) - len(set(keys))
     return {

@@ -32,10 +32,12 @@ from harness.machine import environment, folders
 from harness.report.markdown import table
 from harness.run import jobs, session
 from harness.study import matrix, weights
+from harness.study.configuration import Configuration
 from harness.study.data import cast
-from harness.study.matrix import BlockSpec, Configuration, Job
+from harness.study.matrix import BlockSpec, Job
 from harness.study.study import Study, Workload
 from harness.verify import output_check
+from harness.verify.output_check import ArmCheck, BlockCheck
 from impls import reference
 from impls.interface import CELLS, IMPOSSIBLE, PASSES, PROJECTIONS, RECURRENCES, Arm, Data, Outputs
 
@@ -99,15 +101,15 @@ class FaultPlantingCheck(output_check.OutputCheck):
         self.random = np.random.default_rng(seed)
         self.rows: list[dict[str, Any]] = []
 
-    def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
-        result = super().judge(saved, workload, steps, pass_, precision)
+    def check(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> BlockCheck:
+        result = super().check(saved, workload, steps, pass_, precision)
         for name, moments in output_check._outputs_by_arm(saved).items():
             form = output_check.form_of(name)
             key = (workload, steps, pass_, precision, form)
             expected = {moment: self.expected(*key, moment) for moment in moments}
-            verdict = result["arms"][name]
-            self._add("", result["bounds"][form], verdict)
-            if verdict["status"] == "ok" and precision == "fp32":
+            verdict = result.arms[name]
+            self._add("", result.bounds[form], verdict)
+            if verdict.status == "ok" and precision == "fp32":
                 for fault in FAULTS:
                     self._plant(fault, key, moments, expected)
         self.kept.clear()
@@ -127,15 +129,15 @@ class FaultPlantingCheck(output_check.OutputCheck):
             bounds = {name: bound.relative for name, bound in expected["after"].items()}
             self._add(fault, bounds, output_check._check_arm(faulty, expected, None, 1), size)
 
-    def _add(self, fault: str, bounds: Any, verdict: dict[str, Any], size: float = math.nan) -> None:
+    def _add(self, fault: str, bounds: Any, verdict: ArmCheck, size: float = math.nan) -> None:
         """Append a row for a check: its status, and the largest errors as fractions of their bounds."""
         ratios = [
             [error / bound if bound else 0.0 for error, bound in zip(errors[:2], bounds[name], strict=True)]
-            for name, errors in verdict["quantities"].items()
+            for name, errors in verdict.quantities.items()
         ]
         rms, worst = (max(column) for column in zip(*ratios, strict=True)) if ratios else (0.0, 0.0)  # none verified
-        row = {"fault": fault, "status": verdict["status"], "rms": f"{rms:.3g}", "worst": f"{worst:.3g}"}
-        self.rows.append(row | {"size": f"{size:.2g}", "reason": verdict["reason"]})
+        row = {"fault": fault, "status": verdict.status, "rms": f"{rms:.3g}", "worst": f"{worst:.3g}"}
+        self.rows.append(row | {"size": f"{size:.2g}", "reason": verdict.reason})
 
 
 class CoarseOperations(reference.Exact):
@@ -229,7 +231,7 @@ def draw_cases(
     while number < count:
         execution = generator.choices(list(SHARES), list(SHARES.values()))[0]
         arm = Arm(generator.choice(RECURRENCES), generator.choice(PROJECTIONS))
-        traced = "traced" if frameworks[execution[0]].executions[execution[1]]["traced"] else ""
+        traced = "traced" if frameworks[execution[0]].executions[execution[1]].traced else ""
         rare = generator.random() < 0.02
         steps = draw_log_uniform(
             generator, COPIES if traced and arm.recurrence != "given" and arm.recurrence != "scan" else STEPS
@@ -271,7 +273,7 @@ def is_possible(case: ProgramCase, frameworks: dict[str, matrix.Framework]) -> b
     framework, execution = case.execution
     facts = frameworks[framework].executions[execution]
     cell = matrix.Cell(Configuration(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
-    return not (facts["missing"] or IMPOSSIBLE.get(case.arm.name) or matrix.missing_requirement(facts, cell))
+    return not (facts.missing or IMPOSSIBLE.get(case.arm.name) or matrix.missing_requirement(facts, cell))
 
 
 def check_cases(
@@ -294,9 +296,9 @@ def check_cases(
                 jobs.work(context, Job(configuration, 1, blocks), lambda: math.inf, lambda text: None),
                 strict=True,
             ):
-                arm = record["arms"][case.arm.name]
+                arm = record.arms[case.arm.name]
                 if not check.rows:
-                    check.rows.append({"fault": "", "status": arm["status"], "reason": arm["reason"]})
+                    check.rows.append({"fault": "", "status": arm.status, "reason": arm.reason})
                 for row in check.rows:
                     yield case_columns(case) | row
                 check.rows.clear()

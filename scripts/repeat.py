@@ -86,8 +86,8 @@ def count_agreement(runs: dict[str, Tables]) -> dict[str, Any]:
 
 
 def run_differences(first: Tables, second: Tables) -> list[str]:
-    """List what differs between two runs besides chance: what gates.unlike names, and "memory" (the allocator)."""
-    return gates.header_differences(first.heading, second.heading) + ["memory"] * (
+    """List what differs between two runs besides chance, see gates.header_differences; "memory" is the allocator."""
+    return gates.header_differences(first.header, second.header) + ["memory"] * (
         first.study.memory != second.study.memory
     )
 
@@ -95,7 +95,7 @@ def run_differences(first: Tables, second: Tables) -> list[str]:
 def _run_facts(tables: Tables) -> dict[str, str]:
     """Return the code's hash, and when the first and the last block began."""
     began, ended = words.measurement_span(tables)
-    return {"code": tables.heading["basis"]["code"]["hash"], "began": began, "ended": ended}
+    return {"code": tables.header.basis.code.hash, "began": began, "ended": ended}
 
 
 def main() -> None:

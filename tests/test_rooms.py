@@ -11,7 +11,7 @@ ORDER = (
     "__main__",
 )
 NEVER = {  # besides what stands after a room
-    "worker": {"run", "records", "analysis"},
+    "worker": {"run", "analysis"},
     "analysis": {"worker", "machine"},
     "report": {"worker", "run", "selftest"},
 }

@@ -18,10 +18,11 @@ import pandas as pd
 
 from harness.analysis import forecast, stats
 from harness.analysis.forecast import SweepPoint
-from harness.analysis.gaps import ARM, CONFIG, GAP_KEYS, is_included, none_pairs, paired_times
+from harness.analysis.gaps import ARM, GAP_KEYS, configuration_key, is_included, none_pairs, paired_times
 from harness.analysis.roofline import MEASURED_IN, Roofline, lower_bound_s, roofline_from_rates, roofline_times
-from harness.records.store import Record
-from harness.study.study import Study, Workload
+from harness.records.schema import BlockRecord, ForecastRecord
+from harness.study.configuration import CONFIG
+from harness.study.study import Study
 
 COSTS = [*GAP_KEYS, "none_s", "cost_s", "low_s", "high_s", "product_s", "call_s", "floor_s", "trusted"]
 SLOPES = [
@@ -41,7 +42,7 @@ Interval = tuple[float, float, float]  # a mean over processes, and its 95% inte
 ISSUES_EACH = ("in_loop", "per_step")  # projections that issue a product a step
 
 
-def projection_costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+def projection_costs(blocks: list[BlockRecord], times: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
     """Return what each projection adds to the loop alone, in seconds, one row per measured gap over none.
 
     `cost_s`, with its 95% interval, is the mean over processes of what a call took longer than none in the same rounds.
@@ -53,8 +54,7 @@ def projection_costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFr
         _lower_bounds(blocks),
     )
     intervals = _cost_intervals(blocks)
-    sizes = {block["workload"]["name"]: block["workload"] for block in blocks}
-    workloads = {name: Workload(**workload) for name, workload in sizes.items()}
+    workloads = {block.workload.name: block.workload for block in blocks}
     rows = []
     for row in added.to_dict("records"):
         place = tuple(row[key] for key in (*CONFIG, "workload", "pass", "recurrence"))
@@ -69,7 +69,7 @@ def projection_costs(blocks: list[Record], times: pd.DataFrame, added: pd.DataFr
     return pd.DataFrame(rows, columns=COSTS)
 
 
-def _cost_intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
+def _cost_intervals(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], Interval]:
     """Return the seconds that each form adds to none, by the values of GAP_KEYS and "none".
 
     Each process gives its median over rounds.
@@ -80,7 +80,7 @@ def _cost_intervals(blocks: list[Record]) -> dict[tuple[Any, ...], Interval]:
     }
 
 
-def _lower_bounds(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
+def _lower_bounds(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], Any]:
     """Return functions of a call's floor in seconds, by configuration.
 
     They use the rates of the first process and the median null call.
@@ -88,11 +88,11 @@ def _lower_bounds(blocks: list[Record]) -> dict[tuple[Any, ...], Any]:
     rates: dict[tuple[Any, ...], Roofline] = {}
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
-        configuration = tuple(block[name] for name in CONFIG)
-        if block.get("rates") and block["precision"] in MEASURED_IN:
-            rates.setdefault(configuration, roofline_from_rates(block["rates"]))
-        if null_ns := block.get("floors", {}).get("null_ns"):
-            nulls.setdefault(configuration, []).append(null_ns)
+        configuration = configuration_key(block.configuration)
+        if block.rates and block.configuration.precision in MEASURED_IN:
+            rates.setdefault(configuration, roofline_from_rates(block.rates))
+        if block.floors.null_ns:
+            nulls.setdefault(configuration, []).append(block.floors.null_ns)
     null_s = {configuration: statistics.median(values) / 1e9 for configuration, values in nulls.items()}
 
     def floor_of(configuration: tuple[Any, ...]) -> Any:
@@ -107,7 +107,7 @@ Key = tuple[Any, ...]  # the values of CONFIG, the pass and the recurrence
 SweepPoints = dict[Key, dict[int, list[SweepPoint]]]  # by process
 
 
-def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
+def slopes(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
     """Return the cost of one product issued in the loop: the slope over T of what in_loop adds to none.
 
     What in_loop adds is taken in the same rounds. Each process has a line of its own by least squares, weighted by
@@ -125,7 +125,7 @@ def slopes(blocks: list[Record], study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SLOPES).sort_values(SLOPES[:7], kind="stable", ignore_index=True)
 
 
-def _sweep_points(blocks: list[Record], study: Study) -> tuple[SweepPoints, dict[Key, float]]:
+def _sweep_points(blocks: list[BlockRecord], study: Study) -> tuple[SweepPoints, dict[Key, float]]:
     """Return the points of processes that were measured at several T, and the roofline's seconds of one product."""
     centre, points, roofs = study.sweep, SweepPoints(), dict[Key, float]()
     if centre is None:
@@ -133,11 +133,11 @@ def _sweep_points(blocks: list[Record], study: Study) -> tuple[SweepPoints, dict
     fixed_sizes = {name: value for name, value in centre.model_dump().items() if name not in ("name", "T")}
     names = {w.name for w in study.swept if fixed_sizes.items() <= w.model_dump().items()}
     for block in blocks:
-        if block["workload"]["name"] in names and not forecast.missing_form(block):
-            key = (*(block[name] for name in (*CONFIG, "pass")), forecast.recurrence_of(block))
-            points.setdefault(key, {}).setdefault(block["replicate"], []).append(forecast.sweep_point(block))
-            if block.get("rates") and block["precision"] in MEASURED_IN:
-                roofs.setdefault(key, roofline_times(roofline_from_rates(block["rates"]), centre, block["pass"]).one)
+        if block.workload.name in names and not forecast.missing_form(block):
+            key = (*configuration_key(block.configuration), block.pass_, forecast.recurrence_of(block))
+            points.setdefault(key, {}).setdefault(block.replicate, []).append(forecast.sweep_point(block))
+            if block.rates and block.configuration.precision in MEASURED_IN:
+                roofs.setdefault(key, roofline_times(roofline_from_rates(block.rates), centre, block.pass_).one)
     lines = {
         key: {number: line for number, line in processes.items() if len({point.workload.T for point in line}) > 1}
         for key, processes in points.items()
@@ -162,7 +162,7 @@ def _weighted_mean(values: Sequence[float], weights: list[float]) -> float:
     return math.fsum(w * value for w, value in zip(weights, values, strict=True)) / math.fsum(weights)
 
 
-def forecast_scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+def forecast_scores(forecasts: list[ForecastRecord], gaps: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each predicted gap that was measured afterwards and is included.
 
     `error` is log(forecast / ratio). `share` is what in_loop adds to none, as a fraction of none, and `forecast_share`
@@ -173,18 +173,13 @@ def forecast_scores(forecasts: list[Record], gaps: pd.DataFrame, costs: pd.DataF
     added = {tuple(row[key] for key in GAP_KEYS): row["cost_s"] / row["none_s"] for row in costs.to_dict("records")}
     rows = []
     for record in forecasts:
-        configuration = tuple(record[name] for name in CONFIG)
-        for prediction in record["expected"]:
-            key = (*configuration, prediction["workload"], prediction["pass"], record["recurrence"], "in_loop")
+        configuration = configuration_key(record.configuration)
+        for times in record.expected:
+            key = (*configuration, times.workload, times.pass_, record.recurrence, "in_loop")
             if key not in measured:
                 continue
-            gap, predicted_ratio = measured[key], prediction["in_loop_s"] / prediction["batched_s"]
-            shares = {
-                "share": added.get(key, math.nan),
-                "forecast_share": prediction["in_loop_s"] / prediction["none_s"] - 1,
-            }
-            rows.append(
-                {**gap, "forecast": predicted_ratio, "error": math.log(predicted_ratio / gap["ratio"]), **shares}
-            )
+            gap, ratio = measured[key], times.in_loop_s / times.batched_s
+            shares = {"share": added.get(key, math.nan), "forecast_share": times.in_loop_s / times.none_s - 1}
+            rows.append({**gap, "forecast": ratio, "error": math.log(ratio / gap["ratio"]), **shares})
     frame = pd.DataFrame(rows, columns=SCORES)
     return frame.sort_values(GAP_KEYS, kind="stable", ignore_index=True)

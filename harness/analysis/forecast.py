@@ -14,15 +14,16 @@ projecting may be negative, where projecting saves something else.
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from harness.analysis.roofline import MEASURED_IN, Roofline, roofline_from_rates, roofline_times
 from harness.records.samples import call_times_ns
-from harness.records.schema import CostsRecord
-from harness.records.store import Record, digest
-from harness.study.matrix import Cell, Configuration
+from harness.records.schema import BlockRecord, Costs, ForecastRecord, PredictedTimes
+from harness.records.store import digest
+from harness.study.configuration import Configuration
+from harness.study.matrix import Cell
 from harness.study.study import SWEPT, Study, Workload
 
 LEAST = 0.2  # of the time of the recurrence alone; no form is predicted to take less
@@ -38,30 +39,38 @@ class SweepPoint:
     batched: float
 
 
-def forecast_record(configuration: Configuration, blocks: list[Record], cells: Iterable[Cell], study: Study) -> Record:
+def forecast_record(
+    configuration: Configuration, blocks: list[BlockRecord], cells: Iterable[Cell], study: Study
+) -> ForecastRecord:
     """Return the forecast record of a configuration's `cells`, none of them measured yet, fitted on `blocks`.
 
     Its status is "unavailable", with the reason, where the blocks cannot be fitted on.
     """
     recurrence = recurrence_of(blocks[0])
-    body: Record = {"kind": "forecast", "status": "ok", "reason": "", **asdict(configuration), "recurrence": recurrence}
-    body |= {"costs": [], "expected": []}
+    record = ForecastRecord(
+        key=digest([configuration.row(), recurrence, study.seed]),
+        kind="forecast",
+        status="ok",
+        reason="",
+        configuration=configuration,
+        recurrence=recurrence,
+        costs=[],
+        expected=[],
+    )
     if reason := _unavailable_reason(configuration, blocks):
-        body |= {"status": "unavailable", "reason": reason}
-    else:
-        roofline = roofline_from_rates(blocks[0]["rates"])
-        plan = [cell for cell in cells if cell.configuration == configuration and cell.arm.recurrence == recurrence]
-        for pass_ in study.passes:
-            costs = solve_costs([sweep_point(block) for block in blocks if block["pass"] == pass_], roofline, pass_)
-            body["costs"].append(costs.model_dump(by_alias=True))
-            for workload in _forecast_workloads([cell for cell in plan if cell.pass_ == pass_]):
-                body["expected"].append(
-                    {"workload": workload.name, "pass": pass_, **predict_seconds(costs, roofline, workload)}
-                )
-    return {"key": digest([asdict(configuration), recurrence, study.seed])} | body
+        return record.model_copy(update={"status": "unavailable", "reason": reason})
+    assert blocks[0].rates is not None
+    roofline = roofline_from_rates(blocks[0].rates)
+    plan = [cell for cell in cells if cell.configuration == configuration and cell.arm.recurrence == recurrence]
+    for pass_ in study.passes:
+        costs = solve_costs([sweep_point(block) for block in blocks if block.pass_ == pass_], roofline, pass_)
+        record.costs.append(costs)
+        workloads = _forecast_workloads([cell for cell in plan if cell.pass_ == pass_])
+        record.expected.extend(predict_times(costs, roofline, workload) for workload in workloads)
+    return record
 
 
-def solve_costs(points: list[SweepPoint], roofline: Roofline, pass_: str) -> CostsRecord:
+def solve_costs(points: list[SweepPoint], roofline: Roofline, pass_: str) -> Costs:
     """Solve for the costs of two points with different T."""
     short, long = sorted(points, key=lambda point: point.workload.T)
     steps, extra_steps = long.workload.T, long.workload.T - short.workload.T
@@ -71,58 +80,62 @@ def solve_costs(points: list[SweepPoint], roofline: Roofline, pass_: str) -> Cos
     short_s, long_s = (point.in_loop - floor.loss for point, floor in pairs)
     product = (long_s - short_s) / extra_steps - floors[1].one
     after_s = statistics.mean(point.batched - floor.once - floor.loss for point, floor in pairs)
-    return CostsRecord.model_validate(
-        {
-            "pass": pass_,
-            "call_s": max(long.none - steps * (step + floors[1].step), 0.0),
-            "step_s": step,
-            "in_loop_s": long_s - steps * (product + floors[1].one),
-            "product_s": product,
-            "after_s": after_s,
-        }
+    return Costs(
+        pass_=pass_,
+        call_s=max(long.none - steps * (step + floors[1].step), 0.0),
+        step_s=step,
+        in_loop_s=long_s - steps * (product + floors[1].one),
+        product_s=product,
+        after_s=after_s,
     )
 
 
-def predict_seconds(costs: CostsRecord, roofline: Roofline, workload: Workload) -> dict[str, float]:
+def predict_times(costs: Costs, roofline: Roofline, workload: Workload) -> PredictedTimes:
     """Return the predicted seconds of a call with each projection, at least `LEAST` of the recurrence's alone."""
     floor = roofline_times(roofline, workload, costs.pass_)
     none = costs.call_s + workload.T * (costs.step_s + floor.step)
     in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.one) + floor.loss
     batched = none + costs.after_s + floor.once + floor.loss
     minimum = LEAST * none
-    return {"none_s": none, "in_loop_s": max(in_loop, minimum), "batched_s": max(batched, minimum)}
+    return PredictedTimes(
+        workload=workload.name,
+        pass_=costs.pass_,
+        none_s=none,
+        in_loop_s=max(in_loop, minimum),
+        batched_s=max(batched, minimum),
+    )
 
 
-def sweep_point(block: Record) -> SweepPoint:
+def sweep_point(block: BlockRecord) -> SweepPoint:
     """Return the point of a sweep's block that nothing is missing from."""
     recurrence = recurrence_of(block)
-    none, *forms = (call_times_ns(block["arms"][f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
+    none, *forms = (call_times_ns(block.arms[f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
     in_loop, batched = (float(np.median(form - none)) for form in forms)
-    return SweepPoint(Workload(**block["workload"]), float(np.median(none)), in_loop, batched)
+    return SweepPoint(block.workload, float(np.median(none)), in_loop, batched)
 
 
-def missing_form(block: Record) -> str:
+def missing_form(block: BlockRecord) -> str:
     """Return the first form that a sweep's block has no times of, with the reason, or nothing when it has all."""
     for projection in SWEPT:
-        arm = block["arms"].get(name := f"{recurrence_of(block)}_{projection}")
-        if not arm or not arm["samples_ns"] or arm["status"] != "ok":
-            reason = arm["reason"] if arm else "it is not there"
-            return f"{name}, {block['workload']['name']} {block['pass']}, and {reason}"
+        arm = block.arms.get(name := f"{recurrence_of(block)}_{projection}")
+        if not arm or not arm.has_times:
+            reason = arm.reason if arm else "it is not there"
+            return f"{name}, {block.workload.name} {block.pass_}, and {reason}"
     return ""
 
 
-def recurrence_of(block: Record) -> str:
+def recurrence_of(block: BlockRecord) -> str:
     """Return the only recurrence of a sweep's block."""
-    return next(name.partition("_")[0] for name in block["arms"])
+    return next(name.partition("_")[0] for name in block.arms)
 
 
-def _unavailable_reason(configuration: Configuration, blocks: list[Record]) -> str:
+def _unavailable_reason(configuration: Configuration, blocks: list[BlockRecord]) -> str:
     """Return why the blocks cannot be fitted on, or nothing when they can."""
     if configuration.precision not in MEASURED_IN:
         return "rates are measured of float32 alone"
     if form := next(filter(None, map(missing_form, blocks)), ""):
         return f"it is told from {form}"
-    return "" if blocks[0].get("rates") else "no rates were measured"
+    return "" if blocks[0].rates else "no rates were measured"
 
 
 def _forecast_workloads(cells: list[Cell]) -> list[Workload]:

@@ -15,11 +15,11 @@ import pandas as pd
 
 from harness.analysis import stats
 from harness.records.samples import call_times_ns
-from harness.records.store import Record
+from harness.records.schema import BlockRecord
+from harness.study.configuration import CONFIG, Configuration
 from harness.study.parts import BATCHED, LOOPS, OWN, TWIN
 from harness.study.study import Study
 
-CONFIG = ["framework", "device", "threads", "execution", "precision"]
 ENGINE = ["framework", "execution", "device", "precision"]  # what runs a program, whatever its threads
 ARM = ["recurrence", "projection"]
 GAP_KEYS = [*CONFIG, "workload", "pass", "recurrence", "contender"]
@@ -40,7 +40,7 @@ GapSamples = dict[
 ]  # (*GAP_KEYS' values, baseline) -> its sample, its rounds
 
 
-def gaps_and_contrasts(blocks: list[Record], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def gaps_and_contrasts(blocks: list[BlockRecord], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the gaps of a run, every projection over batched, and its contrasts, which have other baselines."""
     gap_samples = samples_by_gap(blocks, _all_pairs)
     gaps = _check_gap_controls(
@@ -50,9 +50,14 @@ def gaps_and_contrasts(blocks: list[Record], study: Study) -> tuple[pd.DataFrame
     return gaps, _check_contrast_controls(contrasts, gaps)
 
 
-def block_key(record: Record) -> tuple[Any, ...]:
+def configuration_key(configuration: Configuration) -> tuple[Any, ...]:
+    """Return the values of CONFIG."""
+    return tuple(configuration.row().values())
+
+
+def block_key(record: BlockRecord) -> tuple[Any, ...]:
     """Return the values of CONFIG, the workload's name and the pass."""
-    return (*(record[name] for name in CONFIG), record["workload"]["name"], record["pass"])
+    return (*configuration_key(record.configuration), record.workload.name, record.pass_)
 
 
 @cache
@@ -92,12 +97,12 @@ def _all_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     return itertools.chain(_batched_pairs(arms), _contrast_pairs(arms))
 
 
-def paired_times(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[PairNames]]) -> PairedTimes:
+def paired_times(blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]]) -> PairedTimes:
     """Return nanoseconds a call of contender and baseline in the same rounds, a pair of arrays for each process."""
     times: PairedTimes = {}
     for record in blocks:
         place = block_key(record)
-        per_call = {name: call_times_ns(arm) for name, arm in record["arms"].items() if _has_times(arm)}
+        per_call = {name: call_times_ns(arm) for name, arm in record.arms.items() if arm.has_times}
         for recurrence, projection, baseline, base in pairs(per_call):
             if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
                 times.setdefault((*place, recurrence, projection, baseline), []).append(
@@ -107,7 +112,7 @@ def paired_times(blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator
 
 
 def samples_by_gap(
-    blocks: list[Record], pairs: Callable[[Iterable[str]], Iterator[PairNames]] = _batched_pairs
+    blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]] = _batched_pairs
 ) -> GapSamples:
     """Return the sample of every measured gap, and the median over processes of its rounds."""
     return {
@@ -193,34 +198,26 @@ def is_prototype(frame: pd.DataFrame, reasons: PrototypeReasons) -> pd.Series:
     return pd.Series([key in reasons for key in keys], index=frame.index, dtype=bool)
 
 
-def drop_prototypes(blocks: list[Record], reasons: PrototypeReasons) -> list[Record]:
+def drop_prototypes(blocks: list[BlockRecord], reasons: PrototypeReasons) -> list[BlockRecord]:
     """Return the blocks with only the arms that are no prototype's."""
     return _filter_arms(blocks, lambda key: key not in reasons)
 
 
-def select_prototypes(blocks: list[Record], reasons: PrototypeReasons) -> list[Record]:
+def select_prototypes(blocks: list[BlockRecord], reasons: PrototypeReasons) -> list[BlockRecord]:
     """Return the blocks with only the arms that are a prototype's."""
     return _filter_arms(blocks, lambda key: key in reasons)
 
 
-def _filter_arms(blocks: list[Record], predicate: Callable[[tuple[str, str, str]], bool]) -> list[Record]:
+def _filter_arms(blocks: list[BlockRecord], predicate: Callable[[tuple[str, str, str]], bool]) -> list[BlockRecord]:
     """Return the blocks with only the arms whose (framework, execution, recurrence) satisfies the predicate."""
-    records = []
-    for record in blocks:
-        engine = record["framework"], record["execution"]
-        arms = {
-            name: arm
-            for name, arm in record["arms"].items()
-            if predicate((*engine, parse_arm_name(name)["recurrence"]))
-        }
-        records.append(record | {"arms": arms})
-    return records
+
+    def filtered(record: BlockRecord) -> BlockRecord:
+        engine = record.configuration.framework, record.configuration.execution
+        return record.filter_arms(lambda name: predicate((*engine, parse_arm_name(name)["recurrence"])))
+
+    return [filtered(record) for record in blocks]
 
 
 def is_included(gaps: pd.DataFrame) -> pd.Series:
     """Return which gaps are included: all but those of a block whose A/A control missed 1."""
     return gaps.trusted | gaps.ci_low.isna()
-
-
-def _has_times(arm: dict[str, Any]) -> bool:
-    return arm["status"] == "ok" and bool(arm["samples_ns"])

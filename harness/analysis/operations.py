@@ -3,10 +3,10 @@
 Pure: the same evidence gives the same work.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from impls.evidence import Product, flops, issued, moved_bytes
+from harness.study.study import Workload
+from impls.evidence import Evidence, flops, issued, moved_bytes
 from impls.interface import GATES, Arm
 
 LEFT_OUT = "its outputs take more than the products that were counted: a compiler computes the rest in another way"
@@ -28,17 +28,16 @@ class Work(NamedTuple):
     missing: dict[str, str]
 
 
-def work_from_evidence(evidence: Mapping[str, Any], least: int, item_bytes: int) -> Work:
+def work_from_evidence(evidence: Evidence, least: int, item_bytes: int) -> Work:
     """Return the work of a call from its recorded evidence.
 
     `least` is the least number of operations that the call's outputs require.
     """
-    missing = dict(evidence["missing"])
+    missing = dict(evidence.missing)
     if {"everything", "products"} & missing.keys():
         return Work(None, None, None, missing)
-    products, source_products = ([Product(*fields) for fields in evidence[name]] for name in ("products", "written"))
-    issued_operations = flops(products)
-    operations = max(issued_operations, flops(source_products))
+    products, issued_operations = evidence.products, flops(evidence.products)
+    operations = max(issued_operations, flops(evidence.written))
     if issued_operations == least:
         missing.pop("operations", None)  # nothing can be left out of the least
     if "operations" in missing or operations < least:
@@ -48,15 +47,14 @@ def work_from_evidence(evidence: Mapping[str, Any], least: int, item_bytes: int)
     return Work(issued(products), operations, moved_bytes(products, item_bytes), missing)
 
 
-def least_operations(sizes: Mapping[str, Any], pass_: str, arm: Arm) -> int:
+def least_operations(workload: Workload, pass_: str, arm: Arm) -> int:
     """Return the operations of the products that every program of an arm computes.
 
     Each term is a multiplication and an addition.
     The state before the first step is zero, so a program need not multiply it, and nothing uses its gradient.
-    `sizes`: B, T, I, H, O and cell.
     """
-    batch, steps, inputs, size, outputs = (sizes[name] for name in "BTIHO")
-    width = len(GATES[sizes["cell"]]) * size
+    batch, steps, inputs, size, outputs = (getattr(workload, name) for name in "BTIHO")
+    width = len(GATES[workload.cell]) * size
     recurrent, precomputed = (steps - 1) * size * width, arm.recurrence == "given"
     step = 0 if precomputed else steps * inputs * width + recurrent
     projection = 0 if arm.projection == "none" else steps * size * outputs

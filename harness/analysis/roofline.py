@@ -6,10 +6,10 @@ Times are those of arithmetic and memory alone. What a framework adds to a call,
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from harness.records.schema import PeakRates
 from harness.study.study import Workload
 from impls.interface import GATES, TRAIN_NONE, Weights
 
@@ -62,10 +62,10 @@ class Roofline:
         return self.memory(ITEM * count)
 
 
-def roofline_from_rates(rates: Mapping[str, Any]) -> Roofline:
+def roofline_from_rates(rates: PeakRates) -> Roofline:
     """Return the roofline of a worker's rates, see harness.worker.peak_rates."""
-    memory = {2.0 * ITEM * int(count): ns / 1e9 for count, ns in rates["scale_ns"].items()}
-    return Roofline(rates["flops_s"], curve(memory))
+    memory = {2.0 * ITEM * count: ns / 1e9 for count, ns in rates.scale_ns.items()}
+    return Roofline(rates.flops_s, curve(memory))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.analysis.gaps import ENGINE
 from harness.analysis.stats import median_variance
+from harness.records.schema import ArmTiming, BlockRecord
 
 FEWEST = 20  # samples that anything but outliers can be recognised from
 OUTLIER = 5.0  # robust standard centred above the median
@@ -17,7 +19,7 @@ APART = 5.0  # Ashman's D of two modes; 2 is where a mixture first shows two pea
 SHARE = 0.15  # of the samples, in either mode, at least
 ERRORS = 3.0  # standard errors by which the halves' medians must differ
 AT_ONCE = 4096  # arms; bounds the memory used
-KEYS = ["framework", "execution", "device", "precision", "pass"]
+KEYS = [*ENGINE, "pass"]
 FLAGS = ["samples", "median_ns", "above", "outliers", "drift", "drifts", "autocorrelation", "bimodal"]
 
 
@@ -93,22 +95,22 @@ def _is_bimodal(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.asarray((is_apart & (low_sizes >= minimum) & (low_sizes <= counts[:, None] - minimum)).any(axis=1))
 
 
-def quality_table(blocks: list[dict[str, Any]], margin: float) -> pd.DataFrame:
+def quality_table(blocks: list[BlockRecord], margin: float) -> pd.DataFrame:
     """Return a row for each arm of each process that was measured.
 
     A row is what ran the arm, the pass, the harness's own nanoseconds in a sample, and the flags.
     """
     places, arms_ns = [], []
     for block in blocks:
-        place = tuple(block[name] for name in KEYS)
-        for arm in block["arms"].values():
-            if arm["status"] == "ok" and arm["samples_ns"]:
-                places.append((*place, _overhead_ns(block, arm)))
-                arms_ns.append(arm["samples_ns"])
+        for arm in block.arms.values():
+            if arm.has_times:
+                places.append((*block.configuration.engine, block.pass_, _overhead_ns(block, arm)))
+                arms_ns.append(arm.samples_ns)
     return pd.concat([pd.DataFrame(places, columns=[*KEYS, "own_ns"]), quality_flags(arms_ns, margin)], axis=1)
 
 
-def _overhead_ns(block: dict[str, Any], arm: dict[str, Any]) -> float:
+def _overhead_ns(block: BlockRecord, arm: ArmTiming) -> float:
     """Return the harness's own nanoseconds in a sample; NaN where they were not measured."""
-    timer_ns, harness_ns = block["timer_ns"], block.get("floors", {}).get("harness_ns")
-    return math.nan if None in (timer_ns, harness_ns) else float(timer_ns + arm["calls"] * harness_ns)
+    if block.timer_ns is None or block.floors.harness_ns is None:
+        return math.nan
+    return block.timer_ns + arm.calls * block.floors.harness_ns

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from harness.analysis import stats
-from harness.analysis.gaps import CONFIG, DEVICE, WORKLOAD, fit_priors, samples_by_gap
+from harness.analysis.gaps import DEVICE, WORKLOAD, configuration_key, fit_priors, samples_by_gap
 from harness.analysis.stats import Variances
-from harness.records.store import Record
+from harness.records.schema import BlockRecord, SampleSizeRecord
+from harness.study.configuration import CONFIG
 from harness.study.matrix import SampleSize
 from harness.study.parts import LOOPS, TWIN, part_of
 from harness.study.study import Study
@@ -41,7 +42,7 @@ class BlockCosts:
     round_s: float
 
 
-def required_sample_sizes(blocks: list[Record], study: Study) -> list[Record]:
+def required_sample_sizes(blocks: list[BlockRecord], study: Study) -> list[SampleSizeRecord]:
     """Return a row for each block whose gaps must be known to the target, except the sweep's.
 
     A row is the block's keys and its required processes and rounds, within the study's limits. The gaps are those of
@@ -63,7 +64,8 @@ def required_sample_sizes(blocks: list[Record], study: Study) -> list[Record]:
     for place, block_gaps in sorted(gaps.items(), key=str):
         sample_size = required_sample_size(block_gaps, costs[place], study.target, study.rounds_min, study.rounds)
         numbers = {"processes": min(sample_size.processes, study.processes_max), "rounds": sample_size.rounds}
-        rows.append(dict(zip((*CONFIG, "workload", "pass", "part"), place, strict=True)) | numbers)
+        keys = dict(zip((*CONFIG, "workload", "pass", "part"), place, strict=True))
+        rows.append(SampleSizeRecord.model_validate(keys | numbers))
     return rows
 
 
@@ -73,26 +75,21 @@ def _is_headline(key: tuple[Any, ...]) -> bool:
     return recurrence in LOOPS and contender in HEADLINE
 
 
-def mean_costs(blocks: list[Record]) -> dict[tuple[Any, ...], BlockCosts]:
+def mean_costs(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], BlockCosts]:
     """Return the mean costs of each block's processes and rounds.
 
     Processes that compiled or counted are left out where there are others.
     """
     block_costs: dict[tuple[Any, ...], list[tuple[bool, float, float]]] = {}
-    blocks_of_process = Counter((tuple(b[name] for name in CONFIG), b["replicate"]) for b in blocks)
+    blocks_of_process = Counter((block.configuration, block.replicate) for block in blocks)
     for block in blocks:
-        configuration = tuple(block[name] for name in CONFIG)
-        rounds = max((len(arm["samples_ns"]) for arm in block["arms"].values()), default=0)
-        if rounds:
-            timed_s = sum(sum(arm["samples_ns"]) for arm in block["arms"].values()) / 1e9
-            start_s = block["start_s"] / blocks_of_process[configuration, block["replicate"]]
-            key = (*configuration, block["workload"]["name"], block["pass"], block.get("part", ""))
-            has_evidence = any(arm.get("evidence") for arm in block["arms"].values())
-            costs = (
-                block["replicate"] > 0 and not has_evidence,
-                start_s + block["seconds"] - timed_s,
-                timed_s / rounds,
-            )
+        rounds = max((len(arm.samples_ns) for arm in block.arms.values()), default=0)
+        if rounds and block.start_s is not None and block.seconds is not None:
+            timed_s = sum(sum(arm.samples_ns) for arm in block.arms.values()) / 1e9
+            start_s = block.start_s / blocks_of_process[block.configuration, block.replicate]
+            key = (*configuration_key(block.configuration), block.workload.name, block.pass_, block.part)
+            has_evidence = any(arm.evidence for arm in block.arms.values())
+            costs = (block.replicate > 0 and not has_evidence, start_s + block.seconds - timed_s, timed_s / rounds)
             block_costs.setdefault(key, []).append(costs)
     means = {}
     for key, rows in block_costs.items():

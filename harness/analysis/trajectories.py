@@ -1,22 +1,25 @@
-"""Records of a training, and results from them: trajectories, their distance from the oracle's, and gaps of time.
+"""Results of a training: trajectories, their distance from the oracle's, and gaps of time.
 
-The first line describes the training (kind "training"), and the second holds the oracle's trajectories (kind
-"oracle"). Each other line is one process that trained both forms of one configuration (kind "process").
+Pure: the same records give the same results.
 """
 
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, TypeAdapter
 
 from harness.analysis import stats
 from harness.analysis.stats import Gap
-from harness.records import schema
-from harness.records.schema import HeaderRecord, Nanoseconds, Samples
-from harness.records.store import Format, Record, latest_records
+from harness.records.store import latest_records
+from harness.records.training import (
+    OracleLosses,
+    ProcessRecord,
+    TrainingConfigurationRecord,
+    TrainingHeaderRecord,
+    TrainingRecord,
+)
+from harness.study.configuration import Configuration
 from harness.study.parts import BATCHED, TWIN
 
 NOTEBOOK = {  # mean squared errors that the chapter's notebook printed, every 100 iterations from 0
@@ -35,77 +38,6 @@ LAST = 100  # steps whose median loss is compared
 RANGE = (0.035, 0.06)  # where that median must lie
 
 
-class TrainingConfigurationRecord(schema.ConfigurationRecord):
-    """Configuration that a process trains in, with the recurrence of both forms."""
-
-    recurrence: str
-
-
-class FormRecord(BaseModel):
-    """Trajectory of one form, see harness.worker.training."""
-
-    status: str
-    reason: str
-    first_call_ns: Nanoseconds | None
-    samples_ns: Samples
-    losses: list[float]
-
-
-class ProcessRecord(TrainingConfigurationRecord):
-    """Record of one process; `seconds` is the time of its training, without its start."""
-
-    key: str
-    kind: Literal["process"]
-    status: str
-    reason: str
-    replicate: Annotated[int, Field(ge=0)]
-    began: str
-    load: float
-    start_s: float | None
-    seconds: float | None
-    threads_used: float | None
-    forms: dict[str, FormRecord]
-
-
-class OracleRecord(BaseModel):
-    """Losses of the oracle in float64, the truth, and in float32, for comparison.
-
-    `bounds` is how far the first losses of a trajectory may be from the truth.
-    """
-
-    key: str
-    kind: Literal["oracle"]
-    status: str
-    reason: str
-    losses: Annotated[list[float], Field(min_length=1)]
-    float32: Annotated[list[float], Field(min_length=1)]
-    bounds: Annotated[list[float], Field(min_length=1)]
-
-
-class AbsentExecutionRecord(BaseModel):
-    """Execution that nothing is trained in, with the reason."""
-
-    framework: str
-    execution: str
-    reason: str
-
-
-class TrainingHeaderRecord(HeaderRecord):
-    """Run header, the first record: what is to be trained, and on what."""
-
-    kind: Literal["training"]
-    steps: Annotated[int, Field(ge=1)]
-    seats: list[TrainingConfigurationRecord]
-    absent: list[AbsentExecutionRecord]
-
-
-KNOWN: TypeAdapter[TrainingHeaderRecord | OracleRecord | ProcessRecord] = TypeAdapter(
-    Annotated[TrainingHeaderRecord | OracleRecord | ProcessRecord, Field(discriminator="kind")]
-)
-TRAINING = Format("train.jsonl", KNOWN, "training", ("seats", "weights"))
-CONFIG = tuple(TrainingConfigurationRecord.model_fields)
-
-
 @dataclass(frozen=True)
 class FormTrajectory:
     """Trajectory of one form in one configuration.
@@ -113,14 +45,14 @@ class FormTrajectory:
     `alike` is whether every repetition, the A/A control's included, gave the same bits.
     """
 
-    configuration: dict[str, Any]
+    configuration: TrainingConfigurationRecord
     form: str
     losses: np.ndarray  # [N]
     alike: bool | None  # None where nothing was repeated
 
     @property
     def name(self) -> str:
-        return f"{self.configuration['framework']} {self.configuration['execution']} {self.configuration['recurrence']}"
+        return self.configuration.name
 
 
 @dataclass(frozen=True)
@@ -130,17 +62,17 @@ class TrainingTimes:
     The gaps are those of in_loop and of the A/A control.
     """
 
-    configuration: dict[str, Any]
+    configuration: TrainingConfigurationRecord
     step_s: dict[str, float]
     first_call_s: dict[str, float]
     gaps: dict[str, Gap]
     verdict: str
 
 
-def excess_reason(losses: Sequence[float], oracle: Record) -> str:
+def excess_reason(losses: Sequence[float], oracle: OracleLosses) -> str:
     """Return a sentence on the first loss that is further from the truth than rounding explains, or nothing."""
-    distances = relative_differences(losses, oracle["losses"])
-    for step, (error, bound) in enumerate(zip(distances, oracle["bounds"], strict=False), 1):
+    distances = relative_differences(losses, oracle.losses)
+    for step, (error, bound) in enumerate(zip(distances, oracle.bounds, strict=False), 1):
         if not error <= bound:
             return f"the loss of step {step} is off by {error:.2g} (bound {bound:.2g})"
     return ""
@@ -163,20 +95,27 @@ def ends_in_range(losses: Sequence[float] | np.ndarray) -> bool | None:
     return None if len(losses) < WHOLE else RANGE[0] <= median_of_last_steps(losses) <= RANGE[1]
 
 
-def latest_processes(records: list[Record]) -> list[Record]:
+def header_of(records: Sequence[TrainingRecord]) -> TrainingHeaderRecord:
+    """Return a training's header, which is its first record."""
+    header = records[0]
+    assert isinstance(header, TrainingHeaderRecord)
+    return header
+
+
+def latest_processes(records: Sequence[TrainingRecord]) -> list[ProcessRecord]:
     """Return the last record of every process, in the order of their configurations and replicates."""
-    process_records = latest_records(records, ("process",))
-    return sorted(process_records, key=lambda record: (*(record[name] for name in CONFIG), record["replicate"]))
+    processes = latest_records(records, ProcessRecord)
+    return sorted(processes, key=lambda record: (record.configuration, record.recurrence, record.replicate))
 
 
-def form_trajectories(records: list[Record]) -> list[FormTrajectory]:
+def form_trajectories(records: Sequence[TrainingRecord]) -> list[FormTrajectory]:
     """Return the trajectory of every form, from the first process that has it whole."""
-    steps = records[0]["steps"]
+    steps = header_of(records).steps
     trajectories = []
     for configuration, group in _group_by_configuration(latest_processes(records)):
         for form in NOTEBOOK:
-            whole = [p["forms"][form]["losses"] for p in group if len(p["forms"][form]["losses"]) == steps]
-            controls = [p["forms"][TWIN]["losses"] for p in group] if form == BATCHED else []
+            whole = [p.forms[form].losses for p in group if len(p.forms[form].losses) == steps]
+            controls = [p.forms[TWIN].losses for p in group] if form == BATCHED else []
             if whole:
                 repetitions = [*whole[1:], *(losses for losses in controls if len(losses) == steps)]
                 alike = all(losses == whole[0] for losses in repetitions) if repetitions else None
@@ -184,9 +123,9 @@ def form_trajectories(records: list[Record]) -> list[FormTrajectory]:
     return trajectories
 
 
-def training_times(records: list[Record]) -> list[TrainingTimes]:
+def training_times(records: Sequence[TrainingRecord]) -> list[TrainingTimes]:
     """Return the times of every configuration that has a timed process with all forms sound."""
-    margin = records[0]["study"]["margin"]
+    margin = header_of(records).study.margin
     samples: dict[tuple[int, str], stats.Sample] = {}
     configurations = [
         (configuration, _timed_processes(group))
@@ -195,7 +134,7 @@ def training_times(records: list[Record]) -> list[TrainingTimes]:
     configurations = [(configuration, group) for configuration, group in configurations if group]
     for index, (_, group) in enumerate(configurations):
         for form in ("in_loop", TWIN):
-            pairs = [(p["forms"][form]["samples_ns"], p["forms"][BATCHED]["samples_ns"]) for p in group]
+            pairs = [(p.forms[form].samples_ns, p.forms[BATCHED].samples_ns) for p in group]
             samples[index, form] = stats.gap_sample(pairs)
     gaps = {key: stats.estimate_gap(sample, margin) for key, sample in samples.items()}
     verdicts = _verdicts(
@@ -214,51 +153,55 @@ def training_times(records: list[Record]) -> list[TrainingTimes]:
     ]
 
 
-def _verdicts(configurations: list[dict[str, Any]], gaps: list[Gap]) -> list[str]:
+def _verdicts(configurations: list[TrainingConfigurationRecord], gaps: list[Gap]) -> list[str]:
     """Return a verdict for each configuration, corrected over those of one framework and execution."""
     families: dict[tuple[str, str], list[int]] = {}
-    for index, configuration in enumerate(configurations):
-        families.setdefault((configuration["framework"], configuration["execution"]), []).append(index)
+    for index, entry in enumerate(configurations):
+        families.setdefault((entry.configuration.framework, entry.configuration.execution), []).append(index)
     verdicts: dict[int, str] = {}
     for members in families.values():
         verdicts |= dict(zip(members, stats.verdicts([gaps[index] for index in members]), strict=True))
     return [verdicts[index] for index in range(len(configurations))]
 
 
-def _group_by_configuration(records: list[Record]) -> Iterable[tuple[dict[str, Any], list[Record]]]:
-    groups: dict[tuple[Any, ...], list[Record]] = {}
+def _group_by_configuration(
+    records: list[ProcessRecord],
+) -> Iterable[tuple[TrainingConfigurationRecord, list[ProcessRecord]]]:
+    groups: dict[tuple[Configuration, str], list[ProcessRecord]] = {}
     for record in records:
-        groups.setdefault(tuple(record[name] for name in CONFIG), []).append(record)
-    return [(dict(zip(CONFIG, key, strict=True)), group) for key, group in groups.items()]
+        groups.setdefault((record.configuration, record.recurrence), []).append(record)
+    return [
+        (TrainingConfigurationRecord(configuration=configuration, recurrence=recurrence), group)
+        for (configuration, recurrence), group in groups.items()
+    ]
 
 
-def _timed_processes(records: list[Record]) -> list[Record]:
+def _timed_processes(records: list[ProcessRecord]) -> list[ProcessRecord]:
     """Return the processes whose forms are all sound and were timed."""
-    return [p for p in records if all(f["status"] == "ok" and f["samples_ns"] for f in p["forms"].values())]
+    return [p for p in records if all(form.status == "ok" and form.samples_ns for form in p.forms.values())]
 
 
-def _median_step_s(records: list[Record]) -> dict[str, float]:
+def _median_step_s(records: list[ProcessRecord]) -> dict[str, float]:
     """Return the median over processes of each process's median step in seconds, by form."""
     return {
-        form: statistics.median(statistics.median(p["forms"][form]["samples_ns"]) for p in records) / 1e9
-        for form in NOTEBOOK
+        form: statistics.median(statistics.median(p.forms[form].samples_ns) for p in records) / 1e9 for form in NOTEBOOK
     }
 
 
-def _first_step_s(records: list[Record]) -> dict[str, float]:
+def _first_step_s(records: list[ProcessRecord]) -> dict[str, float]:
     """Return the seconds of the first step, by form, of the process that compiles, or of the first there is."""
-    return {form: records[0]["forms"][form]["first_call_ns"] / 1e9 for form in NOTEBOOK}
+    calls_ns = {form: records[0].forms[form].first_call_ns for form in NOTEBOOK}
+    return {form: call_ns / 1e9 for form, call_ns in calls_ns.items() if call_ns is not None}
 
 
-def problems(records: list[Record]) -> list[str]:
+def problems(records: Sequence[TrainingRecord]) -> list[str]:
     """Return a sentence for each form that is not sound, and for each training that ended outside RANGE."""
     sentences = []
     for p in latest_processes(records):
-        place = f"{p['framework']} {p['execution']} {p['recurrence']}"
         sentences += [
-            f"{trajectory['status']}: {place}, {form}, process {p['replicate']}: {trajectory['reason']}"
-            for form, trajectory in p["forms"].items()
-            if trajectory["status"] not in ("ok", "unavailable")
+            f"{trajectory.status}: {p.name}, {form}, process {p.replicate}: {trajectory.reason}"
+            for form, trajectory in p.forms.items()
+            if trajectory.status not in ("ok", "unavailable")
         ]
     sentences += [
         f"{line.name}, {line.form}: the median MSE of the last {LAST} steps is "

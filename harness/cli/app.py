@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
 import typer
 
@@ -46,6 +46,7 @@ app = typer.Typer(
 )
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer uses but does not export
 BAD = ("wrong", "failed", "timeout", "refused")
+R = TypeVar("R")  # a record of a run or of a training
 
 
 @app.command()
@@ -188,7 +189,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
 ) -> None:
     """Train as the chapter does, both forms step by step in turns, and compare losses and times."""
-    from harness.analysis.trajectories import TRAINING, problems
+    from harness.analysis.trajectories import problems
+    from harness.records.training import TRAINING
     from harness.report import training as reports
     from harness.run import train as training
     from harness.study.study import load_study
@@ -220,7 +222,7 @@ def report(
     side.
     """
     from harness import report as reports
-    from harness.analysis.trajectories import TRAINING
+    from harness.records.training import TRAINING
     from harness.report import several, training
 
     first = folders[0]
@@ -268,18 +270,19 @@ def doctor() -> None:
 def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
     """Measure a study into a folder, print the path of its report, and exit: with 1 where anything went wrong."""
     from harness.records.outcome import no_times_reason
-    from harness.records.store import FILE, budgets, latest_records
+    from harness.records.schema import BlockRecord
+    from harness.records.store import FILE, budgets, latest_blocks, latest_records
     from harness.run import session as runs
 
     write = _write_run_report if report else lambda folder: folder / FILE
     files = ResultFiles(out, FILE, write)
     records, path = _measure_and_report(files, lambda command: runs.run(study, out, resume, command))
-    statuses = [arm["status"] for r in latest_records(records) for arm in r["arms"].values()]
+    statuses = [arm.status for record in latest_records(records, BlockRecord) for arm in record.arms.values()]
     print(path)
     bad_count = sum(status in BAD for status in statuses)
     if bad_count:
         print(f"{bad_count} measurements went wrong or failed; the records name them", file=sys.stderr)
-    if reason := no_times_reason(latest_records(records, ("block",)), budgets(records)[-1]):
+    if reason := no_times_reason(latest_blocks(records, "block"), budgets(records)[-1]):
         print(f"nothing was measured: {reason}", file=sys.stderr)
     raise typer.Exit(1 if bad_count or reason else 0)
 
@@ -306,9 +309,7 @@ class ResultFiles(NamedTuple):
     write: Callable[[Path], Path]
 
 
-def _measure_and_report(
-    files: ResultFiles, measure: Callable[[str], list[dict[str, Any]]]
-) -> tuple[list[dict[str, Any]], Path]:
+def _measure_and_report(files: ResultFiles, measure: Callable[[str], list[R]]) -> tuple[list[R], Path]:
     """Call `measure` with the command line; return its records and the path of the report.
 
     When `measure` is interrupted, or cannot write, the records so far are kept and this exits with a status above 0.

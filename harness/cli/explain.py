@@ -12,14 +12,15 @@ import impls
 from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
 from harness.machine import environment, folders
-from harness.records.store import Record
+from harness.records.schema import ArmTiming
 from harness.run import jobs, schedule, session
 from harness.run.progress import ProgressReport, console
 from harness.study import matrix, study, weights
-from harness.study.matrix import BlockSpec, Configuration, Job
+from harness.study.configuration import Configuration
+from harness.study.matrix import BlockSpec, Job
 from harness.study.study import Study, validate_choice
 from harness.verify.output_check import OutputCheck
-from impls.evidence import ITEM_BYTES, Product, Variable, flops, issued
+from impls.evidence import ITEM_BYTES, Evidence, flops, issued
 from impls.interface import DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 UNKNOWN = "unknown"
@@ -103,15 +104,14 @@ def explain(words: list[str], out: Path | None) -> int:
     frameworks = matrix.select_frameworks(cell_study, probed)
     plan = matrix.make_plan(cell_study, frameworks, [environment.cores()])
     if not plan.cells:
-        raise UsageError(f"this cell is not to be had: {plan.absent[0][2]}")
+        raise UsageError(f"this cell is not to be had: {plan.absent[0].reason}")
     place = _folder_name(cell)
     folder = out or Path("runs") / "explain" / place
-    record = _verify_and_count(cell_study, frameworks, plan.cells[0].configuration, cell, folder)
-    arm = record["arms"][cell.arm.name]
-    if arm["status"] != "ok":
-        console().print(f"{arm['status']}: {arm['reason']}", markup=False)
+    arm = _verify_and_count(cell_study, frameworks, plan.cells[0].configuration, cell, folder)
+    if arm.status != "ok" or arm.evidence is None:
+        console().print(f"{arm.status}: {arm.reason}", markup=False)
         return 1
-    _print_evidence(place, cell, arm["evidence"], folder)
+    _print_evidence(place, cell, arm.evidence, folder)
     return 0
 
 
@@ -127,8 +127,8 @@ def _verify_and_count(
     configuration: Configuration,
     cell: RequestedCell,
     folder: Path,
-) -> Record:
-    """Verify and count one cell, write its program's text into `folder`, and return its record.
+) -> ArmTiming:
+    """Verify and count one cell, write its program's text into `folder`, and return what was found.
 
     Raises UsageError where the text of an earlier call cannot be removed.
     """
@@ -154,37 +154,34 @@ def _verify_and_count(
         )
         with ProgressReport(1) as report:
             (record,) = schedule.run_in_parallel(context, [Job(configuration, 0, (block,))], lambda: math.inf, report)
-    return record
+    return record.arms[cell.arm.name]
 
 
-def _print_evidence(place: str, cell: RequestedCell, evidence: dict[str, Any], folder: Path) -> None:
+def _print_evidence(place: str, cell: RequestedCell, evidence: Evidence, folder: Path) -> None:
     """Print what was counted, and where the text was written."""
     out = console()
-    products = [Product(*product) for product in evidence["products"]]
-    least = least_operations(cell.workload.model_dump(), cell.pass_, cell.arm)
+    least = least_operations(cell.workload, cell.pass_, cell.arm)
     counts = work_from_evidence(evidence, least, ITEM_BYTES[cell.precision])
-    kernels = None if {"everything", "kernels"} & evidence["missing"].keys() else evidence["kernels"]
+    kernels = None if {"everything", "kernels"} & evidence.missing.keys() else evidence.kernels
     table = Table("one call of", place)
-    shapes = f"{counts.products}: {', '.join(map(str, products)) or 'none'}"
+    shapes = f"{counts.products}: {', '.join(map(str, evidence.products)) or 'none'}"
     table.add_row("matrix products", UNKNOWN if counts.products is None else shapes)
-    if counts.operations is not None and counts.operations > flops(products):
-        written = [Product(*product) for product in evidence["written"]]
-        table.add_row("products before compiling", f"{issued(written)}: {', '.join(map(str, written))}")
+    if counts.operations is not None and counts.operations > flops(evidence.products):
+        written = f"{issued(evidence.written)}: {', '.join(map(str, evidence.written))}"
+        table.add_row("products before compiling", written)
     table.add_row("operations of the products", UNKNOWN if counts.operations is None else f"{counts.operations:,}")
     table.add_row("bytes the products move", UNKNOWN if counts.moved_bytes is None else f"{counts.moved_bytes:,}")
     table.add_row("kernels", UNKNOWN if kernels is None else f"{sum(kernels.values())}: {_format_kernels(kernels)}")
-    table.add_row("fusions", UNKNOWN if evidence["fusions"] is None else f"{evidence['fusions']:,}")
-    trips = ", ".join(f"{trips} trips" for trips in evidence["loops"]) or "none"
-    table.add_row("loops", UNKNOWN if {"everything", "loops"} & evidence["missing"].keys() else trips)
-    table.add_row(
-        "temporary memory, bytes", UNKNOWN if evidence["temp_bytes"] is None else f"{evidence['temp_bytes']:,}"
-    )
-    if evidence["device_ns"] is not None:
-        table.add_row("time of the GPU", f"{evidence['device_ns'] / 1e3:,.1f} µs, under the profiler")
-        table.add_row("kernels of the GPU", _format_kernels(evidence["device_kernels"]))
-        table.add_row("graph launches", f"{evidence['graph_launches']}")
-    if variables := evidence.get("variables"):
-        table.add_row("variables", f"{len(variables)}: {', '.join(str(Variable(*row)) for row in variables)}")
+    table.add_row("fusions", UNKNOWN if evidence.fusions is None else f"{evidence.fusions:,}")
+    trips = ", ".join(f"{trips} trips" for trips in evidence.loops) or "none"
+    table.add_row("loops", UNKNOWN if {"everything", "loops"} & evidence.missing.keys() else trips)
+    table.add_row("temporary memory, bytes", UNKNOWN if evidence.temp_bytes is None else f"{evidence.temp_bytes:,}")
+    if evidence.device_ns is not None:
+        table.add_row("time of the GPU", f"{evidence.device_ns / 1e3:,.1f} µs, under the profiler")
+        table.add_row("kernels of the GPU", _format_kernels(evidence.device_kernels))
+        table.add_row("graph launches", f"{evidence.graph_launches}")
+    if variables := evidence.variables:
+        table.add_row("variables", f"{len(variables)}: {', '.join(map(str, variables))}")
     out.print(table, markup=False)
     for quantity, reason in counts.missing.items():
         out.print(f"{quantity} could not be had: {reason}", markup=False)

@@ -13,7 +13,8 @@ from safetensors.numpy import save
 
 from harness.errors import UsageError
 from harness.machine import environment, folders
-from harness.records.store import VERIFICATION, Record, Store, lock_folder
+from harness.records.schema import BlockRecord, RunRecord
+from harness.records.store import VERIFICATION, Store, lock_folder
 from harness.run import jobs, schedule, session
 from harness.run.progress import ProgressReport, console
 from harness.study import matrix, study, weights
@@ -37,7 +38,7 @@ def verify(
     frameworks = matrix.select_frameworks(study_, session.probe(study_, threads))
     plan = matrix.make_plan(study_, frameworks, threads)
     if not plan.cells:
-        raise UsageError(f"nothing of this study can be verified here: {plan.absent[0][2]}")
+        raise UsageError(f"nothing of this study can be verified here: {plan.absent[0].reason}")
     paths = {} if save_outputs is None else output_files(save_outputs, plan)
     files = session.prepare_files(study_)
     for folder in {path.parent: None for path in paths.values()}:
@@ -49,25 +50,27 @@ def verify(
         by_name = {framework.name: framework for framework in frameworks}
         check = OutputCheck(private / "weights", bound)
         context = jobs.RunContext(
-            study_, by_name, private / "weights", private / "cache", check, header["basis"], save_block
+            study_, by_name, private / "weights", private / "cache", check, header.basis.model_dump(), save_block
         )
         records = _run_jobs(context, matrix.verification_jobs(plan), append)
     return _print_results(records, plan, frameworks)
 
 
-def _run_jobs(context: jobs.RunContext, untimed_jobs: list[Job], append: Callable[[Record], object]) -> list[Record]:
+def _run_jobs(
+    context: jobs.RunContext, untimed_jobs: list[Job], append: Callable[[RunRecord], object]
+) -> list[BlockRecord]:
     """Return the records of jobs in the order of their blocks; `append` gets each record as soon as it is done."""
     records = {}
     with ProgressReport(sum(len(job.blocks) for job in untimed_jobs)) as report:
         for record in schedule.run_in_parallel(context, untimed_jobs, lambda: math.inf, report):
-            records[record["key"]] = record
+            records[record.key] = record
             append(record)
     keys = (jobs.block_key(context.basis, job, block) for job in untimed_jobs for block in job.blocks)
     return [records[key] for key in keys]
 
 
 @contextmanager
-def _open_appender(out: Path | None, header: Record) -> Iterator[Callable[[Record], object]]:
+def _open_appender(out: Path | None, header: RunRecord) -> Iterator[Callable[[RunRecord], object]]:
     """Yield a function that stores a record in the folder `out`, after storing the header there.
 
     Where `out` is None the function stores nothing. Raises UsageError where the folder holds a verification already.
@@ -133,33 +136,28 @@ def _output_saver(paths: dict[Cell, Path]) -> Callable[[Job, BlockSpec, Path], N
     return save_block
 
 
-def _print_results(records: list[Record], plan: matrix.Plan, frameworks: list[Framework]) -> int:
+def _print_results(records: list[BlockRecord], plan: matrix.Plan, frameworks: list[Framework]) -> int:
     """Print which arms passed and which did not, and return the exit status: 1 when any did not."""
     table = Table("framework", "execution", "precision", "workload", "pass", "arms ok", "worst error / bound")
     failures: list[str] = []
     absent = Counter((status, reason) for _, status, reason in plan.absent)
     for record in records:
-        arms = record["arms"]
+        configuration, arms = record.configuration, record.arms
         errors = [
-            (error[1], record["bounds"][form_of(name)][quantity][1])
+            (error.worst, record.bounds[form_of(name)][quantity][1])
             for name, arm in arms.items()
-            for quantity, error in arm.get("quantities", {}).items()
+            for quantity, error in arm.quantities.items()
         ]
         worst = max((error / (bound or 1) for error, bound in errors), default=math.nan)
-        ok_count = sum(arm["status"] == "ok" for arm in arms.values())
-        absent.update((arm["status"], arm["reason"]) for arm in arms.values() if arm["status"] == "unavailable")
-        place = [
-            record["framework"],
-            record["execution"],
-            record["precision"],
-            record["workload"]["name"],
-            record["pass"],
-        ]
+        ok_count = sum(arm.status == "ok" for arm in arms.values())
+        absent.update((arm.status, arm.reason) for arm in arms.values() if arm.status == "unavailable")
+        engine = [configuration.framework, configuration.execution, configuration.precision]
+        place = [*engine, record.workload.name, record.pass_]
         table.add_row(*place, f"{ok_count} of {len(arms)}", f"{worst:.2f}")
         failures += [
-            f"{arm['status']}: {' '.join(place)} {name}: {arm['reason']}"
+            f"{arm.status}: {' '.join(place)} {name}: {arm.reason}"
             for name, arm in arms.items()
-            if arm["status"] not in ("ok", "unavailable")
+            if arm.status not in ("ok", "unavailable")
         ]
     out = console()
     out.print(table)
@@ -187,9 +185,9 @@ def listing() -> None:
         for device, no_device in framework.devices.items():
             for name, execution in framework.executions.items():
                 place = (framework.name, next(iter(framework.versions.values())), device, name)
-                missing = no_device or execution["missing"] or execution["without"].get(device)
-                reasons = [missing or execution["without"].get(recurrence) for recurrence in RECURRENCES]
-                on_request = {} if missing else execution["on_request"]
+                missing = no_device or execution.missing or execution.without.get(device)
+                reasons = [missing or execution.without.get(recurrence) for recurrence in RECURRENCES]
+                on_request = {} if missing else execution.on_request
                 words = ("on request" if recurrence in on_request else "yes" for recurrence in RECURRENCES)
                 table.add_row(*place, *("no" if reason else word for reason, word in zip(reasons, words, strict=True)))
                 lines = [f"{name}: {missing}"] if missing else []

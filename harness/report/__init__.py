@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
-from harness.records.store import FILE, PACKED, read_records, read_verification
+from harness.records.store import FILE, PACKED, read_run, read_verification
 from harness.report import comparison, figures, prediction, sweeps, words
 from harness.report.markdown import Row
 
@@ -50,7 +50,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
 
 def read_tables(folder: Path) -> Tables:
     """Return the tables of a run's records. Raises UsageError if there are no records or they cannot be read."""
-    records = read_records(folder)
+    records = read_run(folder)
     if not records:
         raise UsageError(f"{folder / FILE} is empty")
     return Tables(records, read_verification(folder))
@@ -79,8 +79,8 @@ def body(run_tables: Tables, folder: Path, out: Path) -> str:
         drawings |= comparison.drawings(devices, {run_tables.study.margin})
     sweep_drawings = sweeps.drawings(run_tables)
     with figures.draw_in_background(drawings | sweep_drawings, out / "figures", run_tables.files(out)):
-        header = run_tables.heading
-        facts = {name: header[name] for name in ("basis", "environments", "weights", "study", "command")}
+        stated = {"basis", "environments", "weights", "study", "command"}
+        facts = run_tables.header.model_dump(mode="json", include=stated, exclude_unset=True)
         (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return render_text(run_tables, folder, figure_names, list(sweep_drawings), devices)
 

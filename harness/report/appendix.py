@@ -7,11 +7,13 @@ from collections.abc import Iterable
 import pandas as pd
 
 from harness.analysis import sample_quality
-from harness.analysis.gaps import ARM, CONFIG, ENGINE
+from harness.analysis.gaps import ARM, ENGINE
 from harness.analysis.stats import half_width, rate_interval
 from harness.analysis.tables import Tables
 from harness.machine import gpu
 from harness.report.markdown import Row, execution_name, pluralize, seconds, table
+from harness.study.configuration import CONFIG
+from harness.study.matrix import WorkerEnvironment
 from harness.study.parts import BATCHED, LOOPS, TWIN
 
 COLD_BREAK_EVEN = "break-even, from one cold call"
@@ -164,8 +166,8 @@ def null_calls(tables: Tables) -> dict[tuple[str, ...], float]:
     """Return the median null call in seconds, by framework, execution, device, precision and pass."""
     times_ns: dict[tuple[str, ...], list[float]] = {}
     for block in tables.blocks:
-        if null_ns := block.get("floors", {}).get("null_ns"):
-            times_ns.setdefault(tuple(block[name] for name in (*ENGINE, "pass")), []).append(null_ns)
+        if block.floors.null_ns:
+            times_ns.setdefault((*block.configuration.engine, block.pass_), []).append(block.floors.null_ns)
     return {place: statistics.median(place_ns) / 1e9 for place, place_ns in times_ns.items()}
 
 
@@ -215,10 +217,9 @@ def threads_used(tables: Tables) -> str:
     """Return a table that proves the thread counts: processor time over wall time of a large product."""
     cores_used: dict[tuple[str, str, int], list[float]] = {}
     for block in tables.blocks:
-        if block["threads_used"] is not None:
-            cores_used.setdefault((block["framework"], block["execution"], block["threads"]), []).append(
-                block["threads_used"]
-            )
+        if block.threads_used is not None:
+            c = block.configuration
+            cores_used.setdefault((c.framework, c.execution, c.threads), []).append(block.threads_used)
     rows = [[*key, f"{min(cores):.2f} to {max(cores):.2f}"] for key, cores in sorted(cores_used.items())]
     return table(["framework", "execution", "threads set", "cores used"], rows)
 
@@ -229,9 +230,9 @@ def numeric_settings(tables: Tables) -> str:
     Returns "" for records that are older than these settings.
     """
     settings = {
-        (block["framework"], block["device"], block["precision"], name, value)
+        (block.configuration.framework, block.configuration.device, block.configuration.precision, name, value)
         for block in [*tables.blocks, *tables.checks]
-        for name, value in block.get("numerics", {}).items()
+        for name, value in block.numerics.items()
     }
     return table(["framework", "device", "precision", "setting", "value"], sorted(settings)) if settings else ""
 
@@ -242,18 +243,20 @@ def gpu_states(tables: Tables) -> str:
     Returns "" if no block ran on a GPU.
     """
     rows = []
-    if not any(block["device"] == "gpu" for block in tables.blocks):
+    if not any(block.configuration.device == "gpu" for block in tables.blocks):
         return ""
-    gpu_blocks = [block for block in tables.blocks if block.get("gpu")]
+    gpu_blocks = [block for block in tables.blocks if block.gpu]
     if not gpu_blocks:
         return "NVML could not be asked: its clocks, its temperature and who else used it are not known."
-    for keys in sorted({tuple(block[name] for name in ENGINE) for block in gpu_blocks}):
-        blocks = [block for block in gpu_blocks if tuple(block[name] for name in ENGINE) == keys]
-        states = [state for block in blocks for state in block["gpu"].values()]
+    for keys in sorted({block.configuration.engine for block in gpu_blocks}):
+        blocks = [block for block in gpu_blocks if block.configuration.engine == keys]
+        states = [state for block in blocks if block.gpu for state in block.gpu.values()]
         counts = [gpu.other_process_count(state) for state in states]
-        throttled_blocks = [block for block in blocks if block["throttled"]]
-        reasons = ", ".join(sorted({reason for block in throttled_blocks for reason in block["throttled"]}))
-        ranges = [_range(state[name] for state in states) for name in ("sm_mhz", "memory_mhz", "temperature_c")]
+        throttled_blocks = [block for block in blocks if block.throttled]
+        reasons = ", ".join(sorted({reason for block in throttled_blocks for reason in block.throttled}))
+        ranges = [
+            _range(getattr(state, name) for state in states) for name in ("sm_mhz", "memory_mhz", "temperature_c")
+        ]
         throttled = f"{len(throttled_blocks)} of {len(blocks)}" + (f": {reasons}" if reasons else "")
         rows.append(
             [
@@ -272,18 +275,18 @@ def _range(values: Iterable[float | None]) -> str:
     return f"{min(numbers):g} to {max(numbers):g}" if numbers else "not told"
 
 
-def environments(by_framework: dict[str, list[Row]], devices: Iterable[str]) -> str:
+def environments(by_framework: dict[str, list[WorkerEnvironment]], devices: Iterable[str]) -> str:
     """Return a table of the environment variables that each framework's workers were started with on `devices`."""
     rows = [
         [
             name,
-            record["device"],
-            record["threads"],
-            " ".join(f"`{key}={value}`" for key, value in sorted(record["variables"].items())),
+            environment.device,
+            environment.threads,
+            " ".join(f"`{key}={value}`" for key, value in sorted(environment.variables.items())),
         ]
-        for name, records in sorted(by_framework.items())
-        for record in records
-        if record["device"] in devices
+        for name, environments in sorted(by_framework.items())
+        for environment in environments
+        if environment.device in devices
     ]
     return table(["framework", "device", "threads", "environment"], rows)
 

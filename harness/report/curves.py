@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.trajectories import EVERY, NOTEBOOK, FormTrajectory, relative_differences
+from harness.records.training import OracleLosses
 from harness.report.figures import COLOURS, save_figure
 from harness.study.parts import BATCHED
 
@@ -26,7 +27,7 @@ MARKS: dict[str, dict[str, Any]] = {  # the circles are drawn over the squares
 SMOOTH = 25  # steps in the window of a difference's running median
 
 
-def draw(lines: list[FormTrajectory], oracle: dict[str, Any], path: Path) -> None:
+def draw(lines: list[FormTrajectory], oracle: OracleLosses, path: Path) -> None:
     """Write the figure as SVG and PNG; `path` has no suffix."""
     from matplotlib.figure import Figure
 
@@ -40,12 +41,12 @@ def draw(lines: list[FormTrajectory], oracle: dict[str, Any], path: Path) -> Non
     save_figure(figure, path)
 
 
-def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: dict[str, Any]) -> None:
+def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -> None:
     """Draw the trajectories of losses, the oracle's and the notebook's."""
     for line, colour in zip(lines, _line_colours(lines), strict=True):
         axes.plot(line.losses, color=colour, linestyle=DASHES[line.form], linewidth=0.8)
-    axes.plot(oracle["losses"], color="black", linewidth=0.6, label="float64 oracle, over all others")
-    count = len(oracle["losses"])
+    axes.plot(oracle.losses, color="black", linewidth=0.6, label="float64 oracle, over all others")
+    count = len(oracle.losses)
     for form, values in NOTEBOOK.items():
         # The notebook prints after the step.
         steps = [1 + EVERY * index for index in range(len(values)) if EVERY * index < count]
@@ -56,14 +57,14 @@ def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: dict[str, Any])
     axes.set_title("Losses", loc="left", fontweight="bold")
 
 
-def _draw_differences(axes: Any, lines: list[FormTrajectory], oracle: dict[str, Any]) -> None:
+def _draw_differences(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -> None:
     """Draw the running median of each trajectory's relative difference from the oracle's."""
-    true = oracle["losses"]
+    true = oracle.losses
     for line, colour in zip(lines, _line_colours(lines), strict=True):
         style = {"color": colour, "linestyle": DASHES[line.form], "linewidth": 1.1}
         axes.plot(running_median(relative_differences(line.losses, true)), label=f"{line.name} {line.form}", **style)
     axes.plot(
-        running_median(relative_differences(oracle["float32"], true)),
+        running_median(relative_differences(oracle.float32, true)),
         color="black",
         linewidth=1.4,
         label="oracle's own float32",

@@ -107,7 +107,7 @@ def _draw_controls(controls: pd.DataFrame, path: Path) -> None:
         )
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(yscale="log", xticks=[], ylabel="batched / batched")
-    axes.set_ylim(limits := (ordered.ci_low.min() / 1.05, ordered.ci_high.max() * 1.05))
+    axes.set_ylim(limits := (frame.ci_low.min() / 1.05, frame.ci_high.max() * 1.05))
     _set_ticks(axes.yaxis, *limits)
     axes.set_title(f"{len(controls)} controls in order of their ratio, 95% intervals over processes", loc="left")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.gaps import CONFIG, ENGINE, is_included
+from harness.analysis.gaps import ENGINE, is_included
 from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import sweeps
 from harness.report.figures import configuration_name
 from harness.report.markdown import Row, execution_name, pluralize, seconds, table
+from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED
 
 FORMS = ("in_loop", "per_step", BATCHED)
@@ -65,7 +66,7 @@ def _none_in_training(tables: Tables) -> str:
     """
     if "train" not in tables.study.passes:
         return ""
-    if description := tables.heading.get("none_in_training"):
+    if description := tables.header.none_in_training:
         return f"In training *none* is {description}: the loss is part of what the forms add."
     return (
         "In training *none* has a loss of its own in this run, over [T, B, H] where the others' is over [T, B, O]: "
@@ -157,15 +158,10 @@ def _constant_table(tables: Tables) -> str:
     """Tabulate the constants that the forecasts were computed from, a row for each configuration and pass."""
     rows = []
     for record in tables.forecasts:
-        configuration = {name: record[name] for name in (*CONFIG, "recurrence")}
-        for costs in record["costs"]:
-            names = ("call_s", "step_s", "in_loop_s", "product_s", "after_s")
-            rows.append(
-                [
-                    f"{configuration_name(configuration)}, {costs['pass']}",
-                    *(_format_signed(costs[name]) for name in names),
-                ]
-            )
+        program = configuration_name(record.configuration.row() | {"recurrence": record.recurrence})
+        for costs in record.costs:
+            numbers = (costs.call_s, costs.step_s, costs.in_loop_s, costs.product_s, costs.after_s)
+            rows.append([f"{program}, {costs.pass_}", *map(_format_signed, numbers)])
     columns = ["", "a call", "a step", "in the loop, once", "in the loop, each product", "after the loop"]
     return table(columns, sorted(rows)) if rows else ""
 
@@ -219,8 +215,9 @@ def _largest_form_error(row: Row) -> str:
 def _unavailable_forecasts(tables: Tables) -> list[str]:
     """List the configurations without a forecast, each with the reason."""
     lines = {
-        f"{configuration_name(record)}: {record['reason'].partition(chr(10))[0]}"
+        f"{configuration_name(record.configuration.row() | {'recurrence': record.recurrence})}: "
+        f"{record.reason.partition(chr(10))[0]}"
         for record in tables.forecasts
-        if record["status"] != "ok"
+        if record.status != "ok"
     }
     return sorted(lines)

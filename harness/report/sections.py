@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.gaps import CONFIG, CONTENDERS
+from harness.analysis.gaps import CONTENDERS
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import UNKNOWN, half_width
 from harness.analysis.tables import Tables
 from harness.report import causes
 from harness.report.figures import ALONE, LOOP, FigureNames, configuration_name, figure_group
 from harness.report.markdown import Row, ratio, seconds, sizes, table
+from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, TWIN
 
 LOOP_FORMS = ("none", "in_loop", "per_step", BATCHED)

@@ -115,7 +115,7 @@ def _sort_key(item: tuple[str, MeasuredRun]) -> tuple[str, ...]:
 
 def _machine_label(tables: Tables) -> str:
     """Return the day and the processor as a label, in the form of the names of report folders."""
-    machine = tables.heading["basis"]["machine"]
+    machine = tables.header.basis.machine
     day = words.measurement_span(tables)[0].partition("T")[0]
     return slugify(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
 
@@ -129,18 +129,18 @@ def machine_table(runs: Runs) -> str:
 
 def _run_facts(tables: Tables) -> dict[str, Any]:
     """Return the facts about a run that a reader needs to judge its numbers."""
-    basis, blocks = tables.heading["basis"], tables.blocks
+    basis, blocks = tables.header.basis, tables.blocks
     versions = {
         framework: ", ".join(f"{name} {version}" for name, version in versions_by_package.items()) or "not there"
-        for framework, versions_by_package in basis["versions"].items()
+        for framework, versions_by_package in basis.versions.items()
         if framework != "libraries"
     }
     began, ended = words.measurement_span(tables)
     return {
-        "devices": ", ".join(sorted({block["device"] for block in blocks})) or "–",
-        **basis["machine"],
+        "devices": ", ".join(sorted({block.configuration.device for block in blocks})) or "–",
+        **basis.machine,
         **versions,
-        "code": f"{basis['code']['commit']} (hash {basis['code']['hash']})",
+        "code": f"{basis.code.commit} (hash {basis.code.hash})",
         "measured": f"{began} to {ended}",
         "blocks": len(blocks),
         "scale": tables.study.label,
@@ -152,11 +152,9 @@ def differences(runs: Runs) -> list[str]:
     """List the ways in which the runs are not the same study, a line for each."""
     # Label -> name -> value
     sizes_by_run = _map_runs(runs, lambda t: {w.name: sizes(w.model_dump()) for w in t.study.workloads})
-    weights = _map_runs(runs, lambda t: {file: hash_[:SHOWN] for file, hash_ in t.heading["weights"].items()})
+    weights = _map_runs(runs, lambda t: {file: hash_[:SHOWN] for file, hash_ in t.header.weights.items()})
     lines = [
-        _describe_difference(
-            "the code that measured (its hash)", _map_runs(runs, lambda t: t.heading["basis"]["code"]["hash"])
-        ),
+        _describe_difference("the code that measured (its hash)", _map_runs(runs, lambda t: t.header.basis.code.hash)),
         _describe_difference("how workers take memory", _map_runs(runs, lambda t: t.study.memory)),
         _describe_difference("the margin", _map_runs(runs, lambda t: f"{t.study.margin:.2%}")),
         *_describe_differences("workload {}", sizes_by_run),

@@ -58,7 +58,7 @@ def _points_along(frame: pd.DataFrame, size: str) -> pd.DataFrame:
 
 
 def _draw_curves(frame: pd.DataFrame, varied: list[str], title: str, margin: float, path: Path) -> None:
-    """Draw a panel for each varied size: the ratio against it, a line for each program, other sizes as in the centre."""
+    """Draw a panel for each varied size: the ratio against it, a line for each program, other sizes the centre's."""
     from matplotlib.figure import Figure
 
     row_count, column_count = math.ceil(len(varied) / 2), min(2, len(varied))

@@ -14,7 +14,6 @@ from harness.analysis.trajectories import (
     LAST,
     NOTEBOOK,
     RANGE,
-    TRAINING,
     WHOLE,
     FormTrajectory,
     TrainingTimes,
@@ -23,10 +22,19 @@ from harness.analysis.trajectories import (
 )
 from harness.errors import UsageError
 from harness.machine import folders
-from harness.records.store import Record, read_records
+from harness.records.store import read_records
+from harness.records.training import (
+    TRAINING,
+    OracleLosses,
+    OracleRecord,
+    ProcessRecord,
+    TrainingHeaderRecord,
+    TrainingRecord,
+)
 from harness.report import appendix, curves, render, write_markdown
 from harness.report.markdown import Row, duration, ratio, seconds, table
 from harness.report.style import draw_styled
+from harness.study.matrix import WorkerEnvironment
 from harness.study.parts import BATCHED, TWIN
 from harness.verify.tolerance import CLOSE
 
@@ -52,12 +60,12 @@ def write(folder: Path, out: Path | None = None) -> Path:
         return write_markdown(render("train.md.j2", context(records, lines, oracle)), out, "train.md")
 
 
-def context(records: list[Record], lines: list[FormTrajectory], oracle: Record | None) -> Row:
+def context(records: list[TrainingRecord], lines: list[FormTrajectory], oracle: OracleRecord | None) -> Row:
     """Return the template's variables."""
-    header, processes = records[0], trajectories.latest_processes(records)
+    header, processes = trajectories.header_of(records), trajectories.latest_processes(records)
     comparisons = trajectories.training_times(records)
     return {
-        "heading": header,
+        "header": header,
         "figure": FIGURE if oracle else "",
         "ended": final_loss_summary(lines, oracle),
         "alike": agreement_summary(lines, oracle),
@@ -65,29 +73,32 @@ def context(records: list[Record], lines: list[FormTrajectory], oracle: Record |
         "bad": trajectories.problems(records),
         "losses": loss_table(lines, oracle),
         "divergence": divergence_table(lines, oracle) if oracle else "",
-        "times": time_table(comparisons, header["steps"]),
-        "absent": table(["framework", "execution", "why"], [list(entry.values()) for entry in header["absent"]]),
-        "missing": header["missing"],
-        "bound": oracle["bounds"][-1] if oracle else None,
+        "times": time_table(comparisons, header.steps),
+        "absent": table(
+            ["framework", "execution", "why"],
+            [[entry.framework, entry.execution, entry.reason] for entry in header.absent],
+        ),
+        "missing": header.missing,
+        "bound": oracle.bounds[-1] if oracle else None,
         "close": CLOSE,
         "last": LAST,
         "low": RANGE[0],
         "high": RANGE[1],
         "processes": len(processes),
-        "began": min((p["began"] for p in processes), default="never"),
-        "load": max((p["load"] for p in processes), default=0.0),
-        "spent": duration(sum((p["start_s"] or 0) + (p["seconds"] or 0) for p in processes)),
+        "began": min((p.began for p in processes), default="never"),
+        "load": max((p.load for p in processes), default=0.0),
+        "spent": duration(sum((p.start_s or 0) + (p.seconds or 0) for p in processes)),
         "threads_used": threads_used(processes),
         "environments": appendix.environments(_training_environments(header), ["cpu"]),
     }
 
 
-def final_loss_summary(lines: list[FormTrajectory], oracle: Record | None) -> str:
+def final_loss_summary(lines: list[FormTrajectory], oracle: OracleLosses | None) -> str:
     """Summarise the final losses beside the oracle's and the notebook's."""
     if not lines or oracle is None:
         return "Nothing was trained."
     low, high = (f"{limit(median_of_last_steps(line.losses) for line in lines):.4f}" for limit in (min, max))
-    oracle_loss, steps = median_of_last_steps(oracle["losses"]), len(oracle["losses"])
+    oracle_loss, steps = median_of_last_steps(oracle.losses), len(oracle.losses)
     start = f"The median loss of the last {LAST} steps is {low} to {high} (the oracle's in float64: {oracle_loss:.4f})"
     if steps < WHOLE:
         return f"{start}, after {steps:,} of the chapter's {WHOLE:,} steps: that says nothing of where it ends."
@@ -104,7 +115,7 @@ def _notebook_range(form: str) -> str:
     return f"{min(printed_losses):.4f} to {max(printed_losses):.4f}"
 
 
-def agreement_summary(lines: list[FormTrajectory], oracle: Record | None) -> str:
+def agreement_summary(lines: list[FormTrajectory], oracle: OracleLosses | None) -> str:
     """Summarise whether trajectories first agree to within rounding, and how far they have diverged at the end."""
     if not lines or oracle is None:
         return ""
@@ -115,22 +126,22 @@ def agreement_summary(lines: list[FormTrajectory], oracle: Record | None) -> str
     return (
         f"{start} losses are off by at most {share:.0%} of what rounding explains. Each step starts where the last one "
         f"ended, so rounding grows: in the last {LAST} steps the median difference from the float64 oracle is "
-        f"{min(differences):.1%} to {max(differences):.1%}, and {_final_difference(oracle['float32'], oracle):.1%} for "
+        f"{min(differences):.1%} to {max(differences):.1%}, and {_final_difference(oracle.float32, oracle):.1%} for "
         f"the oracle's own arithmetic in float32. {sum(repetitions)} of {len(repetitions)} trajectories that were "
         f"repeated, in another process or by a twin beside it, were the same to the bit."
     )
 
 
-def _bound_share(line: FormTrajectory, oracle: Record) -> float:
+def _bound_share(line: FormTrajectory, oracle: OracleLosses) -> float:
     """Return the largest ratio of a loss's error to its bound, over the first steps."""
     return float(
-        max(a / b for a, b in zip(relative_differences(line.losses, oracle["losses"]), oracle["bounds"], strict=False))
+        max(a / b for a, b in zip(relative_differences(line.losses, oracle.losses), oracle.bounds, strict=False))
     )
 
 
-def _final_difference(trajectory: Losses, oracle: Record) -> float:
+def _final_difference(trajectory: Losses, oracle: OracleLosses) -> float:
     """Return the median difference from the oracle over the last steps."""
-    return median_of_last_steps(relative_differences(trajectory, oracle["losses"]))
+    return median_of_last_steps(relative_differences(trajectory, oracle.losses))
 
 
 def speed_summary(comparisons: list[TrainingTimes]) -> str:
@@ -148,32 +159,32 @@ def speed_summary(comparisons: list[TrainingTimes]) -> str:
     )
 
 
-def loss_table(lines: list[FormTrajectory], oracle: Record | None) -> str:
+def loss_table(lines: list[FormTrajectory], oracle: OracleLosses | None) -> str:
     """Tabulate losses during and at the end of the training, beside the notebook's."""
     if oracle is None:
         return ""
-    steps = [step for step in (0, 100, 200, 500, 1000, 1400) if step < len(oracle["losses"])]
+    steps = [step for step in (0, 100, 200, 500, 1000, 1400) if step < len(oracle.losses)]
     rows = [
         [f"notebook, {form}", *(f"{NOTEBOOK[form][step // EVERY]:#.4g}" for step in steps), "–", "–"]
         for form in NOTEBOOK
     ]
-    series = [("oracle, float64", oracle["losses"])] + [(f"{line.name}, {line.form}", line.losses) for line in lines]
+    series = [("oracle, float64", oracle.losses)] + [(f"{line.name}, {line.form}", line.losses) for line in lines]
     for name, values in series:
         verdict = WORDS[trajectories.ends_in_range(values)]
         rows.append([name, *(f"{values[step]:#.4g}" for step in steps), f"{median_of_last_steps(values):.4f}", verdict])
     return table(["", *(f"iteration {step}" for step in steps), f"median of the last {LAST}", "within"], rows)
 
 
-def divergence_table(lines: list[FormTrajectory], oracle: Record) -> str:
+def divergence_table(lines: list[FormTrajectory], oracle: OracleLosses) -> str:
     """Tabulate how far each trajectory is from the float64 oracle's during the training."""
-    series = [("oracle's own float32", oracle["float32"], "–", "–")]
+    series: list[tuple[str, Losses, str, str]] = [("oracle's own float32", oracle.float32, "–", "–")]
     series += [
         (f"{line.name}, {line.form}", line.losses, f"{_bound_share(line, oracle):.0%}", WORDS[line.alike])
         for line in lines
     ]
     rows = []
     for name, values, share, same_bits in series:
-        differences = relative_differences(values, oracle["losses"])
+        differences = relative_differences(values, oracle.losses)
         crossings = [_first_step_beyond(differences, limit) for limit in (1e-4, 1e-2)]
         rows.append(
             [
@@ -209,9 +220,8 @@ def time_table(comparisons: list[TrainingTimes], steps: int) -> str:
     for comparison in comparisons:
         step_s = comparison.step_s
         labels = [
-            f"{comparison.configuration['framework']} {comparison.configuration['execution']} "
-            f"{comparison.configuration['recurrence']}",
-            comparison.configuration["threads"],
+            comparison.configuration.name,
+            comparison.configuration.configuration.threads,
         ]
         totals = [seconds(steps * step_s[form]) for form in NOTEBOOK]
         first_steps = [seconds(comparison.first_call_s[form]) for form in NOTEBOOK]
@@ -231,22 +241,21 @@ def _format_gap(gap: Gap, verdict: str = "", direction: str = UNKNOWN) -> str:
     return ratio(row).strip()
 
 
-def threads_used(processes: list[Record]) -> str:
+def threads_used(processes: list[ProcessRecord]) -> str:
     """Format the range of the threads that the processes used."""
-    counts = [p["threads_used"] for p in processes if p["threads_used"] is not None]
+    counts = [p.threads_used for p in processes if p.threads_used is not None]
     return f"{min(counts):.2f} to {max(counts):.2f}" if counts else "not known"
 
 
-def _training_environments(header: Record) -> Row:
+def _training_environments(header: TrainingHeaderRecord) -> dict[str, list[WorkerEnvironment]]:
     """Return the environments of the frameworks that train, with the thread counts that they train with."""
-    threads = {configuration["framework"]: configuration["threads"] for configuration in header["seats"]}
-    environments = header["environments"].items()
+    threads = {entry.configuration.framework: entry.configuration.threads for entry in header.seats}
     return {
-        name: [entry for entry in entries if entry["threads"] == threads[name]]
-        for name, entries in environments
+        name: [entry for entry in entries if entry.threads == threads[name]]
+        for name, entries in header.environments.items()
         if name in threads
     }
 
 
-def _oracle_record(records: list[Record]) -> Record | None:
-    return next((record for record in records if record["kind"] == "oracle"), None)
+def _oracle_record(records: list[TrainingRecord]) -> OracleRecord | None:
+    return next((record for record in records if isinstance(record, OracleRecord)), None)

@@ -6,7 +6,7 @@ from collections import Counter
 import pandas as pd
 
 from harness.analysis import sample_size
-from harness.analysis.gaps import ARM, CONFIG, ENGINE, is_included, parse_arm_name
+from harness.analysis.gaps import ARM, ENGINE, is_included, parse_arm_name
 from harness.analysis.sample_quality import FEWEST
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import (
@@ -24,10 +24,12 @@ from harness.analysis.stats import (
 from harness.analysis.tables import Tables
 from harness.records.gates import FULL, NONE
 from harness.records.outcome import no_times_reason
+from harness.records.schema import BlockRecord
 from harness.records.store import budgets
 from harness.report import appendix, causes, claims, memory, sections
 from harness.report.figures import CONTROLS, FigureNames, configuration_name
 from harness.report.markdown import Row, duration, execution_name, one_line, table
+from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, LOOPS, TWIN, part_of
 
 BAD = ("wrong", "failed", "timeout", "refused")
@@ -48,9 +50,9 @@ def context(
     return {
         "label": tables.study.label,
         "study": tables.study,
-        "heading": tables.heading,
+        "header": tables.header,
         "budget": budget_text(tables),
-        "commands": [session["command"] for session in tables.sittings],
+        "commands": [session.command for session in tables.sessions],
         "title": title(tables),
         "itself": title(tables) == ITSELF,
         "answer": answer(tables),
@@ -69,11 +71,11 @@ def context(
         "causes": causes.section_text(tables),
         "memory": memory.section_text(tables),
         "headline_processes": tables.study.headline_processes,
-        "parted": any(block.get("part") for block in tables.blocks),
+        "parted": any(block.part for block in tables.blocks),
         "original": not tables.variables.empty,
         "identity": appendix.identity(tables),
         "uncounted": tables.uncounted,
-        "checked": sorted({f"{check['workload']['name']} at {check['steps']} steps" for check in tables.checks}),
+        "checked": sorted({f"{check.workload.name} at {check.steps} steps" for check in tables.checks}),
         "first_calls": appendix.first_calls(tables),
         "twins": appendix.control_table(tables),
         "alarms": appendix.false_alarm_table(tables),
@@ -83,14 +85,14 @@ def context(
         "repeat": appendix.repeat_summary(script_results["repeat"]) if script_results["repeat"] else "",
         "apart": appendix.alternation_bias(script_results["apart"]) if script_results["apart"] else "",
         "environments": appendix.environments(
-            tables.heading["environments"], {"cpu", *(block["device"] for block in tables.blocks)}
+            tables.header.environments, {"cpu", *(block.configuration.device for block in tables.blocks)}
         ),
         "graphics": appendix.gpu_states(tables),
         "devices": causes.gpu_time_table(tables),
         "numerics": appendix.numeric_settings(tables),
         "began": first_start,
         "ended": last_start,
-        "load": max((block["load"] for block in tables.blocks), default=math.nan),
+        "load": max((block.load for block in tables.blocks), default=math.nan),
         "fewest": FEWEST,
         "steadiness": appendix.sample_quality_table(tables),
         "threads_used": appendix.threads_used(tables),
@@ -99,13 +101,13 @@ def context(
 
 def budget_text(tables: Tables) -> str:
     """Return the budget of each session of the run as text, or "" if no session had one."""
-    texts = [f"{value:g} s" if value else "none" for value in budgets(tables.sittings)]
+    texts = [f"{value:g} s" if value else "none" for value in budgets(tables.sessions)]
     return "" if set(texts) == {"none"} else f", budget {', and gone on with: '.join(texts)}"
 
 
 def measurement_span(tables: Tables) -> tuple[str, str]:
     """Return when the first and the last block began; both are "never" if there is no block."""
-    starts = [block["began"] for block in tables.blocks]
+    starts = [block.began for block in tables.blocks]
     return min(starts, default="never"), max(starts, default="never")
 
 
@@ -116,9 +118,9 @@ def title(tables: Tables) -> str:
     """
     if (tables.gaps.contender != TWIN).any() or not tables.swept.empty or not tables.prototypes.empty:
         return COMPARED
-    if no_times_reason(tables.blocks, budgets(tables.sittings)[-1]):
+    if no_times_reason(tables.blocks, budgets(tables.sessions)[-1]):
         return NOTHING
-    projections = {parse_arm_name(name)["projection"] for block in tables.blocks for name in block["arms"]}
+    projections = {parse_arm_name(name)["projection"] for block in tables.blocks for name in block.arms}
     return ITSELF if projections == {BATCHED, TWIN} else ALONE
 
 
@@ -149,7 +151,7 @@ def no_answer_reason(tables: Tables) -> str:
     if gaps.empty and not tables.gaps.empty:
         start = "This run measured the batched form against itself and nothing else"
         return f"{start}: it tests the harness." if title(tables) == ITSELF else f"{start}, so it has no answer."
-    if gaps.empty and (reason := no_times_reason(tables.blocks, budgets(tables.sittings)[-1])):
+    if gaps.empty and (reason := no_times_reason(tables.blocks, budgets(tables.sessions)[-1])):
         return f"Nothing was measured, so this run has no answer: {reason}."
     if gaps.empty:
         return "Nothing was measured in both forms, so this run has no answer."
@@ -328,7 +330,7 @@ def remaining_effort(tables: Tables) -> str:
     if remaining.empty:
         return f"{start}."
     processes = f"the others need up to {int(remaining.needs.max())} more processes each (in the tables below)"
-    costs = sample_size.mean_costs([block for block in tables.blocks if block.get("seconds")])
+    costs = sample_size.mean_costs([block for block in tables.blocks if block.seconds])
     parts = {key[-1] for key in costs}  # blocks of older records hold all arms, and their part has no name
     part_names = [
         part_of(recurrence, contender)
@@ -354,10 +356,10 @@ def prototype_reasons(tables: Tables) -> list[str]:
     ]
 
 
-def _throttling_line(block: Row, consequence: str) -> str:
-    keys = (block["framework"], block["execution"], block["device"], block["precision"])
-    place = f"{execution_name(*keys)}, {block['workload']['name']} {block['pass']}, process {block['replicate']}"
-    return f"throttled: {place}: {', '.join(block['throttled'])}; {consequence}"
+def _throttling_line(block: BlockRecord, consequence: str) -> str:
+    program = execution_name(*block.configuration.engine)
+    place = f"{program}, {block.workload.name} {block.pass_}, process {block.replicate}"
+    return f"throttled: {place}: {', '.join(block.throttled)}; {consequence}"
 
 
 def problems(tables: Tables) -> list[str]:
@@ -369,15 +371,14 @@ def problems(tables: Tables) -> list[str]:
         f"{row['reason']}"
         for row in rows
     ]
-    lines += [_throttling_line(block, "its times are kept") for block in tables.blocks if block.get("throttled")]
+    lines += [_throttling_line(block, "its times are kept") for block in tables.blocks if block.throttled]
     lines += [_throttling_line(block, "it was done again, and the second try counts") for block in tables.first_tries]
     lines += memory.problems(tables)
     for check in tables.checks:
-        keys = (check["framework"], check["execution"], check["device"], check["precision"])
-        place = f"{execution_name(*keys)} at {check['steps']} steps"
+        place = f"{execution_name(*check.configuration.engine)} at {check.steps} steps"
         lines += [
-            f"{arm['status']}: {place}, {name}, {check['workload']['name']} {check['pass']}: {arm['reason']}"
-            for name, arm in check["arms"].items()
-            if arm["status"] in BAD
+            f"{arm.status}: {place}, {name}, {check.workload.name} {check.pass_}: {arm.reason}"
+            for name, arm in check.arms.items()
+            if arm.status in BAD
         ]
     return [one_line(line) for line in lines]

@@ -1,7 +1,6 @@
 """Start a worker process, exchange requests and answers with it, and end it with everything it started."""
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -10,7 +9,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
+
+from harness.worker.messages import Answer, Request, StageAnswer, decode_answer, encode
 
 TAIL = 2000  # bytes of a dead worker's output that are kept with the failure
 INHERITED = (
@@ -22,7 +23,7 @@ COMMON = {
     "PYTHONUTF8": str(sys.flags.utf8_mode),  # so that a path in a request names the same file in both processes
     "PYTHONIOENCODING": "utf-8:backslashreplace",  # so that a framework can print any character
 }
-Answer = dict[str, Any]
+A = TypeVar("A", bound=Answer)
 
 
 LIVE: set["Worker"] = set()
@@ -69,16 +70,16 @@ class Worker:
     ) -> None:
         self.end()
 
-    def ask(self, request: dict[str, Any], stage: Callable[[Answer], None] | None = None) -> Answer:
+    def ask(self, request: Request, stage: Callable[[StageAnswer], None] | None = None) -> Answer:
         """Send a request and return its answer. Raises WorkerDied when the worker ends or falls silent."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.write(encode(request))
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self._death_error() from None
-        while (answer := self._next_answer())["is"] == "stage":
-            self.arm = answer["arm"]
+        while isinstance(answer := self._next_answer(), StageAnswer):
+            self.arm = answer.arm
             if stage:
                 stage(answer)
         self.arm = ""
@@ -102,7 +103,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):  # the whole group has ended by itself
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def _next_answer(self) -> Answer:
+    def _next_answer(self) -> Answer | StageAnswer:
         """Return the next line of the worker, parsed. Raises WorkerDied after `timeout_s` of silence, or at its end."""
         while b"\n" not in self.buffer:
             if not select.select([self.answers], [], [], self.timeout_s)[0]:
@@ -112,7 +113,7 @@ class Worker:
                 raise self._death_error()
             self.buffer += chunk
         line, _, self.buffer = self.buffer.partition(b"\n")
-        return json.loads(line)
+        return decode_answer(line)
 
     def _death_error(self) -> WorkerDied:
         """Return the error of a worker that ended, with how it ended and the end of its output."""
@@ -122,6 +123,12 @@ class Worker:
         self.log.seek(max(0, self.log.tell() - TAIL))
         tail = self.log.read().decode(errors="replace").strip()
         return WorkerDied("failed", f"the worker {ending}; its last words: {tail or 'none'}", self.arm)
+
+
+def expect(answer: Answer, type_: type[A]) -> A:
+    """Return an answer, which must be of a type."""
+    assert isinstance(answer, type_), answer
+    return answer
 
 
 def end_all() -> None:

@@ -7,19 +7,29 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 import impls
 from harness.errors import UsageError
 from harness.machine import allocator, environment, folders
 from harness.records import gates
+from harness.records.schema import (
+    BasisRecord,
+    CellRecord,
+    CodeRecord,
+    HeaderRecord,
+    MissingFrameworkRecord,
+    RunHeaderRecord,
+    RunRecord,
+    SessionRecord,
+)
 from harness.records.store import (
     FILE,
     RUN,
-    SCHEMA,
     VERIFICATION,
     Format,
-    Record,
     Store,
     budgets,
     digest,
@@ -28,20 +38,23 @@ from harness.records.store import (
     read_verification,
 )
 from harness.run import jobs
-from harness.run.launch import Worker, WorkerDied
+from harness.run.launch import Worker, WorkerDied, expect
 from harness.run.progress import ProgressReport
 from harness.run.schedule import Clock, Schedule
 from harness.study import matrix, weights
 from harness.study.data import NONE_IN_TRAINING, cast
-from harness.study.matrix import CACHE, Framework, Plan
+from harness.study.matrix import CACHE, Cell, Framework, Plan
 from harness.study.study import Study, Workload
 from harness.verify.output_check import OutputCheck, form_of
 from harness.verify.tolerance import METHOD, oracle_memory_bytes, overflow_reason, program_data
-from impls.interface import IMPOSSIBLE, Data
+from harness.worker.messages import FactsAnswer, FactsRequest
+from impls.interface import DEVICES, IMPOSSIBLE, Data
 
 END = 3  # last lines of a dead worker's output that its reason keeps
 VERIFIED = {VERIFICATION.file, f"{VERIFICATION.file}.gz"}  # files that a folder may hold before a run
 BEGUN = {"weights", ".lock"}  # all that a run leaves when it ends before its first record
+H = TypeVar("H", bound=HeaderRecord)
+R = TypeVar("R", bound=BaseModel)
 
 
 def probe(study: Study, threads: list[int]) -> list[Framework]:
@@ -60,17 +73,15 @@ def probe(study: Study, threads: list[int]) -> list[Framework]:
 
 def _probe_framework(name: str, study: Study, threads: list[int]) -> Framework:
     """Ask a new worker for its framework's facts; a worker that dies makes the framework missing, with the reason."""
-    request = {"do": "facts", "threads": threads, "devices": ["cpu", "gpu"], "cache": CACHE}
+    request = FactsRequest(threads=threads, devices=list(DEVICES), cache=CACHE)
     with Worker(name, {}, study.timeout_s) as worker:
         try:
-            answer = worker.ask(request)
+            return expect(worker.ask(request), FactsAnswer).framework
         except WorkerDied as error:
             if error.status == "timeout":
                 reason = f"it did not answer within the timeout of {study.timeout_s:g} s (see --timeout)"
                 return Framework(name, missing=reason)
             return Framework(name, missing=f"it does not start: {_shorten_reason(str(error))}")
-    answer.pop("is")
-    return Framework(name, **answer)
 
 
 def _shorten_reason(reason: str) -> str:
@@ -110,7 +121,7 @@ def check_folder(folder: Path, resume: bool, file: str = FILE) -> None:
         raise UsageError(f"{folder / file} cannot be written into: it is another's")
 
 
-def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = time.monotonic) -> list[Record]:
+def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = time.monotonic) -> list[RunRecord]:
     """Measure a study into a folder and return its records. Raises UsageError before any work is done."""
     start_s = clock()
     check_folder(folder, resume)
@@ -119,35 +130,43 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     frameworks = matrix.select_frameworks(study, probe(study, threads))
     plan = matrix.make_plan(study, frameworks, threads)
     if not plan.cells:
-        raise UsageError(f"nothing of this study can be measured here: {plan.absent[0][2]}")
+        raise UsageError(f"nothing of this study can be measured here: {plan.absent[0].reason}")
     files = prepare_files(study)
     header = make_study_header(study, frameworks, plan, files, command)
     verification_records, _ = gates.fp64_checks(header, read_verification(folder))
-    with folders.private() as private, open_store(folder, resume, header, files) as (store, earlier):
-        context = make_context(study, frameworks, folder, private, header["basis"])
+    with folders.private() as private, open_store(folder, resume, header, files, RUN) as (store, earlier):
+        context = make_context(study, frameworks, folder, private, header.basis.model_dump())
         with ProgressReport(0) as report:
             schedule = Schedule(context, plan, earlier, lambda: clock() - start_s, report, verification_records)
             for number, record in enumerate(schedule.records()):
                 if number == 0 and earlier and budgets(earlier)[-1] != study.budget_s:
-                    store.append(_resumed_record(study, command))
+                    store.append(_session_record(study, command))
                 store.append(record)
     return store.recover()
 
 
 def make_study_header(
     study: Study, frameworks: list[Framework], plan: Plan, files: weights.Files, command: str
-) -> Record:
+) -> RunHeaderRecord:
     """Return the header, the first record, of a run or of a verification."""
-    absent = [cell.row() | {"status": status, "reason": reason} for cell, status, reason in plan.absent]
-    cells = [cell.row() for cell in plan.cells]
-    fields = {"cells": cells, "absent": absent, "none_in_training": NONE_IN_TRAINING}
-    return make_header("study", study, frameworks, files, command, fields)
+    header = RunHeaderRecord(
+        kind="study",
+        cells=[_cell_record(cell) for cell in plan.cells],
+        absent=[_cell_record(cell, status, reason) for cell, status, reason in plan.absent],
+        none_in_training=NONE_IN_TRAINING,
+        **header_fields(study, frameworks, files, command),
+    )
+    return with_key(header)
 
 
-def _resumed_record(study: Study, command: str) -> Record:
+def _cell_record(cell: Cell, status: str = "", reason: str = "") -> CellRecord:
+    return CellRecord.model_validate(cell.row() | {"status": status, "reason": reason})
+
+
+def _session_record(study: Study, command: str) -> SessionRecord:
     """Return the record that says that a run was resumed under the study's budget."""
-    fields: Record = {"command": command, "budget_s": study.budget_s}
-    return {"key": digest(fields), "kind": "resumed", "status": "ok", "reason": "", **fields}
+    key = digest([command, study.budget_s])
+    return SessionRecord(key=key, kind="resumed", status="ok", reason="", command=command, budget_s=study.budget_s)
 
 
 def prepare_files(study: Study) -> weights.Files:
@@ -201,35 +220,40 @@ def make_context(
     return jobs.RunContext(study, by_name, folder / "weights", private / "cache", output_check, basis)
 
 
-def make_header(
-    kind: str, study: Study, frameworks: list[Framework], files: weights.Files, command: str, own_fields: Record
-) -> Record:
-    """Return a header of a kind: the study, what it is measured on, what cannot be measured and why, and `own_fields`.
+def header_fields(study: Study, frameworks: list[Framework], files: weights.Files, command: str) -> dict[str, Any]:
+    """Return the fields that every header has: the study, what it is measured on, what is missing and why.
 
-    `own_fields` are the fields that only this kind of header has.
+    The key is that of an empty header; see `with_key`.
     """
-    basis = {
-        "code": environment.code_version(),
-        "machine": environment.machine_facts(),
-        "versions": {f.name: f.versions for f in frameworks} | {"libraries": environment.library_versions()},
-    }
-    fields = own_fields | {
-        "study": study.model_dump(),
-        "prototypes": matrix.prototype_rows(study, frameworks),
-        "missing": [{"framework": f.name, "reason": matrix.missing_reason(f)} for f in frameworks if f.missing],
-        "basis": basis,
+    versions = {f.name: f.versions for f in frameworks} | {"libraries": environment.library_versions()}
+    code = CodeRecord(**environment.code_version())
+    missing = [
+        MissingFrameworkRecord(framework=f.name, reason=matrix.missing_reason(f)) for f in frameworks if f.missing
+    ]
+    return {
+        "key": "",
+        "status": "ok",
+        "reason": "",
+        "study": Study(**study.model_dump()),  # with every setting set, so that the record states it
+        "prototypes": matrix.prototypes(study, frameworks),
+        "missing": missing,
+        "basis": BasisRecord(code=code, machine=environment.machine_facts(), versions=versions),
         "environments": {f.name: f.environments for f in frameworks},
         "weights": weights.file_hashes(files),
         "command": command,
         "output_check": METHOD,
     }
-    return {"schema": SCHEMA, "key": digest(fields), "kind": kind, "status": "ok", "reason": "", **fields}
+
+
+def with_key(header: H) -> H:
+    """Return a header with its key, a hash of everything else in it."""
+    return header.model_copy(update={"key": digest(header.model_dump())})
 
 
 @contextmanager
 def open_store(
-    folder: Path, resume: bool, header: Record, files: weights.Files, format_: Format = RUN
-) -> Iterator[tuple[Store, list[Record]]]:
+    folder: Path, resume: bool, header: Any, files: weights.Files, format_: Format[R]
+) -> Iterator[tuple[Store[R], list[R]]]:
     """Open a run folder to measure into; yield its store and the records that it holds already.
 
     Raises UsageError when the folder cannot be used, or when its records cannot be added to.
@@ -249,17 +273,17 @@ def open_store(
         yield store, records
 
 
-def _mismatch_reason(stored: Record, header: Record, names: tuple[str, ...]) -> str | None:
+def _mismatch_reason(stored: Any, header: HeaderRecord, names: tuple[str, ...]) -> str | None:
     """Return why the records under the `stored` header cannot be added to by a run with `header`, or None.
 
     The two headers must agree in every field of `names`, and in machine, versions, code and memory allocator.
     """
     for name, origin in (("machine", "another machine"), ("versions", "other versions"), ("code", "other code")):
-        if stored["basis"][name] != header["basis"][name]:
+        if getattr(stored.basis, name) != getattr(header.basis, name):
             return f"its records come from {origin}"
-    if (stored_memory := stored["study"].get("memory")) != (memory := header["study"]["memory"]):
+    if (stored_memory := stored.whole_study.memory) != (memory := header.study.memory):
         return f"its workers took memory otherwise: {stored_memory}, and now {memory}"
     for name in names:
-        if stored[name] != header[name]:
+        if getattr(stored, name) != getattr(header, name):
             return "its records belong to another study"
     return None

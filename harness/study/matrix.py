@@ -7,16 +7,26 @@ precision. Every cell is either planned or listed as absent with the reason.
 import itertools
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import UsageError
+from harness.study.configuration import Configuration
 from harness.study.parts import BATCHED, arms_by_part, is_question, part_of
 from harness.study.study import CALIBRATING, SWEPT, Study, Workload, validate_choice
-from impls.interface import IMPOSSIBLE, NO_TF32, Arm
+from impls.interface import IMPOSSIBLE, NO_TF32, Arm, Execution
 
 CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
+
+
+@dataclass(frozen=True)
+class WorkerEnvironment:
+    """The environment variables of a framework's workers on one device with one number of threads."""
+
+    device: str
+    threads: int
+    variables: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -29,29 +39,18 @@ class Framework:
     name: str
     missing: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
-    executions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    executions: dict[str, Execution] = field(default_factory=dict)
     devices: dict[str, str | None] = field(default_factory=dict)
-    environments: list[dict[str, Any]] = field(default_factory=list)
+    environments: list[WorkerEnvironment] = field(default_factory=list)
     installed: bool = True
 
     def environment(self, device: str, threads: int, cache: str) -> dict[str, str]:
         """Return the environment variables a worker is started with; `cache` replaces the placeholder CACHE."""
-        entry = next(e for e in self.environments if (e["device"], e["threads"]) == (device, threads))
-        return {name: value.replace(CACHE, cache) for name, value in entry["variables"].items()}
+        entry = next(e for e in self.environments if (e.device, e.threads) == (device, threads))
+        return {name: value.replace(CACHE, cache) for name, value in entry.variables.items()}
 
 
 CACHE = "<cache>"
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What is fixed for the life of a worker process, except the replicate."""
-
-    framework: str
-    device: str
-    threads: int
-    execution: str
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Cell:
         w = self.workload
         sizes = {size: getattr(w, size) for size in "BTIHO"}
         return {
-            **asdict(self.configuration),
+            **self.configuration.row(),
             "workload": w.name,
             "cell": w.cell,
             **sizes,
@@ -76,6 +75,29 @@ class Cell:
             "recurrence": self.arm.recurrence,
             "projection": self.arm.projection,
         }
+
+
+class AbsentCell(NamedTuple):
+    """A cell that cannot be measured, with its status and the reason."""
+
+    cell: Cell
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """Programs that rest on something that their framework's authors mark as a prototype; `reason` says so."""
+
+    framework: str
+    execution: str
+    recurrence: str
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Return framework, execution and recurrence."""
+        return self.framework, self.execution, self.recurrence
 
 
 class Rank(IntEnum):
@@ -94,7 +116,7 @@ class Plan:
     """
 
     cells: list[Cell]
-    absent: list[tuple[Cell, str, str]]
+    absent: list[AbsentCell]
     loops: dict[Configuration, str] = field(default_factory=dict)
     threads: int = 1
 
@@ -208,8 +230,8 @@ def _check_executions(study: Study, frameworks: list[Framework]) -> None:
             execution = executions[validate_choice("execution", name, executions)]
         except ValueError as error:
             raise UsageError(str(error)) from None
-        if execution["missing"] and study.frameworks:
-            raise UsageError(f"execution {name} was asked for, but {execution['missing']}")
+        if execution.missing and study.frameworks:
+            raise UsageError(f"execution {name} was asked for, but {execution.missing}")
     for device in study.devices or ():
         reasons = [framework.devices.get(device) for framework in frameworks if not framework.missing]
         if all(reasons):
@@ -222,9 +244,9 @@ def make_plan(study: Study, frameworks: list[Framework], threads: list[int]) -> 
     points = {workload.name for workload in study.swept}
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
-            plan.loops[cell.configuration] = framework.executions[cell.configuration.execution]["loop"]
+            plan.loops[cell.configuration] = framework.executions[cell.configuration.execution].loop
             if absence := cell_absence(study, framework, cell, cell.workload.name in points):
-                plan.absent.append((cell, *absence))
+                plan.absent.append(AbsentCell(cell, *absence))
             else:
                 plan.cells.append(cell)
     return plan
@@ -241,7 +263,7 @@ def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[C
                 yield Cell(configuration, workload, pass_, arm)
             points = study.swept if count == threads[0] or device != "cpu" else study.swept[:CALIBRATING]
             for point, pass_, projection in itertools.product(points, study.passes, SWEPT):
-                yield Cell(configuration, point, pass_, Arm(framework.executions[execution]["loop"], projection))
+                yield Cell(configuration, point, pass_, Arm(framework.executions[execution].loop, projection))
 
 
 def cell_absence(study: Study, framework: Framework, cell: Cell, swept: bool = False) -> tuple[str, str] | None:
@@ -250,7 +272,7 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, swept: bool = F
     `swept`: whether the cell is a point of a sweep.
     """
     execution = framework.executions[cell.configuration.execution]
-    if missing := framework.devices[cell.configuration.device] or execution["missing"]:
+    if missing := framework.devices[cell.configuration.device] or execution.missing:
         return "unavailable", missing
     if reason := IMPOSSIBLE.get(cell.arm.name):
         return "impossible", reason
@@ -261,26 +283,26 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, swept: bool = F
     if reason := on_request_reason(study, execution, cell):
         return "skipped", reason
     limit, steps = study.unroll_limit, cell.workload.T
-    unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution["unrolls"])
-    if limit is not None and execution["traced"] and unrolls and swept:
+    unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution.unrolls)
+    if limit is not None and execution.traced and unrolls and swept:
         return "skipped", "a sweep compiles every size's unrolled steps anew, and unroll_limit is set"
-    if limit is not None and execution["traced"] and unrolls and steps > limit:
+    if limit is not None and execution.traced and unrolls and steps > limit:
         return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
     return None
 
 
-def prototype_rows(study: Study, frameworks: list[Framework]) -> list[dict[str, str]]:
-    """Return a row for each recurrence that rests on a prototype, in the study's executions, with the reason."""
+def prototypes(study: Study, frameworks: list[Framework]) -> list[Prototype]:
+    """Return each recurrence that rests on a prototype, in the study's executions, with the reason."""
     return [
-        {"framework": framework.name, "execution": name, "recurrence": recurrence, "reason": reason}
+        Prototype(framework.name, name, recurrence, reason)
         for framework in frameworks
         for name, execution in framework.executions.items()
         if not study.executions or name in study.executions
-        for recurrence, reason in execution["prototypes"].items()
+        for recurrence, reason in execution.prototypes.items()
     ]
 
 
-def missing_requirement(execution: dict[str, Any], cell: Cell) -> str | None:
+def missing_requirement(execution: Execution, cell: Cell) -> str | None:
     """Return why an execution lacks something that a cell requires, or None."""
     requirements = (
         cell.configuration.device,
@@ -289,13 +311,13 @@ def missing_requirement(execution: dict[str, Any], cell: Cell) -> str | None:
         cell.arm.projection,
         cell.arm.name,
     )
-    return next(filter(None, map(execution["without"].get, requirements)), None)
+    return next(filter(None, map(execution.without.get, requirements)), None)
 
 
-def on_request_reason(study: Study, execution: dict[str, Any], cell: Cell) -> str | None:
+def on_request_reason(study: Study, execution: Execution, cell: Cell) -> str | None:
     """Return why a recurrence that the study does not name is not measured, or None."""
     recurrence = cell.arm.recurrence
-    reason = execution["on_request"].get(recurrence)
+    reason = execution.on_request.get(recurrence)
     is_named = recurrence in (study.recurrences or ())
     return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not is_named else None
 
@@ -307,7 +329,8 @@ def replicate_jobs(
 
     With `needs`, only blocks whose sample size has more than `replicate` processes are included.
 
-    Within a rank, blocks keep the study's order in every replicate, so that a budget that ends early cuts the least central cells.
+    Within a rank, blocks keep the study's order in every replicate, so that a budget that ends early cuts the least
+    central cells.
     In replicate 0, the points of the sweep that predictions are fitted on have the highest rank and come first.
     """
     arms_by_configuration = group_by_configuration(plan.cells)

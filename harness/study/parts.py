@@ -13,7 +13,6 @@ as a guest, for that comparison alone.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 from harness.study.study import AROUND_THE_LOOP
 from impls.interface import Arm
@@ -59,12 +58,3 @@ def _is_guest(arm: Arm, part: str, members: list[Arm]) -> bool:
     if part.endswith("-others"):
         return arm.projection == BATCHED and part.startswith(arm.recurrence)
     return arm.projection == "in_loop" and any(member.name == OWN for member in members)
-
-
-def without_guests(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a block's record without its guests. Older records name no part and have no guests."""
-    part = record.get("part")
-    if not part:
-        return record
-    residents = {name: arm for name, arm in record["arms"].items() if part_of(*name.split("_", 1)) == part}
-    return record | {"arms": residents}

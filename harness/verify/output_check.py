@@ -12,6 +12,7 @@ A program that flushes denormals is wrong where the effect exceeds rounding, and
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +46,37 @@ VACUOUS = (
 )
 
 Array = np.ndarray
-Bounds = dict[str, tuple[float, float]]
-Found = dict[str, list[Any]]  # quantity -> [rms, worst, bitwise equal to batched, ULP to batched]
+Bounds = dict[str, tuple[float, float]]  # quantity -> bounds of the root mean square error and of the worst
+
+
+class QuantityErrors(NamedTuple):
+    """Errors of one output or gradient, relative to the truth, and its difference from the batched arm's.
+
+    `rms` and `worst` are the root mean square and the largest element's. `is_bitwise_batched` says whether it equals
+    the batched arm's bit by bit, and `ulp` is their largest distance in ULP; both are None where there is no such arm.
+    """
+
+    rms: float
+    worst: float
+    is_bitwise_batched: bool | None
+    ulp: int | float | None
+
+
+@dataclass(frozen=True)
+class ArmCheck:
+    """Result of an arm's output check: ok, wrong or refused, with the reason, and the errors by quantity."""
+
+    status: str
+    reason: str
+    quantities: dict[str, QuantityErrors]
+
+
+@dataclass(frozen=True)
+class BlockCheck:
+    """Result of a block's output check: the bounds of each of the oracle's forms, and each arm's result by name."""
+
+    bounds: dict[str, Bounds] = field(default_factory=dict)
+    arms: dict[str, ArmCheck] = field(default_factory=dict)
 
 
 class Excess(NamedTuple):
@@ -90,27 +120,25 @@ class OutputCheck:
                 self.kept.popitem(last=False)
         return expected
 
-    def judge(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> dict[str, Any]:
+    def check(self, saved: Path, workload: Workload, steps: int, pass_: str, precision: str) -> BlockCheck:
         """Apply the gates to a block's saved outputs, a file or a folder of files.
 
-        Returns {"bounds": {form: {quantity: (rms, worst)}}, "arms": {name: {"status", "reason", "quantities"}}}, where
-        `form` is one of the oracle's. The status is ok when every quantity holds at both moments, on the probe's inputs
-        and on the real ones. It is wrong when one does not, and refused when no bound could fail. Errors and bounds are
-        relative to the truth on the real inputs.
+        An arm's status is ok when every quantity holds at both moments, on the probe's inputs and on the real ones. It
+        is wrong when one does not, and refused when no bound could fail. Errors and bounds are relative to the truth on
+        the real inputs.
         """
-        arms = _outputs_by_arm(saved)
-        result: dict[str, Any] = {"bounds": {}, "arms": {}}
+        arms, result = _outputs_by_arm(saved), BlockCheck()
         for name, moments in arms.items():
             recurrence, _, projection = name.partition("_")
             form = form_of(name)
             key = (workload, steps, pass_, precision, form)
             expected = {moment: self.expected(*key, moment) for moment in moments}
-            result["bounds"][form] = {quantity: bound.relative for quantity, bound in expected["after"].items()}
+            result.bounds[form] = {quantity: bound.relative for quantity, bound in expected["after"].items()}
             baseline = arms.get(f"{recurrence}_batched", {}).get("after") if projection != "none" else None
             check = _check_arm(moments, expected, baseline, BFLOAT16 if precision == "bf16" else 1)
-            if check["status"] == "wrong" and precision != "fp64":
-                check["reason"] += self._flushing_reason(key, moments, expected)
-            result["arms"][name] = check
+            if check.status == "wrong" and precision != "fp64":
+                check = replace(check, reason=check.reason + self._flushing_reason(key, moments, expected))
+            result.arms[name] = check
         return result
 
     def _data(self, workload: Workload, steps: int, precision: str, form: str, moment: str) -> Data:
@@ -142,7 +170,7 @@ class OutputCheck:
             flushed_bounds[moment] = {name: bound._replace(true=true[name]) for name, bound in expected[moment].items()}
         if not has_denormals:
             return ""
-        is_match = _check_arm(moments, flushed_bounds, None, 1)["status"] == "ok"
+        is_match = _check_arm(moments, flushed_bounds, None, 1).status == "ok"
         return f"; {FLUSHED if is_match else DENORMALS}"
 
 
@@ -225,16 +253,16 @@ def load_outputs(path: Path) -> Outputs:
 
 def _check_arm(
     moments: dict[str, Outputs], expected: dict[str, Expected], baseline: Outputs | None, unit: int
-) -> dict[str, Any]:
-    """Return an arm's status, one sentence on what does not hold, and its worst errors over its moments.
+) -> ArmCheck:
+    """Return an arm's result: one sentence on what does not hold, and its worst errors over its moments.
 
     `moments`: the outputs on the probe's inputs ("before") and on the real inputs ("after").
     `baseline`: the batched arm's outputs, or None.
     `unit`: ULP of the stored dtype in one ULP of the precision.
     """
     if _is_vacuous(expected["after"]):
-        return {"status": "refused", "reason": VACUOUS, "quantities": {}}  # no quantity was verified
-    quantities: Found = {}
+        return ArmCheck("refused", VACUOUS, {})  # no quantity was verified
+    quantities: dict[str, QuantityErrors] = {}
     reasons: list[str] = []
     for name, bound in expected["after"].items():
         errors = {
@@ -245,12 +273,10 @@ def _check_arm(
             moment = failures[0]
             reasons.append(_failure_message(name, moment, moments, expected[moment][name], errors[moment]))
         worst = [max(error.rms for error in errors.values()), max(error.element for error in errors.values())]
-        relative = [ratio * limit if limit else ratio for ratio, limit in zip(worst, bound.relative, strict=True)]
-        quantities[name] = [
-            *relative,
-            *_compare_with_batched(moments["after"].get(name), (baseline or {}).get(name), unit),
-        ]
-    return {"status": "wrong" if reasons else "ok", "reason": "; ".join(reasons), "quantities": quantities}
+        rms, largest = (ratio * limit if limit else ratio for ratio, limit in zip(worst, bound.relative, strict=True))
+        differences = _compare_with_batched(moments["after"].get(name), (baseline or {}).get(name), unit)
+        quantities[name] = QuantityErrors(rms, largest, *differences)
+    return ArmCheck("wrong" if reasons else "ok", "; ".join(reasons), quantities)
 
 
 def _excess_or_infinity(output: Array | None, bound: Bound) -> Excess:
@@ -279,15 +305,15 @@ def _failure_message(name: str, moment: str, moments: dict[str, Outputs], bound:
     return f"{name} is off by {error.rms:.2g} times its bound in root mean square{suffix}"
 
 
-def _compare_with_batched(output: Array | None, baseline: Array | None, unit: int) -> list[Any]:
+def _compare_with_batched(output: Array | None, baseline: Array | None, unit: int) -> tuple[bool | None, int | None]:
     """Return whether an output is bitwise the batched arm's, and their largest distance in ULP.
 
     Both are None where either output is missing or their shapes differ.
     """
     if baseline is None or output is None or output.shape != baseline.shape:
-        return [None, None]
+        return None, None
     is_identical = output.tobytes() == baseline.tobytes()
-    return [is_identical, 0 if is_identical else max_ulp(output, baseline) // unit]
+    return is_identical, 0 if is_identical else max_ulp(output, baseline) // unit
 
 
 def _is_vacuous(expected: Expected) -> bool:

@@ -1,18 +1,11 @@
 """The worker: one process, one framework, device, thread count, execution and precision.
 
-The only process that imports impls.<framework>. It reads requests from stdin, one JSON object per line, and
-answers on a file descriptor of its own, so that nothing a framework prints can spoil an answer:
-
-    {"do": "facts", "threads": [...], "devices": [...], "cache": ...} -> versions, executions, devices, environments
-    {"do": "oracle", ...}         -> {"is": "stage", ...} ... then {"is": "oracle", "found": {...}}, for a training
-    {"do": "open", "settings": {...}, "prove": true, "rate": true} -> {"is": "open", "threads_used": ..., "rates": ...}
-    {"do": "block", ...}          -> {"is": "stage", ...} ... then {"is": "block", "arms": {...}, ...}
-    {"do": "train", ...}          -> {"is": "stage", ...} ... then {"is": "train", "forms": {...}}
+The only process that imports impls.<framework>. It reads requests (harness.worker.messages) from stdin, and answers
+on a file descriptor of its own, so that nothing a framework prints can spoil an answer. Before the answer to a block, a
+training or the oracle come stages, which say what is about to happen.
 """
 
-import dataclasses
 import importlib
-import json
 import os
 import resource
 import sys
@@ -20,21 +13,40 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from harness.machine.parent import end_with_parent
+from harness.records.schema import CallOverheads
 from harness.study import weights
 from harness.study.data import DTYPES, cast
-from harness.study.study import Workload
+from harness.study.matrix import Framework, WorkerEnvironment
 from harness.worker import peak_rates, timing, training
-from impls.interface import Arm, Backend, Outputs, Settings
+from harness.worker.messages import (
+    Answer,
+    BlockAnswer,
+    BlockRequest,
+    FactsAnswer,
+    FactsRequest,
+    OpenAnswer,
+    OpenRequest,
+    OracleAnswer,
+    OracleRequest,
+    Request,
+    StageAnswer,
+    TrainAnswer,
+    TrainRequest,
+    UnwrittenAnswer,
+    decode_request,
+    encode,
+)
+from impls.interface import Backend, Outputs, Settings
 
 PRODUCT = 1536  # side of the square product that shows how many threads are used
-Send = Callable[[dict[str, Any]], None]
+Stage = Callable[[str, str], None]  # tells the parent which arm is about to do what
 
 
 def main() -> None:
@@ -44,50 +56,63 @@ def main() -> None:
     """
     end_with_parent()  # so that no worker keeps measuring after its parent was killed
     framework, descriptor = sys.argv[1], int(sys.argv[2])
-    with os.fdopen(descriptor, "w", encoding="utf-8") as answers:
+    with os.fdopen(descriptor, "wb") as answers:
 
-        def send(message: dict[str, Any]) -> None:
-            print(json.dumps(message), file=answers, flush=True)
+        def send(answer: Answer | StageAnswer) -> None:
+            answers.write(encode(answer))
+            answers.flush()
 
-        backend: Backend = importlib.import_module(f"impls.{framework}.backend").Backend()
-        settings = None
-        for line in sys.stdin:
-            request = json.loads(line)
-            if request["do"] == "facts":
-                send(facts(backend, request))
-            elif request["do"] == "open":
-                settings = Settings(**request["settings"])
-                send(open_framework(backend, settings, request["prove"], request["rate"]))
-            elif request["do"] == "oracle":
-                send(compute_oracle(request, send))
-            elif request["do"] == "train":
-                send(train(backend, request, send))
-            else:
-                assert settings is not None
-                send(run_block(backend, settings, request, send))
+        def send_stage(arm: str, what: str) -> None:
+            send(StageAnswer(arm=arm, what=what))
+
+        service = Service(framework, importlib.import_module(f"impls.{framework}.backend").Backend(), send_stage)
+        for line in sys.stdin.buffer:
+            send(service.answer(decode_request(line)))
 
 
-def facts(backend: Backend, request: dict[str, Any]) -> dict[str, Any]:
+@dataclass
+class Service:
+    """What a worker answers requests with: its framework's backend, and the settings that it was opened with."""
+
+    framework: str
+    backend: Backend
+    stage: Stage
+    settings: Settings | None = None
+
+    def answer(self, request: Request) -> Answer:
+        """Do what a request asks for, and return its answer."""
+        match request:
+            case FactsRequest():
+                return FactsAnswer(framework=facts(self.framework, self.backend, request))
+            case OpenRequest():
+                self.settings = request.settings
+                return open_framework(self.backend, request)
+            case OracleRequest():
+                return compute_oracle(request, self.stage)
+            case TrainRequest():
+                return train(self.backend, request, self.stage)
+            case BlockRequest():
+                assert self.settings is not None
+                return run_block(self.backend, self.settings, request, self.stage)
+
+
+def facts(name: str, backend: Backend, request: FactsRequest) -> Framework:
     """Return the framework's facts about itself, and the environment that each of its workers needs.
 
-    If the framework is not installed or does not start, the answer's `missing` holds the reason instead.
+    If the framework is not installed or does not start, its `missing` holds the reason instead.
     """
     environments = [
-        {
-            "device": device,
-            "threads": threads,
-            "variables": backend.environment(Settings(device, threads, "fp32", request["cache"])),
-        }
-        for device in request["devices"]
-        for threads in request["threads"]
+        WorkerEnvironment(device, threads, backend.environment(Settings(device, threads, "fp32", request.cache)))
+        for device in request.devices
+        for threads in request.threads
     ]
     try:
-        framework_facts = backend.facts()
+        found = backend.facts()
     except ModuleNotFoundError as error:
-        return {"is": "facts", "missing": f"{error.name or error} is not installed", "installed": False}
+        return Framework(name, missing=f"{error.name or error} is not installed", installed=False)
     except Exception as error:  # whatever a framework raises is a fact to report, not a crash
-        return {"is": "facts", "missing": f"it is installed and does not start: {_describe_error(error)}"}
-    return {"is": "facts", "missing": None, "environments": environments, **dataclasses.asdict(framework_facts)}
+        return Framework(name, missing=f"it is installed and does not start: {_describe_error(error)}")
+    return Framework(name, None, found.versions, found.executions, found.devices, environments)
 
 
 def _describe_error(error: Exception) -> str:
@@ -97,44 +122,40 @@ def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {message or f'{frame.line} ({frame.filename}, line {frame.lineno})'}"
 
 
-def open_framework(backend: Backend, settings: Settings, prove: bool, rate: bool) -> dict[str, Any]:
-    """Open the framework; with `rate`, measure its peak rates; with `prove`, check how many threads it uses."""
-    answer: dict[str, Any] = {"is": "open", "numerics": backend.open(settings)}
-    answer["rates"] = peak_rates.measure_rates(backend, time.perf_counter_ns) if rate else None
-    if not prove:
-        return answer | {"proven": None, "threads_used": None}
-    proven, ratio = timing.prove_threads(
-        settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
-    )
-    return answer | {"proven": proven, "threads_used": ratio}
+def open_framework(backend: Backend, request: OpenRequest) -> OpenAnswer:
+    """Open the framework, measure its peak rates and prove its threads, as far as the request asks for it."""
+    answer = OpenAnswer(numerics=backend.open(request.settings))
+    if request.rate:
+        answer.rates = peak_rates.measure_rates(backend, time.perf_counter_ns)
+    if request.prove:
+        answer.proven, answer.threads_used = timing.prove_threads(
+            request.settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
+        )
+    return answer
 
 
-def run_block(backend: Backend, settings: Settings, request: dict[str, Any], send: Send) -> dict[str, Any]:
-    """Run one block: write its outputs into the folder that the request names, and return its times.
-
-    If a file cannot be written, the answer is of kind "unwritten" and holds the reason.
-    """
-    workload = Workload(**request["workload"])
-    data = weights.load_data(Path(request["weights"]), workload)
-    steps = request["steps"] or workload.T
-    data = data._replace(x=data.x[:steps], target=data.target[:steps])
-    rounds = request["rounds"]
+def run_block(
+    backend: Backend, settings: Settings, request: BlockRequest, stage: Stage
+) -> BlockAnswer | UnwrittenAnswer:
+    """Run one block: write its outputs into the folder that the request names, and return its times."""
+    data = weights.load_data(Path(request.weights), request.workload)
+    data = data._replace(x=data.x[: request.steps], target=data.target[: request.steps])
     spec = timing.TimingSpec(
-        cell=workload.cell,
-        pass_=request["pass"],
-        execution=request["execution"],
-        arms=[Arm(*arm) for arm in request["arms"]],
+        cell=request.workload.cell,
+        pass_=request.pass_,
+        execution=request.execution,
+        arms=request.arms,
         data=cast(data, DTYPES[settings.precision]),
-        rounds=timing.RoundLimits(**rounds) if rounds else None,
-        seed=request["seed"],
-        seconds=request["seconds"],
-        counted=tuple(Arm(*arm) for arm in request["counted"]),
-        control=request["control"],
-        calls=request["calls"],
-        hurried=request["hurried"],
-        overwrites=request["overwrites"],
+        rounds=request.rounds,
+        seed=request.seed,
+        seconds=request.seconds,
+        counted=tuple(request.counted),
+        control=request.control,
+        calls=request.calls,
+        hurried=request.hurried,
+        overwrites=request.overwrites,
     )
-    folder = Path(request["outputs"])
+    folder = Path(request.outputs)
 
     def keep(name: str, moment: str, outputs: Outputs) -> None:
         arrays = {f"{name}/{moment}/{quantity}": array for quantity, array in outputs.items()}
@@ -142,15 +163,14 @@ def run_block(backend: Backend, settings: Settings, request: dict[str, Any], sen
             save_file(arrays, folder / f"{name}.{moment}.safetensors")
 
     try:
-        result = timing.block(backend, spec, METERS, keep, _stage_sender(send))
-        if request["texts"]:
+        result = timing.block(backend, spec, METERS, keep, stage)
+        if request.texts:
             with _translate_write_errors():
-                _write_texts(Path(request["texts"]), result.texts)
+                _write_texts(Path(request.texts), result.texts)
     except WriteError as error:
-        return {"is": "unwritten", "reason": f"a program's outputs or text cannot be written: {error}"}
-    arms = {name: dataclasses.asdict(arm) for name, arm in result.arms.items()}
-    floors = _call_overheads(backend, spec) if spec.rounds else {}
-    return {"is": "block", "arms": arms, "timer_ns": result.timer_ns, "floors": floors}
+        return UnwrittenAnswer(reason=f"a program's outputs or text cannot be written: {error}")
+    floors = _call_overheads(backend, spec) if spec.rounds else CallOverheads()
+    return BlockAnswer(arms=result.arms, timer_ns=result.timer_ns, floors=floors)
 
 
 # A class of its own, because a framework may raise an OSError for other reasons. The usual cause is a full disk.
@@ -160,7 +180,7 @@ class WriteError(Exception):
 
 @contextmanager
 def _translate_write_errors() -> Iterator[None]:
-    """Raise Unwritten for an error of the system or of safetensors."""
+    """Raise WriteError for an error of the system or of safetensors."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -178,25 +198,17 @@ def minor_faults() -> int:
 METERS = timing.Meters(time.perf_counter_ns, minor_faults)
 
 
-def compute_oracle(request: dict[str, Any], send: Send) -> dict[str, Any]:
+def compute_oracle(request: OracleRequest, stage: Stage) -> OracleAnswer:
     """Compute the oracle's trajectories for a training; no framework is imported for it."""
-    workload = Workload(**request["workload"])
-    data = weights.load_training_data(Path(request["weights"]), workload)
-    return {"is": "oracle", "found": training.oracle_losses(data, workload.cell, _stage_sender(send))}
+    data = weights.load_training_data(Path(request.weights), request.workload)
+    return OracleAnswer(losses=training.oracle_losses(data, request.workload.cell, stage))
 
 
-def train(backend: Backend, request: dict[str, Any], send: Send) -> dict[str, Any]:
+def train(backend: Backend, request: TrainRequest, stage: Stage) -> TrainAnswer:
     """Train the forms of one recurrence in fp32, and return their trajectories."""
-    workload = Workload(**request["workload"])
-    data = weights.load_training_data(Path(request["weights"]), workload)
-    spec = training.TrainingSpec(workload.cell, request["execution"], request["recurrence"], data, request["seed"])
-    forms = training.train(backend, spec, time.perf_counter_ns, _stage_sender(send))
-    return {"is": "train", "forms": {name: dataclasses.asdict(trajectory) for name, trajectory in forms.items()}}
-
-
-def _stage_sender(send: Send) -> Callable[[str, str], None]:
-    """Return a function that tells the parent which arm is about to do what."""
-    return lambda arm, what: send({"is": "stage", "arm": arm, "what": what})
+    data = weights.load_training_data(Path(request.weights), request.workload)
+    spec = training.TrainingSpec(request.workload.cell, request.execution, request.recurrence, data, request.seed)
+    return TrainAnswer(forms=training.train(backend, spec, time.perf_counter_ns, stage))
 
 
 def _write_texts(folder: Path, texts: dict[str, dict[str, str]]) -> None:
@@ -206,16 +218,14 @@ def _write_texts(folder: Path, texts: dict[str, dict[str, str]]) -> None:
             (folder / f"{arm}.{name}").write_text(text, encoding="utf-8")
 
 
-def _call_overheads(backend: Backend, spec: timing.TimingSpec) -> dict[str, Any]:
-    """Return what calling and what measuring costs, in nanoseconds per call.
-
-    Must come after the timing, because it may trace and compile.
-    """
-    floors: dict[str, Any] = {"harness_ns": timing.harness_ns(time.perf_counter_ns)}
+def _call_overheads(backend: Backend, spec: timing.TimingSpec) -> CallOverheads:
+    """Return what calling and what measuring costs. Must come after the timing, because it may trace and compile."""
+    overheads = CallOverheads(harness_ns=timing.harness_ns(time.perf_counter_ns))
     try:
-        return floors | {"null_ns": timing.null_ns(backend, spec, time.perf_counter_ns), "reason": ""}
+        overheads.null_ns = timing.null_ns(backend, spec, time.perf_counter_ns)
     except Exception as error:  # whatever a framework raises is a record, not a crash
-        return floors | {"null_ns": None, "reason": f"{type(error).__name__}: {timing.first_line(error)}"}
+        overheads.reason = f"{type(error).__name__}: {timing.first_line(error)}"
+    return overheads
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.records.schema import PeakRates
 from harness.worker.timing import time_calls
 from impls.interface import Backend
 
@@ -21,17 +22,15 @@ SAMPLES, SAMPLE_NS = 10, 1e6
 PAGES = 4096  # pages per sample, of the kernel's smallest size
 
 
-def measure_rates(backend: Backend, clock: Callable[[], int]) -> dict[str, Any]:
+def measure_rates(backend: Backend, clock: Callable[[], int]) -> PeakRates:
     """Measure the peak rates of a framework and the cost of a page fault.
 
-    `flops_s`: floating-point operations per second of a large float32 product.
-    `scale_ns`: nanoseconds of STREAM's scale, which reads and writes every number once (McCalpin 1995), by the count
-    of numbers.
-    `fault_ns`: nanoseconds of a page fault.
+    The product is of float32 numbers. Scaling is that of STREAM (McCalpin 1995), which reads and writes every number
+    once.
     """
     flops_s = 2e9 * SIDE**3 / _call_ns(backend.product(SIDE), clock)
-    scale_ns = {str(count): _call_ns(backend.scale(count), clock) for count in COUNTS}
-    return {"flops_s": flops_s, "scale_ns": scale_ns, "fault_ns": fault_ns(clock)}
+    scale_ns = {count: _call_ns(backend.scale(count), clock) for count in COUNTS}
+    return PeakRates(flops_s=flops_s, scale_ns=scale_ns, fault_ns=fault_ns(clock))
 
 
 def fault_ns(clock: Callable[[], int]) -> float:

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from harness.records.schema import ArmTiming
 from harness.study.data import data_for, probe_data
 from harness.study.parts import BATCHED, PAIR, TWIN
 from impls.evidence import Evidence
 from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable
 
 NULL = Arm(*NULL_ARM)
+NOT_REACHED = ("not_reached", "the time for this process ended before its first call")  # status and reason
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
 BALLAST = 1 << 20  # maximum bytes allocated before an arm's arrays, so that their addresses differ between processes
@@ -77,23 +79,6 @@ class Meters:
 # Called with an arm's name, a moment and the arm's outputs. The moment is "before" (on probe inputs) or "after" (on
 # real inputs).
 Keep = Callable[[str, str, Outputs], None]
-
-
-@dataclass
-class ArmTiming:
-    """Timing of one arm in one block.
-
-    Times are in nanoseconds. A sample is the time of `calls` calls; `faults` holds the minor page faults of the
-    process during each sample.
-    """
-
-    status: str = "ok"
-    reason: str = ""
-    first_call_ns: int | None = None
-    calls: int = 1
-    samples_ns: list[int] = field(default_factory=list)
-    faults: list[int] = field(default_factory=list)
-    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -169,14 +154,14 @@ class _BlockRun:
         block the pair of the question (PAIR) comes first.
         """
         start_ns, arms = self.meters.clock(), self._arms_by_name()
-        self.arms = {name: ArmTiming() for name in arms if not name.endswith(TWIN)}
+        self.arms = {name: ArmTiming.without_times() for name in arms if not name.endswith(TWIN)}
         rng = random.Random(self.spec.seed)
         order = rng.sample(list(arms), len(arms))
         if self.spec.hurried:
             order.sort(key=lambda name: (arms[name].projection not in PAIR, name.endswith(TWIN)))
         for name in order:
             if (self.meters.clock() - start_ns) / 1e9 > self.spec.seconds:
-                self.arms[name] = ArmTiming("not_reached", "the time for this process ended before its first call")
+                self.arms[name] = ArmTiming.without_times(*NOT_REACHED)
                 continue
             self.stage(name, "first call")
             self._first_call(name, arms[name], rng.randrange(BALLAST))
@@ -198,7 +183,7 @@ class _BlockRun:
 
         A failure is recorded in the arm's timing.
         """
-        arm_timing = self.arms.setdefault(name, ArmTiming())
+        arm_timing = self.arms.setdefault(name, ArmTiming.without_times())
         data = data_for(arm, self.spec.data)
         program = Program(arm, self.spec.cell, self.spec.pass_, self.spec.execution)
         try:

@@ -5,10 +5,11 @@ Runs in the worker. The backend, the clock and the random seed are handed in.
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from harness.records.training import OracleLosses, Trajectory
 from harness.study.data import cast
 from harness.study.parts import BATCHED, TWIN
 from harness.verify.tolerance import CLOSE, ELEMENT, RUNS
@@ -37,26 +38,11 @@ class TrainingSpec:
 
 
 @dataclass
-class Trajectory:
-    """One form's losses and times.
-
-    A loss is the one before its step. Times are in nanoseconds: `first_call_ns` of the first step, `samples_ns` of
-    every later one.
-    """
-
-    status: str = "ok"
-    reason: str = ""
-    first_call_ns: int | None = None
-    samples_ns: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-
-
-@dataclass
 class FormState:
     """A form in training: its program, its trajectory so far, and its training step once that has been made."""
 
     program: Program
-    found: Trajectory
+    trajectory: Trajectory
     step: Run | None = None
 
 
@@ -68,7 +54,9 @@ def train(
     `stage` is called every TOLD steps with the number of the step.
     """
     forms = {
-        name: FormState(Program(Arm(spec.recurrence, projection), spec.cell, "train", spec.execution), Trajectory())
+        name: FormState(
+            Program(Arm(spec.recurrence, projection), spec.cell, "train", spec.execution), Trajectory.empty()
+        )
         for name, projection in FORMS.items()
     }
     count, compilations = len(spec.data.x), 0
@@ -80,7 +68,7 @@ def train(
                 stage("", f"step {index} of {count}")
             batch = spec.data._replace(x=spec.data.x[index], target=spec.data.target[index])
             for name in names:
-                if forms[name].found.status == "ok":
+                if forms[name].trajectory.status == "ok":
                     _take_step(backend, forms[name], batch, clock)
             if index == 0:
                 compilations = backend.compilations()
@@ -88,9 +76,9 @@ def train(
         gc.enable()
     if backend.compilations() != compilations:
         for form in forms.values():
-            if form.found.status == "ok":
-                form.found.status, form.found.reason = "refused", COMPILED
-    return {name: form.found for name, form in forms.items()}
+            if form.trajectory.status == "ok":
+                form.trajectory.status, form.trajectory.reason = "refused", COMPILED
+    return {name: form.trajectory for name, form in forms.items()}
 
 
 def _take_step(backend: Backend, form: FormState, batch: Data, clock: Callable[[], int]) -> None:
@@ -98,7 +86,7 @@ def _take_step(backend: Backend, form: FormState, batch: Data, clock: Callable[[
 
     A failure is recorded in the form's trajectory.
     """
-    trajectory = form.found
+    trajectory = form.trajectory
     try:
         w, *inputs = backend.put(batch)
         step = form.step or backend.trainer(form.program, w)
@@ -115,7 +103,7 @@ def _take_step(backend: Backend, form: FormState, batch: Data, clock: Callable[[
             form.step, trajectory.first_call_ns = step, elapsed_ns
 
 
-def oracle_losses(data: Data, cell: str, stage: Callable[[str, str], None]) -> dict[str, list[float]]:
+def oracle_losses(data: Data, cell: str, stage: Callable[[str, str], None]) -> OracleLosses:
     """Return the oracle's losses in float64 (the truth) and in float32, and bounds for the first CLOSE losses.
 
     A bound limits the relative error of a loss. It is ELEMENT standard deviations of what rounding may do up to that
@@ -133,8 +121,5 @@ def oracle_losses(data: Data, cell: str, stage: Callable[[str, str], None]) -> d
     single_run = first_steps._replace(x=x, target=target)
     noisy_losses = np.array([list(reference.train(single_run, cell, Noise(seed, sizes))) for seed in range(RUNS[0])])
     deviations = np.sqrt(np.mean(np.square(noisy_losses / exact_losses[:CLOSE] - 1), axis=0))
-    return {
-        "losses": exact_losses,
-        "float32": float32_losses,
-        "bounds": list(ELEMENT * np.maximum.accumulate(deviations)),
-    }
+    bounds = (ELEMENT * np.maximum.accumulate(deviations)).tolist()
+    return OracleLosses(losses=exact_losses, float32=float32_losses, bounds=bounds)

@@ -14,20 +14,23 @@ from harness.analysis import attribution, forecast, roofline
 from harness.analysis.forecast import SweepPoint
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
-from harness.records.schema import CostsRecord
+from harness.records.schema import Costs, ForecastRecord, PeakRates
 from harness.records.store import FILE
 from harness.report import prediction, sweeps
 from harness.run import schedule, session
 from harness.study import matrix, study
+from harness.study.configuration import Configuration
 from harness.study.data import NONE_IN_TRAINING
-from harness.study.matrix import Cell, Configuration, Framework
+from harness.study.matrix import Cell, Framework
 from harness.study.study import CALIBRATING, NAMED, Workload, load_study, points_around
 from impls.interface import Arm
+from tests.made import block as made_block
+from tests.made import execution, lines
 from tests.run.test_session import WORKLOAD, command
 from tests.run.test_session import study as studied
 
 BOOK = NAMED["book"]
-RATES = {"flops_s": 1e11, "scale_ns": {str(1 << power): 5000 + 8 * (1 << power) / 30 for power in (10, 14, 18, 22)}}
+RATES = PeakRates(flops_s=1e11, scale_ns={1 << power: 5000 + 8 * (1 << power) / 30 for power in (10, 14, 18, 22)})
 
 
 def test_a_sweep_changes_one_size_at_a_time_and_begins_with_fewer_steps():
@@ -84,18 +87,21 @@ def test_nothing_is_faster_than_its_floor_says():
     assert moved > 10 * roofline.flops(tall, "forward", "none") / 1e11  # it waits for its inputs
 
 
+CONFIG = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
+
+
 def costs_of(pass_, *seconds):
     names = ("call_s", "step_s", "in_loop_s", "product_s", "after_s")
-    return CostsRecord.model_validate({"pass": pass_, **dict(zip(names, seconds, strict=True))})
+    return Costs.model_validate({"pass": pass_, **dict(zip(names, seconds, strict=True))})
 
 
 TRUE = (50e-6, 9e-6, 4e-6, 2e-6, 12e-6)
 
 
 def seen(workload, pass_="forward"):
-    told = forecast.predict_seconds(costs_of(pass_, *TRUE), roofline.roofline_from_rates(RATES), workload)
-    none = told["none_s"]
-    return SweepPoint(workload, none, told["in_loop_s"] - none, told["batched_s"] - none)
+    told = forecast.predict_times(costs_of(pass_, *TRUE), roofline.roofline_from_rates(RATES), workload)
+    none = told.none_s
+    return SweepPoint(workload, none, told.in_loop_s - none, told.batched_s - none)
 
 
 @pytest.mark.parametrize("pass_", ["forward", "train"])
@@ -107,21 +113,21 @@ def test_costs_are_found_again_from_two_points(pass_):
 
 def test_a_forecast_is_never_nothing():
     wild = costs_of("train", 0.0, 0.0, -1.0, -1.0, -1.0)
-    assert all(
-        seconds > 0 for seconds in forecast.predict_seconds(wild, roofline.roofline_from_rates(RATES), BOOK).values()
-    )
+    told = forecast.predict_times(wild, roofline.roofline_from_rates(RATES), BOOK)
+    assert min(told.none_s, told.in_loop_s, told.batched_s) > 0
 
 
 def block(workload, pass_, replicate=0, wobble=0.0):
     """A block's record as a machine with these costs would leave it."""
-    told = forecast.predict_seconds(costs_of(pass_, *TRUE), roofline.roofline_from_rates(RATES), workload)
+    told = forecast.predict_times(costs_of(pass_, *TRUE), roofline.roofline_from_rates(RATES), workload)
     arms = {}
     for projection in ("none", "in_loop", "batched", "twin"):
-        s = told[f"{projection.replace('twin', 'batched')}_s"] * (1 + wobble * math.sin(workload.T + replicate))
-        arms[f"scan_{projection}"] = {"status": "ok", "reason": "", "samples_ns": [round(s * 1e9)] * 5, "calls": 1}
-    configuration = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
-    own = {"kind": "block", "replicate": replicate, "workload": workload.model_dump(), "pass": pass_}
-    return {**configuration, **own, "rates": RATES, "floors": {"null_ns": 1000.0, "harness_ns": 1.0}, "arms": arms}
+        s = getattr(told, f"{projection.replace('twin', 'batched')}_s") * (
+            1 + wobble * math.sin(workload.T + replicate)
+        )
+        arms[f"scan_{projection}"] = {"samples_ns": [round(s * 1e9)] * 5}
+    own = {"replicate": replicate, "workload": workload.model_dump(), "pass": pass_, "arms": arms}
+    return made_block({**CONFIG, **own, "rates": RATES, "floors": {"null_ns": 1000.0, "harness_ns": 1.0}})
 
 
 def test_what_a_product_costs_is_the_slope_over_the_steps():
@@ -137,11 +143,6 @@ def test_what_a_product_costs_is_the_slope_over_the_steps():
     assert wide["high_s"] - wide["low_s"] > 10 * (row["high_s"] - row["low_s"])
 
 
-CONFIG = dict(
-    zip(("framework", "device", "threads", "execution", "precision"), ("jax", "cpu", 1, "xla", "fp32"), strict=True)
-)
-
-
 def gap(workload, ratio, trusted=True, contender="in_loop"):
     own = {"workload": workload, "pass": "forward", "recurrence": "scan", "contender": contender}
     return {**CONFIG, **own, "ratio": ratio, "ci_low": ratio / 1.01, "ci_high": ratio * 1.01} | {
@@ -151,7 +152,8 @@ def gap(workload, ratio, trusted=True, contender="in_loop"):
 
 def test_errors_are_those_of_the_logarithm_and_what_is_untrusted_is_not_scored():
     rows = [{"workload": w, "pass": "forward", "none_s": 1.0, "in_loop_s": 1.2, "batched_s": 1.0} for w in "abc"]
-    told = [{**CONFIG, "recurrence": "scan", "expected": rows}]
+    record = {"key": "k", "kind": "forecast", "status": "ok", "reason": "", "costs": []}
+    told = [ForecastRecord.model_validate({**record, **CONFIG, "recurrence": "scan", "expected": rows})]
     gaps = pd.DataFrame([gap("a", 1.2), gap("b", 1.5), gap("c", 2.0, trusted=False), gap("a", 9.0, contender="bmm")])
     costs = pd.DataFrame(columns=attribution.COSTS)
     found = attribution.forecast_scores(told, gaps, costs).set_index("workload").error
@@ -174,10 +176,10 @@ def test_how_much_better_than_no_gap_a_forecast_is_is_called_a_skill_score(forec
 def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(numpy_backend, tmp_path):
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"])
     records = session.run(wanted, tmp_path / "run", False, "")
-    (at,) = [number for number, record in enumerate(records) if record["kind"] == "forecast"]
+    (at,) = [number for number, record in enumerate(records) if record.kind == "forecast"]
     told = {point.name for point in wanted.swept[:CALIBRATING]}
-    before = {r["workload"]["name"] for r in records[:at] if r["kind"] == "block"}
-    foretold = {row["workload"] for row in records[at]["expected"]}
+    before = {r.workload.name for r in records[:at] if r.kind == "block"}
+    foretold = {row.workload for row in records[at].expected}
     assert before == told
     assert foretold == {point.name for point in wanted.swept[CALIBRATING:]} | {WORKLOAD.name}
     tables = Tables(records)
@@ -198,13 +200,13 @@ def test_what_is_measured_already_is_not_foretold(numpy_backend, tmp_path):
     """The budget may end a sweep before its first points; they come later, after other cells."""
     wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
     folder = tmp_path / "run"
-    records = session.run(wanted, folder, False, "")
+    session.run(wanted, folder, False, "")
     swept = {point.name for point in wanted.swept}
-    kept = [r for r in records if r["kind"] != "forecast" and r.get("workload", {}).get("name") not in swept]
+    kept = [r for r in lines(folder) if r["kind"] != "forecast" and r.get("workload", {}).get("name") not in swept]
     (folder / FILE).write_text("".join(json.dumps(record) + "\n" for record in kept))
-    (again,) = [r for r in session.run(wanted, folder, True, "") if r["kind"] == "forecast"]
-    assert WORKLOAD.name not in {row["workload"] for row in again["expected"]}
-    assert len(again["expected"]) == 2 * (len(swept) - CALIBRATING)
+    (again,) = [r for r in session.run(wanted, folder, True, "") if r.kind == "forecast"]
+    assert WORKLOAD.name not in {row.workload for row in again.expected}
+    assert len(again.expected) == 2 * (len(swept) - CALIBRATING)
 
 
 def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
@@ -213,15 +215,13 @@ def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
     cells = [Cell(configuration, point, "forward", Arm("scan", p)) for point in made.swept for p in study.SWEPT]
     blocks = [block(point, "forward") for point in made.swept[:CALIBRATING]]
     good = forecast.forecast_record(configuration, blocks, cells[2 * len(study.SWEPT) :], made)
-    assert good["status"] == "ok"
-    assert len(good["expected"]) == len(made.swept) - CALIBRATING
-    blocks[1]["arms"]["scan_in_loop"] |= {"status": "failed", "reason": "no luck", "samples_ns": []}
+    assert good.status == "ok"
+    assert len(good.expected) == len(made.swept) - CALIBRATING
+    blocks[1].arms["scan_in_loop"] = blocks[1].arms["scan_in_loop"].withheld("failed", "no luck")
     lacking = forecast.forecast_record(configuration, blocks, cells, made)
-    assert (lacking["status"], lacking["expected"]) == ("unavailable", [])
-    assert lacking["reason"] == "it is told from scan_in_loop, book-T5 forward, and no luck"
-    assert (
-        "float32" in forecast.forecast_record(replace(configuration, precision="bf16"), blocks, cells, made)["reason"]
-    )
+    assert (lacking.status, lacking.expected) == ("unavailable", [])
+    assert lacking.reason == "it is told from scan_in_loop, book-T5 forward, and no luck"
+    assert "float32" in forecast.forecast_record(replace(configuration, precision="bf16"), blocks, cells, made).reason
 
 
 def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
@@ -233,9 +233,9 @@ def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
     for kept in (at, at + 3):  # cut just before the forecast, and after it
         (folder / FILE).write_text("".join(lines[:kept]))
         again = session.run(wanted, folder, True, "")
-        assert [r["kind"] for r in again].count("forecast") == 1
-        assert sum(r["kind"] == "block" for r in again) == sum(r["kind"] == "block" for r in records)
-        assert [r["kind"] for r in again].index("forecast") == at
+        assert [r.kind for r in again].count("forecast") == 1
+        assert sum(r.kind == "block" for r in again) == sum(r.kind == "block" for r in records)
+        assert [r.kind for r in again].index("forecast") == at
 
 
 def test_a_report_has_the_sweep(numpy_backend, tmp_path):
@@ -252,14 +252,7 @@ def test_a_report_has_the_sweep(numpy_backend, tmp_path):
 
 
 def test_a_sweep_compiles_no_unrolled_steps_unless_any_number_may_be():
-    loop = {
-        "traced": True,
-        "missing": None,
-        "without": {},
-        "unrolls": ("unrolled",),
-        "on_request": {},
-        "loop": "unrolled",
-    }
+    loop = execution(traced=True, unrolls=("unrolled",))
     torch = Framework("torch", executions={"inductor": loop}, devices={"cpu": None})
     made = {
         limit: matrix.make_plan(study.Study(sweep="book", unroll_limit=limit), [torch], [1]) for limit in (32, None)
@@ -280,7 +273,7 @@ def test_moving_less_never_takes_longer_whatever_a_busy_machine_says():
 def test_a_first_replicate_leaves_time_for_more(monkeypatch):
     """However long its jobs would go on: each ends when its time does, and what is left is the others'."""
     wanted = study.Study(sweep="book", budget_s=1000.0, processes=2)
-    xla = {"traced": True, "missing": None, "without": {}, "unrolls": (), "on_request": {}, "loop": "scan"}
+    xla = execution(traced=True, loop="scan")
     jax = Framework("jax", executions={"xla": xla})
     made = matrix.make_plan(wanted, [replace(jax, devices={"cpu": None})], [1, 2])
     now, ends = [0.0], []
@@ -311,8 +304,8 @@ def test_a_process_s_slope_is_that_of_weighted_least_squares():
 
 def bent(block, seconds):
     """A block whose in_loop takes longer by so much: at one T alone, a point that is not on the line."""
-    arm = block["arms"]["scan_in_loop"]
-    arm["samples_ns"] = [ns + round(1e9 * seconds) for ns in arm["samples_ns"]]
+    arm = block.arms["scan_in_loop"]
+    arm.samples_ns = [ns + round(1e9 * seconds) for ns in arm.samples_ns]
     return block
 
 
@@ -348,19 +341,16 @@ def test_a_cost_s_interval_holds_the_error_of_none():
     blocks = [block(BOOK, "forward", replicate) for replicate in range(3)]
     slower = (1.0, 1.1, 1.2)
     for record, factor in zip(blocks, slower, strict=True):
-        for arm in record["arms"].values():
-            arm["samples_ns"] = [round(ns * factor) for ns in arm["samples_ns"]]
-        record |= {"key": "k-0", "steps": BOOK.T, "status": "ok"}
-    times = [(name, arm) for record in blocks for name, arm in record["arms"].items()]
+        for arm in record.arms.values():
+            arm.samples_ns = [round(ns * factor) for ns in arm.samples_ns]
+    times = [(name, arm) for record in blocks for name, arm in record.arms.items()]
     place = {**CONFIG, "workload": "book", "pass": "forward", "recurrence": "scan"}
     frame = pd.DataFrame(
-        [place | {"projection": name.partition("_")[2], "median_s": arm["samples_ns"][0] / 1e9} for name, arm in times]
+        [place | {"projection": name.partition("_")[2], "median_s": arm.samples_ns[0] / 1e9} for name, arm in times]
     )
     added = pd.DataFrame([place | {"contender": "in_loop", "trusted": True}])
     (row,) = attribution.projection_costs(blocks, frame, added).to_dict("records")
-    longer = [
-        np.subtract(*(r["arms"][f"scan_{form}"]["samples_ns"][0] for form in ("in_loop", "none"))) for r in blocks
-    ]
+    longer = [np.subtract(*(r.arms[f"scan_{form}"].samples_ns[0] for form in ("in_loop", "none"))) for r in blocks]
     half = special.stdtrit(2, 0.975) * np.std(longer, ddof=1) / math.sqrt(3) / 1e9
     assert row["cost_s"] == pytest.approx(np.mean(longer) / 1e9)
     assert [row["low_s"], row["high_s"]] == pytest.approx([row["cost_s"] - half, row["cost_s"] + half])
@@ -372,8 +362,8 @@ def test_the_loss_is_part_of_what_projecting_adds_in_training():
     assert roofline.roofline_times(top, wide, "forward").loss == 0
     loss = roofline.roofline_times(top, wide, "train").loss
     assert loss == top.moved(3 * wide.T * wide.B * wide.O)
-    told = forecast.predict_seconds(costs_of("train", *TRUE), top, wide)
-    assert told["batched_s"] - told["none_s"] == pytest.approx(
+    told = forecast.predict_times(costs_of("train", *TRUE), top, wide)
+    assert told.batched_s - told.none_s == pytest.approx(
         TRUE[4] + roofline.roofline_times(top, wide, "train").once + loss
     )
 
@@ -386,14 +376,14 @@ def test_the_floor_of_none_in_training_is_given_a_gradient_and_gives_three():
 
 
 @pytest.mark.parametrize(
-    ("heading", "said"),
+    ("none", "said"),
     [
-        ({"none_in_training": NONE_IN_TRAINING}, "from a given gradient of h: the loss is part of what the forms add"),
-        ({}, "has a loss of its own in this run, over [T, B, H]"),
+        (NONE_IN_TRAINING, "from a given gradient of h: the loss is part of what the forms add"),
+        ("", "has a loss of its own in this run, over [T, B, H]"),
     ],
 )
-def test_a_report_says_what_none_was_in_training(heading, said):
-    tables = SimpleNamespace(heading=heading, study=study.Study())
+def test_a_report_says_what_none_was_in_training(none, said):
+    tables = SimpleNamespace(header=SimpleNamespace(none_in_training=none), study=study.Study())
     assert said in prediction._none_in_training(tables)
     tables.study = study.Study(passes=["forward"])
     assert prediction._none_in_training(tables) == ""

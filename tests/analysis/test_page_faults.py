@@ -9,8 +9,9 @@ from harness.analysis import page_faults
 from harness.analysis.gaps import GAPS
 from harness.report import memory
 from harness.study.study import NAMED, Study
+from tests import made
 
-CONFIG = {"framework": "jax", "device": "cpu", "threads": 1, "execution": "xla", "precision": "fp32"}
+CONFIGURATION = {"framework": "jax", "execution": "xla"}
 MS = 1_000_000
 
 
@@ -18,23 +19,15 @@ def block(replicate, in_loop, batched, calls=1, fault_ns=1500.0):
     """A process in which a call takes 20 ms of either arm, with so many page faults."""
     arms = {
         f"scan_{projection}": {
-            "status": "ok",
             "calls": calls,
             "samples_ns": [20 * MS * calls] * 5,
             "faults": [count * calls] * 4 + [10**6],  # one odd sample does not decide
         }
         for projection, count in (("in_loop", in_loop), ("batched", batched))
     }
-    rates = {"flops_s": 1.0, "scale_ns": {}, "fault_ns": fault_ns} if replicate == 0 else None
-    workload = NAMED["vocab"].model_dump()
-    return {
-        **CONFIG,
-        "workload": workload,
-        "pass": "train",
-        "replicate": replicate,
-        "rates": rates,
-        "arms": arms,
-    }
+    rates = {"flops_s": 1.0, "scale_ns": {1: 1.0}, "fault_ns": fault_ns} if replicate == 0 else None
+    place = {"workload": NAMED["vocab"].model_dump(), "pass": "train", "replicate": replicate}
+    return made.block({**CONFIGURATION, **place, "rates": rates, "arms": arms})
 
 
 def tables(blocks, setting="held"):
@@ -74,8 +67,8 @@ def test_no_faults_are_said_and_older_records_say_nothing():
     assert said.startswith("Workers give memory back and take it anew as glibc does by default.")
     assert said.endswith("in none of 1 gap.")
     old = block(0, 0, 0)
-    for arm in old["arms"].values():
-        arm.pop("faults")
+    for arm in old.arms.values():
+        arm.faults = []
     assert memory.section_text(tables([old])) == ""
     assert memory.problems(tables([old])) == []
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from harness.analysis.sample_quality import FEWEST, quality_flags, quality_table
+from tests.made import block
 
 
 def samples(logs):
@@ -75,8 +76,8 @@ def test_too_few_samples_tell_nothing_but_outliers():
 
 
 def test_what_of_a_sample_is_the_harness_s_own_is_told_where_it_was_measured():
-    configuration = {"framework": "torch", "execution": "eager", "device": "cpu", "precision": "fp32", "pass": "train"}
-    arms = {"scan_none": {"status": "ok", "samples_ns": [900, 1000, 1100], "calls": 3}}
-    known = configuration | {"timer_ns": 40, "floors": {"harness_ns": 20.0}, "arms": arms}
-    found = quality_table([known, known | {"floors": {}}, known | {"timer_ns": None}], 0.02)
+    arms = {"scan_none": {"samples_ns": [900, 1000, 1100], "calls": 3}}
+    known = {"framework": "torch", "pass": "train", "timer_ns": 40, "floors": {"harness_ns": 20.0}, "arms": arms}
+    blocks = map(block, (known, known | {"floors": {}}, known | {"timer_ns": None}))
+    found = quality_table(list(blocks), 0.02)
     assert list(found.own_ns / found.median_ns) == pytest.approx([0.1, np.nan, np.nan], nan_ok=True)

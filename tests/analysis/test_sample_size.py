@@ -14,6 +14,8 @@ from harness.run import session
 from harness.selftest import coverage
 from harness.study.matrix import SampleSize
 from harness.study.study import HEADLINE_PROCESSES
+from impls.evidence import Evidence
+from tests import made
 from tests.run.test_session import study
 
 TARGET = 0.01
@@ -120,37 +122,25 @@ def test_no_more_processes_than_are_allowed(tmp_path):
 def records_of(*projections):
     """Three processes of a block with these projections, each with rounds that wander."""
     random = np.random.default_rng(3)
-    workload = {"name": "w", "B": 1, "T": 1, "I": 1, "H": 1, "O": 1, "cell": "rnn_tanh"}
-    place = {"framework": "numpy", "device": "cpu", "threads": 1, "execution": "eager", "precision": "fp32"}
-    made = []
+    found = []
     for replicate in range(3):
         samples = (10**6 * np.exp(random.normal(0, 0.05, (len(projections), 20)))).astype(int).tolist()
-        arms = {
-            f"given_{p}": {"status": "ok", "calls": 1, "samples_ns": s}
-            for p, s in zip(projections, samples, strict=True)
-        }
-        rest = {
-            "workload": workload,
-            "pass": "forward",
-            "part": "given",
-            "replicate": replicate,
-            "start_s": 1.0,
-            "seconds": 2.0,
-        }
-        made.append(place | rest | {"arms": arms})
-    return made
+        arms = {f"given_{p}": {"samples_ns": s} for p, s in zip(projections, samples, strict=True)}
+        place = {"part": "given", "replicate": replicate, "start_s": 1.0, "seconds": 2.0}
+        found.append(made.block(place | {"arms": arms}))
+    return found
 
 
 def test_a_block_without_the_headline_contenders_asks_for_what_its_others_need():
     noisy = records_of("batched", "twin", "bmm", "library")
     (row,) = sample_size.required_sample_sizes(noisy, study())
-    assert row["processes"] > 3
+    assert row.processes > 3
     assert sample_size.required_sample_sizes(records_of("batched", "twin"), study()) == []
 
 
 def test_processes_that_compile_or_count_do_not_tell_what_a_process_costs():
-    made = records_of("batched", "bmm")
-    made[0]["seconds"] = made[1]["seconds"] = 100.0
-    next(iter(made[1]["arms"].values()))["evidence"] = {"products": []}
-    (costs,) = sample_size.mean_costs(made).values()
+    found = records_of("batched", "bmm")
+    found[0].seconds = found[1].seconds = 100.0
+    next(iter(found[1].arms.values())).evidence = Evidence()
+    (costs,) = sample_size.mean_costs(found).values()
     assert costs.process_s < 4

@@ -22,6 +22,7 @@ from harness.study.matrix import Framework
 from harness.study.parts import OWN
 from harness.study.study import Study, Workload
 from impls.interface import Arm
+from tests import made
 from tests.conftest import HERE
 
 CONFIG = ("tf", "cpu", 1, "graph", "fp32", "book", "forward")
@@ -51,15 +52,14 @@ def test_a_correction_is_over_the_gaps_that_answer_one_question():
 
 def blocks_of(framework, random, workloads=("a", "b"), ratio=1.03):
     """Four processes of blocks whose in_loop takes `ratio` times as long, to 0.3%."""
-    place = {"framework": framework, "device": "cpu", "threads": 1, "execution": "eager", "precision": "fp32"}
-    made = []
+    blocks = []
     for process, workload in product(range(4), workloads):
         level = 1e6 * np.exp(random.normal(0, 0.003, 3)) * [ratio, ratio, 1.0]
         forms = zip(("in_loop", "per_step", "batched"), level, strict=True)
-        arms = {f"scan_{form}": {"status": "ok", "calls": 1, "samples_ns": [int(ns)] * 9} for form, ns in forms}
-        rest = {"workload": {"name": workload}, "pass": "forward", "replicate": process, "arms": arms}
-        made.append(place | rest)
-    return made
+        arms = {f"scan_{form}": {"samples_ns": [int(ns)] * 9} for form, ns in forms}
+        place = {"framework": framework, "workload": {"name": workload}, "replicate": process}
+        blocks.append(made.block(place | {"arms": arms}))
+    return blocks
 
 
 def test_a_frameworks_gaps_do_not_depend_on_other_frameworks_records():
@@ -138,21 +138,19 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
         "numpy",
         None,
         {},
-        {"eager": {"missing": None, "traced": False, "without": {}, "unrolls": [], "on_request": {}, "loop": "scan"}},
+        {"eager": made.execution(loop="scan")},
         {"cpu": None},
     )
     (job,) = matrix.fp64_check_jobs(matrix.make_plan(study, [numpy], [1]), study)
     assert [(todo.workload.name, todo.steps) for todo in job.blocks] == [("a", 3), ("b", 3)]
     assert len(job.blocks[0].arms) == 4 + 4 + 3 + 6  # the usual ones; a layer projects nothing inside its loop
     assert [arm.name for arm in job.blocks[1].arms] == ["layer_none", "scan_none", "unrolled_none"]
-    check = {"framework": "numpy", "device": "cpu", "execution": "eager", "pass": "forward"}
-    keys = {gates.program(check | {"workload": {"cell": cell}}, "scan_none") for cell in ("gru", "lstm")}
+    keys = {gates.program(job.configuration, cell, "forward", "scan_none") for cell in ("gru", "lstm")}
     assert len(keys) == 2
 
 
 def test_what_nobody_writes_is_measured_where_it_is_asked_for_by_name():
-    eager = {"missing": None, "traced": False, "without": {}, "unrolls": [], "loop": "unrolled"}
-    eager |= {"on_request": {"scan": "nobody writes it"}}
+    eager = made.execution(on_request={"scan": "nobody writes it"})
     numpy = Framework("numpy", executions={"eager": eager}, devices={"cpu": None})
     for selected, measured in (({}, 0), ({"projections": ["in_loop"]}, 0), ({"recurrences": ["scan"]}, 2)):
         planned = matrix.make_plan(Study(threads=[1], **selected), [numpy], [1])
@@ -166,5 +164,5 @@ def test_what_nobody_writes_is_measured_where_it_is_asked_for_by_name():
 @pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
 def test_an_eager_while_loop_is_one():
     (framework,) = session.probe(Study(frameworks=["tf"]), [1])
-    on_request = {name: list(execution["on_request"]) for name, execution in framework.executions.items()}
+    on_request = {name: list(execution.on_request) for name, execution in framework.executions.items()}
     assert {name: recurrences for name, recurrences in on_request.items() if recurrences} == {"eager": ["scan"]}

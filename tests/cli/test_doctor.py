@@ -3,15 +3,17 @@
 import importlib.metadata
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from harness.cli import doctor
 from harness.machine import environment
+from harness.machine.gpu import State
 from harness.run.launch import INHERITED
 from impls.torch import backend
 
-GPU = {"reasons": [], "processes": [], "temperature_c": 90}
+GPU = State(None, None, temperature_c=90, power_w=None, reasons=[], processes=[], limited_ns={})
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
@@ -136,18 +138,18 @@ def test_versions_that_clash_are_named():
 
 
 def test_foreign_processes_on_the_gpu():
-    assert "4711" in doctor.check_gpu(GPU | {"processes": [4711]}).found
-    assert doctor.check_gpu(GPU | {"processes": [4711]}).advice
-    assert "heat" in doctor.check_gpu(GPU | {"reasons": ["heat (hardware)"]}).found
-    assert not doctor.check_gpu(GPU | {"reasons": ["power limit"]}).advice
-    for quiet in (GPU, GPU | {"processes": None}, None):
+    assert "4711" in doctor.check_gpu(replace(GPU, processes=[4711])).found
+    assert doctor.check_gpu(replace(GPU, processes=[4711])).advice
+    assert "heat" in doctor.check_gpu(replace(GPU, reasons=["heat (hardware)"])).found
+    assert not doctor.check_gpu(replace(GPU, reasons=["power limit"])).advice
+    for quiet in (GPU, replace(GPU, processes=None), None):
         assert not doctor.check_gpu(quiet).advice
 
 
 def test_the_noise_floor_is_measured(monkeypatch):
     everything = doctor.session.probe
     monkeypatch.setattr(
-        doctor.run,
+        doctor.session,
         "probe",
         lambda study, threads: [f for f in everything(study, threads) if f.name == "numpy"],
     )

@@ -11,8 +11,9 @@ import pytest
 
 from harness.cli import streams
 from harness.machine import folders
-from harness.records.store import FILE, read_records
+from harness.records.store import FILE, read_run
 from harness.run.launch import Worker
+from harness.worker.messages import FactsRequest
 from tests.conftest import FOURTH
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -86,7 +87,7 @@ def test_a_full_stdout_is_one_sentence_and_loses_nothing(arguments, tmp_path):
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
     if arguments is RUN:
-        assert [record["kind"] for record in read_records(tmp_path / "out")] == ["study", "check", "block", "block"]
+        assert [record.kind for record in read_run(tmp_path / "out")] == ["study", "check", "block", "block"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], RUN])
@@ -157,7 +158,7 @@ def test_records_of_a_command_that_is_no_text_can_be_read(tmp_path):
     out = tmp_path / "out"
     done = shell("", "run", study, "--threads", "1", "--processes", "1", "--rounds", "3", "--out", str(out))
     assert b"Traceback" not in done.stderr
-    assert r"$'" in read_records(out)[0]["command"]
+    assert r"$'" in read_run(out)[0].command
     assert r"\xff.toml'" in (out / "report.md").read_text(encoding="utf-8")
 
 
@@ -165,7 +166,7 @@ def test_what_a_worker_prints_needs_no_encoding(monkeypatch, numpy_backend):
     monkeypatch.setenv("LC_ALL", "POSIX")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     with Worker("numpy", {}, 60.0) as worker:
-        assert worker.ask({"do": "facts", "threads": [], "devices": [], "cache": "/x"})["missing"] is None
+        assert worker.ask(FactsRequest(threads=[], devices=[], cache="/x")).framework.missing is None
         environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
     assert b"PYTHONIOENCODING=utf-8:backslashreplace" in environment
 

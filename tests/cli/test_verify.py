@@ -13,14 +13,14 @@ from harness.study import matrix
 from harness.study.matrix import Framework
 from harness.study.study import NAMED, Study, points_around
 from tests.conftest import SMALL
+from tests.made import execution
 
 OTHER = SMALL.model_copy(update={"name": "other", "H": 9})
 
 
 def planned(**changed):
     """A plan of three arms in two frameworks of two executions each, on two devices."""
-    execution = {"missing": None, "without": {}, "unrolls": [], "on_request": {}, "traced": False, "loop": "scan"}
-    executions = {"inductor": execution, "inductor-batched": execution}
+    executions = dict.fromkeys(("inductor", "inductor-batched"), execution(loop="scan"))
     study = Study(
         **{
             "threads": [1, 2, "all"],
@@ -85,7 +85,7 @@ def test_every_thread_count_precision_and_pass_keeps_its_outputs(tmp_path, two_c
     assert verified(tmp_path / "new" / "deep") == 0
     files = sorted((tmp_path / "new" / "deep").iterdir())
     (framework,) = matrix.select_frameworks(
-        Study(frameworks=["numpy"]), verify.run.probe(Study(frameworks=["numpy"]), [1, 2])
+        Study(frameworks=["numpy"]), verify.session.probe(Study(frameworks=["numpy"]), [1, 2])
     )
     study = Study(frameworks=["numpy"], threads=[1, 2], workloads=[SMALL], precisions=["fp32", "fp64"])
     assert len(files) == len(matrix.make_plan(study, [framework], [1, 2]).cells)

@@ -52,7 +52,7 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
         projection = "batched" if row["projection"] == "twin" else row["projection"]
         assert row["status"] == expected(row["execution"], row["pass"], projection), row
         assert (row["status"] == "wrong") == bool(pd.isna(row["median_s"]))
-    assert not any(arm["samples_ns"] for r in records[1:] for arm in r["arms"].values() if arm["status"] == "wrong")
+    assert not any(arm.samples_ns for r in records[1:] for arm in r.arms.values() if arm.status == "wrong")
     text = (tmp_path / "run" / "report.md").read_text()
     for fault in faults:
         assert f"wrong: {broken} {fault}" in text
@@ -68,4 +68,4 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
 def test_without_the_gates_they_pass(broken, tmp_path, monkeypatch):
     monkeypatch.setattr(output_check, "within_bounds", lambda found, bound: True)
     records, _ = measured(broken, tmp_path / "run", ["dropped_bias", "missing_gradient"])
-    assert {arm["status"] for r in records[1:] for arm in r["arms"].values()} == {"ok"}
+    assert {arm.status for r in records[1:] for arm in r.arms.values()} == {"ok"}

@@ -120,7 +120,7 @@ def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp
         assert forms.flops.nunique() == 1, forms.to_string()
     for row in found.evidence.to_dict("records"):
         workload, arm = workloads[row["workload"]], Arm(row["recurrence"], row["projection"])
-        least = operations.least_operations(workload.model_dump(), row["pass"], arm)
+        least = operations.least_operations(workload, row["pass"], arm)
         assert least <= row["flops"] <= most_operations(workload, row["pass"])
     assert claims._check_operations(found).verdict in ("true here", claims.NOT_JUDGED)
 
@@ -145,7 +145,7 @@ def counted(framework, executions, folder, *workloads, **selected):
     with ProgressReport(0) as report:
         todo = matrix.verification_jobs(matrix.make_plan(study, frameworks, [1]))
         records = list(schedule.run_in_parallel(bench, todo, lambda: math.inf, report))
-    bad = [arm for r in records for arm in r["arms"].values() if arm["status"] not in ("ok", "unavailable")]
+    bad = [arm for r in records for arm in r.arms.values() if arm.status not in ("ok", "unavailable")]
     assert not bad
     found_in = list(tables._first_counted_arms(records))
     found = SimpleNamespace(
@@ -154,16 +154,16 @@ def counted(framework, executions, folder, *workloads, **selected):
         times=pd.DataFrame([(workload.name, workload.T) for workload in workloads], columns=["workload", "T"]),
         prototype_reasons={},
     )
-    return found, [name for r in records for name, arm in r["arms"].items() if arm["status"] == "ok"]
+    return found, [name for r in records for name, arm in r.arms.items() if arm.status == "ok"]
 
 
 @pytest.mark.skipif("torch" not in HERE, reason="it is about PyTorch")
 def test_torch_marks_its_scan_as_a_prototype_wherever_it_has_it():
     (torch,) = session.probe(Study(frameworks=["torch"]), [1])
-    marked = {name for name, execution in torch.executions.items() if "scan" in execution["prototypes"]}
-    assert marked == {name for name, execution in torch.executions.items() if "scan" not in execution["without"]}
+    marked = {name for name, execution in torch.executions.items() if "scan" in execution.prototypes}
+    assert marked == {name for name, execution in torch.executions.items() if "scan" not in execution.without}
     assert marked >= {"inductor", "cudagraph"}
-    assert "wrong gradients when two are chained" in torch.executions["inductor"]["prototypes"]["scan"]
+    assert "wrong gradients when two are chained" in torch.executions["inductor"].prototypes["scan"]
 
 
 about_tf = pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")

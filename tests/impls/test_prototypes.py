@@ -10,35 +10,34 @@ import pytest
 from harness import report
 from harness.analysis.tables import Tables
 from harness.records.schema import KNOWN
-from harness.records.store import read_records
+from harness.records.store import read_run
 from harness.report import claims, comparison, figures, words
 from harness.run import session
 from harness.study import matrix
-from harness.study.matrix import Framework
+from harness.study.matrix import Framework, Plan, Prototype
 from harness.study.study import Study
-from impls.interface import Execution
+from tests.made import execution
 
 RECORDS = Path(__file__).parents[2] / "reports" / "2026-11-25-amd-epyc-2-cores"
-MARK = {
-    "framework": "torch",
-    "execution": "inductor",
-    "recurrence": "scan",
-    "reason": "it is marked prototype upstream",
-}
+MARK = Prototype("torch", "inductor", "scan", "it is marked prototype upstream")
 
 
 @pytest.fixture(scope="module")
 def records():
     """The heading, its cells cut, and the blocks of one execution and workload."""
-    heading, *others = read_records(RECORDS)
-    kept = [r for r in others if r["kind"] == "block" and (r["framework"], r["execution"]) == ("torch", "inductor")]
-    kept = [r for r in kept if (r["workload"]["name"], r["pass"]) == ("book", "forward")]
-    return [heading | {"cells": [], "absent": []}, *kept]
+    heading, *others = read_run(RECORDS)
+    kept = [r for r in others if r.kind == "block" and (r.workload.name, r.pass_) == ("book", "forward")]
+    kept = [r for r in kept if (r.configuration.framework, r.configuration.execution) == ("torch", "inductor")]
+    return [heading.model_copy(update={"cells": [], "absent": []}), *kept]
+
+
+def mark(heading):
+    return heading.model_copy(update={"prototypes": [MARK]})
 
 
 @pytest.fixture(scope="module")
 def marked(records):
-    return Tables([records[0] | {"prototypes": [MARK]}, *records[1:]])
+    return Tables([mark(records[0]), *records[1:]])
 
 
 def test_a_prototype_is_out_of_answer_counts_claims_advice_and_figures(records, marked):
@@ -66,28 +65,26 @@ def test_a_prototype_stands_in_a_table_of_its_own_with_the_reason(records, marke
 
 
 def test_a_prototypes_gaps_change_no_other_verdict(records, marked):
-    arms = [{n: a for n, a in r["arms"].items() if not n.startswith("scan")} for r in records[1:]]
-    without = Tables([records[0], *(r | {"arms": kept} for r, kept in zip(records[1:], arms, strict=True))])
+    without = Tables([records[0], *(r.filter_arms(lambda name: not name.startswith("scan")) for r in records[1:])])
     columns = ["threads", "recurrence", "contender", "ratio", "ci_low", "verdict"]
     assert marked.gaps[columns].to_dict("records") == without.gaps[columns].to_dict("records")
 
 
 def test_a_run_of_nothing_but_a_prototype_answers_nothing(records):
-    loops = [{n: a for n, a in r["arms"].items() if n.startswith("scan")} for r in records[1:]]
-    blocks = [r | {"arms": kept} for r, kept in zip(records[1:], loops, strict=True)]
-    alone = Tables([records[0] | {"prototypes": [MARK]}, *blocks])
+    blocks = [record.filter_arms(lambda name: name.startswith("scan")) for record in records[1:]]
+    alone = Tables([mark(records[0]), *blocks])
     assert words.answer(alone).startswith("What this run compared is marked as a prototype, and answers nothing")
 
 
 def test_the_header_of_a_run_says_what_its_executions_mark():
-    execution = {"missing": None, "without": {}, "prototypes": {"scan": "why"}}
-    made = Framework(
-        "made", executions={"new": execution, "old": execution | {"prototypes": {}}}, devices={"cpu": None}
-    )
-    row = {"framework": "made", "execution": "new", "recurrence": "scan", "reason": "why"}
-    assert matrix.prototype_rows(Study(), [made]) == [row]
-    assert matrix.prototype_rows(Study(executions=["old"]), [made]) == []
-    heading = session.make_header("study", Study(), [made], {}, "", {"cells": [], "absent": []})
-    assert heading["prototypes"] == [row]
-    assert KNOWN.validate_python(heading).prototypes[0].recurrence == "scan"
-    assert Execution(traced=False).prototypes == {}
+    executions = {"new": execution(prototypes={"scan": "why"}), "old": execution()}
+    made = Framework("made", executions=executions, devices={"cpu": None})
+    found = Prototype("made", "new", "scan", "why")
+    assert matrix.prototypes(Study(), [made]) == [found]
+    assert matrix.prototypes(Study(executions=["old"]), [made]) == []
+    heading = session.make_study_header(Study(), [made], Plan([], []), {}, "")
+    assert heading.prototypes == [found]
+    written = heading.model_dump(by_alias=True)
+    assert written["prototypes"] == [{"framework": "made", "execution": "new", "recurrence": "scan", "reason": "why"}]
+    assert KNOWN.validate_python(written) == heading
+    assert execution().prototypes == {}

@@ -11,10 +11,12 @@ from harness.errors import UsageError
 from harness.machine import allocator
 from harness.run import jobs
 from harness.run.launch import Worker
-from harness.study.matrix import BlockSpec, Configuration, Framework, Job
+from harness.study.configuration import Configuration
+from harness.study.matrix import BlockSpec, Framework, Job, WorkerEnvironment
 from harness.study.study import Study
 from harness.worker import __main__ as worker
 from harness.worker.__main__ import minor_faults
+from harness.worker.messages import BlockRequest, UnwrittenAnswer
 from impls.interface import Arm, Settings
 from tests.conftest import SMALL
 
@@ -74,7 +76,7 @@ def test_every_worker_of_a_study_takes_memory_as_it_says(tmp_path, monkeypatch, 
         started.append(variables)
         return Worker.__new__(Worker)
 
-    own = {"device": "cpu", "threads": 1, "variables": {"A": "1"}}
+    own = WorkerEnvironment("cpu", 1, {"A": "1"})
     bench = jobs.RunContext(
         Study(memory=setting), {"x": Framework("x", environments=[own])}, tmp_path, tmp_path, None, {}, worker=worker
     )
@@ -85,20 +87,20 @@ def test_every_worker_of_a_study_takes_memory_as_it_says(tmp_path, monkeypatch, 
 
 def test_a_framework_s_oserror_is_no_full_disk(tmp_path, stored, monkeypatch):
     """Only a file of ours that cannot be written ends a run."""
-    request = {"workload": SMALL.model_dump(), "weights": str(stored), "steps": None, "pass": "forward"}
-    request |= {"execution": "eager", "arms": [], "rounds": None, "seed": 1, "seconds": 1.0, "counted": []}
-    request |= {"control": True, "calls": None, "hurried": False, "overwrites": False, "texts": ""}
+    asked = {"workload": SMALL, "weights": str(stored), "steps": SMALL.T, "pass_": "forward", "execution": "eager"}
+    asked |= {"arms": [], "rounds": None, "seed": 1, "seconds": 1.0, "counted": [], "control": True, "calls": None}
+    request = BlockRequest(**asked, hurried=False, overwrites=False, outputs=str(tmp_path))
+    elsewhere = request.model_copy(update={"outputs": str(tmp_path / "nowhere")})
 
     def fails(backend, todo, meters, keep, stage):
         raise OSError("no such device")
 
     monkeypatch.setattr(worker.timing, "block", fails)
     with pytest.raises(OSError, match="no such device"):
-        worker.run_block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path)}, print)
+        worker.run_block(None, Settings("cpu", 1, "fp32"), request, print)
 
     def keeps(backend, todo, meters, keep, stage):
         keep("unrolled_none", "after", {"y": np.zeros(1, np.float32)})
 
     monkeypatch.setattr(worker.timing, "block", keeps)
-    answer = worker.run_block(None, Settings("cpu", 1, "fp32"), request | {"outputs": str(tmp_path / "nowhere")}, print)
-    assert answer["is"] == "unwritten"
+    assert isinstance(worker.run_block(None, Settings("cpu", 1, "fp32"), elsewhere, print), UnwrittenAnswer)

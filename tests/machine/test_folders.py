@@ -18,7 +18,8 @@ from harness.machine import folders
 from harness.report import several
 from harness.run import jobs, session, train
 from harness.study import matrix
-from harness.study.matrix import CACHE, Framework
+from harness.study.configuration import Configuration
+from harness.study.matrix import CACHE, Framework, WorkerEnvironment
 from harness.study.study import load_study
 from impls.interface import Settings
 from tests.conftest import HERE, SMALL
@@ -116,7 +117,7 @@ def test_nothing_of_a_users_path_is_in_a_workers_variables(name, tmp_path, tempo
 
     backend = importlib.import_module(f"impls.{name}.backend").Backend()
     variables = backend.environment(Settings("cpu", 1, "fp32", CACHE))
-    framework = Framework(name, environments=[{"device": "cpu", "threads": 1, "variables": variables}])
+    framework = Framework(name, environments=[WorkerEnvironment("cpu", 1, variables)])
     (tmp_path / "a b").mkdir()
     temporary(tmp_path / "a b")
     study = load_study(None, None, {"frameworks": [name], "threads": [1]})
@@ -124,7 +125,7 @@ def test_nothing_of_a_users_path_is_in_a_workers_variables(name, tmp_path, tempo
     with folders.private() as private:
         bench = session.make_context(study, [framework], tmp_path / "out of\nthe way", private, {})
         bench = jobs.replace(bench, worker=lambda name, variables, timeout_s: given.append(variables))
-        jobs.worker_of(bench, matrix.Job(matrix.Configuration(name, "cpu", 1, "xla", "fp32"), 0, ()))
+        jobs.worker_of(bench, matrix.Job(Configuration(name, "cpu", 1, "xla", "fp32"), 0, ()))
     (found,) = given
     assert found["TMPDIR"].startswith(str(private))
     assert not any(str(tmp_path) in value for value in found.values())

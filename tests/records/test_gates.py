@@ -8,10 +8,12 @@ from harness.cli import app as cli
 from harness.cli import verify
 from harness.errors import UsageError
 from harness.machine import environment
-from harness.records.store import VERIFICATION, latest_records, read_records
+from harness.records.schema import BlockRecord, RunHeaderRecord
+from harness.records.store import latest_records, read_verification
 from harness.report import appendix, words
 from harness.run import session
 from harness.study.study import Study, Workload
+from tests.made import block
 from tests.records.test_malformed import written
 from tests.run.test_session import WORKLOAD, study
 
@@ -26,18 +28,20 @@ def heading(**changed):
     made = Study(workloads=[BOOK, LONG], threads=[1], frameworks=["tf"])
     weights = {f"{name}.weights.safetensors": name for name in ("book", "long")}
     own = {"cells": [], "absent": [], "missing": [], "weights": weights, "basis": BASIS | changed, "environments": {}}
-    return {"key": "study-0", "kind": "study", "status": "ok", "study": made.model_dump(), "command": "c", **own}
+    own |= {"key": "study-0", "kind": "study", "status": "ok", "reason": "", "study": made.model_dump(), "command": "c"}
+    return RunHeaderRecord.model_validate(own)
 
 
 def record(kind, workload, steps=None, precision="fp32", errors=None, statuses=None):
     """A block or a verification of both arms; `errors` by arm, in a quantity y whose bound is 1e-6."""
     quantities = {name: {"y": [1e-9, (errors or {}).get(name, 1e-8), True, 0.0]} for name in ARMS}
-    arm = {"reason": "", "first_call_ns": 9, "calls": 1, "samples_ns": [8, 9] if kind == "block" else []}
+    arm = {"first_call_ns": 9, "samples_ns": [8, 9] if kind == "block" else []}
     arms = {name: arm | {"status": (statuses or {}).get(name, "ok"), "quantities": quantities[name]} for name in ARMS}
     what = {"framework": "tf", "device": "cpu", "threads": 1, "execution": "graph", "precision": precision}
     what |= {"workload": workload.model_dump(), "pass": "forward", "steps": steps or workload.T, "replicate": 0}
     key = f"{kind}{workload.name}{steps}{precision}-0"
-    return {"key": key, "kind": kind, **what, "bounds": {"projected": {"y": [1e-6, 1e-6]}}, "arms": arms}
+    bounds = {"projected": {"y": [1e-6, 1e-6]}}
+    return block({"key": key, "kind": kind, **what, "bounds": bounds, "arms": arms})
 
 
 SHORT = record("check", BOOK, 3, "fp64")
@@ -92,7 +96,7 @@ def test_the_error_beside_a_gate_at_full_size_is_of_that_size():
 
 def test_what_a_verification_finds_wrong_is_withheld():
     wrong = record("check", LONG, precision="fp64", errors={"scan_in_loop": 1e-3}, statuses={"scan_in_loop": "wrong"})
-    wrong["arms"]["scan_in_loop"]["reason"] = "y is off"
+    wrong.arms["scan_in_loop"].reason = "y is off"
     tables = Tables([heading(), SHORT, *BLOCKS], [heading(), wrong])
     status = tables.times.set_index(["workload", "projection"]).status
     assert (status["long", "in_loop"], status["long", "batched"]) == ("wrong", "ok")
@@ -122,7 +126,7 @@ def test_a_verification_of_something_else_is_not_counted_and_said_to_be_none(cha
 
 
 def test_a_verification_of_other_weights_is_not_counted():
-    other = heading() | {"weights": {"book.weights.safetensors": "other"}}
+    other = heading().model_copy(update={"weights": {"book.weights.safetensors": "other"}})
     tables = Tables([heading(), SHORT, *BLOCKS], [other, record("check", BOOK, precision="fp64")])
     assert tables.uncounted == "it is not of the same weights"
 
@@ -146,13 +150,14 @@ def verified(numpy_backend, monkeypatch, tmp_path):
 
 
 def test_a_run_counts_the_verification_beside_it_and_verifies_nothing_again(verified):
-    (first, *checks) = read_records(verified, VERIFICATION)
-    assert first["command"] == "verify"
-    assert {(record["precision"], record["steps"]) for record in checks} == {("fp32", WORKLOAD.T), ("fp64", WORKLOAD.T)}
+    (first, *checks) = read_verification(verified)
+    assert first.command == "verify"
+    checked = {(record.configuration.precision, record.steps) for record in checks}
+    assert checked == {("fp32", WORKLOAD.T), ("fp64", WORKLOAD.T)}
     records = session.run(study(), verified, False, "run")
-    assert {record["kind"] for record in latest_records(records)} == {"block"}
+    assert {record.kind for record in latest_records(records, BlockRecord)} == {"block"}
     text = written(verified)
-    cells = len(records[0]["cells"])
+    cells = len(records[0].cells)
     assert f"All compute the same: of {cells} cells {cells} passed both gates at full size. " in text
     assert "is not counted" not in text
     with pytest.raises(UsageError, match=r"verification.jsonl is there already and would be lost"):
@@ -161,13 +166,13 @@ def test_a_run_counts_the_verification_beside_it_and_verifies_nothing_again(veri
 
 def test_a_run_without_one_verifies_few_steps_and_says_so(numpy_backend, tmp_path):
     records = session.run(study(processes=1), tmp_path / "run", False, "run")
-    assert {record["steps"] for record in records if record["kind"] == "check"} == {3}
+    assert {record.steps for record in records if record.kind == "check"} == {3}
     assert "none had both gates at full size" in words.correctness_summary(report.read_tables(tmp_path / "run"))
 
 
 def test_a_run_beside_a_verification_of_other_code_verifies_by_itself(verified, monkeypatch):
     monkeypatch.setattr(environment, "code_version", lambda: {"commit": "other", "hash": "other"})
     records = session.run(study(processes=1), verified, False, "run")
-    assert "check" in {record["kind"] for record in records}
+    assert "check" in {record.kind for record in records}
     said = "A verification lies beside the records and is not counted: it is not of the same code."
     assert said in written(verified)

@@ -15,12 +15,13 @@ from harness import report
 from harness.cli import app as cli
 from harness.cli import verify
 from harness.errors import UsageError
-from harness.records.store import FILE, PACKED, SCHEMA, read_records
+from harness.records.store import FILE, PACKED, SCHEMA
 from harness.report import figures, sweeps
 from harness.run import session
 from harness.study import weights
 from harness.study.study import Study, load_study
 from tests.conftest import SMALL
+from tests.made import lines as contents
 
 REPORTS = Path(__file__).parents[2] / "reports"
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -96,7 +97,7 @@ def test_weights(data, tmp_path):
 @pytest.fixture(scope="module")
 def lines():
     """Of committed records, the first of every kind, and a block with rates and one with evidence."""
-    records = read_records(max(REPORTS.glob(f"*/{PACKED}")).parent)
+    records = contents(max(REPORTS.glob(f"*/{PACKED}")).parent)
     blocks = [record for record in records if record["kind"] == "block"]
     counted = (block for block in blocks if any(arm.get("evidence") for arm in block["arms"].values()))
     rated = (block for block in blocks if block.get("rates"))

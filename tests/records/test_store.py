@@ -6,22 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis import trajectories
-from harness.analysis.trajectories import TRAINING
 from harness.errors import UsageError
 from harness.records import store
 from harness.records.store import FILE, PACKED, RUN, Store, read_records
+from harness.records.training import TRAINING
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
 
 def committed(format_):
     """The first lines of committed records."""
-    folder = max(path.parent for path in REPORTS.glob(f"*/{format_.file}.gz"))
-    first, *others = read_records(folder, format_)[:4]
+    packed = max(REPORTS.glob(f"*/{format_.file}.gz"))
+    first, *others = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()[:4]]
     if "cells" in first:
         first |= {name: first[name][:5] for name in ("cells", "absent")}
     return [json.dumps(record) for record in (first, *others)]
+
+
+def parsed(format_, line):
+    return format_.known.validate_python(json.loads(line))
 
 
 @pytest.fixture(scope="module", params=[RUN, TRAINING], ids=["run", "training"])
@@ -43,7 +46,7 @@ def put(folder, format_, text, packed=False):
 def test_a_last_record_without_its_newline_is_read(kind, count, packed, tmp_path):
     format_, lines = kind
     put(tmp_path, format_, "\n".join(lines[:count]), packed)
-    assert read_records(tmp_path, format_) == [json.loads(line) for line in lines[:count]]
+    assert read_records(tmp_path, format_) == [parsed(format_, line) for line in lines[:count]]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -80,8 +83,8 @@ def test_what_is_added_goes_behind_a_last_record_without_its_newline(kind, tmp_p
     put(tmp_path, format_, "\n".join(lines[:3]))
     store = Store(tmp_path, format_)
     assert len(store.recover()) == 3
-    added = store.append(json.loads(lines[3]))
-    assert read_records(tmp_path, format_) == [*map(json.loads, lines[:3]), added]
+    added = store.append(parsed(format_, lines[3]))
+    assert read_records(tmp_path, format_) == [*(parsed(format_, line) for line in lines[:3]), added]
     assert (tmp_path / format_.file).read_text().startswith("\n".join(lines[:3]) + "\n")
 
 
@@ -90,8 +93,8 @@ def test_what_is_added_takes_the_place_of_a_cut_line(kind, tmp_path):
     put(tmp_path, format_, "\n".join(lines[:3]) + "\n" + lines[3][:-5])
     store = Store(tmp_path, format_)
     assert len(store.recover()) == 3
-    store.append(json.loads(lines[3]))
-    store.append(json.loads(lines[3]))
+    store.append(parsed(format_, lines[3]))
+    store.append(parsed(format_, lines[3]))
     assert len(read_records(tmp_path, format_)) == 5
     assert (tmp_path / format_.file).read_text().startswith("\n".join(lines[:3]) + "\n")
 
@@ -101,7 +104,7 @@ def test_a_first_record_that_was_cut_is_written_again(kind, tmp_path):
     put(tmp_path, format_, lines[0][:50])
     store = Store(tmp_path, format_)
     assert store.recover() == []
-    store.append(json.loads(lines[0]))
+    store.append(parsed(format_, lines[0]))
     assert len(read_records(tmp_path, format_)) == 1
 
 
@@ -133,6 +136,6 @@ def test_a_packed_file_that_was_cut_is_refused(kind, tmp_path):
 
 def test_committed_records_can_be_read():
     assert {path.parent.name for path in REPORTS.glob(f"*/{PACKED}")}
-    for format_, name in ((RUN, FILE), (RUN, PACKED), (trajectories.TRAINING, f"{TRAINING.file}.gz")):
+    for format_, name in ((RUN, FILE), (RUN, PACKED), (TRAINING, f"{TRAINING.file}.gz")):
         for path in REPORTS.glob(f"*/{name}"):
             assert len(store.read_records(path.parent, format_)) > 3

@@ -13,12 +13,21 @@ import pytest
 from harness import report
 from harness.analysis import stats
 from harness.analysis.gaps import GAPS
+from harness.records.schema import RunHeaderRecord
 from harness.report import appendix, sections, training, words
 from harness.report.markdown import ratio
 from harness.study.study import Study
 
 REPORTS = Path(__file__).parents[2] / "reports"
 CONFIG = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
+
+
+def header(budget_s):
+    """The header of a run with this budget."""
+    own = {"key": "k-0", "kind": "study", "status": "ok", "reason": "", "command": "c", "weights": {}, "missing": []}
+    basis = {"machine": {}, "versions": {}, "code": {"commit": "c", "hash": "h"}}
+    own |= {"study": {"budget_s": budget_s}, "basis": basis, "environments": {}, "cells": [], "absent": []}
+    return RunHeaderRecord.model_validate(own)
 
 
 def tables(*rows, label="default"):
@@ -32,7 +41,7 @@ def tables(*rows, label="default"):
         gaps=pd.DataFrame(made, columns=GAPS),
         study=SimpleNamespace(label=label, margin=0.02),
         blocks=[],
-        sittings=[{"kind": "study", "study": {"budget_s": 1.0}}],
+        sessions=[header(1.0)],
         prototypes=pd.DataFrame(columns=GAPS),
     )
 

@@ -18,10 +18,11 @@ from harness import report
 from harness.analysis.gaps import GAPS
 from harness.cli import app as cli
 from harness.errors import UsageError
-from harness.records.store import FILE, read_records
+from harness.records.store import FILE
 from harness.report import comparison, several
 from harness.report.markdown import ratio
 from harness.study.study import NAMED
+from tests.made import lines
 
 REPORTS = Path(__file__).parents[2] / "reports"
 CPU, GPU, BOTH, SELFTEST = "cpu-machine", "gpu-machine", "both-devices", "selftest"
@@ -61,12 +62,12 @@ def put(folder, heading, blocks):
 def runs(tmp_path_factory):
     """Label -> folder: a CPU's run, a doctored GPU's, one with both devices, and a piece of the self-test."""
     place = tmp_path_factory.mktemp("runs")
-    heading, *records = read_records(REPORTS / "2026-11-24-amd-epyc-2-cores")
+    heading, *records = lines(REPORTS / "2026-11-24-amd-epyc-2-cores")
     blocks = list(filter(block, records))
     on_gpu = [doctored(record) for record in blocks if record["threads"] == 2]
     machine = heading["basis"]["machine"] | {"gpu": "none, doctored"}
     other = heading | {"basis": heading["basis"] | {"machine": machine}}
-    tests, *others = read_records(REPORTS / "2026-11-24-amd-epyc-2-cores-selftest")
+    tests, *others = lines(REPORTS / "2026-11-24-amd-epyc-2-cores-selftest")
     return {
         CPU: put(place / CPU, heading, blocks),
         GPU: put(place / GPU, other, on_gpu),
@@ -224,14 +225,16 @@ def gap(made, device="cpu", threads=1, contender="in_loop", trusted=True, worklo
 
 def tables(*rows, workload=NAMED["book"], **changed):
     """What the comparison and the labels want of a run's tables."""
-    basis = {"machine": {"cpu": "AMD EPYC", "cores": 2}, "code": {"commit": "c", "hash": changed.get("code", "h")}}
+    code = SimpleNamespace(commit="c", hash=changed.get("code", "h"))
+    basis = SimpleNamespace(machine={"cpu": "AMD EPYC", "cores": 2}, code=code)
+    weights = {"book.weights.safetensors": changed.get("weights", "0" * 64)}
     return SimpleNamespace(
         gaps=pd.DataFrame(rows, columns=GAPS),
         study=SimpleNamespace(
             workloads=[workload], margin=changed.get("margin", 0.02), memory=changed.get("memory", "held")
         ),
-        heading={"basis": basis, "weights": {"book.weights.safetensors": changed.get("weights", "0" * 64)}},
-        blocks=[{"began": changed.get("began", "2026-11-24T10:00:00+00:00")}],
+        header=SimpleNamespace(basis=basis, weights=weights),
+        blocks=[SimpleNamespace(began=changed.get("began", "2026-11-24T10:00:00+00:00"))],
     )
 
 
@@ -288,8 +291,8 @@ def test_workloads_of_one_name_and_other_sizes_are_not_compared_and_named():
 def test_one_thread_stands_beside_one_thread():
     every = tables(*(gap(SLOWER, threads=threads) for threads in (1, 2)))
     more = tables(*(gap(SLOWER, threads=threads) for threads in (1, 16)), gap(SLOWER, "gpu", 16))
-    lines = comparison.agreement_table(comparison.shared_gaps({"a": every, "b": more})).splitlines()[2:]
-    assert [line.strip("| ").split(" | ")[:2] for line in lines] == [
+    rows = comparison.agreement_table(comparison.shared_gaps({"a": every, "b": more})).splitlines()[2:]
+    assert [row.strip("| ").split(" | ")[:2] for row in rows] == [
         ["a cpu×1", "b cpu×1"],
         ["a cpu×1", "b gpu"],
         ["a cpu×2", "b cpu×16"],

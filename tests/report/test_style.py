@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.records.store import FILE, read_records
+from harness.records.store import FILE
+from tests.made import lines
 
 ROOT = Path(__file__).parents[2]
 DARK = """\
@@ -34,7 +35,7 @@ def records(tmp_path_factory):
     """Records of a committed run, of one execution, and their figures as they are drawn where nothing is configured."""
     folder = tmp_path_factory.mktemp("style")
     (folder / "run").mkdir()
-    heading, *others = read_records(ROOT / "reports" / "2026-11-25-amd-epyc-2-cores")
+    heading, *others = lines(ROOT / "reports" / "2026-11-25-amd-epyc-2-cores")
     kept = [
         r for r in others if (r.get("framework"), r.get("execution"), r.get("pass")) == ("torch", "eager", "forward")
     ]

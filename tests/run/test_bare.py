@@ -9,11 +9,12 @@ import pandas as pd
 
 from harness import report
 from harness.machine import gpu
-from harness.records.store import FILE, read_records
+from harness.records.store import FILE
 from harness.run import session
 from harness.study.study import load_study
 from tests.conftest import FOURTH, add_frameworks
 from tests.machine.test_gpu import NVML
+from tests.made import lines
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("pandas", "scipy", "matplotlib", "jinja2", "pynvml")
@@ -73,10 +74,10 @@ def on_a_made_up_gpu(monkeypatch, folder, driver):
 
 def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path):
     records = on_a_made_up_gpu(monkeypatch, tmp_path, calm())
-    assert records[0]["basis"]["machine"]["gpu"] == "Made Up, 80 GiB"
-    blocks = [record for record in records if record["kind"] == "block"]
-    assert {(block["device"], block["threads_used"]) for block in blocks} == {("gpu", None)}
-    assert all(block["gpu"]["after"]["sm_mhz"] == 1980 and block["throttled"] == [] for block in blocks)
+    assert records[0].basis.machine["gpu"] == "Made Up, 80 GiB"
+    blocks = [record for record in records if record.kind == "block"]
+    assert {(block.configuration.device, block.threads_used) for block in blocks} == {("gpu", None)}
+    assert all(block.gpu["after"].sm_mhz == 1980 and block.throttled == [] for block in blocks)
     text = report.write(tmp_path / "run").read_text()
     assert "| numpy eager on gpu | 1980 to 1980 | 1980 to 1980 | 40 to 40 | not told | 0 of 4 |" in text
     assert "throttled:" not in text
@@ -86,9 +87,9 @@ def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path)
     driver = calm()
     driver.told["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0x40
     records = on_a_made_up_gpu(monkeypatch, tmp_path, driver)
-    blocks = [record for record in records if record["kind"] == "block"]
-    assert all(block["throttled"] == ["heat (hardware)"] for block in blocks)
-    marks = [(block["replicate"], *(block.get(mark, False) for mark in ("first_try", "redone"))) for block in blocks]
+    blocks = [record for record in records if record.kind == "block"]
+    assert all(block.throttled == ["heat (hardware)"] for block in blocks)
+    marks = [(block.replicate, block.first_try, block.redone) for block in blocks]
     assert marks == [(0, False, False)] * 2 + [(1, True, False), (1, False, True)] * 2
     text = report.write(tmp_path / "run").read_text()
     place = "throttled: numpy eager on gpu, B2-T3-I2-H4-O3-rnn_tanh train, process 1: heat (hardware)"
@@ -101,7 +102,7 @@ def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path)
 def test_settings_that_a_worker_reads_back_are_shown(tmp_path):
     """Doctored: committed records whose blocks are made to say a setting."""
     folder = next(path.parent for path in sorted((ROOT / "reports").glob(f"*/{FILE}")))
-    records = read_records(folder)[:8]
+    records = lines(folder)[:8]
     for record in records[1:]:
         record["numerics"] = {"tf32": "False"}
     (tmp_path / FILE).write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -21,7 +21,7 @@ from harness.cli import app as cli
 from harness.errors import UsageError
 from harness.machine import environment
 from harness.records import store
-from harness.records.store import FILE, PACKED, lock_folder, read_records
+from harness.records.store import FILE, PACKED, lock_folder, read_run
 from harness.run import jobs, session
 from harness.study import matrix
 from scripts import kills
@@ -95,7 +95,7 @@ def test_what_a_worker_does_stays_with_its_arm(mischief, reason, tmp_path, monke
     found = session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     assert statuses(found)["forward", "unrolled_per_step"] == {"failed" if reason else "ok"}
     assert statuses(found)["forward", "unrolled_in_loop"] == {"ok"}
-    assert any(reason in record["reason"] for record in found[1:])
+    assert any(reason in record.reason for record in found[1:])
 
 
 def test_a_framework_that_fails_to_import_is_missing_with_its_last_words(tmp_path, monkeypatch):
@@ -171,9 +171,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsy
     assert "--resume" in said.splitlines()[-1]
     status, _ = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"), "--resume")
     assert status == 0
-    found = read_records(tmp_path / "run")
+    found = read_run(tmp_path / "run")
     blocks = 2 * 2 * 2  # processes, passes, parts
-    assert len({record["key"] for record in found}) == len(found) == 1 + 2 + blocks
+    assert len({record.key for record in found}) == len(found) == 1 + 2 + blocks
 
 
 def full(path):
@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_while_the_report_is_drawn_keeps_the_records(name, a
     session.run(given, out, False, "")
     before = (out / FILE).read_bytes()
     full(out / name)
-    monkeypatch.setattr(session, "run", lambda study, folder, resume, command: read_records(folder))
+    monkeypatch.setattr(session, "run", lambda study, folder, resume, command: read_run(folder))
     status, said = command(monkeypatch, capsys, *again, str(out))
     assert status == 1
     sentence = said.strip().splitlines()[-1]
@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_where_a_worker_writes_ends_the_run(tmp_path, monkey
     assert "No such file" in sentence
     again = f"{MODULE} {' '.join(RUN)} --out '{tmp_path / 'a b'}' --resume"
     assert sentence.endswith(f"what is done is kept. Go on with: {again}")
-    assert len(read_records(tmp_path / "a b")) == 1
+    assert len(read_run(tmp_path / "a b")) == 1
 
 
 def test_a_verification_whose_outputs_cannot_be_kept_says_which(tmp_path, monkeypatch, capsys):
@@ -272,7 +272,7 @@ def test_packed_records_are_gone_on_with(tmp_path, monkeypatch):
     assert (folder / PACKED).read_bytes() == packed
     assert not (folder / FILE).exists()
     again = session.run(study(processes=2, passes=["forward"]), folder, True, "")
-    assert [record["key"].rpartition("-")[0] for record in again] == [r["key"].rpartition("-")[0] for r in whole]
+    assert [record.key.rpartition("-")[0] for record in again] == [r.key.rpartition("-")[0] for r in whole]
     assert {path.name for path in folder.iterdir()} == {FILE, "weights"}
 
 

@@ -20,16 +20,18 @@ from harness.analysis import tables
 from harness.analysis.gaps import GAPS
 from harness.errors import UsageError
 from harness.machine import environment
-from harness.records.store import FILE, PACKED, budgets, read_records
+from harness.records.store import FILE, PACKED, budgets, read_run
 from harness.report import words
 from harness.run import jobs, schedule, session
 from harness.run.launch import WorkerDied
 from harness.run.progress import ProgressReport
 from harness.study import matrix
+from harness.study.configuration import Configuration
 from harness.study.data import NONE_IN_TRAINING
-from harness.study.matrix import Configuration, Job
+from harness.study.matrix import Job
 from harness.study.study import Study, Workload
 from tests.conftest import FOURTH
+from tests.made import block
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
 FLAGS = ["--framework", "numpy", "--threads", "1", "--workload", "B=3,T=5,I=2,H=16,O=4"]
@@ -65,9 +67,9 @@ def statuses(records):
     """(pass, arm) -> statuses over the timed blocks."""
     found = {}
     for record in records:
-        if record["kind"] == "block":
-            for name, arm in record["arms"].items():
-                found.setdefault((record["pass"], name), set()).add(arm["status"])
+        if record.kind == "block":
+            for name, arm in record.arms.items():
+                found.setdefault((record.pass_, name), set()).add(arm.status)
     return found
 
 
@@ -75,7 +77,7 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     out = tmp_path / "run"
     done = command("run", *FLAGS, "--processes", "2", "--rounds", "4", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert read_records(out)[0]["none_in_training"] == NONE_IN_TRAINING
+    assert read_run(out)[0].none_in_training == NONE_IN_TRAINING
     times, gaps, identity = (pd.read_csv(out / f"{name}.csv") for name in ("times", "gaps", "identity"))
     assert list(times.columns) == tables.TIMES
     assert list(gaps.columns) == GAPS
@@ -85,11 +87,10 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert set(zip(contrasts.contender, contrasts.baseline, strict=True)) == {("per_step", "in_loop")}
     assert (evidence.missing == "everything: NumPy counts nothing").all()
     assert len(evidence) == 2 * (4 + 2)  # passes; unrolled arms, and per_step and batched of given
-    counted = [
-        r for r in read_records(out) if r["kind"] == "block" and any(arm.get("evidence") for arm in r["arms"].values())
-    ]
+    blocks = [record for record in read_run(out) if record.kind == "block"]
+    counted = [record for record in blocks if any(arm.evidence for arm in record.arms.values())]
     first = [("unrolled", 0)] * 2 + [("given", 0)] * 2  # of two passes; whatever is measured at all is counted
-    assert [(r["part"], r["replicate"]) for r in counted] == first
+    assert [(record.part, record.replicate) for record in counted] == first
     measured = times[times.status == "ok"]
     assert set(measured.projection) == {"none", "in_loop", "per_step", "batched", "twin"}
     assert (measured.median_s > 0).all()
@@ -126,7 +127,7 @@ def test_packed_records_give_the_same_report_and_broken_ones_are_refused(tmp_pat
     for broken in (packed[:-9], packed[:40] + b"x" + packed[41:], b"no gzip"):
         (folder / PACKED).write_bytes(broken)
         with pytest.raises(UsageError, match=r"can not be read|is not JSON|is no record|has schema"):
-            read_records(folder)
+            read_run(folder)
 
 
 def alive(pid):
@@ -152,7 +153,7 @@ def test_a_failing_arm_is_a_record_and_spares_the_others(mischief, status, reaso
     found = statuses(records)
     assert found["forward", "unrolled_per_step"] == {status}
     assert found["forward", "unrolled_in_loop"] == {"ok"}
-    assert any(reason in record["reason"] for record in records[1:])
+    assert any(reason in record.reason for record in records[1:])
     for child in (tmp_path / "tmp").glob("child"):  # of the one that hangs: its whole group is ended
         time.sleep(0.5)
         assert not alive(int(child.read_text()))
@@ -163,7 +164,7 @@ def test_a_label_without_its_proof_is_refused(mischief, reason, tmp_path, monkey
     plant(mischief, tmp_path, monkeypatch)
     records = session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
     assert set().union(*statuses(records).values()) == {"refused"}
-    assert reason in records[-1]["reason"]
+    assert reason in records[-1].reason
     report.write(tmp_path / "run")
     assert "Nothing was measured" in (tmp_path / "run" / "report.md").read_text()
 
@@ -179,11 +180,11 @@ def test_a_missing_framework_asked_for_is_refused(tmp_path, monkeypatch):
 def test_resume_does_what_is_missing_and_nothing_else(tmp_path):
     folder = tmp_path / "run"
     whole = session.run(study(), folder, False, "")
-    keys = [record["key"] for record in whole]
+    keys = [record.key for record in whole]
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     (folder / FILE).write_text("".join(lines[:-1]) + lines[-1][:40])  # the last one was cut while written
     again = session.run(study(), folder, True, "")
-    assert sorted(record["key"] for record in again) == sorted(keys)
+    assert sorted(record.key for record in again) == sorted(keys)
     assert (folder / FILE).read_text().splitlines(keepends=True)[:-1] == lines[:-1]
 
 
@@ -243,7 +244,7 @@ def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_p
     records = session.run(
         study(processes=1, projections=projection.split(","), recurrences=["unrolled"]), tmp_path, False, ""
     )
-    assert "ok" in {arm["status"] for r in records if r["kind"] == "block" for arm in r["arms"].values()}
+    assert "ok" in {arm.status for record in records if record.kind == "block" for arm in record.arms.values()}
     text = report.write(tmp_path).read_text()
     assert text.startswith(f"# {words.ALONE}\n\nNothing was measured in both forms, so this run has no answer.\n")
     assert "false alarm" not in text
@@ -305,7 +306,7 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
     bench = jobs.RunContext(given, {"numpy": frameworks[0]}, tmp_path, tmp_path / "cache", None, {}, worker=worker)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32").mkdir(parents=True)
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32" / "left.bin").touch()
-    assert [record["status"] for record in jobs.work(bench, job, lambda: 1.0, print)] == ["failed"]
+    assert [record.status for record in jobs.work(bench, job, lambda: 1.0, print)] == ["failed"]
     assert seen == found
 
 
@@ -314,7 +315,7 @@ def test_the_replicate_that_compiles_begins_with_the_cheapest():
     costs = {"dear": [("ok", 5), ("ok", 6)], "cut": [("ok", 1), ("not_reached", None)], "cheap": [("ok", 2), ("ok", 3)]}
     costs["cheap"].append(("unavailable", None))  # costs nothing, and is not cut
     checked = [
-        {"framework": name, "device": "cpu", "execution": "x", "arms": {"a": {"status": s, "first_call_ns": ns}}}
+        block({"framework": name, "execution": "x", "arms": {"a": {"status": s, "first_call_ns": ns}}})
         for name, calls in costs.items()
         for s, ns in calls
     ]
@@ -338,7 +339,7 @@ class Unhurried:
 
 
 def record_of(job, status):
-    return asdict(job.configuration) | {"replicate": 0, "workload": {"name": "w"}, "pass": "forward", "status": status}
+    return block(asdict(job.configuration) | {"kind": "check", "status": status})
 
 
 @pytest.fixture
@@ -362,7 +363,9 @@ def test_what_is_verified_is_a_record_as_soon_as_it_is_done(unhurried):
     seen = [next(records) for _ in range(2)]
     made.fast_seen.set()
     seen += records
-    assert [(record["framework"], record["status"]) for record in seen] == [("fast", "ok")] * 2 + [("slow", "ok")]
+    assert [(record.configuration.framework, record.status) for record in seen] == [("fast", "ok")] * 2 + [
+        ("slow", "ok")
+    ]
 
 
 def test_ctrl_c_loses_no_verification_that_is_done(unhurried):
@@ -370,7 +373,7 @@ def test_ctrl_c_loses_no_verification_that_is_done(unhurried):
     kept = [next(records) for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
         records.throw(KeyboardInterrupt())
-    assert [record["framework"] for record in kept] == ["fast", "fast"]
+    assert [record.configuration.framework for record in kept] == ["fast", "fast"]
     assert made.stopped == [True]
 
 
@@ -402,7 +405,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
     assert "--resume" in said.splitlines()[-1]
-    assert len(read_records(out)) > 4
+    assert len(read_run(out)) > 4
     assert (out / "report.md").exists()
 
 
@@ -413,4 +416,4 @@ def _lines(path: Path) -> int:
 def test_records_of_another_schema_are_refused(tmp_path):
     (tmp_path / FILE).write_text('{"schema": 99, "key": "k"}\n')
     with pytest.raises(UsageError, match="schema 99"):
-        read_records(tmp_path)
+        read_run(tmp_path)

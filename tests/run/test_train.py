@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from harness.analysis import stats, trajectories
-from harness.analysis.trajectories import NOTEBOOK, RANGE, TRAINING
+from harness.analysis.trajectories import NOTEBOOK, RANGE
 from harness.cli import app as cli
 from harness.errors import UsageError
+from harness.records.training import TRAINING, ProcessRecord, TrainingConfigurationRecord
 from harness.report import training as report
 from harness.run import jobs, train
 from harness.run.launch import WorkerDied
@@ -195,12 +196,12 @@ def made(folder, resume=False, steps=FEW, **more):
 class TestWithNumpy:
     def test_records_are_whole_and_give_the_same_report_twice(self, tmp_path):
         records = made(tmp_path / "run")
-        assert [record["kind"] for record in records] == ["training", "oracle", "process", "process"]
-        assert len(records[1]["losses"]) == len(records[1]["float32"]) == FEW
+        assert [record.kind for record in records] == ["training", "oracle", "process", "process"]
+        assert len(records[1].losses) == len(records[1].float32) == FEW
         for process in records[2:]:
-            assert process["status"] == "ok", process["reason"]
-            for form in process["forms"].values():
-                assert (len(form["losses"]), len(form["samples_ns"])) == (FEW, FEW - 1)
+            assert process.status == "ok", process.reason
+            for form in process.forms.values():
+                assert (len(form.losses), len(form.samples_ns)) == (FEW, FEW - 1)
         for name in ("a", "b"):
             report.write(tmp_path / "run", tmp_path / name)
         files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
@@ -215,7 +216,7 @@ class TestWithNumpy:
         for kept in (1, 2, 3):  # the heading alone; then without and with one process
             file.write_text("".join(lines[:kept]) + lines[kept][:40])  # what was being written is cut
             again = made(tmp_path, resume=True)
-            assert [record["key"] for record in again] == [json.loads(line)["key"] for line in lines]
+            assert [record.key for record in again] == [json.loads(line)["key"] for line in lines]
             assert file.read_text().splitlines(keepends=True)[:kept] == lines[:kept]
 
     def test_resume_refuses_another_training_and_no_records(self, tmp_path):
@@ -239,11 +240,11 @@ class TestWithNumpy:
     def test_a_mistake_is_named_and_its_times_do_not_count(self, mischief, status, reason, tmp_path, monkeypatch):
         plant(mischief, tmp_path, monkeypatch)
         records = made(tmp_path / "run", processes=1)
-        assert records[2]["status"] == "failed"
-        forms = records[2]["forms"]
-        assert forms["in_loop"]["status"] == status
-        assert forms[BATCHED]["status"] == ("ok" if status == "wrong" else status)
-        assert forms["in_loop"]["samples_ns"] == [] or status == "refused"
+        assert records[2].status == "failed"
+        forms = records[2].forms
+        assert forms["in_loop"].status == status
+        assert forms[BATCHED].status == ("ok" if status == "wrong" else status)
+        assert forms["in_loop"].samples_ns == [] or status == "refused"
         assert any(reason in sentence for sentence in trajectories.problems(records))
         text = report.write(tmp_path / "run").read_text()
         assert f"{status}: numpy eager unrolled, in_loop, process 0: " in text
@@ -253,7 +254,7 @@ class TestWithNumpy:
         monkeypatch.setattr(jobs, "open_", OPEN)
         plant("idle", tmp_path, monkeypatch)
         records = made(tmp_path / "run", processes=1)
-        assert {form["status"] for form in records[2]["forms"].values()} == {"refused"}
+        assert {form.status for form in records[2].forms.values()} == {"refused"}
         assert "threads not proven" in trajectories.problems(records)[0]
         assert trajectories.training_times(records) == []
 
@@ -264,10 +265,10 @@ class TestWithNumpy:
         with monkeypatch.context() as patched:
             patched.setattr(jobs, "worker_of", dies)
             records = made(tmp_path, processes=1)
-        assert [form["status"] for form in records[2]["forms"].values()] == ["failed"] * 3
+        assert [form.status for form in records[2].forms.values()] == ["failed"] * 3
         assert "SIGKILL" in report.write(tmp_path).read_text()
         again = made(tmp_path, resume=True, processes=1)
-        assert [record["status"] for record in again[2:]] == ["failed", "ok"]
+        assert [record.status for record in again[2:]] == ["failed", "ok"]
         assert trajectories.problems(again) == []
 
     def test_the_command_line_exits_with_1_when_a_form_is_wrong(self, tmp_path, monkeypatch, capsys):
@@ -303,9 +304,9 @@ def test_every_framework_trains_in_its_own_executions(framework, tmp_path):
     records = made(tmp_path, framework=framework, processes=1)
     found = trajectories.latest_processes(records)
     expected = {"tf": {"graph", "xla"}, "torch": {"eager", "inductor"}, "jax": {"xla"}}[framework]
-    assert {process["execution"] for process in found} == expected
+    assert {process.configuration.execution for process in found} == expected
     for process in found:
-        assert process["status"] == "ok", process["reason"]
+        assert process.status == "ok", process.reason
 
 
 @pytest.mark.timeout(300)
@@ -320,7 +321,8 @@ def test_mistakes_in_training_are_caught(framework, tmp_path, monkeypatch):
     add_frameworks(monkeypatch, tmp_path / "more")
     records = made(tmp_path / "run", framework=f"wrong_{framework}", processes=1)
     statuses = {
-        p["execution"]: {form["status"] for form in p["forms"].values()} for p in trajectories.latest_processes(records)
+        p.configuration.execution: {form.status for form in p.forms.values()}
+        for p in trajectories.latest_processes(records)
     }
     assert statuses == {SOUND: {"ok"}} | {fault: {"wrong"} for fault in TRAINING_FAULTS}
 
@@ -330,23 +332,23 @@ def test_mistakes_in_training_are_caught(framework, tmp_path, monkeypatch):
 
 def record_of(losses, replicate=0, **more):
     form = {"status": "ok", "reason": "", "first_call_ns": 5, "samples_ns": [2] * (len(losses) - 1), "losses": losses}
-    configuration = {
-        "framework": "f",
-        "device": "cpu",
-        "threads": 1,
-        "execution": "e",
-        "precision": "fp32",
-        "recurrence": "scan",
-    }
     forms = {"in_loop": form | {"samples_ns": [3] * (len(losses) - 1)}, BATCHED: form, TWIN: form}
-    key = {"key": f"{replicate}-0", "kind": "process", "replicate": replicate, "status": "ok", "reason": ""}
-    return configuration | key | {"forms": forms} | more
+    own = {"key": f"{replicate}-0", "kind": "process", "replicate": replicate, "status": "ok", "reason": ""}
+    own |= {"began": "2026-01-01", "load": 0.0, "start_s": 1.0, "seconds": 1.0, "threads_used": None, "forms": forms}
+    return ProcessRecord.model_validate({**CONFIGURATION, "recurrence": "scan", **own, **more})
+
+
+CONFIGURATION = {"framework": "f", "device": "cpu", "threads": 1, "execution": "e", "precision": "fp32"}
 
 
 def recorded(*found):
-    steps = len(found[0]["forms"][BATCHED]["losses"])
+    steps = len(found[0].forms[BATCHED].losses)
+    ok = {"key": "k-0", "status": "ok", "reason": ""}
     oracle = {"kind": "oracle", "losses": [1.0] * steps, "float32": [1.0] * steps, "bounds": [1e-6] * 10}
-    return [{"kind": "training", "steps": steps, "study": {"margin": 0.02}}, oracle, *found]
+    basis = {"machine": {}, "versions": {}, "code": {"commit": "c", "hash": "h"}}
+    header = {"kind": "training", "steps": steps, "study": {"margin": 0.02}, "missing": [], "basis": basis}
+    header |= {"environments": {}, "weights": {}, "command": "c", "seats": [], "absent": []}
+    return [*(TRAINING.known.validate_python(ok | line) for line in (header, oracle)), *found]
 
 
 def test_a_training_that_ends_elsewhere_is_said_and_a_short_one_is_not_judged():
@@ -376,9 +378,15 @@ def test_times_are_paired_and_processes_are_the_unit():
 
 def test_a_trainings_verdict_does_not_depend_on_other_frameworks():
     gaps = [stats.Gap(1.1, 1.05, 1.15, 3, "slower", p) for p in (0.03, 0.2, 0.3, 0.4)]
-    configurations = [{"framework": name, "execution": "eager"} for name in ("jax", "tf", "torch", "mx")]
+
+    def configuration(framework, recurrence="scan"):
+        return TrainingConfigurationRecord.model_validate(
+            CONFIGURATION | {"framework": framework, "recurrence": recurrence}
+        )
+
+    configurations = [configuration(name) for name in ("jax", "tf", "torch", "mx")]
     assert trajectories._verdicts(configurations, gaps) == ["slower", *["inconclusive"] * 3]
-    same = [configurations[0] | {"recurrence": recurrence} for recurrence in ("unrolled", "scan")]
+    same = [configuration("jax", recurrence) for recurrence in ("unrolled", "scan")]
     assert trajectories._verdicts(same, gaps[:2]) == ["inconclusive"] * 2
 
 

@@ -15,6 +15,7 @@ from harness import report
 from harness.analysis import stats
 from harness.analysis.gaps import GAPS
 from harness.errors import UsageError
+from harness.records.schema import BasisRecord
 from harness.records.store import FILE
 from harness.report import appendix
 from harness.study.study import NAMED, Study
@@ -52,8 +53,10 @@ def made(*gaps, **basis):
         gaps=pd.DataFrame(rows, columns=GAPS),
         swept=pd.DataFrame(columns=GAPS),
         study=study,
-        heading={"basis": BASIS | basis, "weights": {"book.weights.safetensors": "w"}},
-        blocks=[{"began": "2026-01-01T00:00:00+00:00"}],
+        header=SimpleNamespace(
+            basis=BasisRecord.model_validate(BASIS | basis), weights={"book.weights.safetensors": "w"}
+        ),
+        blocks=[SimpleNamespace(began="2026-01-01T00:00:00+00:00")],
     )
 
 
@@ -175,7 +178,6 @@ def folders(tmp_path, monkeypatch):
 
     monkeypatch.setattr(repeat.session, "run", run)
     tables = made(gap(0.0))
-    tables.heading["study"] = tables.study.model_dump()
     monkeypatch.setattr(report, "read_tables", lambda folder: tables)
     return tmp_path / "first", tmp_path / "second", measured
 

@@ -20,7 +20,7 @@ def share(hits):
     return float(np.mean(list(hits)))
 
 
-def coverage(world=coverage.WORLD):
+def held(world=coverage.WORLD):
     return share(map(coverage.covers, cases(coverage.simulate_one_gap, coverage.TRUTHS, worlds=(world,))))
 
 
@@ -29,8 +29,8 @@ def power():
 
 
 def test_intervals_hold_and_a_difference_of_2_percent_is_found():
-    assert 0.91 <= coverage() <= 0.99
-    assert 0.91 <= coverage(coverage.UNEQUAL) <= 0.99
+    assert 0.91 <= held() <= 0.99
+    assert 0.91 <= held(coverage.UNEQUAL) <= 0.99
     assert power() >= 0.95
 
 
@@ -68,7 +68,7 @@ def test_without_processes_as_the_unit_intervals_do_not_hold(monkeypatch):
         return stats.Sample(tuple(map(float, rounds)), 0.0)
 
     monkeypatch.setattr(stats, "gap_sample", pooled)
-    assert coverage(coverage.UNEQUAL) < 0.8
+    assert held(coverage.UNEQUAL) < 0.8
 
 
 def test_without_alternation_intervals_do_not_hold_or_nothing_is_found(monkeypatch):

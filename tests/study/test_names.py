@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.errors import UsageError
-from harness.records.store import FILE, PACKED, read_records
+from harness.records.store import FILE, PACKED, read_run
 from harness.report import markdown, several
 from harness.run import session
 from harness.study import matrix, weights
 from harness.study.matrix import Framework
 from harness.study.study import KNOWN, LONGEST_NAME, NAMED, NAMES, Study, Workload, load_study, points_around, slugify
+from tests.made import execution
+from tests.made import lines as contents
 from tests.records.test_malformed import written
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -141,8 +143,7 @@ def test_all_cores_are_not_measured_twice_where_their_number_is_given_too():
     """The usual threads, 1 and all, are one on a machine of one core."""
     assert matrix.thread_counts(Study(threads=[2, "all"]), 2) == [2]
     assert matrix.thread_counts(Study(threads=["all", 1, 2]), 2) == [2, 1]
-    execution = {"missing": None, "without": {}, "unrolls": [], "on_request": {}, "traced": False, "loop": "unrolled"}
-    framework = Framework("numpy", executions={"eager": execution}, devices={"cpu": None})
+    framework = Framework("numpy", executions={"eager": execution()}, devices={"cpu": None})
     study = Study(threads=[2, "all"], workloads=[NAMED["book"]])
     cells = matrix.make_plan(study, [framework], matrix.thread_counts(study, 2)).cells
     assert len(cells) == len(set(cells)) > 0
@@ -158,7 +159,7 @@ def test_only_the_books_own_sizes_have_the_chapters_series(changed):
 @pytest.fixture(scope="module")
 def lines():
     """The first record of committed ones, and a block."""
-    first, *records = read_records(max(REPORTS.glob(f"*/{PACKED}")).parent)
+    first, *records = contents(max(REPORTS.glob(f"*/{PACKED}")).parent)
     block = next(r for r in records if r["kind"] == "block" and r["workload"]["name"] == "book")
     return [first | {name: first[name][:40] for name in ("cells", "absent")}, block]
 
@@ -198,11 +199,11 @@ def test_records_with_one_name_for_two_workloads_are_refused(lines, tmp_path):
     changed = json.loads(json.dumps(lines))
     changed[1]["workload"] |= {"H": 7}
     with pytest.raises(UsageError, match=f"line 2: workload {lines[1]['workload']['name']} had other sizes before it"):
-        read_records(put(changed, tmp_path))
+        read_run(put(changed, tmp_path))
     changed = json.loads(json.dumps(lines))
     changed[0]["study"]["workloads"] = [{"name": "a"} | SIZES, {"name": "a"} | SIZES | {"B": 3}]
     with pytest.raises(UsageError, match="two have the name a"):
-        read_records(put(changed, tmp_path))
+        read_run(put(changed, tmp_path))
 
 
 def test_records_of_a_known_name_with_sizes_that_it_no_longer_has_are_read(lines, tmp_path):
@@ -211,7 +212,7 @@ def test_records_of_a_known_name_with_sizes_that_it_no_longer_has_are_read(lines
     for workload in (changed[0]["study"]["workloads"][0], changed[1]["workload"]):
         workload |= {"name": "book", "B": 7}
     changed[0]["study"]["workloads"] = changed[0]["study"]["workloads"][:1]
-    assert len(read_records(put(changed, tmp_path))) == 2
+    assert len(read_run(put(changed, tmp_path))) == 2
 
 
 def test_a_worker_refuses_such_a_name_too():
@@ -229,9 +230,8 @@ def test_a_run_of_two_workloads_of_one_name_leaves_no_folder(tmp_path, numpy_bac
 
 def named_runs(*folders):
     """Runs in these folders, all measured on one machine and day."""
-    tables = SimpleNamespace(
-        heading={"basis": {"machine": {"cpu": "EPYC", "cores": 2}}}, blocks=[{"began": "2026-11-24T10:00:00+00:00"}]
-    )
+    header = SimpleNamespace(basis=SimpleNamespace(machine={"cpu": "EPYC", "cores": 2}))
+    tables = SimpleNamespace(header=header, blocks=[SimpleNamespace(began="2026-11-24T10:00:00+00:00")])
     return [several.MeasuredRun(Path(folder), tables) for folder in folders]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +11,18 @@ from harness.analysis import sample_size
 from harness.analysis.gaps import _all_pairs, samples_by_gap
 from harness.run import jobs, schedule
 from harness.study import matrix
-from harness.study.matrix import Cell, Configuration, Job, Rank
-from harness.study.parts import arms_by_part, is_question, part_of, without_guests
+from harness.study.configuration import Configuration
+from harness.study.matrix import Cell, Job, Rank
+from harness.study.parts import arms_by_part, is_question, part_of
 from harness.study.study import Study
 from impls.interface import IMPOSSIBLE, PROJECTIONS, RECURRENCES, Arm
 from tests.conftest import SMALL
+from tests.made import block, execution
 
 EVERY = [arm for r in RECURRENCES for p in PROJECTIONS if (arm := Arm(r, p)).name not in IMPOSSIBLE]
 CONFIG = Configuration("numpy", "cpu", 1, "eager", "fp32")
 STUDY = Study(workloads=[SMALL])
+ATTEMPT = jobs.Attempt(1, 60.0, Path("outputs"))
 
 
 def names(part):
@@ -59,17 +63,9 @@ def records(replicates=2):
             arms = {}
             for name in [*(arm.name for arm in todo.arms), *twins]:
                 number += 1
-                arms[name] = {"status": "ok", "calls": 1, "samples_ns": [1000 + number] * 5}
-            workload = SMALL.model_dump()
-            configuration = {
-                "framework": "numpy",
-                "device": "cpu",
-                "threads": 1,
-                "execution": "eager",
-                "precision": "fp32",
-            }
-            rest = {"pass": "forward", "part": todo.part, "replicate": replicate, "start_s": 1.0, "seconds": 2.0}
-            made.append({**configuration, "workload": workload, **rest, "arms": arms})
+                arms[name] = {"samples_ns": [1000 + number] * 5}
+            own = {"part": todo.part, "replicate": replicate, "start_s": 1.0, "seconds": 2.0, "arms": arms}
+            made.append(block({"workload": SMALL.model_dump(), **own}))
     return made
 
 
@@ -81,28 +77,28 @@ def test_each_pair_is_of_one_block_and_counted_once_a_process():
 
 
 def test_what_a_guest_took_is_in_no_table_but_that_of_its_comparison():
-    homes = [without_guests(record) for record in records(1)]
-    seen = [name for record in homes for name in record["arms"]]
+    homes = [record.without_guests() for record in records(1)]
+    seen = [name for record in homes for name in record.arms]
     assert len(seen) == len(set(seen))
-    old = {"arms": {"layer_batched": 1, "scan_in_loop": 2}}
-    assert without_guests(old) == old
+    old = block({"arms": {"layer_batched": {}, "scan_in_loop": {}}})
+    assert old.without_guests() == old
 
 
 def test_the_question_gets_more_processes_and_the_rest_keeps_what_it_has():
     study = Study(workloads=[SMALL], processes=None, target=1e-9)
     rows = sample_size.required_sample_sizes(records(3), study)
-    assert [row["part"] for row in rows] == ["scan", "unrolled"]
-    needs = {(CONFIG, row["workload"], row["pass"], row["part"]): matrix.SampleSize(9, 7) for row in rows}
+    assert [row.part for row in rows] == ["scan", "unrolled"]
+    needs = {(CONFIG, row.workload, row.pass_, row.part): matrix.SampleSize(9, 7) for row in rows}
     made = matrix.Plan([Cell(CONFIG, SMALL, "forward", arm) for arm in EVERY], [])
     (further,) = matrix.replicate_jobs(made, study, 3, needs=needs)
     assert {(todo.part, todo.rounds) for todo in further.blocks} == {("scan", 7), ("unrolled", 7)}
 
 
 def test_a_study_without_the_question_knows_all_it_has():
-    some = [record for record in records(3) if record["part"] == "given"]
+    some = [record for record in records(3) if record.part == "given"]
     for record in some:
-        record["arms"].pop("given_per_step")
-    assert [row["part"] for row in sample_size.required_sample_sizes(some, Study(workloads=[SMALL]))] == ["given"]
+        record.arms.pop("given_per_step")
+    assert [row.part for row in sample_size.required_sample_sizes(some, Study(workloads=[SMALL]))] == ["given"]
 
 
 @pytest.mark.parametrize("first", [3, 40])
@@ -111,33 +107,32 @@ def test_later_processes_sample_as_the_first_did(tmp_path, first):
     run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
     for calls, replicate in ((first, 0), (1, 1)):
         for record in records(1):
-            for arm in record["arms"].values():
-                arm["calls"] = calls
-            run.current_records.append(record | {"kind": "block", "replicate": replicate})
+            for arm in record.arms.values():
+                arm.calls = calls
+            run.current_records.append(record.model_copy(update={"replicate": replicate}))
     job = Job(CONFIG, 2, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
     assert {todo.calls for todo in run._match_calls(job).blocks} == {first}
-    assert {jobs._request(bench_with(bench), job, todo)["calls"] for todo in run._match_calls(job).blocks} == {first}
+    requests = [jobs._request(bench_with(bench), job, todo, ATTEMPT) for todo in run._match_calls(job).blocks]
+    assert {request.calls for request in requests} == {first}
 
 
 def bench_with(bench):
     """One whose framework says what a request needs."""
-    framework = matrix.Framework("numpy", executions={"eager": {"overwrites": False}})
+    framework = matrix.Framework("numpy", executions={"eager": execution()})
     return jobs.RunContext(bench.study, {"numpy": framework}, bench.weights, bench.cache, None, {})
 
 
 def test_a_block_of_guests_alone_is_left_out():
     job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    configuration = ("numpy", "cpu", 1, "eager", "fp32")
-    reached = {(configuration, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
+    reached = {(CONFIG, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
     assert [todo.part for todo in schedule._drop_unreached(job, reached).blocks] == ["scan"]
 
 
 def test_a_block_that_lost_what_it_compares_with_is_left_out():
-    configuration = ("numpy", "cpu", 1, "eager", "fp32")
     job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    reached = {(configuration, SMALL.name, "forward", arm.name) for arm in EVERY}
+    reached = {(CONFIG, SMALL.name, "forward", arm.name) for arm in EVERY}
     assert len(schedule._drop_unreached(job, reached).blocks) == len(job.blocks)
-    reached_but_it = reached - {(configuration, SMALL.name, "forward", "scan_batched")}
+    reached_but_it = reached - {(CONFIG, SMALL.name, "forward", "scan_batched")}
     assert "scan" not in {todo.part for todo in schedule._drop_unreached(job, reached_but_it).blocks}
     alone = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
     assert schedule._drop_unreached(alone, reached) == alone
@@ -146,7 +141,7 @@ def test_a_block_that_lost_what_it_compares_with_is_left_out():
 def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
     bench = bench_with(jobs.RunContext(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
     job = Job(CONFIG, 0, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    times = {todo.part: jobs._request(bench, job, todo)["rounds"]["block_s"] for todo in job.blocks}
+    times = {todo.part: jobs._request(bench, job, todo, ATTEMPT).rounds.block_s for todo in job.blocks}
     assert math.isclose(times["scan"], 3 * times["layer"])
     assert times["scan"] == bench.study.block_s
 
@@ -215,14 +210,12 @@ def test_a_number_of_processes_is_everything_s(tmp_path):
 
 def test_a_prototype_gets_no_further_processes(tmp_path):
     study = Study(workloads=[SMALL], processes=None, target=1e-9)
-    execution = {"prototypes": {"scan": "marked so upstream"}}
-    bench = jobs.RunContext(
-        study, {"numpy": matrix.Framework("numpy", executions={"eager": execution})}, tmp_path, tmp_path, None, {}
-    )
+    framework = matrix.Framework("numpy", executions={"eager": execution(prototypes={"scan": "marked so upstream"})})
+    bench = jobs.RunContext(study, {"numpy": framework}, tmp_path, tmp_path, None, {})
     run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
-    run.current_records = [record | {"kind": "block"} for record in records(3)]
+    run.current_records = records(3)
     (asked,) = run._required_sample_sizes()
-    assert [row["part"] for row in asked["needs"]] == ["unrolled"]
+    assert [row.part for row in asked.needs] == ["unrolled"]
 
 
 @pytest.mark.parametrize(("left", "jobs_left", "end"), [(100.0, 2, 150.0), (100.0, 20, 106.0), (4.0, 20, 104.0)])

@@ -25,15 +25,15 @@ def test_any_order_of_summation_passes_and_lower_precision_does_not(shape, cell,
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
     data = data_of(workload)
     weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
-    judge = output_check.OutputCheck(tmp_path)
+    check = output_check.OutputCheck(tmp_path)
     for order in ORDERS:
-        judged = verdict(tmp_path, workload, data, Library(order), judge)
-        assert judged["status"] == "ok", (order, judged["reason"])
+        found = verdict(tmp_path, workload, data, Library(order), check)
+        assert found.status == "ok", (order, found.reason)
     low = cast(cast(data, ml_dtypes.bfloat16), "float32")
-    assert verdict(tmp_path, workload, low, reference.Exact())["status"] == "wrong"
+    assert verdict(tmp_path, workload, low, reference.Exact()).status == "wrong"
 
 
-def verdict(folder, workload, given, how, judge=None):
+def verdict(folder, workload, given, how, check=None):
     """Of what a library makes of some data, held to those that lie in the folder."""
     outputs = {}
     for moment, data in (("before", probe_data(given)), ("after", given)):
@@ -41,8 +41,8 @@ def verdict(folder, workload, given, how, judge=None):
             outputs[f"unrolled_batched/{moment}/{name}"] = np.asarray(a, np.float32)
     saved = folder / "saved.safetensors"
     save_file(outputs, saved)
-    judge = judge or output_check.OutputCheck(folder)
-    return judge.judge(saved, workload, workload.T, "train", "fp32")["arms"]["unrolled_batched"]
+    check = check or output_check.OutputCheck(folder)
+    return check.check(saved, workload, workload.T, "train", "fp32").arms["unrolled_batched"]
 
 
 def stored(folder, workload, data):
@@ -101,13 +101,13 @@ def of_many_sizes(d):
 def test_right_programs_pass_whatever_their_inputs(change, cell, tmp_path):
     workload = Workload(name="w", B=40, T=12, I=5, H=24, O=6, cell=cell)
     data = stored(tmp_path, workload, change(data_of(workload)))
-    judge = output_check.OutputCheck(tmp_path)
+    check = output_check.OutputCheck(tmp_path)
     for order in ("forwards", "pairwise"):
-        judged = verdict(tmp_path, workload, data, Library(order), judge)
-        assert judged["status"] == "ok", (order, judged["reason"])
+        found = verdict(tmp_path, workload, data, Library(order), check)
+        assert found.status == "ok", (order, found.reason)
     w = data.weights
     wrong = data._replace(weights=w._replace(b_out=w.b_out + np.float32(1e-3), w_out=np.float32(1.001) * w.w_out))
-    assert verdict(tmp_path, workload, wrong, reference.Exact())["status"] == "wrong"
+    assert verdict(tmp_path, workload, wrong, reference.Exact()).status == "wrong"
 
 
 @pytest.mark.parametrize("change", [lambda d: d, smooth, constant], ids=["normal", "smooth", "constant"])
@@ -115,12 +115,12 @@ def test_long_sums_pass_in_every_order_and_tf32_does_not(change, tmp_path):
     """Gradients of the weights are sums of T*B terms."""
     workload = Workload(name="w", B=500, T=40, I=1, H=2, O=3, cell="rnn_tanh")
     data = stored(tmp_path, workload, change(data_of(workload)))
-    judge = output_check.OutputCheck(tmp_path)
+    check = output_check.OutputCheck(tmp_path)
     for order in ORDERS:
-        judged = verdict(tmp_path, workload, data, Library(order), judge)
-        assert judged["status"] == "ok", (order, judged["reason"])
+        found = verdict(tmp_path, workload, data, Library(order), check)
+        assert found.status == "ok", (order, found.reason)
     rounded = Data(Weights(*map(tf32, data.weights)), tf32(data.x), data.target)
-    assert verdict(tmp_path, workload, rounded, Library("forwards"))["status"] == "wrong"
+    assert verdict(tmp_path, workload, rounded, Library("forwards")).status == "wrong"
 
 
 def test_tf32_is_caught_at_every_depth():
@@ -175,7 +175,7 @@ def test_outputs_that_are_not_finite_are_infinitely_wrong(output):
 def test_what_is_wrong_is_said_in_a_sentence(output, said):
     moments = {"after": {} if output is None else {"y": output}}
     judged = output_check._check_arm(moments, {"after": {"y": bound([1.0, 2.0])}}, None, 1)
-    assert (judged["status"], judged["reason"]) == ("wrong", said)
+    assert (judged.status, judged.reason) == ("wrong", said)
 
 
 def test_one_wrong_element_is_caught_where_others_may_be_far_larger():
@@ -255,14 +255,14 @@ def flushed_away(d):
 def test_a_program_that_flushes_denormals_is_wrong_with_the_reason(tmp_path):
     workload = Workload(name="w", B=3, T=2, I=2, H=5, O=4, cell="rnn_tanh")
     data = stored(tmp_path, workload, flushed_away(data_of(workload)))
-    assert verdict(tmp_path, workload, data, Library("forwards"))["status"] == "ok"
+    assert verdict(tmp_path, workload, data, Library("forwards")).status == "ok"
     flushing = verdict(tmp_path, workload, data, output_check.FlushToZero())
-    assert flushing["status"] == "wrong"
-    assert flushing["reason"].endswith(output_check.FLUSHED)
+    assert flushing.status == "wrong"
+    assert flushing.reason.endswith(output_check.FLUSHED)
     other = data._replace(weights=data.weights._replace(b_out=0 * data.weights.b_out))
-    assert verdict(tmp_path, workload, other, reference.Exact())["reason"].endswith(output_check.DENORMALS)
+    assert verdict(tmp_path, workload, other, reference.Exact()).reason.endswith(output_check.DENORMALS)
     ordinary = stored(tmp_path, workload, data_of(workload))
-    assert verdict(tmp_path, workload, ordinary, output_check.FlushToZero())["status"] == "ok"
+    assert verdict(tmp_path, workload, ordinary, output_check.FlushToZero()).status == "ok"
 
 
 def test_what_rounding_alone_decides_is_refused(tmp_path):
@@ -271,7 +271,7 @@ def test_what_rounding_alone_decides_is_refused(tmp_path):
     data = data_of(workload)
     data = stored(tmp_path, workload, data._replace(weights=data.weights._replace(w_rec=3 * data.weights.w_rec)))
     judged = verdict(tmp_path, workload, data, reference.Exact())
-    assert judged == {"status": "refused", "reason": output_check.VACUOUS, "quantities": {}}
+    assert judged == output_check.ArmCheck("refused", output_check.VACUOUS, {})
 
 
 def test_bounds_are_those_of_the_inputs_that_were_given(tmp_path):
@@ -279,9 +279,9 @@ def test_bounds_are_those_of_the_inputs_that_were_given(tmp_path):
     for seed, change in ((1, zeros), (3, lambda d: d)):
         workload = Workload(name="w", B=1, T=2, I=1, H=1, O=1, cell="rnn_relu")
         data = stored(tmp_path, workload, change(data_of(workload, seed=seed)))
-        assert verdict(tmp_path, workload, data, Library("forwards"))["status"] == "ok"
+        assert verdict(tmp_path, workload, data, Library("forwards")).status == "ok"
         low = cast(cast(data, ml_dtypes.bfloat16), "float32")
-        assert verdict(tmp_path, workload, low, reference.Exact())["status"] == "wrong"
+        assert verdict(tmp_path, workload, low, reference.Exact()).status == "wrong"
 
 
 def test_numbers_whose_squares_no_float64_holds_have_bounds(tmp_path):
@@ -295,10 +295,9 @@ def test_numbers_whose_squares_no_float64_holds_have_bounds(tmp_path):
         outputs[f"unrolled_in_loop/{moment}/y"] = 1.001 * y
     assert np.abs(y).max() > 1e170
     save_file(outputs, tmp_path / "saved.safetensors")
-    judged = output_check.OutputCheck(tmp_path).judge(tmp_path / "saved.safetensors", workload, 60, "forward", "fp64")[
-        "arms"
-    ]
-    assert [judged[f"unrolled_{form}"]["status"] for form in ("batched", "in_loop")] == ["ok", "wrong"]
+    saved = tmp_path / "saved.safetensors"
+    judged = output_check.OutputCheck(tmp_path).check(saved, workload, 60, "forward", "fp64").arms
+    assert [judged[f"unrolled_{form}"].status for form in ("batched", "in_loop")] == ["ok", "wrong"]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -307,8 +306,8 @@ def test_a_bound_that_is_not_finite_is_a_sentence(moment):
     expected[moment] = {"y": bound([1.0, 2.0], np.inf)}
     output = {"y": np.array([1, 2], np.float32)}
     judged = output_check._check_arm({"before": output, "after": output}, expected, None, 1)
-    assert judged["status"] == ("refused" if moment == "after" else "wrong")
-    assert judged["reason"]
+    assert judged.status == ("refused" if moment == "after" else "wrong")
+    assert judged.reason
 
 
 def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
@@ -317,11 +316,11 @@ def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
     places = [(workload, 5, pass_, "fp32", "projected", "after") for pass_ in ("forward", "train")]
     for room, asked_anew in ((10**9, 2), (1, 3)):
         monkeypatch.setattr(output_check, "KEPT_BYTES", room)
-        judge, asked = output_check.OutputCheck(tmp_path), []
-        expected = judge._expected
+        check, asked = output_check.OutputCheck(tmp_path), []
+        expected = check._expected
         monkeypatch.setattr(
-            judge, "_expected", lambda *place, asked=asked, expected=expected: asked.append(place) or expected(*place)
+            check, "_expected", lambda *place, asked=asked, expected=expected: asked.append(place) or expected(*place)
         )
         for place in (places[0], places[0], places[1], places[0]):
-            judge.expected(*place)
+            check.expected(*place)
         assert len(asked) == asked_anew

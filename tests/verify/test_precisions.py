@@ -14,6 +14,7 @@ from impls import reference, rounding
 from impls.interface import NO_TF32
 from tests.conftest import data_of
 from tests.impls.test_frameworks import ODD, harness
+from tests.made import execution
 
 COARSER = {"fp32": "tf32", "tf32": "bf16", "bf16": "fp8"}
 ROUNDINGS = rounding.ROUNDINGS | {"fp8": rounding.Rounding(2.0**-3)}  # three bits after the point, as in E4M3
@@ -29,7 +30,7 @@ def test_a_precisions_own_roundings_pass_and_the_next_coarser_do_not(precision, 
     weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
     for how, ok in ((precision, True), (COARSER[precision], False)):
         judged = verdict(tmp_path, workload, precision, ROUNDINGS[how])
-        assert (judged["reason"] == "") == ok, (how, judged["reason"])
+        assert (judged.reason == "") == ok, (how, judged.reason)
 
 
 def rounded(data, cell, how):
@@ -43,24 +44,24 @@ def rounded(data, cell, how):
 
 def verdict(folder, workload, precision, how, bound=None):
     """Of outputs that the oracle rounded as it was told, judged as a precision's."""
-    judge = output_check.OutputCheck(folder, bound)
+    check = output_check.OutputCheck(folder, bound)
     outputs = {}
     for moment in ("before", "after"):
-        data = judge._data(workload, workload.T, precision, "projected", moment)
+        data = check._data(workload, workload.T, precision, "projected", moment)
         outputs |= {
             f"unrolled_batched/{moment}/{name}": array for name, array in rounded(data, workload.cell, how).items()
         }
     save_file(outputs, folder / "saved.safetensors")
-    found = judge.judge(folder / "saved.safetensors", workload, workload.T, "train", precision)
-    return found["arms"]["unrolled_batched"]
+    found = check.check(folder / "saved.safetensors", workload, workload.T, "train", precision)
+    return found.arms["unrolled_batched"]
 
 
 def test_as_shipped_may_be_tf32_and_is_found_out_when_held_to_fp32(tmp_path):
     weights.write_files(tmp_path, weights.workload_files(WORKLOADS[0], 1, None, None))
     tf32 = rounding.ROUNDINGS["tf32"]
-    assert not verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32)["reason"]
-    assert verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32, "fp32")["reason"]
-    assert verdict(tmp_path, WORKLOADS[0], "tf32", tf32, "fp32")["reason"]
+    assert not verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32).reason
+    assert verdict(tmp_path, WORKLOADS[0], "as_shipped", tf32, "fp32").reason
+    assert verdict(tmp_path, WORKLOADS[0], "tf32", tf32, "fp32").reason
 
 
 def test_bfloat16_is_rounded_to_the_nearest_ties_to_even():
@@ -82,16 +83,16 @@ def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
 def test_ulp_of_bfloat16_are_its_own(tmp_path):
     workload = WORKLOADS[0]
     weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
-    judge = output_check.OutputCheck(tmp_path)
+    check = output_check.OutputCheck(tmp_path)
     outputs = {}
     for moment in ("before", "after"):
-        data = judge._data(workload, workload.T, "bf16", "projected", moment)
+        data = check._data(workload, workload.T, "bf16", "projected", moment)
         (y,) = reference.run(data, workload.cell, "forward", "projected").values()
         y = reference.in_bfloat16(y)
         outputs |= {f"unrolled_batched/{moment}/y": y, f"unrolled_in_loop/{moment}/y": next_bfloat16(y)}
     save_file(outputs, tmp_path / "saved.safetensors")
-    found = judge.judge(tmp_path / "saved.safetensors", workload, workload.T, "forward", "bf16")["arms"]
-    assert found["unrolled_in_loop"]["quantities"]["y"][2:] == [False, 1]
+    found = check.check(tmp_path / "saved.safetensors", workload, workload.T, "forward", "bf16").arms
+    assert found["unrolled_in_loop"].quantities["y"][2:] == (False, 1)
 
 
 def next_bfloat16(a):
@@ -99,18 +100,11 @@ def next_bfloat16(a):
 
 
 def test_cells_that_a_precision_or_device_can_not_have_say_why():
-    def execution(**without):
-        return {
-            "traced": False,
-            "missing": None,
-            "without": without,
-            "unrolls": [],
-            "on_request": {},
-            "loop": "unrolled",
-            "overwrites": False,
-        }
-
-    executions = {"eager": execution(), "graphs": execution(cpu="graphs are a GPU's"), "old": execution(bf16="too old")}
+    executions = {
+        "eager": execution(),
+        "graphs": execution(without={"cpu": "graphs are a GPU's"}),
+        "old": execution(without={"bf16": "too old"}),
+    }
     made = Framework("made", executions=executions, devices={"cpu": None, "gpu": None})
     study = Study(precisions=["fp32", "tf32", "bf16"], projections=["batched"], recurrences=["unrolled"])
     found = matrix.make_plan(study, [made], [1])
@@ -142,9 +136,8 @@ def test_every_framework_computes_in_bfloat16_and_as_shipped(framework):
 
 def test_the_listing_names_what_no_gpu_and_no_graph_can_have(monkeypatch, capsys):
     """Made up, but for how it is said."""
-    graph = {"traced": True, "missing": None, "without": {"cpu": "graphs are a GPU's"}, "unrolls": []}
-    graph |= {"on_request": {}, "loop": "unrolled"}
-    executions = {"eager": graph | {"without": {"scan": "no loop"}}, "graphs": graph}
+    graphs = execution(traced=True, without={"cpu": "graphs are a GPU's"})
+    executions = {"eager": execution(traced=True, without={"scan": "no loop"}), "graphs": graphs}
     devices = {"cpu": None, "gpu": "made sees no GPU"}
     made = Framework("made", versions={"made": "1"}, executions=executions, devices=devices)
     monkeypatch.setattr(verify.session, "probe", lambda study, threads: [made])

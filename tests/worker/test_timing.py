@@ -121,7 +121,7 @@ def test_short_samples_are_batched_and_say_so():
     arms = run(backend, clock).arms
     assert arms["unrolled_none"].calls * 150 >= timing.TIMER_COSTS * 50
     assert backend.waited == len(backend.log)  # every call is waited for
-    assert samples.median_call_s(vars(arms["unrolled_none"])) == pytest.approx(100e-9, rel=0.01)
+    assert samples.median_call_s(arms["unrolled_none"]) == pytest.approx(100e-9, rel=0.01)
 
 
 def test_every_arm_of_a_block_is_sampled_alike_and_as_the_first_process_was():
