@@ -224,7 +224,7 @@ def prove_counting(compilations: Callable[[], int], compile_: Callable[[], objec
     compile_()
     if compilations() == count_before:
         raise RuntimeError(
-            f"{counter_name} does not count what is compiled: that nothing was compiled could not be told"
+            f"{counter_name} does not count what is compiled: whether anything is compiled would be unknown"
         )
 
 

@@ -27,6 +27,7 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from impls.interface import (
@@ -235,9 +236,7 @@ def tanh(a: Array, ops: Operations) -> tuple[Array, Array]:
 
 def in_bfloat16(a: Array) -> Array:
     """Round float32 numbers to bfloat16's 7 fraction bits, ties to even; the result is still float32."""
-    bits = a.view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)).view(np.float32)
+    return a.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def gru_step(a: Array, u: Array, state: State, ops: Operations) -> tuple[State, State]:

@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, metavar="FIRST", help="a run's folder")
     parser.add_argument("second", type=Path, metavar="SECOND", help="another's, or where the study is measured again")
-    parser.add_argument("--resume", action="store_true", help="go on with measuring it again")
+    parser.add_argument("--resume", action="store_true", help="resume the second measurement")
     arguments = parser.parse_args()
     first = report.read_tables(arguments.first)
     if arguments.first.resolve() == arguments.second.resolve():

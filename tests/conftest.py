@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,12 @@ def pytest_report_header():
     if missing := [name for name in wanted if name and name not in HERE]:
         raise pytest.UsageError(f"frameworks asked for and missing: {', '.join(missing)} (see FUSEGAP_FRAMEWORKS)")
     return f"frameworks: {', '.join(HERE)}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end which frameworks, in which versions, were tested."""
+    versions = [f"{MODULES[name]} {version(MODULES[name])}" for name in HERE]
+    terminalreporter.write_line(f"frameworks tested: {', '.join(versions) or 'none'}")
 
 
 @pytest.fixture(params=HERE)

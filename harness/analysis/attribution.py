@@ -137,7 +137,7 @@ def _sweep_points(blocks: list[BlockRecord], study: Study) -> tuple[SweepPoints,
             key = (*configuration_key(block.configuration), block.pass_, forecast.recurrence_of(block))
             points.setdefault(key, {}).setdefault(block.replicate, []).append(forecast.sweep_point(block))
             if block.rates and block.configuration.precision in MEASURED_IN:
-                roofs.setdefault(key, roofline_times(roofline_from_rates(block.rates), centre, block.pass_).one)
+                roofs.setdefault(key, roofline_times(roofline_from_rates(block.rates), centre, block.pass_).in_loop)
     lines = {
         key: {number: line for number, line in processes.items() if len({point.workload.T for point in line}) > 1}
         for key, processes in points.items()

@@ -3,8 +3,8 @@
 A call of an arm is predicted to take, over T steps,
 
     none     call + T (step + least.step)
-    in_loop  none + in_loop + T (product + least.one) + least.loss
-    batched  none + after + least.once + least.loss
+    in_loop  none + in_loop + T (product + least.in_loop) + least.loss
+    batched  none + after + least.batched + least.loss
 
 where `least` is the roofline's times (harness.analysis.roofline). The five others are costs of everything else:
 dispatch, copies, loops. They are solved for from the sweep's first two points, which differ in T alone, once for each
@@ -78,13 +78,13 @@ def solve_costs(points: list[SweepPoint], roofline: Roofline, pass_: str) -> Cos
     step = max((long.none - short.none) / extra_steps - floors[1].step, 0.0)
     pairs = list(zip((short, long), floors, strict=True))
     short_s, long_s = (point.in_loop - floor.loss for point, floor in pairs)
-    product = (long_s - short_s) / extra_steps - floors[1].one
-    after_s = statistics.mean(point.batched - floor.once - floor.loss for point, floor in pairs)
+    product = (long_s - short_s) / extra_steps - floors[1].in_loop
+    after_s = statistics.mean(point.batched - floor.batched - floor.loss for point, floor in pairs)
     return Costs(
         pass_=pass_,
         call_s=max(long.none - steps * (step + floors[1].step), 0.0),
         step_s=step,
-        in_loop_s=long_s - steps * (product + floors[1].one),
+        in_loop_s=long_s - steps * (product + floors[1].in_loop),
         product_s=product,
         after_s=after_s,
     )
@@ -94,8 +94,8 @@ def predict_times(costs: Costs, roofline: Roofline, workload: Workload) -> Predi
     """Return the predicted seconds of a call with each projection, at least `LEAST` of the recurrence's alone."""
     floor = roofline_times(roofline, workload, costs.pass_)
     none = costs.call_s + workload.T * (costs.step_s + floor.step)
-    in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.one) + floor.loss
-    batched = none + costs.after_s + floor.once + floor.loss
+    in_loop = none + costs.in_loop_s + workload.T * (costs.product_s + floor.in_loop) + floor.loss
+    batched = none + costs.after_s + floor.batched + floor.loss
     minimum = LEAST * none
     return PredictedTimes(
         workload=workload.name,
@@ -134,7 +134,7 @@ def _unavailable_reason(configuration: Configuration, blocks: list[BlockRecord])
     if configuration.precision not in MEASURED_IN:
         return "rates are measured of float32 alone"
     if form := next(filter(None, map(missing_form, blocks)), ""):
-        return f"it is told from {form}"
+        return f"it is fitted on {form}"
     return "" if blocks[0].rates else "no rates were measured"
 
 

@@ -72,14 +72,14 @@ def roofline_from_rates(rates: PeakRates) -> Roofline:
 class RooflineTimes:
     """Seconds of a workload's parts in one pass.
 
-    `step` is that of a step. `one` is what one step's projection adds in the loop, which may be negative. `once` is
-    what the projection of all steps at once adds after the loop. `loss` is that of the loss, which only a projected
+    `step` is that of a step. `in_loop` is what a step's projection adds in the loop, which may be negative. `batched`
+    is what the projection of all steps at once adds after the loop. `loss` is that of the loss, which only a projected
     form has.
     """
 
     step: float
-    one: float
-    once: float
+    in_loop: float
+    batched: float
     loss: float
 
 

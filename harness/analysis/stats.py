@@ -34,7 +34,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special  # not scipy.stats: importing it takes as long as everything else here
+from scipy import optimize, special
+from scipy import stats as distributions
 
 Times = Sequence[float] | np.ndarray
 LEVEL = 0.05
@@ -168,7 +169,8 @@ def fit_prior(samples: Sequence[Sample]) -> Prior:
     def negative_log_likelihood(point: np.ndarray) -> float:
         candidate = prior_at(point)
         expected = candidate.between + candidate.factor * noises
-        return -float(np.sum(_f_logpdf(variances / expected, freedoms, candidate.freedom) - np.log(expected)))
+        density = distributions.f.logpdf(variances / expected, freedoms, candidate.freedom)
+        return -float(np.sum(density - np.log(expected)))
 
     fits = [
         optimize.minimize(negative_log_likelihood, np.log(start), method="Nelder-Mead", options={"maxiter": 2000})
@@ -177,13 +179,6 @@ def fit_prior(samples: Sequence[Sample]) -> Prior:
     likeliest = prior_at(min(fits, key=lambda fit: fit.fun).x)
     correction = pooled / (pooled - 3)  # three fitted numbers make the likeliest variance too low, as in REML
     return replace(likeliest, between=likeliest.between * correction, factor=likeliest.factor * correction)
-
-
-def _f_logpdf(ratios: np.ndarray, d1: np.ndarray, d2: float) -> np.ndarray:
-    """Return the log density of ratios of variances: F on (d1, d2) degrees of freedom."""
-    m, n = d1 / 2, d2 / 2
-    constant = m * np.log(d1) + n * np.log(d2) - special.betaln(m, n)
-    return np.asarray(constant + (m - 1) * np.log(ratios) - (m + n) * np.log(d1 * ratios + d2))
 
 
 def shrunken_variance(sample: Sample, prior: Prior) -> tuple[float, float]:
@@ -290,9 +285,8 @@ def verdicts(gaps: Sequence[Gap]) -> list[str]:
 
 def rate_interval(hits: int, cases: int) -> tuple[float, float, float]:
     """Return a rate and its 95% interval (Clopper and Pearson 1934); `cases` is at least 1."""
-    low = special.betaincinv(hits, cases - hits + 1, LEVEL / 2) if hits else 0.0
-    high = special.betaincinv(hits + 1, cases - hits, 1 - LEVEL / 2) if hits < cases else 1.0
-    return hits / cases, float(low), float(high)
+    interval = distributions.binomtest(hits, cases).proportion_ci(1 - LEVEL, "exact")
+    return hits / cases, float(interval.low), float(interval.high)
 
 
 def half_width(low: Any, high: Any) -> Any:
@@ -301,7 +295,10 @@ def half_width(low: Any, high: Any) -> Any:
 
 
 def holm_adjust(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values, in the order given."""
+    """Return Holm's step-down adjusted p-values, in the order given.
+
+    By hand, because scipy has no Holm, and statsmodels would be one more package for these five lines.
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))

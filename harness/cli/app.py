@@ -215,7 +215,7 @@ def train(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="The folder of a run, or of each of several.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The report's folder; of one run its own, if not said.")
+        Path | None, typer.Option(metavar="DIR", help="The report's folder; by default the run's own.")
     ] = None,
 ) -> None:
     """Write a run's or a training's report again, from its records alone; of several runs, one that has them side by
@@ -235,7 +235,7 @@ def report(
 
 @app.command(name="list")
 def list_() -> None:
-    """What can be studied here, and what can not and why."""
+    """List what can be studied on this machine, and what cannot, with the reason."""
     from harness.cli import verify
 
     verify.listing()

@@ -169,7 +169,7 @@ def check_gpu(state: gpu.State | None) -> Finding:
     if state.processes:
         names = ", ".join(map(str, state.processes[:3]))
         return Finding("GPU", f"used by {len(state.processes)} processes ({names})", "end them while measuring")
-    return Finding("GPU", "its processes are not told" if state.processes is None else "used by no process")
+    return Finding("GPU", "its processes are not reported" if state.processes is None else "used by no process")
 
 
 def findings() -> list[Finding]:
@@ -200,12 +200,12 @@ def measure_noise_floor() -> str:
         gaps = Tables(session.run(load_study(None, None, control), Path(folder) / "run", False, "doctor")).gaps
     controls = gaps[(gaps.contender == TWIN) & gaps.ci_low.notna()]
     if controls.empty:
-        return "noise floor: not measured; `run` would say why"
+        return "noise floor: not measured; `run` says why"
     row = controls.iloc[0]
     return (
         f"noise floor: the same program against itself is {row.ratio:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] "
         f"({row.framework} {row.execution}, {row.processes} processes × {row.rounds:g} rounds): with so few, gaps "
-        f"under {half_width(row.ci_low, row.ci_high):.1%} can not be seen here"
+        f"under {half_width(row.ci_low, row.ci_high):.1%} cannot be seen here"
     )
 
 

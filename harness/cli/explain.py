@@ -104,7 +104,7 @@ def explain(words: list[str], out: Path | None) -> int:
     frameworks = matrix.select_frameworks(cell_study, probed)
     plan = matrix.make_plan(cell_study, frameworks, [environment.cores()])
     if not plan.cells:
-        raise UsageError(f"this cell is not to be had: {plan.absent[0].reason}")
+        raise UsageError(f"this cell is not available: {plan.absent[0].reason}")
     place = _folder_name(cell)
     folder = out or Path("runs") / "explain" / place
     arm = _verify_and_count(cell_study, frameworks, plan.cells[0].configuration, cell, folder)
@@ -184,7 +184,7 @@ def _print_evidence(place: str, cell: RequestedCell, evidence: Evidence, folder:
         table.add_row("variables", f"{len(variables)}: {', '.join(map(str, variables))}")
     out.print(table, markup=False)
     for quantity, reason in counts.missing.items():
-        out.print(f"{quantity} could not be had: {reason}", markup=False)
+        out.print(f"{quantity} could not be counted: {reason}", markup=False)
     names = sorted(path.name for path in folder.glob(f"{cell.arm.name}.*"))
     out.print(f"program text: {', '.join(str(folder / name) for name in names) or 'none'}", markup=False)
 

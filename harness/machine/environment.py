@@ -7,7 +7,7 @@ import platform
 import re
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ from harness.machine import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+MODEL = {"family": "cpu family", "model": "model", "stepping": "stepping"}  # fields of /proc/cpuinfo
+ARITHMETIC = re.compile(
+    r"avx\w*|amx\w*|fma\d?|f16c|neon|asimd\w*|sve\w*|bf16|i8mm"
+)  # instruction sets that matter here
+UNREADABLE = "not readable"
 LIBRARIES = ("numpy", "scipy", "pandas", "safetensors", "pydantic", "matplotlib")
 
 
@@ -42,21 +48,44 @@ def machine_facts() -> dict[str, Any]:
     """Return the facts of the machine that a reader needs to judge a time. Memory is in GiB."""
     import psutil
 
+    return (
+        processor_facts()
+        | {
+            "cores": cores(),
+            "logical_cpus": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+            "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or UNREADABLE,
+            "system": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+        }
+        | gpu.facts()
+    )
+
+
+def processor_facts(cpuinfo: Path = Path("/proc/cpuinfo"), caches: Path = CACHES) -> dict[str, str]:
+    """Return the processor's name and model, its instruction sets for arithmetic, and the caches of its first core.
+
+    They are read from the kernel's own files. A library such as py-cpuinfo reads the same ones, but starts child
+    processes for the rest, which take seconds and may be killed. A hypervisor may hide the name; the model remains.
+    """
+    lines = (line.partition(":") for line in (read_text(cpuinfo) or "").partition("\n\n")[0].splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    model = [f"{name} {fields[key]}" for name, key in MODEL.items() if key in fields]
+    sets = [name for name in fields.get("flags", fields.get("Features", "")).split() if ARITHMETIC.fullmatch(name)]
     return {
-        "cpu": _cpu_name(),
-        "cores": cores(),
-        "logical_cpus": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    } | gpu.facts()
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "cpu_model": ", ".join([fields.get("vendor_id", ""), *model]).strip(", ") or UNREADABLE,
+        "instruction_sets": " ".join(sorted(sets)) or UNREADABLE,
+        "caches": ", ".join(_caches(caches)) or UNREADABLE,
+    }
 
 
-def _cpu_name() -> str:
-    """Return the processor's name as the kernel gives it, without starting a child process, which could be killed."""
-    match = re.search(r"^model name\s*: (.+)$", read_text("/proc/cpuinfo") or "", re.MULTILINE)
-    return match.group(1) if match else platform.processor() or platform.machine()
+def _caches(folder: Path) -> Iterator[str]:
+    """Yield the level and size of each cache of a core that holds data."""
+    for entry in sorted(folder.glob("index*")):
+        level, kind, size = (read_text(entry / name) for name in ("level", "type", "size"))
+        if level and size and kind != "Instruction":
+            yield f"L{level} {size}"
 
 
 def library_versions() -> dict[str, str]:

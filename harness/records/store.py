@@ -97,7 +97,7 @@ def read_records(folder: Path, format_: Format[R]) -> list[R]:
             lines = (line for line in file if _is_complete_line(line))
             records = [_parse_line(path, format_, number, line) for number, line in enumerate(lines, 1)]
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     _check_workloads(path, records)
     return records
 

@@ -262,7 +262,7 @@ def gpu_states(tables: Tables) -> str:
             [
                 execution_name(*keys),
                 *ranges,
-                max((count for count in counts if count is not None), default="not told"),
+                max((count for count in counts if count is not None), default="not reported"),
                 throttled,
             ]
         )
@@ -272,7 +272,7 @@ def gpu_states(tables: Tables) -> str:
 
 def _range(values: Iterable[float | None]) -> str:
     numbers = [value for value in values if value is not None]
-    return f"{min(numbers):g} to {max(numbers):g}" if numbers else "not told"
+    return f"{min(numbers):g} to {max(numbers):g}" if numbers else "not reported"
 
 
 def environments(by_framework: dict[str, list[WorkerEnvironment]], devices: Iterable[str]) -> str:

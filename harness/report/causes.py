@@ -182,4 +182,4 @@ def _missing_counts(tables: Tables) -> str:
     lines = []
     for (*keys, missing), part in frame.groupby([*ENGINE, "missing"], sort=True):
         lines.append(f"- {execution_name(*keys)} ({len(part)} programs): {missing}")
-    return "What could not be had:\n\n" + "\n".join(lines) if lines else ""
+    return "What could not be counted:\n\n" + "\n".join(lines) if lines else ""

@@ -21,7 +21,7 @@ from harness.report.markdown import Row, amount, execution_name, pluralize, rati
 from harness.study.parts import BATCHED, LOOPS, OWN
 
 NOT_JUDGED = "not yet judged"
-UNDECIDED = "this run can not tell"
+UNDECIDED = "this run cannot tell"
 HERE = {True: "true here", False: "false here"}
 THROUGHOUT = {True: "true in all programs", False: "false in all programs"}
 ORIGINAL = ("tf", "v1")  # framework and execution of TF1's own two programs, which C1, C4 and C7 are about

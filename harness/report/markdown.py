@@ -11,7 +11,10 @@ FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table."""
+    """Return a Markdown table.
+
+    Its columns are not padded, as a library's would be: a long cell then changes no other row, and files stay small.
+    """
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 

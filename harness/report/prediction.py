@@ -34,7 +34,7 @@ def context(tables: Tables, figure_names: list[str]) -> Row | None:
         "constants": _constant_table(tables),
         "by_engine": _errors_by_execution(tables),
         "misses": _miss_table(tables),
-        "untold": _unavailable_forecasts(tables),
+        "unavailable": _unavailable_forecasts(tables),
     }
 
 
@@ -56,7 +56,9 @@ def _cost_table(tables: Tables) -> str:
             [f"{group['workload']}, {group['pass']}", configuration_name(group), none, *additions, product, bounds]
         )
     names = [f"{form} adds" for form in FORMS]
-    return table(["", "", "none", *names, "one product in the loop", f"times the floor: {' · '.join(FORMS)}"], rows)
+    return table(
+        ["", "", "none", *names, "one product in the loop", f"times the lower bound: {' · '.join(FORMS)}"], rows
+    )
 
 
 def _none_in_training(tables: Tables) -> str:
@@ -70,7 +72,7 @@ def _none_in_training(tables: Tables) -> str:
         return f"In training *none* is {description}: the loss is part of what the forms add."
     return (
         "In training *none* has a loss of its own in this run, over [T, B, H] where the others' is over [T, B, O]: "
-        "what they add is told lower by the price of that loss, and may be below nothing."
+        "what they add is too low by the cost of that loss, and may be negative."
     )
 
 
@@ -184,7 +186,15 @@ def _miss_table(tables: Tables) -> str:
     """Tabulate the largest misses, and which form took more or less time than forecast."""
     scores = tables.scores.assign(far=tables.scores.error.abs()).sort_values("far", ascending=False, kind="stable")
     rows = [_miss_row(row) for row in scores[scores.far > NEAR].head(WORST).to_dict("records")]
-    columns = ["", "", "measured", "forecast", "in_loop adds to none", "as forecast", "what was other than expected"]
+    columns = [
+        "",
+        "",
+        "measured",
+        "forecast",
+        "in_loop adds to none",
+        "as forecast",
+        "what differed from the prediction",
+    ]
     return table(columns, rows) if rows else ""
 
 

@@ -147,7 +147,7 @@ def _final_difference(trajectory: Losses, oracle: OracleLosses) -> float:
 def speed_summary(comparisons: list[TrainingTimes]) -> str:
     """Summarise the directions, verdicts and ratios of the step times."""
     if not comparisons:
-        return "No times are to be had."
+        return "No times are available."
     directions = Counter(comparison.gaps["in_loop"].direction for comparison in comparisons)
     sizes = Counter(comparison.verdict for comparison in comparisons)
     ratios = [comparison.gaps["in_loop"].ratio for comparison in comparisons]

@@ -102,7 +102,7 @@ def context(
 def budget_text(tables: Tables) -> str:
     """Return the budget of each session of the run as text, or "" if no session had one."""
     texts = [f"{value:g} s" if value else "none" for value in budgets(tables.sessions)]
-    return "" if set(texts) == {"none"} else f", budget {', and gone on with: '.join(texts)}"
+    return "" if set(texts) == {"none"} else f", budget {', and resumed with: '.join(texts)}"
 
 
 def measurement_span(tables: Tables) -> tuple[str, str]:
@@ -145,7 +145,9 @@ def no_answer_reason(tables: Tables) -> str:
     """Return why the run does not answer the question, or "" if it does."""
     gaps = tables.gaps[tables.gaps.contender == "in_loop"]
     if gaps.empty and not tables.prototypes.empty:
-        return "What this run compared is marked as a prototype, and answers nothing: it stands apart, below."
+        return (
+            "What this run compared is marked as a prototype, and answers nothing: it has a section of its own, below."
+        )
     if gaps.empty and not tables.gaps.empty and (tables.gaps.contender != TWIN).any():
         return "This run measured nothing that projects inside a loop, so it does not answer the question."
     if gaps.empty and not tables.gaps.empty:
@@ -185,7 +187,7 @@ def _overall_clause(gaps: pd.DataFrame, margin: float) -> str:
     slower = f"slower by more than {margin:.0%}"
     others = " or ".join(sorted(verdicts & {FASTER, EQUIVALENT}))
     if verdicts <= {INCONCLUSIVE}:
-        return "this run can not tell"
+        return "this run cannot tell"
     if others and SLOWER in verdicts:
         return f"it depends: {slower} in some comparisons, {others} in others"
     lead = slower if SLOWER in verdicts else others

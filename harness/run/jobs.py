@@ -247,7 +247,7 @@ def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) 
         seed=attempt.seed,
         seconds=attempt.left_s,
         counted=list(_counted_arms(context, job, block)),
-        control=block.control,
+        control=block.has_control,
         calls=block.calls,
         hurried=job.replicate == 0,
         overwrites=framework.executions[job.configuration.execution].overwrites,
@@ -257,13 +257,13 @@ def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) 
 
 def _has_full_time(block: BlockSpec) -> bool:
     """Return whether a block has the whole of the study's time for a block."""
-    return not block.swept and (not block.part or is_question(block.part))
+    return not block.is_swept and (not block.part or is_question(block.part))
 
 
 def _counted_arms(context: RunContext, job: Job, block: BlockSpec) -> tuple[Arm, ...]:
     """Return the arms whose operations in a call are counted: none but those of the block's own part, and only once."""
-    counted = context.texts or (block.timed and job.replicate == 0 and not block.swept)
-    return block.home if counted else ()
+    counted = context.texts or (block.timed and job.replicate == 0 and not block.is_swept)
+    return block.own_arms if counted else ()
 
 
 def _apply_check(arm: ArmTiming, check: ArmCheck | None) -> ArmTiming:

@@ -147,7 +147,7 @@ class Schedule:
 
         Only a job with a point of a sweep has one, and a configuration has at most one.
         """
-        swept = any(block.swept for block in job.blocks)
+        swept = any(block.is_swept for block in job.blocks)
         if (
             not swept
             or job.configuration in self.forecast_configurations
@@ -281,7 +281,7 @@ def _drop_unreached(job: Job, reached: set[ReachedCell]) -> Job:
         key = (job.configuration, block.workload.name, block.pass_)
         arms = tuple(arm for arm in block.arms if (*key, arm.name) in reached)
         reduced = replace(block, arms=arms)
-        if reduced.home and _has_baseline(arms) == _has_baseline(block.arms):
+        if reduced.own_arms and _has_baseline(arms) == _has_baseline(block.arms):
             blocks.append(reduced)
     return replace(job, blocks=tuple(blocks))
 

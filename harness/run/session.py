@@ -113,9 +113,9 @@ def check_folder(folder: Path, resume: bool, file: str = FILE) -> None:
     names = {path.name for path in folder.iterdir()} - VERIFIED if folder.exists() else set()
     records = names & {file, f"{file}.gz"}
     if resume and not records and not (names and names <= BEGUN):
-        raise UsageError(f"{folder} holds no records to go on from")
+        raise UsageError(f"{folder} holds no records to continue")
     if not resume and names:
-        hint = "or --resume to go on with it" if records or names <= BEGUN else "for it holds no run to go on with"
+        hint = "or --resume to continue it" if records or names <= BEGUN else "because it holds no run to continue"
         raise UsageError(f"{folder} is not empty; give another --out, {hint}")
     if file in names and not os.access(folder / file, os.R_OK | os.W_OK):
         raise UsageError(f"{folder / file} cannot be written into: it is another's")
@@ -264,7 +264,7 @@ def open_store(
             store.recover() if store.path.exists() else read_records(folder, format_) if store.packed.exists() else []
         )
         if records and (reason := _mismatch_reason(records[0], header, format_.same)) is not None:
-            raise UsageError(f"{folder} can not be resumed: {reason}")
+            raise UsageError(f"{folder} cannot be resumed: {reason}")
         if not store.path.exists() and records:
             records = store.unpack()
         weights.write_files(folder / "weights", files)

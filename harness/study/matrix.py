@@ -122,7 +122,7 @@ class Plan:
 
     def rank(self, configuration: Configuration, block: "BlockSpec") -> Rank:
         """Return the rank of a configuration's block."""
-        if block.swept or block.part != self.loops.get(configuration):
+        if block.is_swept or block.part != self.loops.get(configuration):
             return Rank.REST
         return (
             Rank.OTHER_THREADS
@@ -139,7 +139,7 @@ class BlockSpec:
     `part`: which of the workload's arms these are (harness.study.parts); empty means all of them.
     `rounds`: their number, where a pilot has determined it; otherwise the study's limits hold.
     `calls`: the number of calls in a sample, where an earlier process has determined it.
-    `swept`: whether this is a point of a sweep; it takes a third of a block's time, and its programs are not counted.
+    `is_swept`: whether this is a point of a sweep; it takes a third of a block's time, and its programs go uncounted.
     """
 
     workload: Workload
@@ -150,17 +150,17 @@ class BlockSpec:
     part: str = ""
     rounds: int | None = None
     calls: int | None = None
-    swept: bool = False
+    is_swept: bool = False
 
     @property
-    def home(self) -> tuple[Arm, ...]:
+    def own_arms(self) -> tuple[Arm, ...]:
         """Return the arms that belong to the block's part, without the guests."""
         return tuple(a for a in self.arms if not self.part or part_of(a.recurrence, a.projection) == self.part)
 
     @property
-    def control(self) -> bool:
+    def has_control(self) -> bool:
         """Return whether the block has A/A controls: only where a batched arm is no guest."""
-        return any(arm.projection == BATCHED for arm in self.home)
+        return any(arm.projection == BATCHED for arm in self.own_arms)
 
 
 @dataclass(frozen=True)
@@ -266,10 +266,10 @@ def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[C
                 yield Cell(configuration, point, pass_, Arm(framework.executions[execution].loop, projection))
 
 
-def cell_absence(study: Study, framework: Framework, cell: Cell, swept: bool = False) -> tuple[str, str] | None:
+def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool = False) -> tuple[str, str] | None:
     """Return status and reason of a cell that cannot be measured, or None.
 
-    `swept`: whether the cell is a point of a sweep.
+    `is_swept`: whether the cell is a point of a sweep.
     """
     execution = framework.executions[cell.configuration.execution]
     if missing := framework.devices[cell.configuration.device] or execution.missing:
@@ -284,7 +284,7 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, swept: bool = F
         return "skipped", reason
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution.unrolls)
-    if limit is not None and execution.traced and unrolls and swept:
+    if limit is not None and execution.traced and unrolls and is_swept:
         return "skipped", "a sweep compiles every size's unrolled steps anew, and unroll_limit is set"
     if limit is not None and execution.traced and unrolls and steps > limit:
         return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
@@ -359,12 +359,12 @@ def blocks_of(arms_by_case: dict[tuple[Workload, str], list[Arm]], study: Study)
     """
     points = {workload.name for workload in study.swept}
     blocks = [
-        BlockSpec(workload, pass_, part_arms, workload.T, True, part, swept=workload.name in points)
+        BlockSpec(workload, pass_, part_arms, workload.T, True, part, is_swept=workload.name in points)
         for (workload, pass_), arms in arms_by_case.items()
         for part, part_arms in arms_by_part(arms).items()
     ]
     return sorted(
-        blocks, key=lambda block: (not _is_calibration(block, study), block.swept, not is_question(block.part))
+        blocks, key=lambda block: (not _is_calibration(block, study), block.is_swept, not is_question(block.part))
     )
 
 

@@ -407,7 +407,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path} is no study file: it has more than {LARGEST_FILE:,} bytes")
         return tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
     except OSError as error:
-        raise UsageError(f"{path} can not be read: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not TOML, which is UTF-8 text: {error}") from None
     except RecursionError:

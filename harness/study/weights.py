@@ -191,9 +191,9 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except FileNotFoundError:
-        raise UsageError(f"{path} can not be read: there is no such file") from None
+        raise UsageError(f"{path} cannot be read: there is no such file") from None
     except OSError as error:
-        raise UsageError(f"{path} can not be read: {error.strerror or error}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a safetensors file that NumPy can hold: {error}") from None
 

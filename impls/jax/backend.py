@@ -24,10 +24,10 @@ from impls.interface import (
     named,
     prove_counting,
 )
+from impls.jax import private
 
 MATMUL = "jax_default_matmul_precision"
 MATMULS = {"tf32": "tensorfloat32", "bf16": "default", "fp32": "highest", "fp64": "highest"}
-COMPILE_EVENTS = "/jax/core/compile/"
 NOT_EAGER = {
     "scan": "lax.scan compiles its loop even outside jit: it has no op-by-op form",
     "layer": "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form",
@@ -43,7 +43,7 @@ class Backend:
         self.compiled = 0
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        threads = {"PJRT_NPROC": str(settings.threads)} | ({"TMPDIR": settings.cache} if settings.cache else {})
+        threads = {private.THREADS: str(settings.threads)} | ({"TMPDIR": settings.cache} if settings.cache else {})
         if settings.device == "cpu":
             return threads | {"JAX_PLATFORMS": "cpu"}
         # Workers that verify run side by side: none may reserve most of the GPU's memory in advance.
@@ -178,7 +178,7 @@ class Backend:
         return lambda: self.wait(double(a))
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
-        self.compiled += event.startswith(COMPILE_EVENTS)
+        self.compiled += event.startswith(private.COMPILE_EVENTS)
 
 
 def _why_no_gpu() -> str | None:

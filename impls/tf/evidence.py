@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_callbacks
-from tensorflow.python.ops import while_v2
-from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from impls.evidence import Evidence, Product, Variable, counted
+from impls.tf import private
 from impls.trace import Row
 
 NO_XLA_MEMORY = "TensorFlow does not tell it of a program compiled by XLA"
@@ -45,7 +43,7 @@ def profiled(call: Callable[[], None]) -> list[Row]:
         with tf.profiler.experimental.Profile(folder):
             call()
         (file,) = Path(folder).rglob("*.xplane.pb")
-        planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes
+        planes = private.profile_planes(file.read_bytes())
         return [
             (plane.name, line.name, plane.event_metadata[event.metadata_id].name, event.duration_ps / 1000)
             for plane in planes
@@ -114,11 +112,8 @@ def _ran(call: Callable[[], None]) -> list[Operation]:
         flags = dict(zip(attributes[::2], attributes[1::2], strict=True)) if attributes else {}
         operations.append(Operation(1, kind, [tuple(operand.shape) for operand in inputs], _transposed(flags.get)))
 
-    op_callbacks.add_op_callback(record)
-    try:
+    with private.operation_callback(record):
         call()
-    finally:
-        op_callbacks.remove_op_callback(record)
     return operations
 
 
@@ -131,7 +126,7 @@ def _in_graph(graph: Any, times: int, loops: dict[str, int | None]) -> Iterator[
         if node.type in ("While", "StatelessWhile"):
             trips = _known(node.inputs[1])
             loops[node.name] = trips
-            body = while_v2._get_graph(node, "body", "_body_graph")
+            body = private.loop_body(node)
             yield from _in_graph(body, times * (trips or 1), loops)
         elif node.type not in FREE:
             shapes = [tuple(operand.shape.as_list() if operand.shape.rank else ()) for operand in node.inputs]

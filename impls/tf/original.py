@@ -1,10 +1,9 @@
 """The chapter's two programs, on tf.compat.v1: what TF1 built, with the two differences named here.
 
-TensorFlow still has `dynamic_rnn`, `get_variable`, `AdamOptimizer` and sessions. `BasicRNNCell` moved to tf-keras.
-tf.compat.v1 exposes its TF1 name only if legacy Keras is the Keras of the whole process. It is therefore imported from
-tf-keras directly, so that the other executions keep Keras 3. `OutputProjectionWrapper` disappeared with tf.contrib; the
-one here is written to its documentation. `tf.layers.dense` would need legacy Keras too. Here it is a product and a bias
-with variables of their own.
+TensorFlow still has `dynamic_rnn`, `get_variable`, `AdamOptimizer` and sessions. `BasicRNNCell` moved to tf-keras. It
+is imported from there, so that the other executions keep Keras 3 (see private.py). `OutputProjectionWrapper`
+disappeared with tf.contrib; the one here is written to its documentation. `tf.layers.dense` would need legacy Keras
+too. Here it is a product and a bias with variables of their own.
 
 As in the chapter, loops are made of Enter, Merge, Switch and Exit, variables are reference variables, and B is known
 only when the program runs. Unlike in the chapter, arrays are time-major, as the contract requires.
@@ -17,8 +16,10 @@ from typing import Any
 import tensorflow as tf
 import tensorflow.compat.v1 as v1
 from tensorflow import Tensor
-from tf_keras.api._v1.keras.__internal__.legacy.rnn_cell import BasicRNNCell
 
+from impls.tf import private
+
+BasicRNNCell = private.basic_rnn_cell()
 LEARNING_RATE = 0.001
 ACTIVATIONS = {"rnn_relu": tf.nn.relu, "rnn_tanh": tf.tanh}  # the chapter's, and BasicRNNCell's default
 

@@ -23,6 +23,7 @@ from impls.interface import (
     named,
     prove_counting,
 )
+from impls.torch import private
 
 NO_EAGER_SCAN = "torch's scan operator runs through the compiler even when called eagerly: it has no eager form"
 PROTOTYPE = (
@@ -39,9 +40,8 @@ BATCHED_BY_IT = ("in_loop", "per_step")  # what the fusion is for; `none` and `b
 UNBATCHED = ("scan", "layer", "bmm", "vmap", "library")
 NOTHING_TO_BATCH = "the fusion joins products that are written one by one in one graph: here it is what inductor is"
 NOT_BATCHED = "Inductor's batch_linear fusion did not fire"
-CUDNN_MODES = {"rnn_relu": "RNN_RELU", "rnn_tanh": "RNN_TANH", "gru": "GRU", "lstm": "LSTM"}
 NO_TRITON = "on a GPU Inductor needs Triton, which is not installed"
-NO_OWN_LAYER = "Inductor can not compile torch's own layer"
+NO_OWN_LAYER = "Inductor cannot compile torch's own layer"
 UNROLLS = ("unrolled", "layer")  # Inductor splits a layer of plain RNNs or GRUs into its steps
 NOT_BEFORE = "the program before Inductor, in which they are counted, does not run"
 TRACED = "aot_eager"  # torch's compiler without Inductor: the same trace, its operations called one by one
@@ -93,12 +93,11 @@ class Backend:
 
     def open(self, settings: Settings) -> dict[str, str]:
         import torch
-        import torch._dynamo.utils
 
         from impls.torch import model
 
         self.torch, self.model = torch, model
-        self.counters = torch._dynamo.utils.counters
+        self.counters = private.counters()
         self.device = {"cpu": "cpu", "gpu": "cuda"}[settings.device]
         torch.set_num_threads(settings.threads)
         self.dtype = torch.bfloat16 if settings.precision == "bf16" else None
@@ -235,11 +234,9 @@ class Backend:
         return result, texts | {"operations.txt": text}
 
     def _compiled(self, function: Any, program: Program) -> Any:
-        from torch._inductor.graph import GraphLowering
-
         self._prove_counting()
         self.codes[program] = []
-        GraphLowering.save_output_code = staticmethod(self.codes[program].append)  # called at the first call
+        private.capture_code(self.codes[program].append)  # called at the first call
         options: dict[str, Any] = {}
         if program.arm.recurrence == "scan":
             # Inductor reuses a loop's buffers while they still hold its results (torch 2.13: wrong gradients).
@@ -301,7 +298,7 @@ class Backend:
             w = w._replace(w_out=_column_major(w.w_out))
         if program.execution == "cudagraph":  # as a module's parameters: read in place, not copied
             for array in w:
-                self.torch._dynamo.mark_static_address(array)
+                private.mark_static(array)
         return w
 
     def _in_a_layer(self, program: Program, w: Weights) -> Weights:
@@ -310,9 +307,7 @@ class Backend:
         w_in, w_rec, b_rec = (a.detach() for a in w[:3])
         arrays = [w_in.T.contiguous(), w_rec.T.contiguous(), b_rec.clone(), torch.zeros_like(b_rec)]
         if self.device == "cuda":
-            mode = torch.backends.cudnn.rnn.get_cudnn_mode(CUDNN_MODES[program.cell])
-            inputs, hidden = w_in.shape[0], w_rec.shape[0]
-            torch._cudnn_rnn_flatten_weight(arrays, len(arrays), inputs, mode, hidden, 0, 1, False, False)
+            private.flatten_layer_weights(arrays, program.cell)
             biases = arrays[2].as_strided((2, len(b_rec)), (len(b_rec), 1))
             assert biases[1].data_ptr() == arrays[3].data_ptr(), "cuDNN lays biases out otherwise"
         else:
@@ -330,13 +325,8 @@ class Backend:
         return call
 
     def _graphs(self) -> "Graphs":
-        from torch._inductor import cudagraph_trees
-
-        manager = cudagraph_trees.get_manager(0, create_if_none_exists=False) if self.device == "cuda" else None
-        nodes = list(manager.get_roots()) if manager else []
-        for node in nodes:  # the list grows during the loop
-            nodes += [child for children in node.children.values() for child in children]
-        return Graphs(len(nodes), self.counters["inductor"]["cudagraph_skips"])
+        recorded = private.recorded_graphs() if self.device == "cuda" else 0
+        return Graphs(recorded, self.counters["inductor"]["cudagraph_skips"])
 
 
 class Uncompiled(NamedTuple):

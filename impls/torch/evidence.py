@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch._inductor.codecache import PyCodeCache
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from impls import trace
 from impls.evidence import Evidence, Product, counted, listed
+from impls.torch import private
 
 NO_LOOPS = "Inductor turns a loop into Python, which holds no trip count; kernels and products are those of all trips"
 REPLAYED = "a CUDA graph replays kernels, which do not say what shapes they multiply"
@@ -93,7 +93,7 @@ def generated() -> Iterator[Counter[str]]:
 
     originals = [
         (module, name, kernel)
-        for module in PyCodeCache.modules
+        for module in private.generated_modules()
         for name, kernel in vars(module).items()
         if FUSED.fullmatch(name) and callable(kernel)
     ]

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan as scan_op
 
 from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights
+from impls.torch import private
 
+scan_op = private.scan_operator()
 State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
 Stepped = tuple[State, Tensor]  # named here because Dynamo cannot subscript `tuple` while it traces
 Step = Callable[[Weights, State, Tensor], State]

@@ -134,7 +134,7 @@ def test_what_a_product_costs_is_the_slope_over_the_steps():
     made = study.Study(sweep="book", passes=["forward"])
     blocks = [block(point, "forward", replicate) for replicate in range(2) for point in made.swept]
     (row,) = attribution.slopes(blocks, made).to_dict("records")
-    least = roofline.roofline_times(roofline.roofline_from_rates(RATES), BOOK, "forward").one
+    least = roofline.roofline_times(roofline.roofline_from_rates(RATES), BOOK, "forward").in_loop
     assert row["product_s"] == pytest.approx(TRUE[3] + least, rel=1e-3)
     assert row["low_s"] <= row["product_s"] <= row["high_s"]
     assert (row["sizes"], row["processes"]) == (5, 2)
@@ -220,7 +220,7 @@ def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
     blocks[1].arms["scan_in_loop"] = blocks[1].arms["scan_in_loop"].withheld("failed", "no luck")
     lacking = forecast.forecast_record(configuration, blocks, cells, made)
     assert (lacking.status, lacking.expected) == ("unavailable", [])
-    assert lacking.reason == "it is told from scan_in_loop, book-T5 forward, and no luck"
+    assert lacking.reason == "it is fitted on scan_in_loop, book-T5 forward, and no luck"
     assert "float32" in forecast.forecast_record(replace(configuration, precision="bf16"), blocks, cells, made).reason
 
 
@@ -244,7 +244,7 @@ def test_a_report_has_the_sweep(numpy_backend, tmp_path):
     done = command("run", *flags)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run" / "report.md").read_text()
-    for heading in ("## What projecting costs", "## How the gap follows the sizes", "## Was it foreseen?"):
+    for heading in ("## What projecting costs", "## How the gap follows the sizes", "## How well were gaps predicted?"):
         assert heading in text
     for name in ("costs", "swept", "slopes", "scores"):
         assert len(pd.read_csv(tmp_path / "run" / f"{name}.csv"))
@@ -364,7 +364,7 @@ def test_the_loss_is_part_of_what_projecting_adds_in_training():
     assert loss == top.moved(3 * wide.T * wide.B * wide.O)
     told = forecast.predict_times(costs_of("train", *TRUE), top, wide)
     assert told.batched_s - told.none_s == pytest.approx(
-        TRUE[4] + roofline.roofline_times(top, wide, "train").once + loss
+        TRUE[4] + roofline.roofline_times(top, wide, "train").batched + loss
     )
 
 

@@ -90,7 +90,7 @@ def test_a_run_asks_its_pilot_once_and_does_as_it_says(tmp_path):
     session.run(given, folder, False, "")
     (plan,) = plans(folder)
     (need,) = plan["needs"]
-    assert need["processes"] == 7  # a millionth can not be had: as many as are allowed
+    assert need["processes"] == 7  # a millionth cannot be had: as many as are allowed
     done = blocks(folder)
     assert [record["replicate"] for record in done] == [0, 1, 2, 3, 4, 5, 6]
     assert {len(arm["samples_ns"]) for record in done[5:] for arm in record["arms"].values()} == {need["rounds"]}

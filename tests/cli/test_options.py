@@ -139,7 +139,7 @@ def test_study_files_as_other_editors_write_them(content, tmp_path):
 
 
 def test_a_folder_is_no_study_file(tmp_path):
-    with pytest.raises(UsageError, match="can not be read: Is a directory"):
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         load_study(tmp_path, None, {})
 
 
@@ -207,10 +207,10 @@ def bad_files(folder):
     os.mkfifo(folder / "pipe")
     yield folder / "pipe", "is no regular file"
     yield Path("/dev/null"), "is no regular file"
-    yield folder / "absent", "can not be read: there is no such file"
-    yield folder / "folder" / "absent", "can not be read: there is no such file"
-    yield folder / "text" / "absent", "can not be read: "
-    yield Path("a\0b"), "can not be read: there is no such file"
+    yield folder / "absent", "cannot be read: there is no such file"
+    yield folder / "folder" / "absent", "cannot be read: there is no such file"
+    yield folder / "text" / "absent", "cannot be read: "
+    yield Path("a\0b"), "cannot be read: there is no such file"
 
 
 def raw(arrays, dtype, size):
@@ -265,9 +265,9 @@ def test_book_is_the_chapters_series():
         (["run", "--threads", "1000"], "cores can be used"),
         (["run", "--workload", "bok"], "did you mean book"),
         (["run", "--budget", "-3"], "--budget takes"),
-        (["run", "absent.toml"], "can not be read"),
+        (["run", "absent.toml"], "cannot be read"),
         (["verify", "--precision", "fp16"], "did you mean"),
-        (["report", "absent"], "can not be read"),
+        (["report", "absent"], "cannot be read"),
         (["verify", "--bound", "fp16"], "--bound takes"),
         (["train", "--steps", "0"], "--steps"),
         (["train", "--processes", "0"], "processes"),
@@ -283,7 +283,7 @@ def test_book_is_the_chapters_series():
         (["run", "--threads", "9" * 5000], "--threads takes"),
         (["run", "--seed", "9" * 5000], "--seed"),
         (["run", "--sweep", ","], "unknown workload ','"),
-        (["run", "."], "can not be read: Is a directory"),
+        (["run", "."], "cannot be read: Is a directory"),
         (["run", "--timeout", "0"], "timeout_s: Input should be greater than 0"),
         (["run", "--timeout", "nan"], "timeout_s: "),
         (["run", "--timeout", "inf"], "timeout_s: "),

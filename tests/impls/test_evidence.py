@@ -1,9 +1,16 @@
 """What is counted in HLO, on a small program written out here; and what is made of counts."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from impls import hlo
 from impls.evidence import Evidence, Product, flops, issued, moved_bytes
+from tests.conftest import HERE
+
+ROOT = Path(__file__).parents[2]
 
 HLO = """\
 HloModule jit_forward, is_scheduled=true, entry_computation_layout={(f32[5,3,2]{2,1,0})->f32[5,3,4]{2,1,0}}
@@ -127,3 +134,36 @@ def test_operations_bytes_and_calls_of_products():
 @pytest.mark.parametrize("text", ["", "HloModule empty"])
 def test_no_program_is_no_evidence(text):
     assert hlo.evidence(text) == Evidence(missing={"everything": hlo.NO_PROGRAM})
+
+
+COUNT = """
+from torch.utils.flop_counter import FlopCounterMode
+from impls.evidence import flops
+from impls.interface import Arm, Program, Settings
+from impls.torch.backend import Backend
+from tests.conftest import SMALL, data_of
+
+backend = Backend()
+backend.open(Settings("cpu", 1, "fp32"))
+for projection in ("none", "in_loop", "per_step", "batched", "bmm", "library"):
+    for pass_ in ("forward", "train"):
+        program = Program(Arm("unrolled", projection), SMALL.cell, pass_, "eager")
+        data = data_of(SMALL)
+        data = data._replace(target=data.x[:, :, :1].repeat(SMALL.H, 2)) if projection == "none" else data
+        w, *inputs = backend.put(data)
+        run = backend.prepare(program, w)
+        with FlopCounterMode(display=False) as counter:
+            run(*inputs)
+        print(counter.get_total_flops(), flops(backend.evidence(program, run, inputs)[0].products))
+"""
+
+
+@pytest.mark.skipif("torch" not in HERE, reason="it is about PyTorch")
+def test_operations_are_those_that_torch_s_own_counter_has():
+    """Another way to count: at each operation's dispatch, where the harness reads the profiler."""
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    counts = [line.split() for line in done.stdout.splitlines()]
+    assert len(counts) == 12
+    assert [theirs for theirs, _ in counts] == [ours for _, ours in counts]
+    assert len({ours for _, ours in counts}) > 3

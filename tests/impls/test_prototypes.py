@@ -56,7 +56,7 @@ def test_a_prototype_is_out_of_answer_counts_claims_advice_and_figures(records, 
 def test_a_prototype_stands_in_a_table_of_its_own_with_the_reason(records, marked, tmp_path):
     drawn = figures.forest_plots(marked)[0]
     text = report.render_text(marked, tmp_path, drawn, [], None)
-    part = text.partition("## Prototypes, apart")[2].partition("\n## ")[0]
+    part = text.partition("## Prototypes")[2].partition("\n## ")[0]
     assert "- PyTorch inductor scan: it is marked prototype upstream" in part
     rows = [line for line in part.splitlines() if line.startswith("| book, forward | torch inductor scan")]
     assert len(rows) == 2  # thread counts

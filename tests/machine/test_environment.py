@@ -63,3 +63,36 @@ def test_a_framework_that_lies_elsewhere_is_hashed_too(copy, tmp_path, monkeypat
     added = hashed()
     backend.write_text("Backend = None\n")
     assert len({before, added, hashed()}) == 3
+
+
+CPUINFO = """\
+processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: 1
+model name\t: AMD EPYC
+stepping\t: 1
+flags\t\t: fpu sse2 fma avx f16c avx2 avx512f amx_tile svm
+
+processor\t: 1
+model name\t: another
+"""
+
+
+def test_a_processor_is_told_by_its_model_its_instruction_sets_and_its_caches(tmp_path):
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    for index, (level, kind, size) in enumerate(
+        [("1", "Data", "32K"), ("1", "Instruction", "32K"), ("3", "Unified", "8M")]
+    ):
+        (tmp_path / f"index{index}").mkdir()
+        for name, value in (("level", level), ("type", kind), ("size", size)):
+            (tmp_path / f"index{index}" / name).write_text(value)
+    assert environment.processor_facts(tmp_path / "cpuinfo", tmp_path) == {
+        "cpu": "AMD EPYC",
+        "cpu_model": "AuthenticAMD, family 25, model 1, stepping 1",
+        "instruction_sets": "amx_tile avx avx2 avx512f f16c fma",
+        "caches": "L1 32K, L3 8M",
+    }
+    hidden = environment.processor_facts(tmp_path / "none", tmp_path / "none")
+    assert hidden["cpu"]
+    assert {hidden[name] for name in ("cpu_model", "instruction_sets", "caches")} == {"not readable"}

@@ -130,7 +130,7 @@ def test_a_packed_file_that_was_cut_is_refused(kind, tmp_path):
     format_, lines = kind
     packed = gzip.compress("\n".join(lines).encode())
     (tmp_path / f"{format_.file}.gz").write_bytes(packed[:-12])
-    with pytest.raises(UsageError, match="can not be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         read_records(tmp_path, format_)
 
 

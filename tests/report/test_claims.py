@@ -93,7 +93,7 @@ SOME = "not known in others"
         ([stated(1.5, LONG)], "true here"),
         ([stated(0.9, SHORT)], "false here"),
         ([stated(1.0, "equivalent")], "false here"),
-        ([stated(1.0, "inconclusive")], "this run can not tell"),
+        ([stated(1.0, "inconclusive")], "this run cannot tell"),
         ([stated(1.5, LONG), stated(0.9, SHORT, "train")], "true in forward, 1 thread; false in train, 1 thread"),
         (
             [stated(1.5, LONG), stated(1.0, "inconclusive", threads=2)],
@@ -122,7 +122,7 @@ def test_where_else_a_claim_holds_stands_beside_it_and_is_counted_nowhere():
     found = judged("C1", tables([stated(0.9, SHORT), *others]))
     assert found.numbers.startswith("as stated (TensorFlow v1, book): 0.900 [0.891, 0.909] faster (forward, 1 thread)")
     assert "true in all programs: TensorFlow graph" in found.numbers
-    assert "this run can not tell: JAX graph" in found.numbers
+    assert "this run cannot tell: JAX graph" in found.numbers
     assert "depends: true in some programs, false in others: PyTorch graph" in found.numbers
     assert "JAX" not in judged("C7", tables([stated(0.9, SHORT), *others])).numbers
     without = judged("C1", tables(others))
@@ -136,7 +136,7 @@ def test_where_else_a_claim_holds_stands_beside_it_and_is_counted_nowhere():
         ([LONG, *["inconclusive"] * 9], f"true in some programs, {SOME}"),
         (["equivalent", *["inconclusive"] * 9], f"false in some programs, {SOME}"),
         ([LONG, SHORT, "equivalent"], "depends: true in some programs, false in others"),
-        (["inconclusive"], "this run can not tell"),
+        (["inconclusive"], "this run cannot tell"),
     ],
 )
 def test_one_gap_among_inconclusive_ones_makes_no_claim_true_and_none_is_a_tally(verdicts, verdict):
@@ -189,7 +189,7 @@ def test_a_pair_that_a_compiler_changed_is_unequal_and_says_what_changed():
     [
         # a compiler made multiplications of products, and no `none` beside them tells
         ((0, 50, 0), (1, 270, 0), "false here", "a compiler made something else of a product"),
-        ((0, None, None), (1, 270, 0), "this run can not tell", "1 pair is not known"),
+        ((0, None, None), (1, 270, 0), "this run cannot tell", "1 pair is not known"),
         ((0, 270, None), (1, 270, None), "true here", "equal in 1 of 1"),
         ((0, 270, None), (1, 290, None), "false here", "equal in 0 of 1"),
         ((20, 270, 0), (1, 270, None), "true here", "equal in 1 of 1"),
@@ -271,7 +271,7 @@ def test_a_prototype_has_no_part_in_claims_of_what_was_counted():
             [contrast(1.2, "slower"), contrast(1.0, "equivalent")],
             "depends: the same in some programs, not the same in others",
         ),
-        ([contrast(1.0, "inconclusive")], "this run can not tell"),
+        ([contrast(1.0, "inconclusive")], "this run cannot tell"),
         (
             [contrast(1.2, "slower"), contrast(1.0, "inconclusive")],
             "not the same as inside the loop in some programs, not known in others",

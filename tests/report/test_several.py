@@ -372,7 +372,7 @@ def some(runs, tmp_path):
         ([CPU, "--out", "in/third"], "holds a run's records"),
         ([CPU, GPU, "--out", "file"], "cannot be written into"),
         ([CPU, "--out", "file/out"], "cannot be written into"),
-        ([CPU, "absent", "--out", "out"], "can not be read"),
+        ([CPU, "absent", "--out", "out"], "cannot be read"),
     ],
 )
 def test_what_can_not_be_had_is_refused_in_a_sentence(some, arguments, why, capsys, monkeypatch):

@@ -79,7 +79,7 @@ def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path)
     assert {(block.configuration.device, block.threads_used) for block in blocks} == {("gpu", None)}
     assert all(block.gpu["after"].sm_mhz == 1980 and block.throttled == [] for block in blocks)
     text = report.write(tmp_path / "run").read_text()
-    assert "| numpy eager on gpu | 1980 to 1980 | 1980 to 1980 | 40 to 40 | not told | 0 of 4 |" in text
+    assert "| numpy eager on gpu | 1980 to 1980 | 1980 to 1980 | 40 to 40 | not reported | 0 of 4 |" in text
     assert "throttled:" not in text
 
 

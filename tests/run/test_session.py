@@ -126,7 +126,7 @@ def test_packed_records_give_the_same_report_and_broken_ones_are_refused(tmp_pat
     assert (tmp_path / "plain" / "report.md").read_bytes() == (tmp_path / "packed" / "report.md").read_bytes()
     for broken in (packed[:-9], packed[:40] + b"x" + packed[41:], b"no gzip"):
         (folder / PACKED).write_bytes(broken)
-        with pytest.raises(UsageError, match=r"can not be read|is not JSON|is no record|has schema"):
+        with pytest.raises(UsageError, match=r"cannot be read|is not JSON|is no record|has schema"):
             read_run(folder)
 
 
@@ -285,7 +285,7 @@ def test_a_run_gone_on_with_under_another_budget_says_so(tmp_path):
     times = pd.read_csv(tmp_path / "run" / "times.csv")
     assert "the budget of 70 s ended first" in set(times[times.status == "not_reached"].reason)
     said = (tmp_path / "run" / "report.md").read_text()
-    assert "budget 60 s, and gone on with: 70 s." in said
+    assert "budget 60 s, and resumed with: 70 s." in said
     assert "--budget 60.0\n--budget 70.0\n" in said
     assert budgets(sitting(None, True)) == [60.0, 70.0, None]
     report.write(tmp_path / "run")

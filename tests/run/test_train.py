@@ -248,7 +248,7 @@ class TestWithNumpy:
         assert any(reason in sentence for sentence in trajectories.problems(records))
         text = report.write(tmp_path / "run").read_text()
         assert f"{status}: numpy eager unrolled, in_loop, process 0: " in text
-        assert "No times are to be had." in text
+        assert "No times are available." in text
 
     def test_times_without_proof_of_threads_do_not_count(self, tmp_path, monkeypatch):
         monkeypatch.setattr(jobs, "open_", OPEN)

@@ -49,9 +49,9 @@ def test_every_arm_is_at_home_in_one_part_and_each_part_has_what_it_compares_wit
 
 def test_a_guest_has_no_control():
     made = {todo.part: todo for todo in matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)}
-    assert [part for part, todo in made.items() if todo.control] == ["unrolled", "scan", "layer", "given"]
+    assert [part for part, todo in made.items() if todo.has_control] == ["unrolled", "scan", "layer", "given"]
     assert [is_question(part) for part in made] == sorted((is_question(part) for part in made), reverse=True)
-    assert Arm("scan", "batched") not in made["scan-others"].home
+    assert Arm("scan", "batched") not in made["scan-others"].own_arms
 
 
 def records(replicates=2):
@@ -59,7 +59,7 @@ def records(replicates=2):
     made, number = [], 0
     for replicate in range(replicates):
         for todo in matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY):
-            twins = [f"{arm.recurrence}_twin" for arm in todo.home if arm.projection == "batched"]
+            twins = [f"{arm.recurrence}_twin" for arm in todo.own_arms if arm.projection == "batched"]
             arms = {}
             for name in [*(arm.name for arm in todo.arms), *twins]:
                 number += 1
@@ -162,7 +162,7 @@ def staged(study, made, folder):
     bench = jobs.RunContext(study, {}, folder, folder, None, {})
     run = schedule.Schedule(bench, made, [], lambda: 0.0, SimpleNamespace())
     return [
-        (number, {job.configuration.threads: {"sweep" if b.swept else b.part for b in job.blocks} for job in some})
+        (number, {job.configuration.threads: {"sweep" if b.is_swept else b.part for b in job.blocks} for job in some})
         for number, some in run._stages()
     ]
 
@@ -197,7 +197,7 @@ def test_the_loop_that_one_would_write_comes_before_the_other_where_all_is_one_j
     study, made = planned(SMALL)
     (job, _) = matrix.replicate_jobs(made, study, 0)
     calibration = study.swept[:2]
-    order = ["points" if block.swept and block.workload in calibration else block.part for block in job.blocks]
+    order = ["points" if block.is_swept and block.workload in calibration else block.part for block in job.blocks]
     assert order[:4] == ["points", "points", "scan", "unrolled"]
 
 

@@ -65,10 +65,12 @@ def test_as_shipped_may_be_tf32_and_is_found_out_when_held_to_fp32(tmp_path):
 
 
 def test_bfloat16_is_rounded_to_the_nearest_ties_to_even():
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     a = np.random.default_rng(1).standard_normal(10_000).astype(np.float32)
     a[:3] = 1 + 2.0**-8, 1 + 3 * 2.0**-8, 0
-    assert np.array_equal(reference.in_bfloat16(a), a.astype(ml_dtypes.bfloat16).astype(np.float32))
+    bits = a.view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded_bits = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    assert np.array_equal(reference.in_bfloat16(a), rounded_bits.view(np.float32))
 
 
 def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
