@@ -30,7 +30,7 @@ from harness.cli import streams
 from harness.errors import UsageError
 from harness.records import gates
 from harness.records.store import FILE, PACKED
-from harness.report import appendix, words
+from harness.report import appendix, summary
 from harness.run import session
 from harness.study.parts import TWIN
 
@@ -94,7 +94,7 @@ def run_differences(first: Tables, second: Tables) -> list[str]:
 
 def _run_facts(tables: Tables) -> dict[str, str]:
     """Return the code's hash, and when the first and the last block began."""
-    began, ended = words.measurement_span(tables)
+    began, ended = summary.measurement_span(tables)
     return {"code": tables.header.basis.code.hash, "began": began, "ended": ended}
 
 

@@ -15,7 +15,7 @@ from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.store import FILE, PACKED, read_run, read_verification
-from harness.report import comparison, figures, prediction, sweeps, words
+from harness.report import comparison, figures, prediction, summary, sweeps
 from harness.report.markdown import Row
 
 
@@ -97,7 +97,7 @@ def render_text(
     `devices` compares the run's CPU with its GPU; None where the run does not have both.
     """
     script_results = {name: _read_script_result(folder / f"{name}.json") for name in ("kills", "apart", "repeat")}
-    variables = words.context(run_tables, figure_names, _read_idiomatic(folder), script_results)
+    variables = summary.context(run_tables, figure_names, _read_idiomatic(folder), script_results)
     variables["comparison"] = comparison.context(devices) if devices is not None else None
     variables["prediction"] = prediction.context(run_tables, sweep_figure_names)
     return render("report.md.j2", variables)
@@ -106,7 +106,7 @@ def render_text(
 def render(template: str, variables: Row) -> str:
     """Render a template of this package with the given variables."""
     environment = Environment(
-        loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("harness.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(variables)
 

@@ -18,7 +18,7 @@ from harness.report import (
     no_garbage_collection,
     read_tables,
     render,
-    words,
+    summary,
     write_markdown,
 )
 from harness.report.markdown import sizes, table
@@ -54,7 +54,7 @@ def write(folders: list[Path], out: Path | None) -> Path:
     make_folders([out, *(out / label for label in runs)])
     gaps = comparison.shared_gaps({label: run.tables for label, run in runs.items()})
     variables = {
-        "runs": [{"label": label, "sentence": words.short_answer(run.tables)} for label, run in runs.items()],
+        "runs": [{"label": label, "sentence": summary.short_answer(run.tables)} for label, run in runs.items()],
         "machines": machine_table(runs),
         "differences": differences(runs),
         "comparison": comparison.context(gaps),
@@ -110,13 +110,13 @@ def label_runs(runs: list[MeasuredRun]) -> Runs:
 
 def _sort_key(item: tuple[str, MeasuredRun]) -> tuple[str, ...]:
     label, run = item
-    return label, *words.measurement_span(run.tables), str(run.folder.resolve())
+    return label, *summary.measurement_span(run.tables), str(run.folder.resolve())
 
 
 def _machine_label(tables: Tables) -> str:
     """Return the day and the processor as a label, in the form of the names of report folders."""
     machine = tables.header.basis.machine
-    day = words.measurement_span(tables)[0].partition("T")[0]
+    day = summary.measurement_span(tables)[0].partition("T")[0]
     return slugify(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
 
 
@@ -135,7 +135,7 @@ def _run_facts(tables: Tables) -> dict[str, Any]:
         for framework, versions_by_package in basis.versions.items()
         if framework != "libraries"
     }
-    began, ended = words.measurement_span(tables)
+    began, ended = summary.measurement_span(tables)
     return {
         "devices": ", ".join(sorted({block.configuration.device for block in blocks})) or "–",
         **basis.machine,

@@ -11,7 +11,7 @@ from harness import report
 from harness.analysis.tables import Tables
 from harness.records.schema import KNOWN
 from harness.records.store import read_run
-from harness.report import claims, comparison, figures, words
+from harness.report import claims, comparison, figures, summary
 from harness.run import session
 from harness.study import matrix
 from harness.study.matrix import Framework, Plan, Prototype
@@ -43,12 +43,17 @@ def marked(records):
 def test_a_prototype_is_out_of_answer_counts_claims_advice_and_figures(records, marked):
     plain = Tables(records)  # as older records are, which mark nothing
     assert "scan" in set(plain.gaps.recurrence)
-    assert "torch inductor scan" in words.answer(plain)
+    assert "torch inductor scan" in summary.answer(plain)
     assert "scan" not in set(marked.gaps.recurrence) | set(marked.contrasts.recurrence) | set(marked.costs.recurrence)
-    said = [words.answer(marked), words.comparison_counts(marked), claims.claims_table(marked), claims.advice(marked)]
+    said = [
+        summary.answer(marked),
+        summary.comparison_counts(marked),
+        claims.claims_table(marked),
+        claims.advice(marked),
+    ]
     assert "scan" not in "".join(said)
-    assert "The 2 comparisons" in words.comparison_counts(marked)
-    assert "The 4 comparisons" in words.comparison_counts(plain)
+    assert "The 2 comparisons" in summary.comparison_counts(marked)
+    assert "The 4 comparisons" in summary.comparison_counts(plain)
     assert len(figures.forest_plots(marked)[0]) == len(figures.forest_plots(plain)[0])
     assert not any(gap.recurrence == "scan" for gap in comparison.shared_gaps({"a": marked, "b": marked}))
 
@@ -73,7 +78,7 @@ def test_a_prototypes_gaps_change_no_other_verdict(records, marked):
 def test_a_run_of_nothing_but_a_prototype_answers_nothing(records):
     blocks = [record.filter_arms(lambda name: name.startswith("scan")) for record in records[1:]]
     alone = Tables([mark(records[0]), *blocks])
-    assert words.answer(alone).startswith("What this run compared is marked as a prototype, and answers nothing")
+    assert summary.answer(alone).startswith("What this run compared is marked as a prototype, and answers nothing")
 
 
 def test_the_header_of_a_run_says_what_its_executions_mark():

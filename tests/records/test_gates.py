@@ -10,7 +10,7 @@ from harness.errors import UsageError
 from harness.machine import environment
 from harness.records.schema import BlockRecord, RunHeaderRecord
 from harness.records.store import latest_records, read_verification
-from harness.report import appendix, words
+from harness.report import appendix, summary
 from harness.run import session
 from harness.study.study import Study, Workload
 from tests.made import block
@@ -55,7 +55,7 @@ def gates_of(tables):
 def test_a_short_check_is_not_called_both_gates():
     tables = Tables([heading(), SHORT, *BLOCKS])
     assert set(gates_of(tables).values()) == {"3 steps of book"}
-    assert words.correctness_summary(tables).startswith(
+    assert summary.correctness_summary(tables).startswith(
         "All compute the same: of 4 cells none had both gates at full size; 4 passed the fp32 gate at full size and "
         "the fp64 gate at 3 steps of book alone. Outputs"
     )
@@ -64,8 +64,10 @@ def test_a_short_check_is_not_called_both_gates():
 def test_a_cell_without_a_check_in_fp64_had_one_gate():
     tables = Tables([heading(), *BLOCKS])
     assert set(gates_of(tables).values()) == {"none"}
-    assert "; 4 passed the fp32 gate at full size and were not verified in fp64. " in words.correctness_summary(tables)
-    assert "in fp64, and at most" not in words.correctness_summary(tables)
+    assert "; 4 passed the fp32 gate at full size and were not verified in fp64. " in summary.correctness_summary(
+        tables
+    )
+    assert "in fp64, and at most" not in summary.correctness_summary(tables)
 
 
 def test_a_verification_at_full_size_speaks_for_its_workload_and_arms():
@@ -77,7 +79,7 @@ def test_a_verification_at_full_size_speaks_for_its_workload_and_arms():
         ("long", "batched"): "9 steps of book",
         ("long", "in_loop"): "3 steps of book",
     }
-    said = words.correctness_summary(tables)
+    said = summary.correctness_summary(tables)
     assert (
         "of 4 cells 1 passed both gates at full size; 2 passed the fp32 gate at full size and the fp64 gate at " in said
     )
@@ -100,13 +102,13 @@ def test_what_a_verification_finds_wrong_is_withheld():
     tables = Tables([heading(), SHORT, *BLOCKS], [heading(), wrong])
     status = tables.times.set_index(["workload", "projection"]).status
     assert (status["long", "in_loop"], status["long", "batched"]) == ("wrong", "ok")
-    assert words.correctness_summary(tables).startswith("**2 of 4 cells are wrong** and their times withheld")
+    assert summary.correctness_summary(tables).startswith("**2 of 4 cells are wrong** and their times withheld")
 
 
 def test_fp64_itself_has_its_gate_at_full_size():
     tables = Tables([heading(), record("block", BOOK, precision="fp64")])
     assert set(gates_of(tables).values()) == {"full size"}
-    assert "of 2 cells 2 are in fp64 and passed its gate at full size. " in words.correctness_summary(tables)
+    assert "of 2 cells 2 are in fp64 and passed its gate at full size. " in summary.correctness_summary(tables)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_a_run_counts_the_verification_beside_it_and_verifies_nothing_again(veri
 def test_a_run_without_one_verifies_few_steps_and_says_so(numpy_backend, tmp_path):
     records = session.run(study(processes=1), tmp_path / "run", False, "run")
     assert {record.steps for record in records if record.kind == "check"} == {3}
-    assert "none had both gates at full size" in words.correctness_summary(report.read_tables(tmp_path / "run"))
+    assert "none had both gates at full size" in summary.correctness_summary(report.read_tables(tmp_path / "run"))
 
 
 def test_a_run_beside_a_verification_of_other_code_verifies_by_itself(verified, monkeypatch):

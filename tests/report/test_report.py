@@ -14,7 +14,7 @@ from harness import report
 from harness.analysis import stats
 from harness.analysis.gaps import GAPS
 from harness.records.schema import RunHeaderRecord
-from harness.report import appendix, sections, training, words
+from harness.report import appendix, sections, summary, training
 from harness.report.markdown import ratio
 from harness.study.study import Study
 
@@ -69,16 +69,16 @@ UNTRUSTED = ("in_loop", 1.9, 1.8, 2.0, "slower", False)
     ],
 )
 def test_the_answer_is_that_of_the_verdicts(rows, said):
-    assert said in words.answer(tables(*rows))
+    assert said in summary.answer(tables(*rows))
 
 
 def test_an_untrusted_verdict_is_not_counted():
-    assert "ratio of 1.50" in words.answer(tables(SLOWER, UNTRUSTED))
-    assert "| 1 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 1.50 to 1.50 |" in words.execution_table(tables(SLOWER, UNTRUSTED))
+    assert "ratio of 1.50" in summary.answer(tables(SLOWER, UNTRUSTED))
+    assert "| 1 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 1 | 1.50 to 1.50 |" in summary.execution_table(tables(SLOWER, UNTRUSTED))
 
 
 def test_direction_and_size_are_told_apart():
-    said = words.comparison_counts(tables(SLOWER, FASTER, UNSURE, SAME, BEYOND))
+    said = summary.comparison_counts(tables(SLOWER, FASTER, UNSURE, SAME, BEYOND))
     assert "in_loop takes longer in 3, shorter in 1, unknown in 1 (the interval holds 1)" in said
     assert "slower in 1, faster in 1, equivalent in 1, inconclusive in 2" in said
     assert ratio(dict(zip(GAPS, tables(BEYOND).gaps.iloc[0], strict=True))).endswith(
@@ -88,18 +88,18 @@ def test_direction_and_size_are_told_apart():
 
 def test_of_how_many_gaps_equivalence_could_have_been_shown_is_told():
     narrow = ("in_loop", 1.03, 1.012, 1.048, "inconclusive", True)  # ±1.8%
-    said = words.comparison_counts(tables(SAME, narrow, UNSURE, SLOWER))
+    said = summary.comparison_counts(tables(SAME, narrow, UNSURE, SLOWER))
     assert (
         "Equivalence could have been shown in 2, whose interval's half-width is below the margin, and was in 1." in said
     )
 
 
 def test_no_count_of_cells_is_in_the_answer():
-    assert not re.search(r"in \d+", words.short_answer(tables(SLOWER, FASTER, UNSURE, SAME)))
+    assert not re.search(r"in \d+", summary.short_answer(tables(SLOWER, FASTER, UNSURE, SAME)))
 
 
 def test_a_smoke_run_makes_no_claim():
-    assert "makes no claim" in words.answer(tables(SLOWER, label="quick"))
+    assert "makes no claim" in summary.answer(tables(SLOWER, label="quick"))
 
 
 def test_a_block_is_marked_by_its_control():
@@ -237,6 +237,6 @@ def test_a_committed_training_is_what_its_records_give(folder, tmp_path):
 )
 def test_what_the_control_s_rate_means_is_said_in_both_directions(misses, said):
     gaps = pd.DataFrame({"contender": "twin", "ci_low": 0.99, "ci_high": 1.01, "trusted": np.arange(200) >= misses})
-    text = words.control_summary(SimpleNamespace(gaps=gaps, study=Study()))
+    text = summary.control_summary(SimpleNamespace(gaps=gaps, study=Study()))
     assert f"misses 1 in {misses} of 200 blocks" in text
     assert f"where 5% is what 95% intervals promise): {said}." in text

@@ -287,9 +287,9 @@ def test_packed_records_that_are_broken_are_refused_and_left(packed, tmp_path):
 
 def test_a_folder_that_holds_no_run_is_not_to_be_resumed(tmp_path):
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(UsageError, match="holds no run to go on with"):
+    with pytest.raises(UsageError, match="holds no run to continue"):
         session.run(study(), tmp_path, False, "")
-    with pytest.raises(UsageError, match="no records to go on from"):
+    with pytest.raises(UsageError, match="no records to continue"):
         session.run(study(), tmp_path, True, "")
 
 

@@ -21,7 +21,7 @@ from harness.analysis.gaps import GAPS
 from harness.errors import UsageError
 from harness.machine import environment
 from harness.records.store import FILE, PACKED, budgets, read_run
-from harness.report import words
+from harness.report import summary
 from harness.run import jobs, schedule, session
 from harness.run.launch import WorkerDied
 from harness.run.progress import ProgressReport
@@ -246,17 +246,17 @@ def test_times_without_a_counterpart_have_a_title_of_their_own(projection, tmp_p
     )
     assert "ok" in {arm.status for record in records if record.kind == "block" for arm in record.arms.values()}
     text = report.write(tmp_path).read_text()
-    assert text.startswith(f"# {words.ALONE}\n\nNothing was measured in both forms, so this run has no answer.\n")
+    assert text.startswith(f"# {summary.ALONE}\n\nNothing was measured in both forms, so this run has no answer.\n")
     assert "false alarm" not in text
 
 
 @pytest.mark.parametrize(
     ("selected", "title"),
     [
-        ({"projections": ["batched"]}, words.ITSELF),
-        ({"projections": ["batched"], "recurrences": ["given"]}, words.ITSELF),
-        ({"recurrences": ["given"], "projections": ["per_step", "batched"]}, words.COMPARED),
-        ({"label": "quick"}, f"{words.COMPARED} — smoke run"),
+        ({"projections": ["batched"]}, summary.ITSELF),
+        ({"projections": ["batched"], "recurrences": ["given"]}, summary.ITSELF),
+        ({"recurrences": ["given"], "projections": ["per_step", "batched"]}, summary.COMPARED),
+        ({"label": "quick"}, f"{summary.COMPARED} — smoke run"),
     ],
 )
 def test_runs_with_gaps_are_titled_by_what_they_compare(selected, title, tmp_path):
@@ -269,7 +269,9 @@ def test_a_run_whose_every_other_form_failed_is_not_called_the_harness_s_own_tes
     wanted = study(processes=1, passes=["forward"], recurrences=["given"])
     session.run(wanted, tmp_path / "run", False, "")
     text = report.write(tmp_path / "run").read_text()
-    assert text.startswith(f"# {words.ALONE}\n\nThis run measured the batched form against itself and nothing else, so")
+    assert text.startswith(
+        f"# {summary.ALONE}\n\nThis run measured the batched form against itself and nothing else, so"
+    )
 
 
 def test_a_run_gone_on_with_under_another_budget_says_so(tmp_path):
