@@ -1,7 +1,7 @@
 """The implementations under study, one directory per framework.
 
-Any directory named `impls` on the import path adds to this package, so a framework can be added
-from outside the repository: a directory `impls/<name>/` holding `model.py` and `backend.py`.
+Any directory named `impls` on the import path extends this package. A framework can therefore be added from outside the
+repository, as a directory `impls/<name>/` that holds `model.py` and `backend.py`.
 """
 
 import importlib.machinery
@@ -11,12 +11,12 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 
 def names() -> list[str]:
-    """The frameworks there are: every sub-package with a backend, none of them imported."""
+    """Return the names of the frameworks: every sub-package that has a backend. None of them is imported."""
     packages = (module for module in pkgutil.iter_modules(__path__) if module.ispkg)
-    return sorted(p.name for p in packages if _has_backend(p))
+    return sorted(package.name for package in packages if _has_backend(package))
 
 
 def _has_backend(package: pkgutil.ModuleInfo) -> bool:
     spec = package.module_finder.find_spec(package.name, None)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return importlib.machinery.PathFinder.find_spec("backend", places) is not None
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    return importlib.machinery.PathFinder.find_spec("backend", locations) is not None

@@ -1,4 +1,4 @@
-"""What a program did in one call: counted, by each framework's own means. Imports no framework."""
+"""What a program did in one call, counted by each framework's own means. This module imports no framework."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ ITEM_BYTES = {"fp32": 4, "fp64": 8, "tf32": 4, "bf16": 2, "as_shipped": 4}
 
 
 class Product(NamedTuple):
-    """`times` matrix products [batch, M, K] x [batch, K, N] a call; a plain one has batch 1."""
+    """`times` matrix products [batch, M, K] x [batch, K, N] per call; an unbatched product has batch 1."""
 
     times: int
     batch: int
@@ -23,7 +23,7 @@ class Product(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """A variable of a program that keeps its own."""
+    """A variable of a program that creates its own."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,18 +34,22 @@ class Variable(NamedTuple):
 
 @dataclass
 class Evidence:
-    """Of one call of one arm's program. What could not be had is None or empty, and `missing` says why.
+    """What one call of one arm's program did. A count that is not available is None or empty; `missing` says why.
 
-    `products`: matrix products issued, by shape. `written`: those of the program before its compiler; empty where none
-    stands between. What is written and not issued is computed in the compiler's own kernels, by multiplications and
-    sums. `kernels`: name -> how often an operation, kernel or library call
-    was started. `fusions`: how many of them hold several operations that a compiler put together. `loops`: the trip
-    counts of the symbolic loops. `temp_bytes`: memory for what is neither input nor output, at its peak. `variables`:
-    all there are in the program's graph, whether or not a call uses them; only of a program that keeps its own.
+    `products`: matrix products issued, by shape.
+    `written`: products in the program's source, before its compiler; empty if there is no compiler. A product that is
+    written but not issued is computed in the compiler's own kernels, by multiplications and sums.
+    `kernels`: name -> how often an operation, kernel or library call was started.
+    `fusions`: how many of these hold several operations that a compiler combined.
+    `loops`: trip counts of the symbolic loops.
+    `temp_bytes`: peak memory for what is neither input nor output.
+    `variables`: all variables in the program's graph, whether or not a call uses them; only for a program that creates
+    its own.
 
-    On a GPU also: `device_kernels`: name -> how often a kernel ran there; `device_ns`: how long all of them took, which
-    is less than the call where the GPU waited to be told; `graph_launches`: CUDA graphs launched (XLA's command
-    buffers are such).
+    On a GPU also:
+    `device_kernels`: name -> how often a kernel ran there.
+    `device_ns`: their total time, which is less than the call's if the GPU had to wait for launches.
+    `graph_launches`: CUDA graphs launched (XLA's command buffers are CUDA graphs).
     """
 
     products: list[Product] = field(default_factory=list)
@@ -62,25 +66,25 @@ class Evidence:
 
 
 def counted(products: Counter[tuple[int, int, int, int]], kernels: Counter[str]) -> Evidence:
-    """Evidence of products, by batch, M, K and N, and of kernels, by name."""
+    """Return the evidence of products, keyed by batch, M, K and N, and of kernels, keyed by name."""
     return Evidence(listed(products), kernels=dict(sorted(kernels.items())))
 
 
 def listed(products: Counter[tuple[int, int, int, int]]) -> list[Product]:
-    """Products by batch, M, K and N -> in the order of their shapes."""
+    """Return products, keyed by batch, M, K and N, as a list in the order of their shapes."""
     return [Product(times, *shape) for shape, times in sorted(products.items())]
 
 
 def flops(products: Iterable[Product]) -> int:
-    """Floating-point operations of the products: a multiplication and an addition for each of M K N."""
+    """Return the floating-point operations of products: a multiplication and an addition for each of M K N."""
     return sum(2 * p.times * p.batch * p.m * p.k * p.n for p in products)
 
 
-def moved_bytes(products: Iterable[Product], item: int) -> int:
-    """Bytes that the products read and write, each operand and result once; `item` bytes a number."""
-    return sum(item * p.times * p.batch * (p.m * p.k + p.k * p.n + p.m * p.n) for p in products)
+def moved_bytes(products: Iterable[Product], item_bytes: int) -> int:
+    """Return the bytes that products read and write, each operand and result once, at `item_bytes` per number."""
+    return sum(item_bytes * p.times * p.batch * (p.m * p.k + p.k * p.n + p.m * p.n) for p in products)
 
 
 def issued(products: Iterable[Product]) -> int:
-    """Matrix products issued a call; a batched one is one."""
+    """Return the number of matrix products issued per call; a batched product counts as one."""
     return sum(p.times for p in products)

@@ -1,8 +1,8 @@
-"""Counting in optimised HLO text, XLA's program after all its passes. Imports no framework.
+"""Counts from optimised HLO text, which is XLA's program after all its passes. This module imports no framework.
 
-A call of the program runs ENTRY once; a while loop runs its body as often as its known_trip_count says, or, where
-XLA knows none, the loop of the same name in the program it was made from; a fusion is one kernel whatever is inside.
-Grammar: the page "HLO text" of XLA's documentation.
+A call of the program runs ENTRY once. A while loop runs its body as often as its known_trip_count says. Where XLA knows
+no count, the loop of the same name in the program that XLA compiled gives it. A fusion is one kernel, whatever it
+holds. Grammar: the page "HLO text" of XLA's documentation.
 """
 
 import math
@@ -19,7 +19,7 @@ INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\
 SHAPE = re.compile(r"^\w+\[([\d,]*)\]")
 TRIPS = re.compile(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)')
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
-SHOWN = 100  # characters of a line that cannot be read
+SHOWN = 100  # characters shown of a line that cannot be read
 GEMM = re.compile(r"matmul|gemm|dot", re.IGNORECASE)
 NO_PROGRAM = "the text holds no HLO program"
 UNKNOWN_BRANCH = "a conditional, whose branch is known only when it runs"
@@ -35,48 +35,50 @@ class Instruction(NamedTuple):
 
 @dataclass
 class Counts:
-    """What a call runs."""
+    """What one call of a program runs."""
 
     products: Counter[tuple[int, int, int, int]]
     kernels: Counter[str]
     loops: list[int]
-    unknown: str = ""  # why the numbers are not known
+    unknown: str = ""  # why the numbers are unknown
 
 
 def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Evidence:
-    """Evidence of a program, without its memory. `trips`: what is known of loops by their op_name."""
-    computations, entry, unread = parsed(text)
+    """Return the evidence of a program, without its memory. `trips`: known trip counts of loops, by their op_name."""
+    computations, entry, unread_lines = parsed(text)
     if not entry:
         return Evidence(missing={"everything": NO_PROGRAM})
     counts = Counts(Counter(), Counter(), [])
     _walk(computations, entry, 1, False, counts, trips or {})
-    found = counted(counts.products, counts.kernels)
-    found.fusions, found.loops = counts.kernels["fusion"], counts.loops
+    result = counted(counts.products, counts.kernels)
+    result.fusions, result.loops = counts.kernels["fusion"], counts.loops
     if counts.unknown:
-        found.missing = dict.fromkeys(("products", "kernels", "fusions"), counts.unknown)
-    if unread:
-        why = f"{len(unread)} of the program's lines cannot be read, the first of them: {unread[0][:SHOWN]}"
-        found.missing = dict.fromkeys(("products", "kernels", "fusions", "loops"), why)
-    return found
+        result.missing = dict.fromkeys(("products", "kernels", "fusions"), counts.unknown)
+    if unread_lines:
+        reason = (
+            f"{len(unread_lines)} of the program's lines cannot be read, the first of them: {unread_lines[0][:SHOWN]}"
+        )
+        result.missing = dict.fromkeys(("products", "kernels", "fusions", "loops"), reason)
+    return result
 
 
 def parsed(text: str) -> tuple[dict[str, list[Instruction]], str, list[str]]:
-    """Computations by name, the entry's name, and the lines of the program that are no instruction as known here."""
+    """Return the computations by name, the entry's name, and the lines that are no instruction known to this parser."""
     computations: dict[str, list[Instruction]] = {}
-    unread: list[str] = []
-    entry, inside = "", ""
+    unread_lines: list[str] = []
+    entry, computation = "", ""
     for line in text.splitlines():
-        if not line.startswith((" ", "}")) and (heading := HEADING.match(line)) and "->" in line:
-            inside = heading.group(2)
-            computations[inside] = []
-            entry = inside if heading.group(1) else entry
+        if not line.startswith((" ", "}")) and (header := HEADING.match(line)) and "->" in line:
+            computation = header.group(2)
+            computations[computation] = []
+            entry = computation if header.group(1) else entry
         elif line.startswith("}"):
-            inside = ""
-        elif inside and (found := INSTRUCTION.match(line)):
-            computations[inside].append(Instruction(*found.groups()))
-        elif line.strip() and (inside or line.endswith("{")):  # a computation whose heading is another is not entered
-            unread.append(line.strip())
-    return computations, entry, unread
+            computation = ""
+        elif computation and (match := INSTRUCTION.match(line)):
+            computations[computation].append(Instruction(*match.groups()))
+        elif line.strip() and (computation or line.endswith("{")):  # an unread header opens no computation
+            unread_lines.append(line.strip())
+    return computations, entry, unread_lines
 
 
 def _walk(
@@ -85,77 +87,77 @@ def _walk(
     times: int,
     fused: bool,
     counts: Counts,
-    known: Mapping[str, int | None],
+    known_trips: Mapping[str, int | None],
 ) -> None:
-    """Count what `times` runs of a computation do."""
-    shapes = {one.name: one.shape for one in computations[name]}
-    for one in computations[name]:
-        if one.opcode == "dot":
-            counts.products[_dot(one, shapes)] += times
-        target = _attribute(one, "custom_call_target")
+    """Add to `counts` what `times` runs of a computation do."""
+    shapes = {instruction.name: instruction.shape for instruction in computations[name]}
+    for instruction in computations[name]:
+        if instruction.opcode == "dot":
+            counts.products[_dot(instruction, shapes)] += times
+        target = _attribute(instruction, "custom_call_target")
         if target and GEMM.search(target):
-            counts.products[_gemm(one, shapes)] += times
-        if not fused and one.opcode not in FREE:
-            counts.kernels[f"{one.opcode} {target}" if target else one.opcode] += times
-        inner = times
-        if one.opcode == "while":
-            found = TRIPS.search(one.rest)
-            trips = int(found.group(1)) if found else known.get(_attribute(one, "op_name"))
+            counts.products[_gemm(instruction, shapes)] += times
+        if not fused and instruction.opcode not in FREE:
+            counts.kernels[f"{instruction.opcode} {target}" if target else instruction.opcode] += times
+        inner_times = times
+        if instruction.opcode == "while":
+            match = TRIPS.search(instruction.rest)
+            trips = int(match.group(1)) if match else known_trips.get(_attribute(instruction, "op_name"))
             if trips is None:
                 counts.unknown = UNKNOWN_TRIPS
             else:
                 counts.loops.append(trips)
-                inner = times * trips
-        if one.opcode == "conditional":
+                inner_times = times * trips
+        if instruction.opcode == "conditional":
             counts.unknown = UNKNOWN_BRANCH
-        for called in _called(one):
-            _walk(computations, called, inner, fused or one.opcode == "fusion", counts, known)
+        for callee in _called(instruction):
+            _walk(computations, callee, inner_times, fused or instruction.opcode == "fusion", counts, known_trips)
 
 
-def _called(one: Instruction) -> Iterator[str]:
-    """The computations that an instruction runs, but for the ones that reduce and compare element by element."""
-    names = {"while": ("body",), "fusion": ("calls",), "call": ("to_apply",)}.get(one.opcode, ())
+def _called(instruction: Instruction) -> Iterator[str]:
+    """Yield the computations that an instruction runs, except those that reduce or compare element by element."""
+    names = {"while": ("body",), "fusion": ("calls",), "call": ("to_apply",)}.get(instruction.opcode, ())
     for attribute in names:
-        if found := re.search(rf"\b{attribute}=%?([\w.\-]+)", one.rest):
-            yield found.group(1)
+        if match := re.search(rf"\b{attribute}=%?([\w.\-]+)", instruction.rest):
+            yield match.group(1)
 
 
-def _attribute(one: Instruction, name: str) -> str:
-    found = re.search(rf'\b{name}="([^"]*)"', one.rest)
-    return found.group(1) if found else ""
+def _attribute(instruction: Instruction, name: str) -> str:
+    match = re.search(rf'\b{name}="([^"]*)"', instruction.rest)
+    return match.group(1) if match else ""
 
 
-def _operands(one: Instruction, shapes: dict[str, str]) -> list[tuple[int, ...]]:
-    """The sizes of an instruction's operands, which may or may not be written with their types."""
-    inside = one.rest[: one.rest.index(")")]
-    names = re.findall(r"%?([\w.\-]+)(?:,|$)", re.sub(r"\{[^}]*\}|\w+\[[^\]]*\]", "", inside))
+def _operands(instruction: Instruction, shapes: dict[str, str]) -> list[tuple[int, ...]]:
+    """Return the sizes of an instruction's operands, whose types the text may or may not give."""
+    operands = instruction.rest[: instruction.rest.index(")")]
+    names = re.findall(r"%?([\w.\-]+)(?:,|$)", re.sub(r"\{[^}]*\}|\w+\[[^\]]*\]", "", operands))
     return [sizes(shapes[name]) for name in names if name in shapes]
 
 
 def sizes(shape: str) -> tuple[int, ...]:
-    """f32[50,100]{1,0} -> (50, 100)."""
-    found = SHAPE.match(shape)
-    return tuple(int(size) for size in found.group(1).split(",") if size) if found else ()
+    """Return the sizes in a shape: f32[50,100]{1,0} -> (50, 100)."""
+    match = SHAPE.match(shape)
+    return tuple(int(size) for size in match.group(1).split(",") if size) if match else ()
 
 
-def _dims(one: Instruction, name: str) -> list[int]:
-    found = re.search(rf"\b{name}=\{{([\d,]*)\}}", one.rest)
-    return [int(dim) for dim in found.group(1).split(",") if dim] if found else []
+def _dims(instruction: Instruction, name: str) -> list[int]:
+    match = re.search(rf"\b{name}=\{{([\d,]*)\}}", instruction.rest)
+    return [int(dim) for dim in match.group(1).split(",") if dim] if match else []
 
 
-def _dot(one: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
-    """Batch, M, K, N of a dot."""
-    left, right = _operands(one, shapes)
-    contracted, batch = _dims(one, "lhs_contracting_dims"), _dims(one, "lhs_batch_dims")
+def _dot(instruction: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
+    """Return batch, M, K and N of a dot."""
+    left, right = _operands(instruction, shapes)
+    contracted, batch = _dims(instruction, "lhs_contracting_dims"), _dims(instruction, "lhs_batch_dims")
     k, b = (math.prod(left[dim] for dim in dims) for dims in (contracted, batch))
     return b, math.prod(left) // (k * b), k, math.prod(right) // (k * b)
 
 
-def _gemm(one: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
-    """Batch, M, K, N of a library's product: the right operand's axes before its last two are a batch."""
-    left, right, *_ = _operands(one, shapes)
+def _gemm(instruction: Instruction, shapes: dict[str, str]) -> tuple[int, int, int, int]:
+    """Return batch, M, K and N of a library's product. The right operand's axes before its last two are the batch."""
+    left, right, *_ = _operands(instruction, shapes)
     b = math.prod(right[:-2])
-    rows, columns = math.prod(left) // b, math.prod(right) // b  # M K, K N
-    result = math.prod(sizes(one.shape.lstrip("("))) // b  # M N
+    rows, columns = math.prod(left) // b, math.prod(right) // b  # M K and K N
+    result = math.prod(sizes(instruction.shape.lstrip("("))) // b  # M N
     k = math.isqrt(rows * columns // result) if result else 1
     return b, rows // k, k, columns // k

@@ -1,9 +1,9 @@
-"""The contract every framework fulfils. Imports no framework.
+"""The contract that every framework's backend fulfils. This module imports no framework.
 
-Layouts, the same for all: inputs x [T, B, I] and outputs y [T, B, O], contiguous and time-major;
-weights w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O], b_out [O], with G gates side by side
-in the order of GATES. One bias serves both products of a step; where a framework's layer has two, the
-recurrent one is zero. A GRU resets after its recurrent product, as cuDNN's does.
+All frameworks share these layouts. Inputs x [T, B, I] and outputs y [T, B, O] are contiguous and time-major. The
+weights are w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O] and b_out [O], with the G gates side by side in
+the order of GATES. One bias serves both products of a step. Where a framework's layer has two biases, the recurrent
+one is zero. A GRU applies its reset gate after the recurrent product, as cuDNN does.
 """
 
 import math
@@ -44,20 +44,20 @@ class Weights(NamedTuple):
 
     @property
     def recurrent(self) -> tuple[Any, Any, Any]:
-        """Those that projection none has."""
+        """The weights that an arm with projection `none` has."""
         return self.w_in, self.w_rec, self.b_rec
 
 
 class Data(NamedTuple):
-    """Weights, and what a run is called with. The target has the shape of the arm's output."""
+    """The weights and the inputs of a run. The target has the shape of the arm's output."""
 
     weights: Weights
-    x: Any  # [T, B, I]; for recurrence given the hidden states [T, B, H]
-    target: Any  # [T, B, O]; for projection none [T, B, H], the gradient of h that its backward pass starts from
+    x: Any  # [T, B, I]; for recurrence `given`, the hidden states [T, B, H]
+    target: Any  # [T, B, O]; for projection `none`, the gradient of h [T, B, H], where the backward pass starts
 
 
 class Trained(NamedTuple):
-    """What a step of training changes: the weights, Adam's two moments of each, and the steps taken, a scalar."""
+    """The state that a training step changes: weights, Adam's two moments of each, and the step count (a scalar)."""
 
     w: Weights
     m: Weights
@@ -71,7 +71,7 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class Arm:
-    """What is timed: a way to write the recurrence times a way to write the projection."""
+    """A pair of a recurrence form and a projection form, which is what the harness times."""
 
     recurrence: str
     projection: str
@@ -83,7 +83,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Program:
-    """One arm, as one framework is to execute it."""
+    """An arm, with the cell, pass and execution that a framework runs it in."""
 
     arm: Arm
     cell: str
@@ -93,27 +93,29 @@ class Program:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is fixed for the life of a worker process."""
+    """The settings of a worker process, fixed for its lifetime."""
 
     device: str
     threads: int
     precision: str
-    cache: str | None = None  # of the framework's persistent compilation cache and temporary files; a plain path
+    cache: str | None = (
+        None  # folder for the framework's persistent compilation cache and temporary files; a plain path
+    )
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A way the framework runs a program.
+    """A way in which the framework runs a program.
 
-    `traced`: the whole program is traced (and so grows with T when unrolled) before its first run.
-    `missing`: why this machine can not have it, or None.
-    `without`: recurrences, projections, arms (by name), devices or precisions it does not have, each with its reason.
-    `unrolls`: recurrences, or arms by name, that compile as many copies of a step as there are steps.
-    `prototypes`: recurrences whose programs rest on what the framework's authors mark as a prototype, each with the
-    sentence that says so, and what was seen of it.
-    `overwrites`: a call's outputs are lent until the next call, which writes into the same memory.
-    `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write then.
-    `on_request`: recurrences that are measured only where a study selects them by name, each with its reason.
+    `traced`: the whole program is traced before its first run, so an unrolled one grows with T.
+    `missing`: why this machine cannot run it, or None.
+    `without`: recurrences, projections, arms (by name), devices or precisions that it does not support -> the reason.
+    `unrolls`: recurrences, or arms by name, that compile one copy of the step for every time step.
+    `prototypes`: recurrences that rest on what the framework's authors mark as a prototype -> a sentence that says so
+    and what was observed.
+    `overwrites`: the next call writes into the memory of a call's outputs, so they are valid only until then.
+    `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write for it.
+    `on_request`: recurrences that are measured only if a study selects them by name -> the reason.
     """
 
     traced: bool
@@ -129,15 +131,15 @@ class Execution:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a framework says of itself. `devices` maps a device to why it is missing, or None."""
+    """A framework's versions, executions and devices. `devices` maps a device to why it is missing, or to None."""
 
     versions: dict[str, str]
     executions: dict[str, Execution]
     devices: dict[str, str | None]
 
 
-class Unavailable(Exception):  # noqa: N818  a finding, no error of ours
-    """A framework does not have what a program asks for; the message says why, in a sentence."""
+class Unavailable(Exception):  # noqa: N818  it reports a finding, not an error of the harness
+    """A framework does not support what a program asks for. The message is a sentence that gives the reason."""
 
 
 Outputs = dict[str, np.ndarray]
@@ -147,93 +149,96 @@ Run = Callable[[Any, Any], Any]
 class Backend(Protocol):
     """One framework. Methods are named by their phase: prepare, put, run, wait, get.
 
-    `run` is what `prepare` returns: called with x and target it returns the output [T, B, O]
-    (forward), or the loss and the five gradients of it (train), possibly unfinished; `wait` returns
-    when every array in it exists. Projection none has no loss: its target is the gradient of h [T, B, H],
-    and train returns the gradients of w_in, w_rec and b_rec that follow from it. The weights are given to
-    `prepare`, so that each framework can hold them as its users do: in variables or layers, as attributes,
-    or handed to the compiled function at each call.
+    `run` is the callable that `prepare` returns. Called with x and target, it returns the output [T, B, O] (forward),
+    or the loss and its five gradients (train). These arrays may be unfinished; `wait` returns when all of them exist.
+    Projection `none` has no loss: its target is the gradient of h [T, B, H], and train returns the gradients of w_in,
+    w_rec and b_rec that follow from it. `prepare` is given the weights, so that each framework can hold them as its
+    users do: in variables or layers, as attributes, or passed to the compiled function at each call.
     """
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        """Environment variables the process must be started with; needs no framework."""
+        """Return the environment variables to start the worker process with. Needs no framework."""
 
     def facts(self) -> Facts:
-        """Versions, executions and devices. Raises ImportError when the framework is missing."""
+        """Return versions, executions and devices. Raises ImportError if the framework is not installed."""
 
     def open(self, settings: Settings) -> dict[str, str]:
-        """Fix threads, device and precision; called once, before anything below.
+        """Fix threads, device and precision; called once, before any method below.
 
-        Returns the framework's numeric settings as it then reads them back: name -> value. fp32 is IEEE fp32 in
-        all of it, a GPU's matrix units and cuDNN included; as_shipped leaves every setting as it was found.
+        Returns the framework's numeric settings as read back afterwards: name -> value. fp32 means IEEE fp32
+        everywhere, including a GPU's matrix units and cuDNN. as_shipped changes no setting.
         """
 
     def prepare(self, program: Program, w: Weights) -> Run:
-        """The callable of a program with weights that were `put`; tracing and compiling wait for its first call.
+        """Return the callable of a program, for weights from `put`. Its first call does the tracing and compiling.
 
-        It, or its first call, raises Unavailable when the framework does not have what the program asks for.
+        Either `prepare` or that first call raises Unavailable if the framework does not support the program.
         """
 
     def trainer(self, program: Program, w: Weights) -> Run:
-        """A step of training a program of a loop, unrolled or scan, from weights that were `put` for it alone.
+        """Return the training step of a program whose recurrence is a loop, `unrolled` or `scan`.
 
-        Called with x and target it takes one step of Adam (model.adam) from where the last one ended, and returns
-        the loss before the step and then the leaves of Trained after it, possibly unfinished and only until the next.
+        The weights come from `put` and must be used by nothing else. Each call with x and target takes one step of Adam
+        (model.adam) from where the previous call ended. It returns the loss before the step, then the leaves of Trained
+        after it. These may be unfinished, and are valid only until the next call.
         """
 
     def put(self, data: Data) -> Data:
-        """NumPy arrays -> the framework's, on its device; for bf16 as bfloat16, which holds their numbers exactly."""
+        """Copy NumPy arrays to the framework's device; for bf16 as bfloat16, which represents their values exactly."""
 
     def wait(self, outputs: Any) -> None:
         """Return when every array of a run's outputs has been computed."""
 
     def get(self, program: Program, outputs: Any) -> Outputs:
-        """A program's outputs as NumPy copies, by the names that `named` gives them.
+        """Return a program's outputs as NumPy copies, under the names that `named` gives them.
 
-        Those of bf16 come as float32, which NumPy has.
+        bf16 outputs are returned as float32, because NumPy has no bfloat16.
         """
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """What one call of a prepared and called program does, and its text: file name -> content.
+        """Return what one call of a prepared program does, and its text: file name -> content.
 
-        Of a compiled program also the products that were written, for its compiler may multiply in another way.
+        The program has been called before. A compiled one also reports the products of its source, because its compiler
+        may compute them in another way.
         """
 
     def compilations(self) -> int:
-        """How many programs were traced or compiled so far; it must stand still while timing.
+        """Return how many programs have been traced or compiled so far. The number must not change while timing.
 
-        That it counts is proven in each process, see `prove_counting`: when it is opened, or before it compiles first.
+        Each process proves that the counter works (`prove_counting`), when it is opened or before it first compiles.
         """
 
     def product(self, size: int) -> Callable[[], None]:
-        """A square float32 product [size, size] that returns when done: it proves the threads, and has a rate."""
+        """Return a blocking float32 product [size, size], used to prove the thread count and to measure its rate."""
 
     def scale(self, count: int) -> Callable[[], None]:
-        """Twice a float32 array [count] into another (STREAM's scale), done on return: how fast memory is moved."""
+        """Return a blocking call that writes twice a float32 array [count] (STREAM's scale), for memory bandwidth."""
 
 
-def prove_counting(compilations: Callable[[], int], compile_: Callable[[], object], what: str) -> None:
-    """See `compilations` move when something is compiled. Raises RuntimeError where it stands still.
+def prove_counting(compilations: Callable[[], int], compile_: Callable[[], object], counter_name: str) -> None:
+    """Check that `compilations` increases when something is compiled. Raises RuntimeError if it does not.
 
-    What a framework counts is mostly private to it: under another name it would read 0, and prove whatever is asked.
+    The frameworks' counters are mostly private. Under another name one would read 0, and would prove anything.
     """
-    before = compilations()
+    count_before = compilations()
     compile_()
-    if compilations() == before:
-        raise RuntimeError(f"{what} does not count what is compiled: that nothing was compiled could not be told")
+    if compilations() == count_before:
+        raise RuntimeError(
+            f"{counter_name} does not count what is compiled: whether anything is compiled would be unknown"
+        )
 
 
 FORWARD = ("y",)
 TRAIN = ("loss", *(f"d_{name}" for name in Weights._fields))
-TRAIN_NONE = ("d_w_in", "d_w_rec", "d_b_rec")  # of projection none: from a given gradient of h, without a loss
+TRAIN_NONE = ("d_w_in", "d_w_rec", "d_b_rec")  # for projection `none`: from a given gradient of h, without a loss
 TRAINING = ("loss", *Weights._fields, *(f"{moment}_{name}" for moment in "mv" for name in Weights._fields), "t")
 
 
 def named(outputs: list[np.ndarray]) -> Outputs:
-    """Name a run's outputs, given in order.
+    """Name a run's outputs, which are given in one of these orders.
 
-    [y]; [loss, gradients in the order of Weights]; of projection none [gradients of Weights.recurrent]; or of a step
-    of training [loss, leaves of Trained].
+    Forward: [y]. Train: [loss, gradients in the order of Weights]. Train with projection `none`: [gradients of
+    Weights.recurrent]. A training step: [loss, leaves of Trained].
     """
     names = next(names for names in (FORWARD, TRAIN, TRAIN_NONE, TRAINING) if len(names) == len(outputs))
     return dict(zip(names, outputs, strict=True))

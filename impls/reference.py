@@ -1,4 +1,4 @@
-"""The oracle: the RNN in NumPy, forward and hand-written backward. The only arbiter of outputs.
+"""The oracle: the RNN in NumPy, with a hand-written backward pass. All outputs are checked against it alone.
 
 With a_t = x_t w_in + b_rec and u_t = h_{t-1} w_rec, and all states 0 before the first step:
 
@@ -8,25 +8,26 @@ With a_t = x_t w_in + b_rec and u_t = h_{t-1} w_rec, and all states 0 before the
 
     y_t = h_t w_out + b_out                            loss = mean over all elements of (y - target)^2
 
-The backward pass is back-propagation through time: with d_a_t and d_u_t the gradients of a_t and u_t,
+The backward pass is back-propagation through time. With d_a_t and d_u_t the gradients of a_t and u_t,
 
     d_w_in = sum x_t^T d_a_t,   d_w_rec = sum h_{t-1}^T d_u_t,   d_b_rec = sum d_a_t,
-    d_h_t = d_y_t w_out^T + d_u_{t+1} w_rec^T + what the cell hands on directly (z of a gru).
+    d_h_t = d_y_t w_out^T + d_u_{t+1} w_rec^T + the part that bypasses u (for a gru, z_{t+1} d_h_{t+1}).
 
-Without a projection there is no loss: the target, given as the gradient of h, stands for d_y_t w_out^T.
+Without a projection there is no loss: the target is then the gradient of h, and takes the place of d_y_t w_out^T.
 
-A step of training is Adam's (Kingma and Ba 2015) in TF1's form, whose epsilon is not corrected for bias:
+A training step is Adam (Kingma and Ba 2015) in TF1's form, whose epsilon is not corrected for bias:
 
     m = beta_1 m + (1 - beta_1) d,   v = beta_2 v + (1 - beta_2) d^2,
     w = w - rate sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon)        in step t = 1, 2, ...
 
-In float64 it is the truth; with the operations of impls.rounding.Noise it tells what rounding alone may do.
+In float64 the oracle counts as exact. With the operations of impls.rounding.Noise it shows what rounding alone may do.
 """
 
 import math
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from impls.interface import (
@@ -50,158 +51,159 @@ FORMS = ("none", "projected", "given")  # y is h; y is h projected; y is x, the 
 
 
 class Exact:
-    """The operations of the oracle, as NumPy has them."""
+    """The operations of the oracle in plain NumPy."""
 
     def weights(self, w: Weights) -> Weights:
         return w
 
     def product(self, a: Array, b: Array) -> Array:
-        """a [..., K] x b [K, N], a weight -> [..., N]."""
+        """Return the product of a [..., K] and a weight b [K, N]: [..., N]."""
         return a @ b
 
     def outer(self, a: Array, b: Array) -> Array:
-        """a [T, B, M], b [T, B, N] -> [M, N], summed over T and B."""
+        """Return the product [M, N] of a [T, B, M] and b [T, B, N], summed over T and B."""
         return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
     def column(self, a: Array) -> Array:
-        """a [T, B, N] -> [N], summed over T and B."""
+        """Return the sum [N] of a [T, B, N] over T and B."""
         return a.reshape(-1, a.shape[-1]).sum(axis=0)
 
     def total(self, a: Array) -> Array:
         return a.sum()
 
     def moved(self, a: Array) -> Array:
-        """The result of an operation: as it is."""
+        """Return the result of an operation unchanged."""
         return a
 
     def sigmoid(self, a: Array) -> Array:
-        """1 / (1 + exp(-a)), which overflows nowhere when written so."""
+        """Return 1 / (1 + exp(-a)), in a form that never overflows."""
         half = np.asarray(0.5, a.dtype)
         return half * (1 + np.tanh(half * a))
 
     def relu(self, a: Array) -> tuple[Array, Array]:
-        """max(a, 0), and its slope: 0 or 1."""
+        """Return max(a, 0) and its slope, 0 or 1."""
         return np.maximum(a, 0), (a > 0).astype(a.dtype)
 
 
 Operations = Exact | Noise | Sizes
 
 
-def run(data: Data, cell: str, pass_: str, form: str, how: Operations | None = None) -> Outputs:
-    """Outputs of a program: {y} or {loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out}.
+def run(data: Data, cell: str, pass_: str, form: str, ops: Operations | None = None) -> Outputs:
+    """Return a program's outputs: {y} or {loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out}.
 
-    The dtype is that of the data. Form none gives h [T, B, H] as y, or {d_w_in, d_w_rec, d_b_rec} from the target
-    [T, B, H] as the gradient of h; form given takes x [T, B, H] for the hidden states, and these three are zero.
-    Operations that are those of several runs at once take x [T, R, B, I] and target [T, 1, B, O], and give
-    [T, R, B, O] or [R, ...].
+    The dtype is that of the data. Form `none` returns h [T, B, H] as y. In training it takes the target [T, B, H] as
+    the gradient of h, and returns {d_w_in, d_w_rec, d_b_rec}. Form `given` takes x [T, B, H] as the hidden states, and
+    these three gradients are zero. Operations that compute R runs at once take x [T, R, B, I] and target [T, 1, B, O],
+    and return [T, R, B, O] or [R, ...].
     """
-    found = dict(quantities(data, cell, pass_, form, how))
+    results = dict(quantities(data, cell, pass_, form, ops))
     names = FORWARD if pass_ == "forward" else TRAIN_NONE if form == "none" else TRAIN
-    return {name: np.asarray(found[name]) for name in names}
+    return {name: np.asarray(results[name]) for name in names}
 
 
 def quantities(
-    data: Data, cell: str, pass_: str, form: str, how: Operations | None = None
+    data: Data, cell: str, pass_: str, form: str, ops: Operations | None = None
 ) -> Iterator[tuple[str, Array]]:
-    """What a program computes on its way, by name, in the order of computing; see `run`.
+    """Yield every quantity that a program computes, by name and in the order of computing; see `run`.
 
-    x [T, B, I], h [T, B, H], y [T, B, O]; for train also, but for form none, error = y - target, loss and d_y; then
-    d_h, the gradients d_a and d_u [T, B, G*H] of the products of a step, and those of the weights.
+    These are x [T, B, I], h [T, B, H] and y [T, B, O]. Training adds error = y - target, loss and d_y (but not for form
+    `none`), then d_h, the gradients d_a and d_u [T, B, G*H] of the products of a step, and those of the weights.
     """
-    how = how or Exact()
-    w = how.weights(data.weights)
+    ops = ops or Exact()
+    w = ops.weights(data.weights)
     if form != "given":
         yield "x", data.x
-    h, tapes = (data.x, []) if form == "given" else hidden(w, data.x, CELLS[cell], how)  # [T, B, H]
+    h, tapes = (data.x, []) if form == "given" else hidden(w, data.x, CELLS[cell], ops)  # [T, B, H]
     yield "h", h
-    y = h if form == "none" else how.moved(how.product(h, w.w_out) + w.b_out)  # [T, B, O]
+    y = h if form == "none" else ops.moved(ops.product(h, w.w_out) + w.b_out)  # [T, B, O]
     yield "y", y
     if pass_ == "forward":
         return
     d = Weights(*map(np.zeros_like, w))
     if form == "none":
-        d_h = np.broadcast_to(data.target, h.shape)  # of several runs at once, in each the same
+        d_h = np.broadcast_to(data.target, h.shape)  # the same gradient for every run computed at once
     else:
-        d_h, w_out, b_out = yield from loss_backward(w, h, y, data.target, how)
+        d_h, w_out, b_out = yield from loss_backward(w, h, y, data.target, ops)
         d = d._replace(w_out=w_out, b_out=b_out)
     yield "d_h", d_h
     if form != "given":
-        d_a, d_u = backward(w, d_h, tapes, CELLS[cell], how)
+        d_a, d_u = backward(w, d_h, tapes, CELLS[cell], ops)
         yield from (("d_a", d_a), ("d_u", d_u))
-        before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
-        d = d._replace(w_in=how.outer(data.x, d_a), w_rec=how.outer(before, d_u), b_rec=how.column(d_a))
+        h_before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
+        d = d._replace(w_in=ops.outer(data.x, d_a), w_rec=ops.outer(h_before, d_u), b_rec=ops.column(d_a))
     yield from ((f"d_{name}", array) for name, array in d._asdict().items())
 
 
 def loss_backward(
-    w: Weights, h: Array, y: Array, target: Array, how: Operations
+    w: Weights, h: Array, y: Array, target: Array, ops: Operations
 ) -> Generator[tuple[str, Array], None, tuple[Array, Array, Array]]:
-    """The error, the loss and d_y, by name; returns the gradients of h [T, B, H], w_out and b_out."""
+    """Yield the error, the loss and d_y, by name; return the gradients of h [T, B, H], w_out and b_out."""
     error = y - target
     yield "error", error
-    yield "loss", how.total(np.square(error)) / np.asarray(target.size, y.dtype)
-    d_y = how.moved(error * np.asarray(2 / target.size, y.dtype))
+    yield "loss", ops.total(np.square(error)) / np.asarray(target.size, y.dtype)
+    d_y = ops.moved(error * np.asarray(2 / target.size, y.dtype))
     yield "d_y", d_y
-    d_h = how.product(d_y, np.swapaxes(w.w_out, -1, -2))
-    return d_h, how.outer(h, d_y), how.column(d_y)
+    d_h = ops.product(d_y, np.swapaxes(w.w_out, -1, -2))
+    return d_h, ops.outer(h, d_y), ops.column(d_y)
 
 
-def hidden(w: Weights, x: Array, cell: "Cell", how: Operations) -> tuple[Array, list[State]]:
-    """x [T, B, I] -> h [T, B, H], and what each step keeps for the way back."""
+def hidden(w: Weights, x: Array, cell: "Cell", ops: Operations) -> tuple[Array, list[State]]:
+    """Return the hidden states [T, B, H] for x [T, B, I], and what the backward pass needs of each step."""
     state = (np.zeros((*x.shape[1:-1], w.w_rec.shape[-2]), x.dtype),) * cell.states
     hs, tapes = [], []
     for x_t in x:
-        a, u = how.product(x_t, w.w_in) + w.b_rec, how.product(state[0], w.w_rec)
-        state, tape = cell.step(a, u, state, how)
+        a, u = ops.product(x_t, w.w_in) + w.b_rec, ops.product(state[0], w.w_rec)
+        state, tape = cell.step(a, u, state, ops)
         hs.append(state[0])
         tapes.append(tape)
     return np.stack(hs), tapes
 
 
-def backward(w: Weights, d_h: Array, tapes: list[State], cell: "Cell", how: Operations) -> tuple[Array, Array]:
-    """From d_h [T, B, H], the gradient of each h by its own y, the gradients of a and u [T, B, G*H]."""
-    state = (np.zeros_like(d_h[0]),) * cell.states  # no step after the last
+def backward(w: Weights, d_h: Array, tapes: list[State], cell: "Cell", ops: Operations) -> tuple[Array, Array]:
+    """Return the gradients of a and u [T, B, G*H], given d_h [T, B, H], the gradient of each h through its own y."""
+    state = (np.zeros_like(d_h[0]),) * cell.states  # no step follows the last
     d_a, d_u, w_rec = [], [], np.swapaxes(w.w_rec, -1, -2)
     for d_h_t, tape in zip(d_h[::-1], tapes[::-1], strict=True):
-        state = (how.moved(d_h_t + state[0]), *state[1:])
-        a, u, (h, *others) = cell.back(state, tape, how)
-        state = (h + how.product(u, w_rec), *others)
+        state = (ops.moved(d_h_t + state[0]), *state[1:])
+        a, u, (h, *rest) = cell.back(state, tape, ops)
+        state = (h + ops.product(u, w_rec), *rest)
         d_a.append(a)
         d_u.append(u)
     return np.stack(d_a[::-1]), np.stack(d_u[::-1])
 
 
-def train(data: Data, cell: str, how: Operations | None = None) -> Iterator[float]:
-    """The loss before each step of training, from the weights of data, on x [N, T, B, I] and target [N, T, B, O]."""
+def train(data: Data, cell: str, ops: Operations | None = None) -> Iterator[float]:
+    """Yield the loss before each training step, starting from data's weights; x [N, T, B, I], target [N, T, B, O]."""
     state = untrained(data.weights)
     for x, target in zip(data.x, data.target, strict=True):
-        loss, *d = run(Data(state.w, x, target), cell, "train", "projected", how).values()
+        loss, *d = run(Data(state.w, x, target), cell, "train", "projected", ops).values()
         yield float(np.squeeze(loss))
-        state = adam(state, Weights(*d), how)
+        state = adam(state, Weights(*d), ops)
 
 
-def adam(state: Trained, d: Weights, how: Operations | None = None) -> Trained:
-    """One step of Adam on the gradients d; the dtype is that of the state."""
-    how = how or Exact()
+def adam(state: Trained, d: Weights, ops: Operations | None = None) -> Trained:
+    """Return the state after one step of Adam on the gradients d, in the dtype of the state."""
+    ops = ops or Exact()
     t = state.t + 1
     rate = RATE * math.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
-    m = Weights(*(how.moved(BETA_1 * m + (1 - BETA_1) * g) for m, g in zip(state.m, d, strict=True)))
-    v = Weights(*(how.moved(BETA_2 * v + (1 - BETA_2) * g * g) for v, g in zip(state.v, d, strict=True)))
-    by = (how.moved(rate * m / (np.sqrt(v) + EPSILON)) for m, v in zip(m, v, strict=True))
-    return Trained(Weights(*(w - b for w, b in zip(state.w, by, strict=True))), m, v, t)
+    m = Weights(*(ops.moved(BETA_1 * m + (1 - BETA_1) * g) for m, g in zip(state.m, d, strict=True)))
+    v = Weights(*(ops.moved(BETA_2 * v + (1 - BETA_2) * g * g) for v, g in zip(state.v, d, strict=True)))
+    changes = (ops.moved(rate * m / (np.sqrt(v) + EPSILON)) for m, v in zip(m, v, strict=True))
+    return Trained(Weights(*(w - change for w, change in zip(state.w, changes, strict=True))), m, v, t)
 
 
 def untrained(w: Weights) -> Trained:
-    """Before the first step."""
+    """Return the state before the first training step."""
     m, v = (Weights(*map(np.zeros_like, w)) for _ in range(2))
     return Trained(w, m, v, 0)
 
 
 class Cell(NamedTuple):
-    """A cell's step and its way back.
+    """A cell's step and its backward step.
 
-    `step`: a, u [B, G*H] and the state before -> the state after, and a tape. `back`: the gradients of the state
-    after, and the tape -> gradients of a and u, and those of the state before that do not pass through u.
+    `step` takes a, u [B, G*H] and the state, and returns the next state and a tape. `back` takes the gradients of the
+    next state and the tape. It returns the gradients of a and u, and the part of the state's gradients that does not
+    pass through u.
     """
 
     states: int
@@ -210,70 +212,68 @@ class Cell(NamedTuple):
 
 
 def rnn(act: Callable[[Array, Operations], tuple[Array, Array]], slope: Callable[[Array], Array]) -> Cell:
-    """`act` gives h and a tape, of which `slope` makes the derivative of h."""
+    """Return a plain RNN cell. `act` returns h and a tape, from which `slope` computes the derivative of h."""
 
-    def step(a: Array, u: Array, state: State, how: Operations) -> tuple[State, State]:
-        h, tape = act(how.moved(a + u), how)
+    def step(a: Array, u: Array, state: State, ops: Operations) -> tuple[State, State]:
+        h, tape = act(ops.moved(a + u), ops)
         return (h,), (tape,)
 
-    def back(d_state: State, tape: State, how: Operations) -> tuple[Array, Array, State]:
-        d = how.moved(d_state[0] * slope(tape[0]))
+    def back(d_state: State, tape: State, ops: Operations) -> tuple[Array, Array, State]:
+        d = ops.moved(d_state[0] * slope(tape[0]))
         return d, d, (np.zeros_like(d),)
 
     return Cell(1, step, back)
 
 
-def relu(a: Array, how: Operations) -> tuple[Array, Array]:
-    return how.relu(a)
+def relu(a: Array, ops: Operations) -> tuple[Array, Array]:
+    return ops.relu(a)
 
 
-def tanh(a: Array, how: Operations) -> tuple[Array, Array]:
-    h = how.moved(np.tanh(a))
+def tanh(a: Array, ops: Operations) -> tuple[Array, Array]:
+    h = ops.moved(np.tanh(a))
     return h, h
 
 
 def in_bfloat16(a: Array) -> Array:
-    """Float32 numbers rounded to bfloat16's 7 bits after the point, ties to even; still float32."""
-    bits = a.view(np.uint32)
-    even = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)).view(np.float32)
+    """Round float32 numbers to bfloat16's 7 fraction bits, ties to even; the result is still float32."""
+    return a.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def gru_step(a: Array, u: Array, state: State, how: Operations) -> tuple[State, State]:
+def gru_step(a: Array, u: Array, state: State, ops: Operations) -> tuple[State, State]:
     (h,) = state
     a_r, a_z, a_n = np.split(a, 3, axis=-1)
     u_r, u_z, u_n = np.split(u, 3, axis=-1)
-    r, z = (how.sigmoid(how.moved(both)) for both in (a_r + u_r, a_z + u_z))
-    n = how.moved(np.tanh(how.moved(a_n + r * u_n)))
-    return (how.moved((1 - z) * n + z * h),), (r, z, n, u_n, h)
+    r, z = (ops.sigmoid(ops.moved(total)) for total in (a_r + u_r, a_z + u_z))
+    n = ops.moved(np.tanh(ops.moved(a_n + r * u_n)))
+    return (ops.moved((1 - z) * n + z * h),), (r, z, n, u_n, h)
 
 
-def gru_back(d_state: State, tape: State, how: Operations) -> tuple[Array, Array, State]:
+def gru_back(d_state: State, tape: State, ops: Operations) -> tuple[Array, Array, State]:
     (d,) = d_state
     r, z, n, u_n, h = tape
-    d_n = how.moved(d * (1 - z) * (1 - n * n))
-    d_z = how.moved(d * (h - n) * z * (1 - z))
-    d_r = how.moved(d_n * u_n * r * (1 - r))
-    return np.concatenate([d_r, d_z, d_n], -1), np.concatenate([d_r, d_z, how.moved(d_n * r)], -1), (d * z,)
+    d_n = ops.moved(d * (1 - z) * (1 - n * n))
+    d_z = ops.moved(d * (h - n) * z * (1 - z))
+    d_r = ops.moved(d_n * u_n * r * (1 - r))
+    return np.concatenate([d_r, d_z, d_n], -1), np.concatenate([d_r, d_z, ops.moved(d_n * r)], -1), (d * z,)
 
 
-def lstm_step(a: Array, u: Array, state: State, how: Operations) -> tuple[State, State]:
+def lstm_step(a: Array, u: Array, state: State, ops: Operations) -> tuple[State, State]:
     _, c = state
-    i, f, g, o = np.split(how.moved(a + u), 4, axis=-1)
-    i, f, o = (how.sigmoid(each) for each in (i, f, o))
-    g = how.moved(np.tanh(g))
-    after = how.moved(f * c + i * g)
-    t = how.moved(np.tanh(after))
-    return (how.moved(o * t), after), (i, f, g, o, c, t)
+    i, f, g, o = np.split(ops.moved(a + u), 4, axis=-1)
+    i, f, o = (ops.sigmoid(gate) for gate in (i, f, o))
+    g = ops.moved(np.tanh(g))
+    c_next = ops.moved(f * c + i * g)
+    t = ops.moved(np.tanh(c_next))
+    return (ops.moved(o * t), c_next), (i, f, g, o, c, t)
 
 
-def lstm_back(d_state: State, tape: State, how: Operations) -> tuple[Array, Array, State]:
+def lstm_back(d_state: State, tape: State, ops: Operations) -> tuple[Array, Array, State]:
     d_h, d_c = d_state
     i, f, g, o, c, t = tape
-    d_c = how.moved(d_c + d_h * o * (1 - t * t))
+    d_c = ops.moved(d_c + d_h * o * (1 - t * t))
     d_i, d_f = d_c * g * i * (1 - i), d_c * c * f * (1 - f)
     d_g, d_o = d_c * i * (1 - g * g), d_h * t * o * (1 - o)
-    d = how.moved(np.concatenate([d_i, d_f, d_g, d_o], -1))
+    d = ops.moved(np.concatenate([d_i, d_f, d_g, d_o], -1))
     return d, d, (np.zeros_like(d_h), d_c * f)
 
 

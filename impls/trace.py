@@ -1,7 +1,7 @@
-"""What ran on a GPU in one call, from the events of a profiler. Imports no framework.
+"""Kernels of a GPU in one call, from a profiler's events. Imports no framework.
 
-A row is a plane, a line, an event's name and its nanoseconds, as XLA's profiler (of JAX and TensorFlow) parts them:
-kernels lie in the lines of a device's streams, and calls of CUDA in those of the host.
+A row is a plane, a line, an event's name and its nanoseconds, as in XLA's profiler (of JAX and TensorFlow). Kernels are
+in the lines of a device's streams, and calls of CUDA in those of the host.
 """
 
 import re
@@ -24,32 +24,32 @@ KINDS = (  # a kernel's kind by its name, the first that fits; names as cuBLAS, 
 )
 
 
-def add(found: Evidence, rows: Iterable[Row]) -> None:
-    """Add to a call's evidence what its GPU did."""
+def add(evidence: Evidence, rows: Iterable[Row]) -> None:
+    """Add the kernels, their time and the graph launches of a profile to a call's evidence."""
     kernels: Counter[str] = Counter()
-    found.device_ns, found.graph_launches = 0.0, 0
-    for plane, line, name, took_ns in rows:
+    evidence.device_ns, evidence.graph_launches = 0.0, 0
+    for plane, line, name, duration_ns in rows:
         if plane.startswith(DEVICE) and line.startswith(STREAM):
             kernels[name] += 1
-            found.device_ns += took_ns
+            evidence.device_ns += duration_ns
         elif name in GRAPH_LAUNCHES:
-            found.graph_launches += 1
-    found.device_kernels = dict(sorted(kernels.items()))
+            evidence.graph_launches += 1
+    evidence.device_kernels = dict(sorted(kernels.items()))
     if not kernels:
-        found.device_ns, found.graph_launches = None, None
-        found.missing["device_kernels"] = NOTHING_RAN
+        evidence.device_ns, evidence.graph_launches = None, None
+        evidence.missing["device_kernels"] = NOTHING_RAN
 
 
-def profile(found: Evidence, rows: Callable[[], Iterable[Row]]) -> None:
-    """Add what a profiler's rows say; where they can not be had, why."""
+def profile(evidence: Evidence, rows: Callable[[], Iterable[Row]]) -> None:
+    """Add what a profiler's rows say to the evidence, or why there are none."""
     try:
-        add(found, rows())
+        add(evidence, rows())
     except Exception as error:  # a profiler without its libraries leaves what else was counted
-        found.missing["device_kernels"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        evidence.missing["device_kernels"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def of_kineto(events: Iterable[Any], device_type: Any) -> Iterable[Row]:
-    """Rows of torch's profiler, whose events each say what device they ran on."""
+    """Yield the rows of torch's profiler, each of whose events names its device."""
     for event in events:
         if event.is_user_annotation() or event.name() == "[memory]":
             continue
@@ -58,13 +58,13 @@ def of_kineto(events: Iterable[Any], device_type: Any) -> Iterable[Row]:
 
 
 def kind(name: str) -> str:
-    """What a kernel does, as far as its name tells."""
-    return next((what for what, pattern in KINDS if pattern.search(name)), "other")
+    """Return a kernel's kind, recognised by its name, or "other"."""
+    return next((kind_name for kind_name, pattern in KINDS if pattern.search(name)), "other")
 
 
 def kinds(kernels: dict[str, int]) -> dict[str, int]:
-    """How many kernels of each kind, the commonest first."""
+    """Return the number of kernels of each kind, the most frequent first."""
     counts: Counter[str] = Counter()
     for name, times in kernels.items():
         counts[kind(name)] += times
-    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

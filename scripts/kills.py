@@ -1,8 +1,8 @@
-"""kill -9 at random instants: what is lost, what is doubled, and whether going on gives the undisturbed run.
+"""Kill a run at random instants, count lost and duplicated records, and compare the resumed and an undisturbed run.
 
-One small run of the NumPy backend in tests/fourth is left alone. Another is killed again and again, the
-parent or one of its workers, each time gone on with, and at the end let finish. The result goes to stdout as
-JSON, and into the report's appendix when put into a run's folder:
+One small run of the NumPy backend in tests/fourth is left alone. Another is killed repeatedly with SIGKILL, either the
+parent or one of its workers; it is resumed after each kill, and in the end allowed to finish. The result goes to
+stdout as JSON, and into the report's appendix when put into a run's folder:
 
     python scripts/kills.py > reports/<folder>/kills.json      # 100 kills, a quarter of an hour
 """
@@ -21,73 +21,81 @@ from typing import Any
 
 import psutil
 
-from harness import streams
-from harness.records import FILE, latest, read
+from harness.cli import streams
+from harness.records.schema import BlockRecord
+from harness.records.store import FILE, latest_records, read_run
 
 FOURTH = Path(__file__).resolve().parent.parent / "tests" / "fourth"
 WORKLOAD = "B=3,T=5,I=2,H=16,O=4"
 FLAGS = f"--framework numpy --threads 1 --workload {WORKLOAD} --rounds 4 --budget 0".split()
 
 
-def start(out: Path, processes: int) -> subprocess.Popen[bytes]:
-    """Begin the run, or go on with it."""
+def start_run(out: Path, processes: int) -> subprocess.Popen[bytes]:
+    """Start the run, or resume it where its folder exists."""
     resume = ["--resume"] if out.exists() else []
-    given = [*FLAGS, "--processes", str(processes), "--out", str(out), *resume]
-    command = [sys.executable, "-m", "harness", "run", *given]
+    options = [*FLAGS, "--processes", str(processes), "--out", str(out), *resume]
+    command = [sys.executable, "-m", "harness", "run", *options]
     environment = {**os.environ, "PYTHONPATH": str(FOURTH)}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
 
-def lines(out: Path) -> list[str]:
-    """The records' whole lines."""
+def record_lines(out: Path) -> list[str]:
+    """Return the complete lines of the records."""
     text = (out / FILE).read_text(encoding="utf-8") if (out / FILE).exists() else ""
     return text.splitlines(keepends=True)[: text.count("\n")]
 
 
-def blocks(out: Path) -> list[tuple[str, str]]:
-    """What identifies each block or check, and how it ended."""
-    return sorted((record["key"].rpartition("-")[0], record["status"]) for record in latest(read(out)))
+def block_statuses(out: Path) -> list[tuple[str, str]]:
+    """Return the key (without its last part) and the status of each block and check, sorted."""
+    records = latest_records(read_run(out), BlockRecord)
+    return sorted((record.key.rpartition("-")[0], record.status) for record in records)
 
 
-def disturbed(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
-    """Kill a run of so many processes `kills` times and let it finish; returns what became of its records."""
-    choose = random.Random(seed)
-    alone, killed = folder / "undisturbed", folder / "killed"
-    began = time.monotonic()
-    assert _finish(alone, processes), "the undisturbed run failed"
-    lasts = min(time.monotonic() - began, 6.0)
-    before: list[str] = []
+def disturb_run(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
+    """Kill a run `kills` times, let it finish, and return counts of what became of its records.
+
+    `processes` is the number of processes that the run asks for.
+    """
+    generator = random.Random(seed)
+    undisturbed_folder, killed_folder = folder / "undisturbed", folder / "killed"
+    start_s = time.monotonic()
+    assert _finish_run(undisturbed_folder, processes), "the undisturbed run failed"
+    duration_s = min(time.monotonic() - start_s, 6.0)
+    lines_before: list[str] = []
     lost, counts = 0, {"parent": 0, "worker": 0}
     while sum(counts.values()) < kills:
-        process = start(killed, processes)
-        time.sleep(choose.uniform(0, lasts))
-        whom = choose.choice(list(counts))
-        counts[whom] += _kill(process, whom)
-        now = lines(killed)
-        lost += now[: len(before)] != before
-        before = now
-    finished = _finish(killed, processes)
-    keys = [record["key"] for record in read(killed)]
-    same = blocks(killed) == blocks(alone)
-    doubled = len(keys) - len(set(keys))
+        process = start_run(killed_folder, processes)
+        time.sleep(generator.uniform(0, duration_s))
+        target = generator.choice(list(counts))
+        counts[target] += _kill(process, target)
+        lines_now = record_lines(killed_folder)
+        lost += lines_now[: len(lines_before)] != lines_before
+        lines_before = lines_now
+    finished = _finish_run(killed_folder, processes)
+    keys = [record.key for record in read_run(killed_folder)]
+    same_blocks = block_statuses(killed_folder) == block_statuses(undisturbed_folder)
+    duplicates = len(keys) - len(set(keys))
     return {
         "kills": counts,
         "lost": lost,
-        "doubled": doubled,
+        "doubled": duplicates,
         "finished": finished,
-        "same_blocks": same,
-        "blocks": len(blocks(alone)),
-        "left_running": _left_running(killed),
+        "same_blocks": same_blocks,
+        "blocks": len(block_statuses(undisturbed_folder)),
+        "left_running": _count_survivors(killed_folder),
     }
 
 
-def _kill(process: subprocess.Popen[bytes], whom: str) -> bool:
-    """Kill the parent, or a worker and then wait for the parent; whether there was anything to kill."""
+def _kill(process: subprocess.Popen[bytes], target: str) -> bool:
+    """Kill the parent (`target` is "parent"), or a worker and half a second later its parent.
+
+    Returns whether there was anything to kill.
+    """
     try:
         workers = psutil.Process(process.pid).children()
     except psutil.NoSuchProcess:
         workers = []
-    if whom == "parent":
+    if target == "parent":
         running = process.poll() is None
         process.send_signal(signal.SIGKILL)
     else:
@@ -101,25 +109,25 @@ def _kill(process: subprocess.Popen[bytes], whom: str) -> bool:
     return running
 
 
-def _left_running(out: Path) -> int:
-    """Processes of a run that has ended, which hold memory for nothing."""
-    found = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    return sum(str(out) in words for words in found)
+def _count_survivors(out: Path) -> int:
+    """Count the processes that still run, and hold memory, although their run has ended."""
+    command_lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return sum(str(out) in arguments for arguments in command_lines)
 
 
-def _finish(out: Path, processes: int) -> bool:
-    """Go on until nothing is missing: blocks whose worker was killed are done again."""
-    return any(start(out, processes).wait() == 0 for _ in range(3))
+def _finish_run(out: Path, processes: int) -> bool:
+    """Resume up to three times, until no block is missing; blocks whose worker was killed are measured again."""
+    return any(start_run(out, processes).wait() == 0 for _ in range(3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, choices=range(1, 1001), metavar="N", default=100)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    processes = max(4, 2 * given.kills)  # so many that most kills find something yet to be measured
+    arguments = parser.parse_args()
+    processes = max(4, 2 * arguments.kills)  # enough that at most kills something is left to measure
     with tempfile.TemporaryDirectory(prefix="fusegap-") as folder:
-        json.dump(disturbed(Path(folder), given.kills, given.seed, processes), sys.stdout, indent=1)
+        json.dump(disturb_run(Path(folder), arguments.kills, arguments.seed, processes), sys.stdout, indent=1)
         print()
 
 

@@ -13,17 +13,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import streams
-from harness.records import FILE, Record, read
+from harness.cli import streams
+from harness.records.schema import BlockRecord, RunRecord
+from harness.records.store import FILE, SCHEMA, read_run
 
 
-def repeated(records: list[Record], blocks: int) -> list[Record]:
-    """The records that are no blocks, and `blocks` blocks: replicate 1's under ever new replicates and keys."""
-    others = [record for record in records if record["kind"] != "block"]
-    known = [record for record in records if record["kind"] == "block" and record["replicate"] == 1]
-    rounds = [divmod(number, len(known)) for number in range(blocks)]
+def repeat_blocks(records: list[RunRecord], blocks: int) -> list[RunRecord]:
+    """Return the records that are no blocks, and `blocks` blocks: replicate 1's under ever new replicates and keys."""
+    known = [record for record in records if isinstance(record, BlockRecord) and record.kind == "block"]
+    others = [record for record in records if record not in known]
+    first = [record for record in known if record.replicate == 1]
+    rounds = [divmod(number, len(first)) for number in range(blocks)]
     return others + [
-        known[place] | {"replicate": replicate, "key": f"{number:016x}-0"}
+        first[place].model_copy(update={"replicate": replicate, "key": f"{number:016x}-0"})
         for number, (replicate, place) in enumerate(rounds)
     ]
 
@@ -35,7 +37,9 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in repeated(read(given.folder), given.blocks))
+            for record in repeat_blocks(read_run(given.folder), given.blocks):
+                line = {"schema": SCHEMA, **record.model_dump(by_alias=True)}
+                file.write(json.dumps(line) + "\n")
         began = time.monotonic()
         command = [sys.executable, "-m", "harness", "report", folder]
         if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:

@@ -1,11 +1,11 @@
-"""The study on a GPU in the order of what matters most, in parts, where the GPU is lent for minutes.
+"""Run the study on a GPU in parts, the most important first, for a GPU that is available only for minutes.
 
-    python scripts/on_gpu.py OUT --minutes 9                      # every part, as far as the time reaches
+    python scripts/on_gpu.py OUT --minutes 9                      # all parts, until time is up
     python scripts/on_gpu.py OUT --minutes 9 --part precisions    # one of them; --list names them
 
-Each part is a command of the harness, and a log OUT/<part>.log is kept of it; runs leave their records in OUT/<part>,
-from which `python -m harness report` makes a report anywhere. Ends with 1 when a part did not do as expected: the
-part `planted` verifies TF32 against the bounds of fp32, and has to fail.
+Each part is a command of the harness, logged to OUT/<part>.log. Runs leave their records in OUT/<part>, from which
+`python -m harness report` makes a report on any machine. Exits with 1 when a part did not do as expected: the part
+`planted` verifies TF32 against the bounds of fp32, and must fail.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import folders, streams
+from harness.cli import streams
+from harness.machine import folders
 
 ODD = "--workload B=7,T=20,I=3,H=65,O=33,cell=lstm --workload B=5,T=12,I=31,H=64,O=1,cell=gru"
 RUN = "run --no-report --device {device} --processes {processes}"
@@ -24,8 +25,11 @@ RUN = "run --no-report --device {device} --processes {processes}"
 
 @dataclass(frozen=True)
 class Part:
-    """A command of the harness; its share of the time, whether it takes a budget and a folder, how it has to end, and
-    what its log has to say: a fault that is planted has to be found, and not another.
+    """A command of the harness and its expected outcome.
+
+    `share` is its share of the time left; `measures` says whether it takes a budget and a folder. `status` is the exit
+    status that it must have, and `says` a text that its log must contain: the planted fault has to be found, and not
+    another one.
     """
 
     name: str
@@ -58,25 +62,25 @@ PARTS = [
 ]
 
 
-def carried_out(part: Part, given: argparse.Namespace, left_s: float) -> bool:
-    """Run a part for its share of the time left; whether it ended as it should."""
+def run_part(part: Part, arguments: argparse.Namespace, left_s: float) -> bool:
+    """Run a part for its share of the time left; return whether it ended as expected."""
     limit_s = max(1.0, part.share * left_s)
-    words = shlex.split(part.command.format(device=given.device, processes=given.processes))
+    options = shlex.split(part.command.format(device=arguments.device, processes=arguments.processes))
     if part.measures:
-        words += ["--budget", f"{limit_s:.0f}", "--out", str(given.out / part.name)]
-    with (given.out / f"{part.name}.log").open("w") as log:
-        began = time.monotonic()
-        command = [sys.executable, "-m", "harness", *words]
-        try:  # a block that is begun is finished, so a run may take longer than its budget
+        options += ["--budget", f"{limit_s:.0f}", "--out", str(arguments.out / part.name)]
+    with (arguments.out / f"{part.name}.log").open("w") as log:
+        start_s = time.monotonic()
+        command = [sys.executable, "-m", "harness", *options]
+        try:  # a block that has started is finished, so a run may exceed its budget
             status: int | str = subprocess.run(command, stdout=log, stderr=log, check=False, timeout=left_s).returncode
         except subprocess.TimeoutExpired:
             status = "time is up"
-    print(f"{part.name}: {status} (expected {part.status}) after {time.monotonic() - began:.0f} s", flush=True)
-    return status == part.status and part.says in log_of(part, given.out)
+    print(f"{part.name}: {status} (expected {part.status}) after {time.monotonic() - start_s:.0f} s", flush=True)
+    return status == part.status and part.says in read_log(part, arguments.out)
 
 
-def log_of(part: Part, out: Path) -> str:
-    """What a part has printed."""
+def read_log(part: Part, out: Path) -> str:
+    """Return a part's log."""
     return (out / f"{part.name}.log").read_text(encoding="utf-8", errors="replace")
 
 
@@ -88,15 +92,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--device", default="gpu", help="cpu tries the script out where there is no GPU")
     parser.add_argument("--list", action="store_true")
-    given = parser.parse_args()
-    if given.list or given.out is None:
+    arguments = parser.parse_args()
+    if arguments.list or arguments.out is None:
         print("\n".join(f"{part.name}: python -m harness {part.command}" for part in PARTS))
         return
-    folders.make(given.out)
-    end = time.monotonic() + 60 * given.minutes
-    chosen = [part for part in PARTS if not given.part or part.name in given.part]
-    good = [carried_out(part, given, end - time.monotonic()) for part in chosen if time.monotonic() < end]
-    sys.exit(0 if all(good) and len(good) == len(chosen) else 1)
+    folders.make_folder(arguments.out)
+    end_s = time.monotonic() + 60 * arguments.minutes
+    parts = [part for part in PARTS if not arguments.part or part.name in arguments.part]
+    outcomes = [run_part(part, arguments, end_s - time.monotonic()) for part in parts if time.monotonic() < end_s]
+    sys.exit(0 if all(outcomes) and len(outcomes) == len(parts) else 1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Random calls of the command line: no traceback, no hang, nothing written where nothing belongs, a documented status.
+"""Run random calls of the command line, and report tracebacks, hangs, stray writes and undocumented exit statuses.
 
-Each call is drawn from the seed and its number: a command, flags that are valid and flags that are not, files of every
-kind, an environment, streams that are closed, full or broken, and sometimes an interruption. It is run as a user would,
-in a sandbox of its own, with the NumPy backend of tests/fourth as the only framework, so that it takes a second.
+Each call is drawn from the seed and its number: a command, valid and invalid flags, files of all kinds, an environment,
+streams that are closed, full or broken, and sometimes an interruption. It runs as a user would run it, in a sandbox of
+its own. The NumPy backend of tests/fourth is the only framework, so that a call takes about a second.
 
     python scripts/random_calls.py > reports/<folder>/calls.json          # 3,000 calls
-    python scripts/random_calls.py --seed 1 --only 17                     # one of them again, with all it said
+    python scripts/random_calls.py --seed 1 --only 17                     # one of them again, with its whole output
 """
 
 import argparse
@@ -30,12 +30,12 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 FOURTH = ROOT / "tests" / "fourth"
-LIMIT_S = 180.0  # after which a call hangs; the longest take a tenth of it on an idle core
-GRACE_S = 5.0  # in which processes that a call started end after it
-END = 2000  # characters of what a call said last that are kept
+LIMIT_S = 180.0  # a call that takes longer hangs; the longest take a tenth of this on an idle core
+GRACE_S = 5.0  # time for a call's processes to end after the call
+END = 2000  # number of last characters of a call's output that are reported
 STATUSES = (0, 1, 2, 130)
 CRASHES = ("Traceback (most recent call last)", "Exception ignored", "Fatal Python error")
-ABSENT = ("torch", "tensorflow", "keras", "jax", "flax")  # as where they are not installed: they take seconds to start
+ABSENT = ("torch", "tensorflow", "keras", "jax", "flax")  # hidden, because they take seconds to import
 TINY = ("B=2,T=3,I=2,H=4,O=3", "B=1,T=1,I=1,H=1,O=1", "B=3,T=2,I=1,H=5,O=1,cell=rnn_relu")
 ODD = (
     "", " ", "0", "-1", "1e99", "nan", "inf", "é", "🙂", "a b", "a\nb", "|", "*", "../../x", "--", "-", "$(touch x)",
@@ -85,7 +85,10 @@ REDIRECTED = {"closed": ("0<&-", "1>&-", "2>&-"), "full": ("0</dev/full", "1>/de
 
 @dataclass(frozen=True)
 class Call:
-    """What is run. `environment`: variables that are set, or unset where None; `streams`: stdin, stdout and stderr."""
+    """A call of the command line.
+
+    `environment` holds variables to set, or to unset where None; `streams` are stdin, stdout and stderr.
+    """
 
     arguments: tuple[str, ...]
     environment: dict[str, str | None] = field(default_factory=dict)
@@ -99,7 +102,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did. `status` is None where it hung; paths are those in its sandbox."""
+    """The outcome of a call. `status` is None where it hung; `changed` holds paths in its sandbox."""
 
     status: int | None
     said: str  # on stdout
@@ -109,35 +112,35 @@ class Outcome:
     seconds: float
 
 
-def draw(seed: int, number: int) -> Call:
-    """The call of a number: the same for the same seed."""
-    choose = random.Random(f"{seed}/{number}")
-    name = choose.choices(list(COMMANDS), [weight for weight, _ in COMMANDS.values()])[0]
-    arguments = [name, *COMMANDS[name][1](choose)]
-    if choose.random() < 0.08:
-        arguments.insert(choose.randint(0, len(arguments)), choose.choice(ODD))
+def draw_call(seed: int, number: int) -> Call:
+    """Draw a call; the same seed and number give the same call."""
+    generator = random.Random(f"{seed}/{number}")
+    name = generator.choices(list(COMMANDS), [weight for weight, _ in COMMANDS.values()])[0]
+    arguments = [name, *COMMANDS[name][1](generator)]
+    if generator.random() < 0.08:
+        arguments.insert(generator.randint(0, len(arguments)), generator.choice(ODD))
     environment = {
-        variable: choose.choice(values) for variable, values in ENVIRONMENTS.items() if choose.random() < 0.12
+        variable: generator.choice(values) for variable, values in ENVIRONMENTS.items() if generator.random() < 0.12
     }
-    streams = tuple(choose.choice(STREAMS) if choose.random() < 0.4 else "normal" for _ in range(3))
-    interrupted = choose.uniform(0.3, 4.0) if choose.random() < 0.06 else None
-    return Call(tuple(arguments), environment, (streams[0], streams[1], streams[2]), interrupted)
+    streams = tuple(generator.choice(STREAMS) if generator.random() < 0.4 else "normal" for _ in range(3))
+    interrupted_s = generator.uniform(0.3, 4.0) if generator.random() < 0.06 else None
+    return Call(tuple(arguments), environment, (streams[0], streams[1], streams[2]), interrupted_s)
 
 
-def _or_odd(choose: random.Random, *values: str) -> str:
-    """One of the values, or seldom something that nobody expects there."""
-    return choose.choice(ODD) if choose.random() < 0.12 else choose.choice(values)
+def _draw_value_or_odd(generator: random.Random, *values: str) -> str:
+    """Draw one of the values, or with a probability of 12% an odd one that is not expected there."""
+    return generator.choice(ODD) if generator.random() < 0.12 else generator.choice(values)
 
 
-def _some(choose: random.Random, flags: Mapping[str, tuple[str, ...]], most: int) -> list[str]:
-    """Some of the flags, each with one of its values; of a flag without values it alone."""
+def _draw_flags(generator: random.Random, flags: Mapping[str, tuple[str, ...]], maximum: int) -> list[str]:
+    """Draw up to `maximum` of the flags, each with one of its values; a flag without values stands alone."""
     arguments: list[str] = []
-    for flag in choose.sample(sorted(flags), choose.randint(0, min(most, len(flags)))):
+    for flag in generator.sample(sorted(flags), generator.randint(0, min(maximum, len(flags)))):
         if not flags[flag]:
             arguments.append(flag)
             continue
-        value = _or_odd(choose, *flags[flag])
-        arguments += [f"{flag}={value}"] if choose.random() < 0.4 else [flag, value]
+        value = _draw_value_or_odd(generator, *flags[flag])
+        arguments += [f"{flag}={value}"] if generator.random() < 0.4 else [flag, value]
     return arguments
 
 
@@ -156,76 +159,107 @@ SELECTED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _base(choose: random.Random) -> list[str]:
-    """What keeps a call small."""
-    workload = _or_odd(choose, *TINY)
-    return ["--framework", _or_odd(choose, "numpy"), "--threads", _or_odd(choose, "1"), "--workload", workload]
+def _base_arguments(generator: random.Random) -> list[str]:
+    """Return options that keep a call small."""
+    workload = _draw_value_or_odd(generator, *TINY)
+    return [
+        "--framework",
+        _draw_value_or_odd(generator, "numpy"),
+        "--threads",
+        _draw_value_or_odd(generator, "1"),
+        "--workload",
+        workload,
+    ]
 
 
-def _run(choose: random.Random) -> list[str]:
-    own = {"--sweep": ("none", *TINY), "--no-report": (), "--quick": (), "--rigorous": (), "--all": (), "--resume": ()}
-    own["--memory"] = ("held", "default", "tcmalloc", "jemalloc")
-    rest = ["--processes", _or_odd(choose, "1", "2"), "--rounds", _or_odd(choose, "1", "3", "5")]
-    rest += ["--budget", choose.choice(("1", "2", "2s", "0.000001"))]
-    study = [choose.choice(FILES)] if choose.random() < 0.25 else []
-    out = ["--out", choose.choice(PLACES)] if choose.random() < 0.8 else []
-    return [*study, *_base(choose), *rest, *out, *_some(choose, SELECTED | own, 3)]
+def _run_arguments(generator: random.Random) -> list[str]:
+    options = {
+        "--sweep": ("none", *TINY),
+        "--no-report": (),
+        "--quick": (),
+        "--rigorous": (),
+        "--all": (),
+        "--resume": (),
+    }
+    options["--memory"] = ("held", "default", "tcmalloc", "jemalloc")
+    limits = [
+        "--processes",
+        _draw_value_or_odd(generator, "1", "2"),
+        "--rounds",
+        _draw_value_or_odd(generator, "1", "3", "5"),
+    ]
+    limits += ["--budget", generator.choice(("1", "2", "2s", "0.000001"))]
+    study = [generator.choice(FILES)] if generator.random() < 0.25 else []
+    out = ["--out", generator.choice(PLACES)] if generator.random() < 0.8 else []
+    return [*study, *_base_arguments(generator), *limits, *out, *_draw_flags(generator, SELECTED | options, 3)]
 
 
-def _verify(choose: random.Random) -> list[str]:
-    own = {"--save-outputs": PLACES, "--bound": ("fp32", "fp64", "bf16")}
-    return [*_base(choose), *_some(choose, SELECTED | own, 4)]
+def _verify_arguments(generator: random.Random) -> list[str]:
+    options = {"--save-outputs": PLACES, "--bound": ("fp32", "fp64", "bf16")}
+    return [*_base_arguments(generator), *_draw_flags(generator, SELECTED | options, 4)]
 
 
-def _explain(choose: random.Random) -> list[str]:
-    words = ["numpy", "eager", _or_odd(choose, "unrolled", "given", "scan"), _or_odd(choose, "in_loop", "batched")]
+def _explain_arguments(generator: random.Random) -> list[str]:
+    words = [
+        "numpy",
+        "eager",
+        _draw_value_or_odd(generator, "unrolled", "given", "scan"),
+        _draw_value_or_odd(generator, "in_loop", "batched"),
+    ]
     words += [
-        _or_odd(choose, *TINY),
-        *([_or_odd(choose, "train", "fp64", "cpu", "gpu")] if choose.random() < 0.5 else []),
+        _draw_value_or_odd(generator, *TINY),
+        *([_draw_value_or_odd(generator, "train", "fp64", "cpu", "gpu")] if generator.random() < 0.5 else []),
     ]
-    choose.shuffle(words)
-    return [*words, *_some(choose, {"--out": PLACES}, 1)]
+    generator.shuffle(words)
+    return [*words, *_draw_flags(generator, {"--out": PLACES}, 1)]
 
 
-def _train(choose: random.Random) -> list[str]:
+def _train_arguments(generator: random.Random) -> list[str]:
     flags = {"--execution": ("eager",), "--seed": ("1", "7"), "--timeout": ("60",), "--resume": ()}
-    small = ["--framework", "numpy", "--steps", _or_odd(choose, "1", "2"), "--processes", _or_odd(choose, "1")]
-    return [*small, "--out", choose.choice(PLACES), *_some(choose, flags, 2)]
-
-
-def _report(choose: random.Random) -> list[str]:
-    folders = [
-        choose.choice(("records", "records", "records", "packed", "cut", "occupied", "file", "nowhere", "", "a b"))
+    options = [
+        "--framework",
+        "numpy",
+        "--steps",
+        _draw_value_or_odd(generator, "1", "2"),
+        "--processes",
+        _draw_value_or_odd(generator, "1"),
     ]
-    if choose.random() < 0.25:
-        folders.append(choose.choice(("packed", "records", "cut")))
-    return [*folders, *(["--out", choose.choice(PLACES)] if choose.random() < 0.6 else [])]
+    return [*options, "--out", generator.choice(PLACES), *_draw_flags(generator, flags, 2)]
 
 
-def _selftest(choose: random.Random) -> list[str]:
-    return ["--studies", _or_odd(choose, "100"), *_some(choose, {"--seed": ("1", "0")}, 1)]
+def _report_arguments(generator: random.Random) -> list[str]:
+    folders = [
+        generator.choice(("records", "records", "records", "packed", "cut", "occupied", "file", "nowhere", "", "a b"))
+    ]
+    if generator.random() < 0.25:
+        folders.append(generator.choice(("packed", "records", "cut")))
+    return [*folders, *(["--out", generator.choice(PLACES)] if generator.random() < 0.6 else [])]
 
 
-def _nothing(choose: random.Random) -> list[str]:
-    return _some(choose, {"--help": (), "--version": (), "--out": PLACES}, 1)
+def _selftest_arguments(generator: random.Random) -> list[str]:
+    return ["--studies", _draw_value_or_odd(generator, "100"), *_draw_flags(generator, {"--seed": ("1", "0")}, 1)]
+
+
+def _general_arguments(generator: random.Random) -> list[str]:
+    return _draw_flags(generator, {"--help": (), "--version": (), "--out": PLACES}, 1)
 
 
 COMMANDS: Mapping[str, tuple[float, Callable[[random.Random], list[str]]]] = {  # how often each is drawn, and how
-    "run": (30, _run),
-    "verify": (14, _verify),
-    "explain": (12, _explain),
-    "report": (16, _report),
-    "list": (8, _nothing),
-    "train": (3, _train),
-    "selftest": (0.4, _selftest),
-    "doctor": (0.2, _nothing),
-    "": (1, _nothing),
-    "runn": (1, _nothing),
+    "run": (30, _run_arguments),
+    "verify": (14, _verify_arguments),
+    "explain": (12, _explain_arguments),
+    "report": (16, _report_arguments),
+    "list": (8, _general_arguments),
+    "train": (3, _train_arguments),
+    "selftest": (0.4, _selftest_arguments),
+    "doctor": (0.2, _general_arguments),
+    "": (1, _general_arguments),
+    "runn": (1, _general_arguments),
 }
 
 
-def sandbox(folder: Path, records: Path) -> Path:
-    """A folder of a call's own: `here`, in which it runs, `home` and `tmp`, and in `here` the files it may be given."""
+def make_sandbox(folder: Path, records: Path) -> Path:
+    """Fill and return a call's sandbox: `home`, `tmp`, and `here`, where it runs and finds the files of its options."""
     here = folder / "here"
     for name in ("home/a b", "tmp/a b", "tmp/é", "here/occupied", "here/locked", "../absent"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -237,7 +271,7 @@ def sandbox(folder: Path, records: Path) -> Path:
         for name in ("records", "packed", "cut"):
             shutil.copytree(records, here / name)
         _pack(here / "packed")
-        _cut(here / "cut")
+        _truncate(here / "cut")
         shutil.copytree(records / "weights", here / "tensors")
     for name in ABSENT:
         text = f"raise ModuleNotFoundError('No module named {name}', name={name!r})\n"
@@ -250,67 +284,67 @@ def _pack(folder: Path) -> None:
     subprocess.run(["gzip", str(folder / "records.jsonl")], check=True)
 
 
-def _cut(folder: Path) -> None:
+def _truncate(folder: Path) -> None:
     path = folder / "records.jsonl"
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def environment(call: Call, place: Path) -> dict[str, str]:
-    """The variables of a call in its sandbox."""
+def call_environment(call: Call, box: Path) -> dict[str, str]:
+    """Return the environment variables of a call in its sandbox."""
     variables: dict[str, str | None] = {
         "PATH": os.environ.get("PATH", ""),
-        "HOME": str(place / "home"),
-        "TMPDIR": str(place / "tmp"),
-        "PYTHONPATH": f"{ROOT}:{FOURTH}:{place.parent / 'absent'}",
+        "HOME": str(box / "home"),
+        "TMPDIR": str(box / "tmp"),
+        "PYTHONPATH": f"{ROOT}:{FOURTH}:{box.parent / 'absent'}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    variables |= {name: value and value.replace("{}", str(place)) for name, value in call.environment.items()}
+    variables |= {name: value and value.replace("{}", str(box)) for name, value in call.environment.items()}
     return {name: value for name, value in variables.items() if value is not None}
 
 
 def command_line(call: Call) -> list[str]:
-    """What is executed: a shell that redirects the streams and becomes Python."""
-    redirected = [REDIRECTED[kind][at] for at, kind in enumerate(call.streams) if kind in REDIRECTED]
+    """Return the command to execute: a shell that redirects the streams and then executes Python."""
+    redirected = [REDIRECTED[kind][index] for index, kind in enumerate(call.streams) if kind in REDIRECTED]
     shell = ["/bin/sh", "-c", f'exec "$@" {" ".join(redirected)}', "sh"]
     return [*shell, sys.executable, "-m", "harness", *call.arguments]
 
 
-def perform(call: Call, place: Path, limit_s: float = LIMIT_S) -> Outcome:
-    """Run a call in its sandbox and see what it did."""
-    before, began = listing(place), time.monotonic()
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
-        ends = [_broken() if kind == "broken" else None for kind in call.streams]
+def perform(call: Call, box: Path, limit_s: float = LIMIT_S) -> Outcome:
+    """Run a call in its sandbox, and return its outcome."""
+    entries, start_s = list_files(box), time.monotonic()
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        ends = [_broken_pipe() if kind == "broken" else None for kind in call.streams]
         handles = [
-            end if end is not None else usual
-            for end, usual in zip(ends, (subprocess.DEVNULL, said, errors), strict=True)
+            end if end is not None else default
+            for end, default in zip(ends, (subprocess.DEVNULL, stdout, stderr), strict=True)
         ]
         process = subprocess.Popen(
-            command_line(call), cwd=place / "here", env=environment(call, place), start_new_session=True,
+            command_line(call), cwd=box / "here", env=call_environment(call, box), start_new_session=True,
             stdin=handles[0], stdout=handles[1], stderr=handles[2],
         )  # fmt: skip
         for end in filter(None, ends):
             os.close(end)
-        status = _ended(process, call.interrupted_s, limit_s)
-        seconds = time.monotonic() - began
-        running = left_running(place)
-        texts = [_text(file) for file in (said, errors)]
-    return Outcome(status, *texts, changes(before, listing(place), allowed(call, place)), running, seconds)
+        status = _wait_for_exit(process, call.interrupted_s, limit_s)
+        seconds = time.monotonic() - start_s
+        running = kill_survivors(box)
+        texts = [_read_text(file) for file in (stdout, stderr)]
+    return Outcome(status, *texts, changed_paths(entries, list_files(box), writable_paths(call, box)), running, seconds)
 
 
-def _broken() -> int:
-    """The end of a pipe whose other end is closed."""
+def _broken_pipe() -> int:
+    """Return the writing end of a pipe whose reading end is closed."""
     reader, writer = os.pipe()
     os.close(reader)
     return writer
 
 
-def _text(file: Any) -> str:
+def _read_text(file: Any) -> str:
     file.seek(0)
     return str(file.read().decode("utf-8", "replace"))
 
 
-def _ended(process: subprocess.Popen[bytes], interrupted_s: float | None, limit_s: float) -> int | None:
-    """The exit status, as a shell would have it; None where it had to be killed."""
+def _wait_for_exit(process: subprocess.Popen[bytes], interrupted_s: float | None, limit_s: float) -> int | None:
+    """Wait for a process; return the exit status as a shell gives it, or None where the process had to be killed."""
     try:
         if interrupted_s is not None:
             try:
@@ -325,26 +359,29 @@ def _ended(process: subprocess.Popen[bytes], interrupted_s: float | None, limit_
     return 128 - status if status < 0 else status
 
 
-def left_running(place: Path) -> int:
-    """Processes that work in the sandbox after its call has ended; they are killed."""
-    processes = [process for process in psutil.process_iter() if _within(process, place)]
-    _, alive = psutil.wait_procs(processes, timeout=GRACE_S)
-    for process in alive:
+def kill_survivors(box: Path) -> int:
+    """Kill processes that still work in the sandbox after its call has ended, and return their number."""
+    processes = [process for process in psutil.process_iter() if _works_in(process, box)]
+    _, survivors = psutil.wait_procs(processes, timeout=GRACE_S)
+    for process in survivors:
         process.kill()
-    return len(alive)
+    return len(survivors)
 
 
-def _within(process: psutil.Process, place: Path) -> bool:
+def _works_in(process: psutil.Process, box: Path) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(place)
+        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(box)
     except (psutil.Error, OSError):
         return False
 
 
-def listing(place: Path) -> dict[str, tuple[int, int]]:
-    """Every path in the sandbox, with its size and when it was changed; of a folder neither, for they follow."""
+def list_files(box: Path) -> dict[str, tuple[int, int]]:
+    """Return all paths in the sandbox, with size in bytes and modification time in ns.
+
+    Both are 0 for a folder, because they follow from its files.
+    """
     entries: dict[str, tuple[int, int]] = {}
-    for folder, folders, files in os.walk(place):
+    for folder, folders, files in os.walk(box):
         for name in folders:
             entries[os.path.join(folder, name)] = (0, 0)
         for name in files:
@@ -353,55 +390,63 @@ def listing(place: Path) -> dict[str, tuple[int, int]]:
     return entries
 
 
-def allowed(call: Call, place: Path) -> list[str]:
-    """Where a call may write: what --out and --save-outputs name, and `runs`; `report` without --out, its folders."""
-    named, arguments = ["runs"], list(call.arguments)
-    for at, argument in enumerate(arguments):
+def writable_paths(call: Call, box: Path) -> list[str]:
+    """Return the paths where a call may write.
+
+    These are `runs` and what --out and --save-outputs name. `report` without --out may also write into its folders.
+    """
+    names, arguments = ["runs"], list(call.arguments)
+    for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--out", "--save-outputs"):
-            named.append(value if equals else "".join(arguments[at + 1 : at + 2]))
+            names.append(value if equals else "".join(arguments[index + 1 : index + 2]))
     if call.command == "report" and not any(argument.startswith("--out") for argument in arguments):
-        named += [argument for argument in arguments[1:] if not argument.startswith("-")]
-    return [os.path.normpath(place / "here" / name) for name in named if name]
+        names += [argument for argument in arguments[1:] if not argument.startswith("-")]
+    return [os.path.normpath(box / "here" / name) for name in names if name]
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any], within: Iterable[str]) -> tuple[str, ...]:
-    """Paths that came, went or changed, but for those in the folders `within` and the folders that lead there."""
-    places = list(within)
-    changed = [path for path in {*before, *after} if before.get(path) != after.get(path)]
+def changed_paths(before: Mapping[str, Any], after: Mapping[str, Any], exempt: Iterable[str]) -> tuple[str, ...]:
+    """Return the paths that were added, removed or changed, sorted.
+
+    The paths `exempt`, all paths inside them, and the folders that contain them are left out.
+    """
+    folders = list(exempt)
+    paths = [path for path in {*before, *after} if before.get(path) != after.get(path)]
     return tuple(
         sorted(
             path
-            for path in changed
-            if not any(path == one or path.startswith(f"{one}/") or one.startswith(f"{path}/") for one in places)
+            for path in paths
+            if not any(
+                path == folder or path.startswith(f"{folder}/") or folder.startswith(f"{path}/") for folder in folders
+            )
         )
     )
 
 
-def faults(call: Call, outcome: Outcome) -> list[str]:
-    """What a call did that none may do, a sentence each."""
-    faults: list[str] = []
-    everything = f"{outcome.said}\n{outcome.errors}"
+def find_faults(call: Call, outcome: Outcome) -> list[str]:
+    """Return what a call did that no call may do, a sentence for each."""
+    messages: list[str] = []
+    output = f"{outcome.said}\n{outcome.errors}"
     if outcome.status is None:
-        faults.append("it did not end")
+        messages.append("it did not end")
     elif outcome.status not in STATUSES:
-        faults.append(f"its exit status is {outcome.status}")
+        messages.append(f"its exit status is {outcome.status}")
     if outcome.status == 130 and call.interrupted_s is None:
-        faults.append("it says that it was interrupted, and was not")
-    faults += [f"it said {crash!r}" for crash in CRASHES if crash in everything]
+        messages.append("it says that it was interrupted, and was not")
+    messages += [f"it said {crash!r}" for crash in CRASHES if crash in output]
     sentences = [line for line in outcome.errors.splitlines() if line.startswith("error: ")]
     if call.streams[2] == "normal" and outcome.status == 2 and len(sentences) != 1:
-        faults.append(f"it was refused in {len(sentences)} sentences")
+        messages.append(f"it was refused in {len(sentences)} sentences")
     if outcome.status == 0 and sentences:
-        faults.append("it said an error and ended with 0")
-    faults += [f"it changed {path}" for path in outcome.changed]
+        messages.append("it said an error and ended with 0")
+    messages += [f"it changed {path}" for path in outcome.changed]
     if outcome.left_running:
-        faults.append(f"it left {outcome.left_running} processes behind")
-    return faults
+        messages.append(f"it left {outcome.left_running} processes behind")
+    return messages
 
 
-def shown(call: Call) -> str:
-    """The call as one would type it."""
+def format_call(call: Call) -> str:
+    """Return the call as one would type it."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in call.environment.items() if value is not None]
     unset = [f"-u {name}" for name, value in call.environment.items() if value is None]
     streams = [
@@ -416,58 +461,66 @@ def shown(call: Call) -> str:
     return f"{start}{line}" + (f"  # {', '.join(streams)}" if streams else "")
 
 
-def one(seed: int, number: int, records: Path, limit_s: float = LIMIT_S) -> tuple[Call, Outcome, list[str]]:
-    """The call of a number, what it did, and its faults."""
-    call = draw(seed, number)
+def run_call(seed: int, number: int, records: Path, limit_s: float = LIMIT_S) -> tuple[Call, Outcome, list[str]]:
+    """Draw and run the call of a number; return the call, its outcome and its faults."""
+    call = draw_call(seed, number)
     with tempfile.TemporaryDirectory(prefix="fusegap-calls-", ignore_cleanup_errors=True) as folder:
-        place = sandbox(Path(folder) / "box", records)
-        outcome = perform(call, place, limit_s)
-        (place / "here" / "locked").chmod(0o700)
-        wrong = [fault.replace(str(place), "<sandbox>") for fault in faults(call, outcome)]
-    return call, outcome, wrong
+        box = make_sandbox(Path(folder) / "box", records)
+        outcome = perform(call, box, limit_s)
+        (box / "here" / "locked").chmod(0o700)
+        messages = [fault.replace(str(box), "<sandbox>") for fault in find_faults(call, outcome)]
+    return call, outcome, messages
 
 
-def small_run(folder: Path) -> Path:
-    """Records that calls are given: those of a small run."""
-    place = sandbox(folder / "first" / "box", folder / "nowhere")
+def make_small_run(folder: Path) -> Path:
+    """Make a small run and return its folder, whose records are given to calls.
+
+    Raises SystemExit where the run leaves no records.
+    """
+    box = make_sandbox(folder / "first" / "box", folder / "nowhere")
     base = ["--framework", "numpy", "--threads", "1", "--workload", TINY[0], "--processes", "2", "--rounds", "2"]
     base += ["--pass", "forward"]
-    perform(Call(("run", *base, "--budget", "0", "--no-report", "--out", "run")), place)
-    if not (place / "here" / "run" / "records.jsonl").exists():
+    perform(Call(("run", *base, "--budget", "0", "--no-report", "--out", "run")), box)
+    if not (box / "here" / "run" / "records.jsonl").exists():
         raise SystemExit("no small run can be made here, which calls are given")
-    return place / "here" / "run"
+    return box / "here" / "run"
 
 
-def calls(
-    seed: int, numbers: Iterable[int], parallel: int, report: Callable[[int], None] = lambda done: None
+def run_calls(
+    seed: int, numbers: Iterable[int], parallel: int, report: Callable[[int], None] = lambda count: None
 ) -> dict[str, Any]:
-    """Draw and run calls; what they were, how they ended, and every fault with what it takes to see it again."""
-    began = time.monotonic()
+    """Draw and run calls; return counts of calls and outcomes, and all faults with the calls that reproduce them.
+
+    `report` is called with the number of finished calls.
+    """
+    start_s = time.monotonic()
     numbers = list(numbers)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("command", "status", "environment", "streams")}
     reports: list[dict[str, Any]] = []
-    took: list[float] = []
-    spent: dict[str, float] = {}
+    durations_s: list[float] = []
+    seconds_by_command: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="fusegap-calls-") as folder, ThreadPoolExecutor(parallel) as pool:
-        records = small_run(Path(folder))
-        for number, (call, outcome, wrong) in zip(
-            numbers, pool.map(lambda n: one(seed, n, records), numbers), strict=True
+        records = make_small_run(Path(folder))
+        for number, (call, outcome, messages) in zip(
+            numbers, pool.map(lambda n: run_call(seed, n, records), numbers), strict=True
         ):
-            _count(counts, call, outcome)
-            took.append(outcome.seconds)
-            spent[call.command] = round(spent.get(call.command, 0.0) + outcome.seconds, 1)
-            if wrong:
-                reports.append({"number": number, "faults": wrong, "call": shown(call), **_end(outcome)})
-            report(len(took))
+            _count_call(counts, call, outcome)
+            durations_s.append(outcome.seconds)
+            seconds_by_command[call.command] = round(seconds_by_command.get(call.command, 0.0) + outcome.seconds, 1)
+            if messages:
+                reports.append(
+                    {"number": number, "faults": messages, "call": format_call(call), **_outcome_end(outcome)}
+                )
+            report(len(durations_s))
     return {
-        "seed": seed, "calls": len(numbers), "seconds": round(time.monotonic() - began, 1),
-        "slowest_s": round(max(took, default=0.0), 1), "seconds_by_command": dict(spent),
+        "seed": seed, "calls": len(numbers), "seconds": round(time.monotonic() - start_s, 1),
+        "slowest_s": round(max(durations_s, default=0.0), 1), "seconds_by_command": dict(seconds_by_command),
         "with_faults": len(reports),
-        "counts": {name: dict(sorted(each.items())) for name, each in counts.items()}, "faults": reports,
+        "counts": {name: dict(sorted(counter.items())) for name, counter in counts.items()}, "faults": reports,
     }  # fmt: skip
 
 
-def _count(counts: Mapping[str, Counter[str]], call: Call, outcome: Outcome) -> None:
+def _count_call(counts: Mapping[str, Counter[str]], call: Call, outcome: Outcome) -> None:
     counts["command"][call.command] += 1
     counts["status"][str(outcome.status)] += 1
     counts["environment"].update(call.environment.keys() or ["as usual"])
@@ -477,7 +530,7 @@ def _count(counts: Mapping[str, Counter[str]], call: Call, outcome: Outcome) -> 
     counts["streams"]["interrupted"] += call.interrupted_s is not None
 
 
-def _end(outcome: Outcome) -> dict[str, Any]:
+def _outcome_end(outcome: Outcome) -> dict[str, Any]:
     return {"status": outcome.status, "said": outcome.said[-END:], "errors": outcome.errors[-END:]}
 
 
@@ -491,17 +544,17 @@ def main() -> None:
     options = parser.parse_args()
     if options.only is not None:
         with tempfile.TemporaryDirectory(prefix="fusegap-calls-") as folder:
-            call, outcome, wrong = one(options.seed, options.only, small_run(Path(folder)))
-        json.dump({"call": shown(call), "faults": wrong, **asdict(outcome)}, sys.stdout, indent=1)
+            call, outcome, messages = run_call(options.seed, options.only, make_small_run(Path(folder)))
+        json.dump({"call": format_call(call), "faults": messages, **asdict(outcome)}, sys.stdout, indent=1)
         print()
         return
-    said = sys.stderr.isatty()
+    is_terminal = sys.stderr.isatty()
     numbers = range(options.first, options.first + options.calls)
-    result = calls(
+    result = run_calls(
         options.seed,
         numbers,
         options.parallel,
-        lambda done: print(f"\r{done}", end="", file=sys.stderr) if said else None,
+        lambda count: print(f"\r{count}", end="", file=sys.stderr) if is_terminal else None,
     )
     json.dump(result, sys.stdout, indent=1)
     print()

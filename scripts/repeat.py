@@ -1,10 +1,10 @@
-"""Does another run of a study say the same? How often two runs of it agree, gap by gap.
+"""Repeat a run's study, and count how often the two runs agree, gap by gap.
 
-SECOND is another run's folder; where there is none yet, the study of FIRST is measured into it, with the budget that
-that one had. Every gap that both runs have and count (no A/A control of its block missed 1) is compared with itself:
+SECOND is another run's folder. If it holds no records yet, the study of FIRST is measured into it, with the same
+budget. Every gap that both runs include (no A/A control of its block missed 1) is compared between them:
 
-    beyond: its log ratios differ at 95% by Welch's t over the processes of both; one in twenty where intervals hold
-    apart: its intervals do not overlap
+    beyond: its log ratios differ at 95% by Welch's t over the processes of both; one in twenty if intervals hold
+    apart: its two intervals do not overlap
     opposite: one run calls it slower, the other faster
 
 The result goes to stdout as JSON, and into the report when put into a run's folder as repeat.json:
@@ -21,90 +21,108 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import gates, report, run, streams
-from harness.analysis import Tables
-from harness.gaps import GAP_KEYS, usable
-from harness.parts import TWIN
-from harness.pilot import HEADLINE
-from harness.records import FILE, PACKED
-from harness.refused import Refused
-from harness.report import appendix, words
-from harness.stats import FASTER, SLOWER, welch
+from harness import report
+from harness.analysis.gaps import GAP_KEYS, is_included
+from harness.analysis.sample_size import HEADLINE
+from harness.analysis.stats import FASTER, SLOWER, welch_test
+from harness.analysis.tables import Tables
+from harness.cli import streams
+from harness.errors import UsageError
+from harness.records import gates
+from harness.records.store import FILE, PACKED
+from harness.report import appendix, summary
+from harness.run import session
+from harness.study.parts import TWIN
 
 GROUPS = ("in_loop, per_step", "other projections", "A/A controls")
 
 
-def compared(first: Tables, second: Tables) -> pd.DataFrame:
-    """A row for each gap that both runs have an interval of and count, and how its two measurements stand.
+def compare_gaps(first: Tables, second: Tables) -> pd.DataFrame:
+    """Return a row for each gap that both runs include with an interval, and how its two measurements compare.
 
-    Raises Refused where a workload has other sizes in the two.
+    Raises UsageError where a workload has different sizes in the two runs.
     """
-    known = {workload.name: workload for workload in [*first.study.workloads, *first.study.swept]}
+    workloads = {workload.name: workload for workload in [*first.study.workloads, *first.study.swept]}
     for workload in [*second.study.workloads, *second.study.swept]:
-        if known.get(workload.name, workload) != workload:
-            raise Refused(f"workload {workload.name} has other sizes in the two runs")
-    both = _intervals(first).merge(_intervals(second), on=[*GAP_KEYS, "baseline"], suffixes=("", "_again"))
-    halves = [np.log(both[f"ci_high{run}"] / both[f"ci_low{run}"]) / 2 for run in ("", "_again")]
-    differ = welch(np.log(both.ratio_again / both.ratio), halves, (both.processes, both.processes_again))
-    group = both.contender.map(lambda name: GROUPS[0 if name in HEADLINE else 2 if name == TWIN else 1])
-    verdicts = [frozenset(pair) for pair in zip(both.verdict, both.verdict_again, strict=True)]
-    return both.assign(
+        if workloads.get(workload.name, workload) != workload:
+            raise UsageError(f"workload {workload.name} has other sizes in the two runs")
+    pairs = _gaps_with_interval(first).merge(
+        _gaps_with_interval(second), on=[*GAP_KEYS, "baseline"], suffixes=("", "_again")
+    )
+    halves = [np.log(pairs[f"ci_high{run}"] / pairs[f"ci_low{run}"]) / 2 for run in ("", "_again")]
+    beyond = welch_test(np.log(pairs.ratio_again / pairs.ratio), halves, (pairs.processes, pairs.processes_again))
+    group = pairs.contender.map(lambda name: GROUPS[0 if name in HEADLINE else 2 if name == TWIN else 1])
+    verdicts = [frozenset(pair) for pair in zip(pairs.verdict, pairs.verdict_again, strict=True)]
+    return pairs.assign(
         group=group,
-        beyond=differ,
-        apart=(both.ci_low > both.ci_high_again) | (both.ci_low_again > both.ci_high),
+        beyond=beyond,
+        apart=(pairs.ci_low > pairs.ci_high_again) | (pairs.ci_low_again > pairs.ci_high),
         opposite=[pair == {SLOWER, FASTER} for pair in verdicts],
         same_verdict=[len(pair) == 1 for pair in verdicts],
     )
 
 
-def _intervals(tables: Tables) -> pd.DataFrame:
+def _gaps_with_interval(tables: Tables) -> pd.DataFrame:
+    """Return the gaps that have an interval and are included, and all controls that have one."""
     gaps = pd.concat([part for part in (tables.gaps, tables.swept) if not part.empty] or [tables.gaps])
-    return gaps[gaps.ci_low.notna() & (usable(gaps) | (gaps.contender == TWIN))]
+    return gaps[gaps.ci_low.notna() & (is_included(gaps) | (gaps.contender == TWIN))]
 
 
-def agreement(runs: dict[str, Tables]) -> dict[str, Any]:
-    """How often two runs, by their labels, agree: counts for each group of gaps; and in what they are not alike."""
+def count_agreement(runs: dict[str, Tables]) -> dict[str, Any]:
+    """Count how often two runs agree, for each group of gaps, and list what differs between the runs.
+
+    `runs` maps two labels to the runs' tables.
+    """
     first, second = runs.values()
-    frame = compared(first, second)
+    frame = compare_gaps(first, second)
     counts = ("beyond", "apart", "opposite", "same_verdict")
     groups = {
         name: {"gaps": len(part)} | {count: int(part[count].sum()) for count in counts}
         for name in GROUPS
         if len(part := frame[frame.group == name])
     }
-    facts = {label: _facts(tables) for label, tables in runs.items()}
-    return {"runs": facts, "groups": groups, "other": unlike(first, second)}
+    facts = {label: _run_facts(tables) for label, tables in runs.items()}
+    return {"runs": facts, "groups": groups, "other": run_differences(first, second)}
 
 
-def unlike(first: Tables, second: Tables) -> list[str]:
-    """In what two runs are not alike, besides chance: what gates.unlike names, and how their workers took memory."""
-    return gates.unlike(first.heading, second.heading) + ["memory"] * (first.study.memory != second.study.memory)
+def run_differences(first: Tables, second: Tables) -> list[str]:
+    """List what differs between two runs besides chance, see gates.header_differences; "memory" is the allocator."""
+    return gates.header_differences(first.header, second.header) + ["memory"] * (
+        first.study.memory != second.study.memory
+    )
 
 
-def _facts(tables: Tables) -> dict[str, str]:
-    began, ended = words.measured(tables)
-    return {"code": tables.heading["basis"]["code"]["hash"], "began": began, "ended": ended}
+def _run_facts(tables: Tables) -> dict[str, str]:
+    """Return the code's hash, and when the first and the last block began."""
+    began, ended = summary.measurement_span(tables)
+    return {"code": tables.header.basis.code.hash, "began": began, "ended": ended}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, metavar="FIRST", help="a run's folder")
     parser.add_argument("second", type=Path, metavar="SECOND", help="another's, or where the study is measured again")
-    parser.add_argument("--resume", action="store_true", help="go on with measuring it again")
-    given = parser.parse_args()
-    first = report.tables(given.first)
-    if given.first.resolve() == given.second.resolve():
-        raise Refused(f"{given.second} is the same run")
-    if given.resume or not any((given.second / name).exists() for name in (FILE, PACKED)):
-        run.run(
-            first.study, given.second, given.resume, f"python scripts/repeat.py {given.first.name} {given.second.name}"
+    parser.add_argument("--resume", action="store_true", help="resume the second measurement")
+    arguments = parser.parse_args()
+    first = report.read_tables(arguments.first)
+    if arguments.first.resolve() == arguments.second.resolve():
+        raise UsageError(f"{arguments.second} is the same run")
+    if arguments.resume or not any((arguments.second / name).exists() for name in (FILE, PACKED)):
+        session.run(
+            first.study,
+            arguments.second,
+            arguments.resume,
+            f"python scripts/repeat.py {arguments.first.name} {arguments.second.name}",
         )
-    runs = {given.first.resolve().name: first, given.second.resolve().name: report.tables(given.second)}
+    runs = {
+        arguments.first.resolve().name: first,
+        arguments.second.resolve().name: report.read_tables(arguments.second),
+    }
     if len(runs) < 2:
-        raise Refused("the folders have one name: what is said of two runs needs two")
-    found = agreement(runs)
-    print(appendix.repeated(found), file=sys.stderr)
-    json.dump(found, sys.stdout, indent=1)
+        raise UsageError("the folders have one name: what is said of two runs needs two")
+    result = count_agreement(runs)
+    print(appendix.repeat_summary(result), file=sys.stderr)
+    json.dump(result, sys.stdout, indent=1)
     print()
 
 

@@ -2,15 +2,16 @@
 
 import importlib.util
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import impls
-from harness import weights
-from harness.data import cast
-from harness.study import Workload
+from harness.study import weights
+from harness.study.data import cast
+from harness.study.study import Workload
 from impls.interface import Data, Weights
 
 MODULES = {"tf": "tensorflow", "torch": "torch", "jax": "jax"}
@@ -24,6 +25,12 @@ def pytest_report_header():
     if missing := [name for name in wanted if name and name not in HERE]:
         raise pytest.UsageError(f"frameworks asked for and missing: {', '.join(missing)} (see FUSEGAP_FRAMEWORKS)")
     return f"frameworks: {', '.join(HERE)}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end which frameworks, in which versions, were tested."""
+    versions = [f"{MODULES[name]} {version(MODULES[name])}" for name in HERE]
+    terminalreporter.write_line(f"frameworks tested: {', '.join(versions) or 'none'}")
 
 
 @pytest.fixture(params=HERE)
@@ -40,7 +47,7 @@ def data_of(workload: Workload, dtype: str = "float32", seed: int = 1) -> Data:
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     """A folder with the small workload's weights and inputs."""
-    weights.store(tmp_path / "weights", weights.files(SMALL, 1, None, None))
+    weights.write_files(tmp_path / "weights", weights.workload_files(SMALL, 1, None, None))
     return tmp_path / "weights"
 
 

@@ -67,7 +67,7 @@ def late_wrapper():
             return dataclasses.replace(found, executions={"v1": found.executions["v1"]})
 
         def open(self, settings):
-            super().open(settings)
+            numerics = super().open(settings)
             original = importlib.import_module("impls.tf.original")
 
             class Wrapper(original.OutputProjectionWrapper):
@@ -77,6 +77,7 @@ def late_wrapper():
                         return original.dense(state, self.output_size), after
 
             original.OutputProjectionWrapper = Wrapper
+            return numerics
 
     return Late
 

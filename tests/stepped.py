@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from harness.data import probe
-from harness.study import Workload
+from harness.study.data import probe_data
+from harness.study.study import Workload
 from impls.interface import BETA_1, BETA_2, EPSILON, RATE, Arm, Program, Settings
 from tests.conftest import data_of
 
@@ -26,7 +26,7 @@ GRADIENT = 1e-7  # so small that the place of epsilon shows
 def batches():
     """The data of each step: two that differ, in turns."""
     data = data_of(WORKLOAD, "float64")
-    return [(data, probe(data))[at % 2] for at in range(STEPS)]
+    return [(data, probe_data(data))[at % 2] for at in range(STEPS)]
 
 
 def main(framework, execution, out):

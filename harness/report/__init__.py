@@ -1,4 +1,4 @@
-"""The report: a pure function of a run's records. The same records give the same bytes."""
+"""The report, a pure function of a run's records. The same records give the same bytes."""
 
 import csv
 import gc
@@ -11,17 +11,20 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harness import folders
-from harness.analysis import Tables
-from harness.records import FILE, PACKED, read, verification
-from harness.refused import Refused
-from harness.report import comparison, figures, prediction, sweeps, words
+from harness.analysis.tables import Tables
+from harness.errors import UsageError
+from harness.machine import folders
+from harness.records.store import FILE, PACKED, read_run, read_verification
+from harness.report import comparison, figures, prediction, summary, sweeps
 from harness.report.markdown import Row
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector: it would search the records, millions of objects, for cycles they have not."""
+def no_garbage_collection() -> Iterator[None]:
+    """Turn the garbage collector off inside the context.
+
+    The records are millions of objects without cycles, and the collector would search them all.
+    """
     gc.disable()
     try:
         yield
@@ -29,86 +32,98 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-@uncollected()
+@no_garbage_collection()
 def write(folder: Path, out: Path | None = None) -> Path:
-    """Write report.md, figures/, the tables and environment.json of the records in `folder`.
+    """Write report.md, figures/, the tables and environment.json for the records in `folder`.
 
-    They go into `out` (by default `folder`); returns the report's path. Raises Refused on records
-    that can not be read, and on an `out` that can not be had.
+    They go into `out` (by default `folder`). Returns the report's path. Raises UsageError if the records cannot be
+    read or `out` cannot be used.
     """
-    found = tables(folder)
+    run_tables = read_tables(folder)
     if out and os.path.realpath(out) != os.path.realpath(folder):
-        make([out])
+        make_folders([out])
     else:
-        folders.check(folder)
-    with folders.naming(out or folder):
-        return written(body(found, folder, out or folder), out or folder)
+        folders.check_writable(folder)
+    with folders.add_path_to_errors(out or folder):
+        return write_markdown(body(run_tables, folder, out or folder), out or folder)
 
 
-def tables(folder: Path) -> Tables:
-    """The tables of a run's records. Raises Refused when there are none, or none that can be read."""
-    records = read(folder)
+def read_tables(folder: Path) -> Tables:
+    """Return the tables of a run's records. Raises UsageError if there are no records or they cannot be read."""
+    records = read_run(folder)
     if not records:
-        raise Refused(f"{folder / FILE} is empty")
-    return Tables(records, verification(folder))
+        raise UsageError(f"{folder / FILE} is empty")
+    return Tables(records, read_verification(folder))
 
 
-def make(wanted: list[Path]) -> None:
-    """Make folders for reports. Raises Refused, before any is made, where another run's records lie in one."""
-    for folder in wanted:
-        if any(os.path.lexists(folder / name) for name in (FILE, PACKED)):
-            raise Refused(f"{folder} holds a run's records and is not among what is reported: give another --out")
-    for folder in wanted:
-        folders.make(folder)
+def make_folders(destinations: list[Path]) -> None:
+    """Make the folders that reports go into.
 
-
-def body(found: Tables, folder: Path, out: Path) -> str:
-    """A run's report as Markdown; its figures, tables and environment.json are written into `out`.
-
-    What scripts have put beside the records is read from `folder`.
+    Raises UsageError, before it makes any folder, if one of them holds another run's records.
     """
-    drawn, every = figures.forests(found)
-    sides = comparison.compared({"": found}) if comparison.both_devices(found) else None
-    if sides is not None:
-        every |= comparison.drawings(sides, {found.study.margin})
-    swept = sweeps.drawings(found)
-    with figures.drawing(every | swept, out / "figures", found.files(out)):
-        heading = found.heading
-        facts = {name: heading[name] for name in ("basis", "environments", "weights", "study", "command")}
+    for folder in destinations:
+        if any(os.path.lexists(folder / name) for name in (FILE, PACKED)):
+            raise UsageError(f"{folder} holds a run's records and is not among what is reported: give another --out")
+    for folder in destinations:
+        folders.make_folder(folder)
+
+
+def body(run_tables: Tables, folder: Path, out: Path) -> str:
+    """Return a run's report as Markdown, and write its figures, tables and environment.json into `out`.
+
+    The results of scripts that lie beside the records are read from `folder`.
+    """
+    figure_names, drawings = figures.forest_plots(run_tables)
+    devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
+    if devices is not None:
+        drawings |= comparison.drawings(devices, {run_tables.study.margin})
+    sweep_drawings = sweeps.drawings(run_tables)
+    with figures.draw_in_background(drawings | sweep_drawings, out / "figures", run_tables.files(out)):
+        stated = {"basis", "environments", "weights", "study", "command"}
+        facts = run_tables.header.model_dump(mode="json", include=stated, exclude_unset=True)
         (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return said(found, folder, drawn, list(swept), sides)
+        return render_text(run_tables, folder, figure_names, list(sweep_drawings), devices)
 
 
-def said(found: Tables, folder: Path, drawn: figures.Drawn, swept: list[str], sides: comparison.Compared | None) -> str:
-    """The words and tables of a report, with the names of its figures."""
-    beside = {name: _beside(folder / f"{name}.json") for name in ("kills", "apart", "repeat")}
-    everything = words.everything(found, drawn, _idiomatic(folder), beside)
-    everything["comparison"] = comparison.everything(sides) if sides is not None else None
-    everything["prediction"] = prediction.everything(found, swept)
-    return rendered("report.md.j2", everything)
+def render_text(
+    run_tables: Tables,
+    folder: Path,
+    figure_names: figures.FigureNames,
+    sweep_figure_names: list[str],
+    devices: comparison.ComparedGaps | None,
+) -> str:
+    """Return the text and tables of a report as Markdown, which refers to its figures by name.
+
+    `devices` compares the run's CPU with its GPU; None where the run does not have both.
+    """
+    script_results = {name: _read_script_result(folder / f"{name}.json") for name in ("kills", "apart", "repeat")}
+    variables = summary.context(run_tables, figure_names, _read_idiomatic(folder), script_results)
+    variables["comparison"] = comparison.context(devices) if devices is not None else None
+    variables["prediction"] = prediction.context(run_tables, sweep_figure_names)
+    return render("report.md.j2", variables)
 
 
-def rendered(template: str, variables: Row) -> str:
-    """A template of this package, filled in."""
+def render(template: str, variables: Row) -> str:
+    """Render a template of this package with the given variables."""
     environment = Environment(
-        loader=PackageLoader("harness.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("harness.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(variables)
 
 
-def written(text: str, out: Path, name: str = "report.md") -> Path:
-    """The path of the report, now that its text is there."""
+def write_markdown(text: str, out: Path, name: str = "report.md") -> Path:
+    """Write the report's text to a file in `out` and return its path."""
     path = out / name
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # bytes of a path may be no text
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path's bytes may not decode to text
     return path
 
 
-def _beside(file: Path) -> Any:
-    """The result of a script, if it was put beside the records."""
+def _read_script_result(file: Path) -> Any:
+    """Return the result that a script wrote beside the records, or None if there is no such file."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def _idiomatic(folder: Path) -> list[dict[str, str]]:
-    """The rows of scripts/idiomatic.py, if they were put beside the records."""
+def _read_idiomatic(folder: Path) -> list[dict[str, str]]:
+    """Return the rows that scripts/idiomatic.py wrote beside the records; none if there is no such file."""
     file = folder / "idiomatic.csv"
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []

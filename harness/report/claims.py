@@ -1,8 +1,9 @@
-"""The claims of the question, each judged by this run's numbers; and what follows for one's code.
+"""The claims about the question, each checked against this run's numbers, and the advice that follows from them.
 
-A claim's verdict is made of the verdicts of the cells it is about, so a claim that is false on this machine reads so.
-What was said of TF1 is judged by TF1's own programs, as stated; where else it holds stands beside that. Cells share
-machine, processes and compilers, so how many say so is told and decides nothing.
+A claim's verdict is made of the verdicts of the cells that it is about, so a claim that is false on this machine is
+reported as false. What was said of TF1 is checked on TF1's own programs, as stated; where else it holds is reported
+beside that. Cells share machine, processes and compilers, so the number of cells that agree is reported and decides
+nothing.
 """
 
 from collections import Counter
@@ -12,28 +13,29 @@ from functools import partial
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import ENGINE, of_prototypes, usable
-from harness.parts import BATCHED, LOOPS, OWN
+from harness.analysis.gaps import ENGINE, is_included, is_prototype
+from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHORTER, SLOWER
+from harness.analysis.tables import Tables
 from harness.report import causes
-from harness.report.markdown import Row, amount, counted, engine, ratio, table
-from harness.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHORTER, SLOWER
+from harness.report.markdown import Row, amount, execution_name, pluralize, ratio, table
+from harness.study.parts import BATCHED, LOOPS, OWN
 
 NOT_JUDGED = "not yet judged"
-UNDECIDED = "this run can not tell"
+UNDECIDED = "this run cannot tell"
 HERE = {True: "true here", False: "false here"}
 THROUGHOUT = {True: "true in all programs", False: "false in all programs"}
 ORIGINAL = ("tf", "v1")  # framework and execution of TF1's own two programs, which C1, C4 and C7 are about
-TF1 = engine(*ORIGINAL, "cpu", "fp32")
-BOOK = "book"  # the workload that they had
+TF1 = execution_name(*ORIGINAL, "cpu", "fp32")
+BOOK = "book"  # the workload of those two programs
 NO_ORIGINAL = f"this run has no original TF1 program (execution v1 of tf) on {BOOK}"
 PEAK = f"peak temporary memory of in_loop/{BATCHED}"
 NOWHERE = pd.MultiIndex.from_arrays([[] for _ in causes.PLACE], names=causes.PLACE)
-SUPPORTS = {SLOWER: "true", FASTER: "false", EQUIVALENT: "false", INCONCLUSIVE: "not known"}  # that it is slower
+# what each verdict says of the claim that the contender is slower
+SUPPORTS = {SLOWER: "true", FASTER: "false", EQUIVALENT: "false", INCONCLUSIVE: "not known"}
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdict:
     """A claim's verdict, the numbers behind it, and the cells they come from."""
 
     verdict: str
@@ -41,309 +43,362 @@ class Judged:
     cells: str
 
 
-def table_of(tables: Tables) -> str:
-    """Every claim with its verdict, numbers and cells."""
+def claims_table(tables: Tables) -> str:
+    """Return a table of all claims, each with its verdict, numbers and cells."""
     if tables.study.label == "quick":
         return "A smoke run judges no claim."
     rows = []
-    for name, text, judge in CLAIMS:
-        found = judge(tables)
-        rows.append([name, text, f"**{found.verdict}**", found.numbers, found.cells])
+    for name, text, check in CLAIMS:
+        verdict = check(tables)
+        rows.append([name, text, f"**{verdict.verdict}**", verdict.numbers, verdict.cells])
     return table(["", "claim", "verdict", "numbers", "from"], rows)
 
 
-def _speed(tables: Tables, framework: str | None = None) -> Judged:
-    """Is the in-loop form slower than projecting once? As stated, of the original; beside it, where else."""
-    gaps, stated = _loops(tables, "in_loop"), _stated(tables)
-    others = gaps.drop(stated.index)
+def _check_speed(tables: Tables, framework: str | None = None) -> Verdict:
+    """Check whether the in-loop form is slower than projecting once.
+
+    The verdict is that of the original programs, as stated. The numbers also say where else the claim holds, in all
+    frameworks or in `framework` alone.
+    """
+    gaps, original_gaps = _loop_gaps(tables, "in_loop"), _stated_gaps(tables)
+    other_gaps = gaps.drop(original_gaps.index)
     if framework:
-        others = others[others.framework == framework]
-    beside = f"elsewhere {_by_engine(others)}" if len(others) else ""
-    cells = f"{len(others)} gaps elsewhere: in_loop/{BATCHED}, every loop"
-    if stated.empty:
-        return Judged(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), cells)
-    numbers = [f"as stated ({TF1}, {BOOK}): {_each(stated)}{_left_out(tables, stated)}", beside]
-    verdict = _named(stated)
-    return Judged(verdict, "; ".join(filter(None, numbers)), f"{len(stated)} gaps as stated; {cells}")
+        other_gaps = other_gaps[other_gaps.framework == framework]
+    elsewhere = f"elsewhere {_verdicts_by_execution(other_gaps)}" if len(other_gaps) else ""
+    cells = f"{len(other_gaps)} gaps elsewhere: in_loop/{BATCHED}, every loop"
+    if original_gaps.empty:
+        return Verdict(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, elsewhere])), cells)
+    numbers = [
+        f"as stated ({TF1}, {BOOK}): {_list_gaps(original_gaps)}{_left_out_note(tables, original_gaps)}",
+        elsewhere,
+    ]
+    verdict = _verdict_by_place(original_gaps)
+    return Verdict(verdict, "; ".join(filter(None, numbers)), f"{len(original_gaps)} gaps as stated; {cells}")
 
 
-def _ordinary(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that no prototype has."""
-    return frame[~of_prototypes(frame, tables.prototype_reasons)]
+def _drop_prototypes(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that belong to no prototype."""
+    return frame[~is_prototype(frame, tables.prototype_reasons)]
 
 
-def _of_the_original(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of TF1's own programs on the book's workload."""
-    mine = (frame.framework == ORIGINAL[0]) & (frame.execution == ORIGINAL[1])
-    return frame[mine & (frame.workload == BOOK)]
+def _original_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of TF1's own programs on the book's workload."""
+    is_original = (frame.framework == ORIGINAL[0]) & (frame.execution == ORIGINAL[1])
+    return frame[is_original & (frame.workload == BOOK)]
 
 
-def as_stated(tables: Tables) -> str:
-    """What the book's own programs took, in a sentence; nothing where they were not measured."""
-    stated = _stated(tables)
-    if stated.empty:
+def original_sentence(tables: Tables) -> str:
+    """Say in a sentence which ratios the book's own programs have; "" if they were not measured."""
+    gaps = _stated_gaps(tables)
+    if gaps.empty:
         return ""
-    return f"As the book has it ({TF1}, {BOOK}), in_loop/{BATCHED} is {_each(stated)}{_left_out(tables, stated)}."
+    return f"As the book has it ({TF1}, {BOOK}), in_loop/{BATCHED} is {_list_gaps(gaps)}{_left_out_note(tables, gaps)}."
 
 
-def _stated(tables: Tables) -> pd.DataFrame:
-    """The gaps that C1 and C7 are about."""
-    return _of_the_original(_loops(tables, "in_loop"))
+def _stated_gaps(tables: Tables) -> pd.DataFrame:
+    """Return the gaps that C1 and C7 are about."""
+    return _original_rows(_loop_gaps(tables, "in_loop"))
 
 
-def _left_out(tables: Tables, stated: pd.DataFrame) -> str:
-    """How many more of them there are, in blocks whose A/A control missed 1."""
-    gaps = _of_the_original(tables.gaps[(tables.gaps.contender == "in_loop") & tables.gaps.recurrence.isin(LOOPS)])
-    return f", and {len(gaps) - len(stated)} left out ⚠" if len(gaps) > len(stated) else ""
+def _left_out_note(tables: Tables, included: pd.DataFrame) -> str:
+    """Say how many more of the original's gaps lie in blocks whose A/A control missed 1; "" if there are none."""
+    gaps = _original_rows(tables.gaps[(tables.gaps.contender == "in_loop") & tables.gaps.recurrence.isin(LOOPS)])
+    return f", and {len(gaps) - len(included)} left out ⚠" if len(gaps) > len(included) else ""
 
 
-def _each(gaps: pd.DataFrame) -> str:
-    """Every gap by itself."""
-    return ", ".join(f"{ratio(row)} ({_place(row)})" for row in gaps.to_dict("records"))
+def _list_gaps(gaps: pd.DataFrame) -> str:
+    """List the gaps, each with its ratio and its place."""
+    return ", ".join(f"{ratio(row)} ({_format_place(row)})" for row in gaps.to_dict("records"))
 
 
-def _place(row: Row) -> str:
+def _format_place(row: Row) -> str:
     device = "" if row["device"] == "cpu" else f" on {row['device']}"
-    return f"{row['pass']}{device}, {counted(row['threads'], 'thread')}"
+    return f"{row['pass']}{device}, {pluralize(row['threads'], 'thread')}"
 
 
-def _named(gaps: pd.DataFrame) -> str:
-    """The verdict of a few gaps: one for all, or which of them say what."""
+def _verdict_by_place(gaps: pd.DataFrame) -> str:
+    """Return the verdict of a few gaps: one for all of them, or each verdict with the places that have it."""
     places: dict[str, list[str]] = {}
     for row in gaps.to_dict("records"):
-        places.setdefault(SUPPORTS[row["verdict"]], []).append(_place(row))
+        places.setdefault(SUPPORTS[row["verdict"]], []).append(_format_place(row))
     if len(places) == 1:
-        return _whole(Counter(gaps.verdict))
-    order = [said for said in ("true", "false", "not known") if said in places]
-    return "; ".join(f"{said} in {' and '.join(places[said])}" for said in order)
+        return _combine_verdicts(Counter(gaps.verdict))
+    verdicts = [verdict for verdict in ("true", "false", "not known") if verdict in places]
+    return "; ".join(f"{verdict} in {' and '.join(places[verdict])}" for verdict in verdicts)
 
 
-def _by_engine(gaps: pd.DataFrame) -> str:
-    """What holds of all gaps of each framework and execution: its verdicts, none of them counted."""
+def _verdicts_by_execution(gaps: pd.DataFrame) -> str:
+    """Say for each framework and execution what holds in all its gaps, without counting them."""
     groups: dict[str, list[str]] = {}
-    for by, part in gaps.groupby(ENGINE, sort=True):
-        groups.setdefault(_whole(Counter(part.verdict), THROUGHOUT), []).append(engine(*by))
-    return "; ".join(f"{said}: {', '.join(names)}" for said, names in sorted(groups.items(), reverse=True))
+    for keys, part in gaps.groupby(ENGINE, sort=True):
+        groups.setdefault(_combine_verdicts(Counter(part.verdict), THROUGHOUT), []).append(execution_name(*keys))
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in sorted(groups.items(), reverse=True))
 
 
-def _loops(tables: Tables, contender: str) -> pd.DataFrame:
-    gaps = tables.gaps[usable(tables.gaps)]
+def _loop_gaps(tables: Tables, contender: str) -> pd.DataFrame:
+    gaps = tables.gaps[is_included(tables.gaps)]
     return gaps[(gaps.contender == contender) & gaps.recurrence.isin(LOOPS)]
 
 
-def _by_verdicts(gaps: pd.DataFrame, cells: str) -> Judged:
-    """True where the contender is slower: everywhere, nowhere, or it depends."""
+def _slower_verdict(gaps: pd.DataFrame, cells: str) -> Verdict:
+    """Return the verdict on the claim that the contender is slower: true, false, or it depends."""
     if gaps.empty:
-        return Judged(NOT_JUDGED, "–", "nothing was measured for it")
-    each = [(device, part) for device, part in gaps.groupby("device", sort=True)]
+        return Verdict(NOT_JUDGED, "–", "nothing was measured for it")
+    groups = [(device, part) for device, part in gaps.groupby("device", sort=True)]
     numbers = "; ".join(
-        (f"{device}: " if len(each) > 1 else "") + f"{_sizes(Counter(part.verdict))}; ratios {_range(part.ratio)}"
-        for device, part in each
+        (f"{device}: " if len(groups) > 1 else "")
+        + f"{_format_verdict_counts(Counter(part.verdict))}; ratios {_range(part.ratio)}"
+        for device, part in groups
     )
-    return Judged(_whole(Counter(gaps.verdict)), numbers, f"{len(gaps)} gaps: {cells}")
+    return Verdict(_combine_verdicts(Counter(gaps.verdict)), numbers, f"{len(gaps)} gaps: {cells}")
 
 
-def _whole(verdicts: Counter[str], words: dict[bool, str] = HERE) -> str:
-    """What verdicts say together of the claim that the contender is slower."""
-    return _judged(verdicts[SLOWER], verdicts[FASTER] + verdicts[EQUIVALENT], verdicts[INCONCLUSIVE], words)
+def _combine_verdicts(verdicts: Counter[str], words: dict[bool, str] = HERE) -> str:
+    """Return what the verdicts say together about the claim that the contender is slower."""
+    return _combine_counts(verdicts[SLOWER], verdicts[FASTER] + verdicts[EQUIVALENT], verdicts[INCONCLUSIVE], words)
 
 
-def _judged(true: int, false: int, unknown: int = 0, words: dict[bool, str] = HERE) -> str:
-    """What cells say together: a claim is true, or false, only where all of them say so."""
-    if true and false:
+def _combine_counts(true_count: int, false_count: int, unknown_count: int = 0, words: dict[bool, str] = HERE) -> str:
+    """Return what the cells say together: a claim is true, or false, only if all of them say so."""
+    if true_count and false_count:
         return "depends: true in some programs, false in others"
-    if not true and not false:
-        return UNDECIDED if unknown else NOT_JUDGED
-    return f"{'true' if true else 'false'} in some programs, not known in others" if unknown else words[bool(true)]
+    if not true_count and not false_count:
+        return UNDECIDED if unknown_count else NOT_JUDGED
+    return (
+        f"{'true' if true_count else 'false'} in some programs, not known in others"
+        if unknown_count
+        else words[bool(true_count)]
+    )
 
 
-def _sizes(count: Counter[str]) -> str:
-    """How many of each verdict, of the contender in words of the claim."""
-    return ", ".join(f"{count[v]} {v}" for v in (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE))
+def _format_verdict_counts(count: Counter[str]) -> str:
+    """Say how many gaps have each verdict, in the words of the claim."""
+    return ", ".join(f"{count[verdict]} {verdict}" for verdict in (SLOWER, FASTER, EQUIVALENT, INCONCLUSIVE))
 
 
 def _range(ratios: pd.Series) -> str:
     return f"{ratios.min():.2f} to {ratios.max():.2f}"
 
 
-def _products(tables: Tables) -> Judged:
-    """One set of weights in both forms, or one a step? And T products against one?"""
-    added = _ordinary(tables, causes.added(tables))
-    added = added[(added["pass"] == "forward") & added.recurrence.isin(LOOPS)]
-    wide = added.pivot_table(index=[*causes.PLACE, "T"], columns="projection", values="found", aggfunc="first")
-    layers, said = _layers(tables)
-    if not {"in_loop", BATCHED} <= set(wide.columns):
-        return Judged(
-            f"as layers {layers}; as products {NOT_JUDGED}", f"{said}; no program's products were counted", "–"
+def _check_products(tables: Tables) -> Verdict:
+    """Check whether in_loop has a layer for each step, and whether it makes T products where batched makes one."""
+    products = _drop_prototypes(tables, causes.added_products(tables))
+    products = products[(products["pass"] == "forward") & products.recurrence.isin(LOOPS)]
+    forms = products.pivot_table(index=[*causes.PLACE, "T"], columns="projection", values="found", aggfunc="first")
+    layer_verdict, layer_numbers = _check_layers(tables)
+    if not {"in_loop", BATCHED} <= set(forms.columns):
+        return Verdict(
+            f"as layers {layer_verdict}; as products {NOT_JUDGED}",
+            f"{layer_numbers}; no program's products were counted",
+            "–",
         )
-    pairs = wide[["in_loop", BATCHED]].dropna()
-    so = int(((pairs.in_loop == pairs.index.get_level_values("T")) & (pairs[BATCHED] == 1)).sum())
-    numbers = f"{said}; in_loop adds T products where {BATCHED} adds one in {so} of {len(pairs)} pairs of programs"
-    verdict = f"as layers {layers}; as products {_judged(so, len(pairs) - so)}"
-    return Judged(verdict, numbers, f"{len(pairs)} pairs, forward, counted")
+    pairs = forms[["in_loop", BATCHED]].dropna()
+    agreeing = int(((pairs.in_loop == pairs.index.get_level_values("T")) & (pairs[BATCHED] == 1)).sum())
+    numbers = (
+        f"{layer_numbers}; "
+        f"in_loop adds T products where {BATCHED} adds one in {agreeing} of {len(pairs)} pairs of programs"
+    )
+    verdict = f"as layers {layer_verdict}; as products {_combine_counts(agreeing, len(pairs) - agreeing)}"
+    return Verdict(verdict, numbers, f"{len(pairs)} pairs, forward, counted")
 
 
-def _layers(tables: Tables) -> tuple[str, str]:
-    """Whether a projection in the loop has a layer of its own for each step, by the arrays that programs keep; and
-    what was counted.
+def _check_layers(tables: Tables) -> tuple[str, str]:
+    """Check by the arrays that programs keep whether a projection in the loop has a layer of its own for each step.
+
+    Returns the verdict and the numbers behind it.
     """
-    arrays = _arrays(tables)
+    arrays = _count_arrays(tables)
     if arrays.empty:
         return "not counted", "no program's arrays were counted"
-    added = arrays[["in_loop", BATCHED]].sub(arrays.none, axis=0)
-    each = added[BATCHED] * arrays.steps
-    so, one = int((added.in_loop == each).sum()), int((added.in_loop == added[BATCHED]).sum())
-    row, place = added.iloc[0], dict(zip(added.index.names, added.index[0], strict=True))
-    return _judged(so, len(added) - so), (
-        f"in {one} of {len(added)} pairs of programs whose arrays were counted, projecting in the loop needs as many "
-        f"arrays as projecting once ({place['workload']} {place['pass']}: {int(row.in_loop)} and {int(row[BATCHED])}; "
-        f"a layer for each step would be {int(each.iloc[0])})"
+    differences = arrays[["in_loop", BATCHED]].sub(arrays.none, axis=0)
+    layer_per_step = differences[BATCHED] * arrays.steps
+    per_step_count, shared_count = (
+        int((differences.in_loop == layer_per_step).sum()),
+        int((differences.in_loop == differences[BATCHED]).sum()),
+    )
+    row, place = differences.iloc[0], dict(zip(differences.index.names, differences.index[0], strict=True))
+    return _combine_counts(per_step_count, len(differences) - per_step_count), (
+        f"in {shared_count} of {len(differences)} pairs of programs whose arrays were counted, projecting in "
+        f"the loop needs as many arrays as projecting once "
+        f"({place['workload']} {place['pass']}: {int(row.in_loop)} and {int(row[BATCHED])}; "
+        f"a layer for each step would be {int(layer_per_step.iloc[0])})"
     )
 
 
-def _arrays(tables: Tables) -> pd.DataFrame:
-    """How many arrays each form of a program keeps that keeps its own, side by side: none, in_loop, batched, steps."""
-    frame = causes.once(tables.variables[tables.variables.recurrence.isin(LOOPS)])
+def _count_arrays(tables: Tables) -> pd.DataFrame:
+    """Count the arrays that each form of a program keeps, side by side: columns none, in_loop, batched, steps.
+
+    Only programs that keep their own arrays are counted.
+    """
+    frame = causes.rows_with_fewest_threads(tables.variables[tables.variables.recurrence.isin(LOOPS)])
     forms = ["none", "in_loop", BATCHED]
-    wide = frame.pivot_table(index=causes.PLACE, columns="projection", values="variable", aggfunc="count")
-    if not set(forms) <= set(wide.columns):
+    arrays = frame.pivot_table(index=causes.PLACE, columns="projection", values="variable", aggfunc="count")
+    if not set(forms) <= set(arrays.columns):
         return pd.DataFrame()
     steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
-    wide = wide[forms].dropna()
-    return wide.assign(steps=wide.index.get_level_values("workload").map(steps).astype(int))
+    arrays = arrays[forms].dropna()
+    return arrays.assign(steps=arrays.index.get_level_values("workload").map(steps).astype(int))
 
 
-def _operations(tables: Tables) -> Judged:
-    """The same floating-point operations in both forms? A pair that a compiler changed has not the same."""
-    issued, known = _pairs(tables, "products"), _pairs(tables, "flops")
-    if issued.empty:
-        return Judged(NOT_JUDGED, "–", "no program's operations were counted")
-    changed = _changed(tables, issued)
-    kept = known[~known.index.isin(changed)]
-    same, count = int((kept.in_loop == kept[BATCHED]).sum()), len(kept) + len(changed)
-    unknown = len(issued.index.union(kept.index)) - count
-    numbers = [f"operations of the matrix products are equal in {same} of {count} pairs of programs"]
-    if same < len(kept):
-        ratios = (kept.in_loop / kept[BATCHED])[kept.in_loop != kept[BATCHED]]
+def _check_operations(tables: Tables) -> Verdict:
+    """Check whether both forms make the same floating-point operations.
+
+    A pair of programs that a compiler changed does not have the same.
+    """
+    products, flops = _program_pairs(tables, "products"), _program_pairs(tables, "flops")
+    if products.empty:
+        return Verdict(NOT_JUDGED, "–", "no program's operations were counted")
+    changed = _changed_pairs(tables, products)
+    unchanged = flops[~flops.index.isin(changed)]
+    same_count, pair_count = int((unchanged.in_loop == unchanged[BATCHED]).sum()), len(unchanged) + len(changed)
+    unknown_count = len(products.index.union(unchanged.index)) - pair_count
+    numbers = [f"operations of the matrix products are equal in {same_count} of {pair_count} pairs of programs"]
+    if same_count < len(unchanged):
+        ratios = (unchanged.in_loop / unchanged[BATCHED])[unchanged.in_loop != unchanged[BATCHED]]
         numbers.append(f"in_loop/{BATCHED} is {_range(ratios)} in {len(ratios)} others")
     if len(changed):
         numbers.append(
             f"in {len(changed)} a compiler made something else of a product (a multiplication, where it has one row or "
-            f"column): {_issued(issued.loc[changed])}"
+            f"column): {_list_issued_products(products.loc[changed])}"
         )
-    if unknown:
-        numbers.append(f"{counted(unknown, 'pair')} {'is' if unknown == 1 else 'are'} not known")
-    cells = f"{count + unknown} pairs: framework, execution, loop, workload, pass"
-    return Judged(_judged(same, count - same, unknown), "; ".join(numbers), cells)
+    if unknown_count:
+        numbers.append(f"{pluralize(unknown_count, 'pair')} {'is' if unknown_count == 1 else 'are'} not known")
+    cells = f"{pair_count + unknown_count} pairs: framework, execution, loop, workload, pass"
+    return Verdict(_combine_counts(same_count, pair_count - same_count, unknown_count), "; ".join(numbers), cells)
 
 
-def _issued(pairs: pd.DataFrame) -> str:
-    """The products that are left in either form of changed programs."""
+def _list_issued_products(pairs: pd.DataFrame) -> str:
+    """List the products that are left in either form of changed programs."""
     return ", ".join(
-        f"{engine(*(row[name] for name in ENGINE))} {row['recurrence']} {row['workload']} {row['pass']} "
+        f"{execution_name(*(row[name] for name in ENGINE))} {row['recurrence']} {row['workload']} {row['pass']} "
         f"{row['in_loop']:g} in the loop and {row[BATCHED]:g} after it"
         for row in pairs.reset_index().to_dict("records")
     )
 
 
-def _changed(tables: Tables, issued: pd.DataFrame) -> pd.Index:
-    """Pairs whose operations are those of the products issued alone, which are not the ones that were written: what a
-    compiler computes in another way would be missing.
+def _changed_pairs(tables: Tables, products: pd.DataFrame) -> pd.Index:
+    """Return the pairs whose operations are counted by issued products that differ from the written ones.
+
+    What a compiler computes in another way is missing from such a count.
     """
-    added = causes.added(tables)
-    added = added[(added.found != added.expected) & added.projection.isin(["in_loop", BATCHED])]
+    counts = causes.added_products(tables)
+    counts = counts[(counts.found != counts.expected) & counts.projection.isin(["in_loop", BATCHED])]
     steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
-    places = issued.index.to_frame()
-    times = places["pass"].map({"forward": 1, "train": causes.BACKWARD})
-    more = (places.workload.map(steps).astype(int) - 1) * times
-    odd = issued.index[issued.in_loop - issued[BATCHED] != more]
-    by_products = _pairs(tables, "product_bytes").index
-    return by_products.intersection(odd.union(pd.MultiIndex.from_frame(added[causes.PLACE])))
+    places = products.index.to_frame()
+    factors = places["pass"].map({"forward": 1, "train": causes.BACKWARD})
+    expected = (places.workload.map(steps).astype(int) - 1) * factors
+    differing = products.index[products.in_loop - products[BATCHED] != expected]
+    pairs_by_products = _program_pairs(tables, "product_bytes").index
+    return pairs_by_products.intersection(differing.union(pd.MultiIndex.from_frame(counts[causes.PLACE])))
 
 
-def _memory(tables: Tables) -> Judged:
-    """The same variables in both forms of the original, and so the same memory, to the byte?"""
-    pairs = _pairs(tables, "temp_bytes")
-    known = pairs[(pairs.in_loop > 0) & (pairs[BATCHED] > 0)].reset_index()
-    forms = _variables(tables).reset_index()
-    stated, held = _of_the_original(forms), _of_the_original(known)
-    others = known.drop(held.index)
-    if stated.empty and held.empty:
-        beside = _held(others.in_loop / others[BATCHED], f"of the arms here, {PEAK}")
-        return Judged(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, beside])), f"{len(others)} pairs elsewhere")
-    same = int((stated.in_loop == stated[BATCHED]).sum())
-    equal = int((held.in_loop == held[BATCHED]).sum())
-    elsewhere = [_alike(forms.drop(stated.index)), _held(others.in_loop / others[BATCHED], PEAK)]
-    numbers = [_alike(stated), _bytes(held), *(f"elsewhere {said}" for said in elsewhere if said)]
-    verdict = f"as variables {_judged(same, len(stated) - same)}; as memory {_judged(equal, len(held) - equal)}"
-    cells = f"{counted(len(stated), 'pair')} of variables, {len(held)} of memory as stated; {len(others)} elsewhere"
-    return Judged(verdict, "; ".join(filter(None, numbers)), cells)
+def _check_memory(tables: Tables) -> Verdict:
+    """Check whether both forms of the original have the same variables, and so the same memory, to the byte."""
+    pairs = _program_pairs(tables, "temp_bytes")
+    known_pairs = pairs[(pairs.in_loop > 0) & (pairs[BATCHED] > 0)].reset_index()
+    forms = _count_variables(tables).reset_index()
+    original_forms, original_pairs = _original_rows(forms), _original_rows(known_pairs)
+    other_pairs = known_pairs.drop(original_pairs.index)
+    if original_forms.empty and original_pairs.empty:
+        memory = _peak_ratio_text(other_pairs.in_loop / other_pairs[BATCHED], f"of the arms here, {PEAK}")
+        return Verdict(
+            NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, memory])), f"{len(other_pairs)} pairs elsewhere"
+        )
+    same_count = int((original_forms.in_loop == original_forms[BATCHED]).sum())
+    equal_count = int((original_pairs.in_loop == original_pairs[BATCHED]).sum())
+    elsewhere = [
+        _same_variables_text(forms.drop(original_forms.index)),
+        _peak_ratio_text(other_pairs.in_loop / other_pairs[BATCHED], PEAK),
+    ]
+    numbers = [
+        _same_variables_text(original_forms),
+        _list_peak_bytes(original_pairs),
+        *(f"elsewhere {text}" for text in elsewhere if text),
+    ]
+    verdict = (
+        f"as variables {_combine_counts(same_count, len(original_forms) - same_count)}; "
+        f"as memory {_combine_counts(equal_count, len(original_pairs) - equal_count)}"
+    )
+    cells = (
+        f"{pluralize(len(original_forms), 'pair')} of variables, "
+        f"{len(original_pairs)} of memory as stated; {len(other_pairs)} elsewhere"
+    )
+    return Verdict(verdict, "; ".join(filter(None, numbers)), cells)
 
 
-def _bytes(pairs: pd.DataFrame) -> str:
-    """The peak temporary memory of each pair."""
+def _list_peak_bytes(pairs: pd.DataFrame) -> str:
+    """Say what the peak temporary memory of each pair is."""
     if pairs.empty:
         return ""
-    each = ((row["pass"], amount(row["in_loop"], "B"), amount(row[BATCHED], "B")) for row in pairs.to_dict("records"))
-    said = ", ".join(f"{in_loop} and {batched} ({pass_})" for pass_, in_loop, batched in each)
-    return f"peak temporary memory of in_loop and {BATCHED} is {said}"
+    amounts = (
+        (row["pass"], amount(row["in_loop"], "B"), amount(row[BATCHED], "B")) for row in pairs.to_dict("records")
+    )
+    listing = ", ".join(f"{in_loop} and {batched} ({pass_})" for pass_, in_loop, batched in amounts)
+    return f"peak temporary memory of in_loop and {BATCHED} is {listing}"
 
 
-def _held(ratios: pd.Series, what: str) -> str:
+def _peak_ratio_text(ratios: pd.Series, what: str) -> str:
     return f"{what} is {_range(ratios)} (median {ratios.median():.2f})" if len(ratios) else ""
 
 
-def _alike(forms: pd.DataFrame) -> str:
-    """In how many pairs both forms have the same variables, with the first pair that tells most as an example."""
+def _same_variables_text(forms: pd.DataFrame) -> str:
+    """Say in how many pairs both forms have the same variables, with an example.
+
+    The example is the first pair that differs, or the first pair if none does.
+    """
     if forms.empty:
         return ""
-    other = forms[forms.in_loop != forms[BATCHED]]
-    row = (forms if other.empty else other).iloc[0]
-    start = f"both forms make the same variables in {len(forms) - len(other)} of {len(forms)} pairs"
-    if other.empty:
+    differing = forms[forms.in_loop != forms[BATCHED]]
+    row = (forms if differing.empty else differing).iloc[0]
+    start = f"both forms make the same variables in {len(forms) - len(differing)} of {len(forms)} pairs"
+    if differing.empty:
         return f"{start} ({row.workload}: {row.in_loop})"
     return f"{start}; in {row.workload} in_loop makes {row.in_loop} and {BATCHED} {row[BATCHED]}"
 
 
-def _variables(tables: Tables) -> pd.DataFrame:
-    """How many variables of which shapes each form of a training program makes that keeps its own, side by side."""
+def _count_variables(tables: Tables) -> pd.DataFrame:
+    """Count the variables by shape for each form of a training program, side by side.
+
+    Only programs that keep their own variables are counted.
+    """
     frame = tables.variables[tables.variables.recurrence.isin(LOOPS) & (tables.variables["pass"] == "train")]
-    frame = causes.once(frame)
-    wide = frame.pivot_table(index=causes.PLACE, columns="projection", values="shape", aggfunc=_shapes)
-    if not {"in_loop", BATCHED} <= set(wide.columns):
+    frame = causes.rows_with_fewest_threads(frame)
+    forms = frame.pivot_table(index=causes.PLACE, columns="projection", values="shape", aggfunc=_count_shapes)
+    if not {"in_loop", BATCHED} <= set(forms.columns):
         return pd.DataFrame(columns=["in_loop", BATCHED], index=NOWHERE)
-    return wide[["in_loop", BATCHED]].dropna()
+    return forms[["in_loop", BATCHED]].dropna()
 
 
-def _shapes(shapes: pd.Series) -> str:
-    """14: 3×[1], 3×[100], ..."""
+def _count_shapes(shapes: pd.Series) -> str:
+    """Count the variables and each of their shapes, as in "14: 3×[1], 3×[100], ..."."""
     return f"{len(shapes)}: " + ", ".join(f"{count}×{shape}" for shape, count in sorted(Counter(shapes).items()))
 
 
-def _pairs(tables: Tables, column: str) -> pd.DataFrame:
-    """The in-loop and the batched program side by side, where `column` is known of both."""
+def _program_pairs(tables: Tables, column: str) -> pd.DataFrame:
+    """Return the in-loop and the batched program side by side, where `column` is known for both."""
     frame = tables.evidence[tables.evidence.recurrence.isin(LOOPS)]
-    frame = causes.once(_ordinary(tables, frame))
-    wide = frame.pivot_table(index=causes.PLACE, columns="projection", values=column, aggfunc="first", dropna=True)
-    if not {"in_loop", BATCHED} <= set(wide.columns):
+    frame = causes.rows_with_fewest_threads(_drop_prototypes(tables, frame))
+    forms = frame.pivot_table(index=causes.PLACE, columns="projection", values=column, aggfunc="first", dropna=True)
+    if not {"in_loop", BATCHED} <= set(forms.columns):
         return pd.DataFrame(columns=["in_loop", BATCHED], index=NOWHERE)
-    return wide[["in_loop", BATCHED]].dropna().astype(float)
+    return forms[["in_loop", BATCHED]].dropna().astype(float)
 
 
-def _apart(tables: Tables) -> Judged:
-    """T products after the loop: the same as inside it? And as slow against one?"""
-    frame = tables.contrasts[usable(tables.contrasts)]
+def _check_per_step(tables: Tables) -> Verdict:
+    """Check whether T products after the loop cost the same as inside it, and whether they are as slow against one."""
+    frame = tables.contrasts[is_included(tables.contrasts)]
     frame = frame[(frame.contender == "per_step") & (frame.baseline == "in_loop")]
     if frame.empty:
-        return Judged(NOT_JUDGED, "–", "nothing was measured for it")
+        return Verdict(NOT_JUDGED, "–", "nothing was measured for it")
     count = Counter(frame.verdict)
-    against = _by_verdicts(_loops(tables, "per_step"), "")
-    numbers = f"per_step/in_loop: {_sizes(count)}; ratios {_range(frame.ratio)}. per_step/{BATCHED}: {against.numbers}"
-    return Judged(_same(count), numbers, f"{len(frame)} gaps, every loop")
+    batched = _slower_verdict(_loop_gaps(tables, "per_step"), "")
+    in_loop = f"per_step/in_loop: {_format_verdict_counts(count)}; ratios {_range(frame.ratio)}"
+    numbers = f"{in_loop}. per_step/{BATCHED}: {batched.numbers}"
+    return Verdict(_combine_sameness(count), numbers, f"{len(frame)} gaps, every loop")
 
 
-def _same(count: Counter[str]) -> str:
-    """What verdicts say together of two forms being the same."""
+def _combine_sameness(count: Counter[str]) -> str:
+    """Return what the verdicts say together about two forms being the same."""
     names = ["the same as inside the loop"] if count[EQUIVALENT] else []
     names += ["not the same as inside the loop"] if count[SLOWER] + count[FASTER] else []
     if not names:
@@ -353,77 +408,83 @@ def _same(count: Counter[str]) -> str:
     return f"{names[0]} in some programs, not known in others" if count[INCONCLUSIVE] else names[0]
 
 
-def _alone(tables: Tables) -> Judged:
-    """The projection without a recurrence: one product against T, forward."""
-    gaps = tables.gaps[usable(tables.gaps)]
+def _check_without_recurrence(tables: Tables) -> Verdict:
+    """Check the projection without a recurrence: T products against one, forward."""
+    gaps = tables.gaps[is_included(tables.gaps)]
     gaps = gaps[(gaps.recurrence == "given") & (gaps.contender == "per_step") & (gaps["pass"] == "forward")]
-    return _by_verdicts(gaps, f"per_step/{BATCHED} with the hidden states given, forward")
+    return _slower_verdict(gaps, f"per_step/{BATCHED} with the hidden states given, forward")
 
 
-CLAIMS: list[tuple[str, str, Callable[[Tables], Judged]]] = [
-    ("C1", "the book: one layer for all steps is significantly faster than projecting inside the loop", _speed),
-    ("C2", "the book: because there is one layer instead of one per step", _products),
-    ("C3", "the reader: both need exactly the same operations", _operations),
-    ("C4", "the reader: both have the same variables, and so the same memory", _memory),
-    ("C5", "the reader: what is meant is projecting step by step after the loop", _apart),
-    ("C6", "the answer: the same layer on one large tensor is faster than on many small ones", _alone),
-    ("C7", "TF1's documentation: without the wrapper it may be more efficient", partial(_speed, framework=ORIGINAL[0])),
+CLAIMS: list[tuple[str, str, Callable[[Tables], Verdict]]] = [
+    ("C1", "the book: one layer for all steps is significantly faster than projecting inside the loop", _check_speed),
+    ("C2", "the book: because there is one layer instead of one per step", _check_products),
+    ("C3", "the reader: both need exactly the same operations", _check_operations),
+    ("C4", "the reader: both have the same variables, and so the same memory", _check_memory),
+    ("C5", "the reader: what is meant is projecting step by step after the loop", _check_per_step),
+    (
+        "C6",
+        "the answer: the same layer on one large tensor is faster than on many small ones",
+        _check_without_recurrence,
+    ),
+    (
+        "C7",
+        "TF1's documentation: without the wrapper it may be more efficient",
+        partial(_check_speed, framework=ORIGINAL[0]),
+    ),
 ]
 
 
 def advice(tables: Tables) -> str:
-    """For each framework and execution, what its verdicts say one should write."""
+    """Return for each framework and execution what its verdicts advise one to write."""
     if tables.study.label == "quick":
         return "A smoke run gives no advice."
-    gaps = _loops(tables, "in_loop")
+    gaps = _loop_gaps(tables, "in_loop")
     lines = []
-    for by, part in gaps.groupby(ENGINE, sort=True):
-        said = [_choice(part), _own(tables, by)]
-        lines.append(f"- **{engine(*by)}**: {' '.join(filter(None, said))}")
+    for keys, part in gaps.groupby(ENGINE, sort=True):
+        sentences = [_where_to_project(part), _own_layer_cost(tables, keys)]
+        lines.append(f"- **{execution_name(*keys)}**: {' '.join(filter(None, sentences))}")
     return "\n".join(lines) or "Nothing was measured from which advice would follow."
 
 
-def _choice(part: pd.DataFrame) -> str:
-    """Where to project."""
-    count, number = Counter(part.verdict), len(part)
+def _where_to_project(part: pd.DataFrame) -> str:
+    """Say where to project."""
+    count, total = Counter(part.verdict), len(part)
     slower, faster = part[part.verdict == SLOWER], part[part.verdict == FASTER]
     if not count[SLOWER] and not count[FASTER]:
         if count[EQUIVALENT] > count[INCONCLUSIVE]:
-            return f"write what reads best: both forms cost the same in {count[EQUIVALENT]} of {number} comparisons."
+            return f"write what reads best: both forms cost the same in {count[EQUIVALENT]} of {total} comparisons."
         directions = Counter(part.direction)
         return (
             f"no difference beyond the margin is certain: inside took longer in {directions[LONGER]} and shorter in "
-            f"{directions[SHORTER]} of {number} comparisons, by how much is not known in {count[INCONCLUSIVE]}."
+            f"{directions[SHORTER]} of {total} comparisons, by how much is not known in {count[INCONCLUSIVE]}."
         )
-    worst = f"up to {slower.ratio.max():.2f} times ({_where(slower, 'idxmax')})" if count[SLOWER] else ""
-    best = f"down to {faster.ratio.min():.2f} of the time ({_where(faster, 'idxmin')})" if count[FASTER] else ""
+    worst = f"up to {slower.ratio.max():.2f} times ({_extreme_place(slower, 'idxmax')})" if count[SLOWER] else ""
+    best = f"down to {faster.ratio.min():.2f} of the time ({_extreme_place(faster, 'idxmin')})" if count[FASTER] else ""
     if not count[FASTER]:
-        return (
-            f"project once, after the loop: inside it was slower in {count[SLOWER]} of {number} comparisons, {worst}."
-        )
+        return f"project once, after the loop: inside it was slower in {count[SLOWER]} of {total} comparisons, {worst}."
     if not count[SLOWER]:
-        return f"project inside the loop: it was faster in {count[FASTER]} of {number} comparisons, {best}."
+        return f"project inside the loop: it was faster in {count[FASTER]} of {total} comparisons, {best}."
     return (
-        f"measure your own case: inside the loop was slower in {count[SLOWER]} of {number} comparisons, {worst}, and "
+        f"measure your own case: inside the loop was slower in {count[SLOWER]} of {total} comparisons, {worst}, and "
         f"faster in {count[FASTER]}, {best}."
     )
 
 
-def _where(part: pd.DataFrame, pick: str) -> str:
+def _extreme_place(part: pd.DataFrame, pick: str) -> str:
     row = part.loc[getattr(part.ratio, pick)()].to_dict()
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     return f"{row['workload']} {row['pass']}, {row['recurrence']}, {threads}"
 
 
-def _own(tables: Tables, by: tuple[str, ...]) -> str:
-    """What a wrapper's in-loop projection costs against the layer that it forbids."""
-    frame = tables.contrasts[usable(tables.contrasts)]
-    mine = frame[ENGINE].eq(list(by)).all(axis=1)
-    frame = frame[mine & (frame.baseline == OWN) & frame.verdict.isin([SLOWER, FASTER])]
+def _own_layer_cost(tables: Tables, keys: tuple[str, ...]) -> str:
+    """Say what a wrapper's projection inside the loop costs against the framework's own layer, which it rules out."""
+    frame = tables.contrasts[is_included(tables.contrasts)]
+    is_selected = frame[ENGINE].eq(list(keys)).all(axis=1)
+    frame = frame[is_selected & (frame.baseline == OWN) & frame.verdict.isin([SLOWER, FASTER])]
     if frame.empty:
         return ""
-    slower = int((frame.verdict == SLOWER).sum())
+    slower_count = int((frame.verdict == SLOWER).sum())
     return (
         f"Against the framework's own layer with one projection, which a projection inside the loop forbids, it took "
-        f"{_range(frame.ratio)} of the time (slower in {slower}, faster in {len(frame) - slower})."
+        f"{_range(frame.ratio)} of the time (slower in {slower_count}, faster in {len(frame) - slower_count})."
     )

@@ -1,6 +1,6 @@
 """The same gap in several runs and on several devices, side by side.
 
-Every ratio, interval and verdict is that of its own run; none is made of several.
+Every ratio, interval and verdict is that of a single run; nothing is pooled over runs.
 """
 
 from collections import Counter
@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import usable
-from harness.parts import LOOPS
-from harness.pilot import HEADLINE
+from harness.analysis.gaps import is_included
+from harness.analysis.sample_size import HEADLINE
+from harness.analysis.stats import FASTER, INCONCLUSIVE, SLOWER
+from harness.analysis.tables import Tables
 from harness.report import figures
-from harness.report.figures import Figures, program
+from harness.report.figures import Figures, program_name
 from harness.report.markdown import Row, ratio, sizes, table
-from harness.stats import FASTER, INCONCLUSIVE, SLOWER
+from harness.study.parts import LOOPS
 
 AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT = "agree", "opposite", "differ", "undecided", "left out ⚠"
 RELATIONS = (AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT)
 
 
-class Gap(NamedTuple):
-    """What is compared: the same workload, sizes included, in the same program."""
+class GapKey(NamedTuple):
+    """The key of a comparison: a workload, including its sizes, and a program."""
 
     workload: str
     sizes: str
@@ -37,11 +37,14 @@ class Gap(NamedTuple):
 
     @property
     def program(self) -> str:
-        return program(self._asdict())
+        return program_name(self._asdict())
 
 
 class Column(NamedTuple):
-    """Where it was measured. Threads are a CPU's: on a GPU the host's are no axis, so that it has one column."""
+    """The run, device and thread count that a gap was measured with.
+
+    Thread counts are told apart only on a CPU: a GPU has one column, whatever the host's threads.
+    """
 
     label: str
     device: str
@@ -49,7 +52,7 @@ class Column(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str]:
-        """Run and device."""
+        """The run's label and the device."""
         return self.label, self.device
 
     @property
@@ -58,89 +61,101 @@ class Column(NamedTuple):
         return f"{place}×{self.threads}" if self.device == "cpu" else place
 
 
-Compared = dict[Gap, dict[Column, Row]]  # rows of the runs' own gaps, and whether each is `kept`, that is counted
+ComparedGaps = dict[GapKey, dict[Column, Row]]  # rows of the runs' gaps; `kept` says whether a row is included
 
 
-class Part(NamedTuple):
-    """The gaps of one workload and pass, and the name of their figure, if they have one."""
+class GapGroup(NamedTuple):
+    """The gaps of one workload and pass, with their figure's name (empty where they have none)."""
 
     title: str
     figure: str
-    gaps: Compared
+    gaps: ComparedGaps
 
 
-def both_devices(tables: Tables) -> bool:
-    """Whether one run has gaps of a CPU and of a GPU."""
+def has_both_devices(tables: Tables) -> bool:
+    """Return whether a run has gaps on both a CPU and a GPU."""
     return bool(tables.gaps.device.nunique() > 1)
 
 
-def compared(runs: dict[str, Tables]) -> Compared:
-    """The gaps of in_loop and per_step that at least two runs or devices have; `runs` by their labels."""
-    found: Compared = {}
+def shared_gaps(runs: dict[str, Tables]) -> ComparedGaps:
+    """Return the gaps of in_loop and per_step that at least two runs or devices have.
+
+    `runs` maps a run's label to its tables.
+    """
+    gaps: ComparedGaps = {}
     for label, tables in runs.items():
-        of = {workload.name: sizes(workload.model_dump()) for workload in tables.study.workloads}
-        gaps = tables.gaps[tables.gaps.contender.isin(HEADLINE)]
-        for row in gaps.assign(kept=usable(gaps)).to_dict("records"):
-            gap = Gap(row["workload"], of[row["workload"]], row["pass"], *(row[name] for name in Gap._fields[3:]))
-            found.setdefault(gap, {})[Column(label, row["device"], row["threads"])] = row
-    return {gap: by for gap, by in sorted(found.items()) if len({column.place for column in by}) > 1}
+        sizes_by_workload = {workload.name: sizes(workload.model_dump()) for workload in tables.study.workloads}
+        frame = tables.gaps[tables.gaps.contender.isin(HEADLINE)]
+        for row in frame.assign(kept=is_included(frame)).to_dict("records"):
+            gap = GapKey(
+                row["workload"],
+                sizes_by_workload[row["workload"]],
+                row["pass"],
+                *(row[name] for name in GapKey._fields[3:]),
+            )
+            gaps.setdefault(gap, {})[Column(label, row["device"], row["threads"])] = row
+    return {
+        gap: measurements
+        for gap, measurements in sorted(gaps.items())
+        if len({column.place for column in measurements}) > 1
+    }
 
 
-def everything(found: Compared) -> Row:
-    """The variables of the section."""
-    columns = _columns(found)
+def context(gaps: ComparedGaps) -> Row:
+    """Return the section's template variables."""
+    columns = _columns(gaps)
     return {
         "title": "CPU and GPU" if len({column.device for column in columns}) > 1 else "Side by side",
-        "summary": summary(found),
-        "agreement": agreement(found),
-        "opposite": opposite(found),
+        "summary": summary(gaps),
+        "agreement": agreement_table(gaps),
+        "opposite": sign_change_table(gaps),
         "parts": [
-            {"title": part.title, "figure": part.figure, "table": side_by_side(part.gaps)} for part in parts(found)
+            {"title": part.title, "figure": part.figure, "table": ratio_table(part.gaps)} for part in group_gaps(gaps)
         ],
     }
 
 
-def drawings(found: Compared, margins: set[float]) -> Figures:
-    """The figure of every workload and pass; the margin is in it where all runs have the same."""
+def drawings(gaps: ComparedGaps, margins: set[float]) -> Figures:
+    """Return a figure for every workload and pass; it shows the margin where all runs have the same."""
     margin = next(iter(margins)) if len(margins) == 1 else None
     return {
-        part.figure: partial(figures.sides, _drawn(part.gaps), part.title, margin)
-        for part in parts(found)
+        part.figure: partial(figures.draw_side_by_side, _figure_rows(part.gaps), part.title, margin)
+        for part in group_gaps(gaps)
         if part.figure
     }
 
 
-def parts(found: Compared) -> list[Part]:
-    """The gaps by workload and pass."""
-    made = []
-    for number, ((workload, text, pass_), gaps) in enumerate(groupby(found, key=lambda gap: gap[:3]), 1):
-        mine = {gap: found[gap] for gap in gaps}
-        drawn = any(gap.recurrence in LOOPS for gap in mine)
-        figure = f"compared-{number}-{workload}-{pass_}" if drawn else ""
-        made.append(Part(f"{workload}, {pass_} ({text})", figure, mine))
-    return made
+def group_gaps(gaps: ComparedGaps) -> list[GapGroup]:
+    """Group the gaps by workload and pass."""
+    sections = []
+    for number, ((workload, text, pass_), group) in enumerate(groupby(gaps, key=lambda gap: gap[:3]), 1):
+        members = {gap: gaps[gap] for gap in group}
+        in_loops = any(gap.recurrence in LOOPS for gap in members)
+        figure = f"compared-{number}-{workload}-{pass_}" if in_loops else ""
+        sections.append(GapGroup(f"{workload}, {pass_} ({text})", figure, members))
+    return sections
 
 
-def _drawn(gaps: Compared) -> pd.DataFrame:
-    """What figures.sides draws: the gaps of loops of ours."""
+def _figure_rows(gaps: ComparedGaps) -> pd.DataFrame:
+    """Return the rows that figures.sides draws: the gaps of our own loops."""
     rows: list[dict[str, Any]] = [
         {"program": gap.program, "contender": gap.contender, "column": column.name, "place": column.place}
         | {name: row[name] for name in ("ratio", "ci_low", "ci_high", "kept")}
-        for gap, by in gaps.items()
+        for gap, measurements in gaps.items()
         if gap.recurrence in LOOPS
-        for column, row in sorted(by.items())
+        for column, row in sorted(measurements.items())
     ]
     return pd.DataFrame(rows)
 
 
-def _columns(found: Compared) -> list[Column]:
-    return sorted({column for by in found.values() for column in by})
+def _columns(gaps: ComparedGaps) -> list[Column]:
+    return sorted({column for measurements in gaps.values() for column in measurements})
 
 
-def relation(one: Row, other: Row) -> str:
-    """How two verdicts on the same gap stand to each other."""
-    verdicts = {one["verdict"], other["verdict"]}
-    if not (one["kept"] and other["kept"]):
+def relation(first: Row, second: Row) -> str:
+    """Return how two runs' verdicts on the same gap relate: one of RELATIONS."""
+    verdicts = {first["verdict"], second["verdict"]}
+    if not (first["kept"] and second["kept"]):
         return LEFT_OUT
     if INCONCLUSIVE in verdicts:
         return UNDECIDED
@@ -149,76 +164,96 @@ def relation(one: Row, other: Row) -> str:
     return OPPOSITE if verdicts == {SLOWER, FASTER} else DIFFER
 
 
-def _pairs(columns: list[Column]) -> list[tuple[Column, Column]]:
-    """Every two columns of different runs or devices; of two CPUs one thread with one, several with several."""
+def _column_pairs(columns: list[Column]) -> list[tuple[Column, Column]]:
+    """Return all pairs of columns of different runs or devices.
+
+    Columns of two CPUs are paired only where both have one thread, or both have several.
+    """
     return [
-        (one, other)
-        for one, other in combinations(columns, 2)
-        if one.place != other.place
-        and (one.device != other.device or one.device != "cpu" or (one.threads == 1) == (other.threads == 1))
+        (first, second)
+        for first, second in combinations(columns, 2)
+        if first.place != second.place
+        and (first.device != second.device or first.device != "cpu" or (first.threads == 1) == (second.threads == 1))
     ]
 
 
-def _flipped(by: dict[Column, Row]) -> bool:
-    """Whether a gap's sign changes: slower in one column and faster in another."""
-    return any(relation(by[one], by[other]) == OPPOSITE for one, other in _pairs(sorted(by)))
-
-
-def summary(found: Compared) -> str:
-    """Whether the sign of a gap changes from one run or device to another, in a sentence."""
-    if not found:
-        return "No gap of the same workload and program was measured in two runs or on two devices."
-    flipped = [gap.contender for gap, by in found.items() if _flipped(by)]
-    each = " and ".join(f"{flipped.count(contender)} of {contender}" for contender in HEADLINE)
-    return (
-        f"{len(found)} gaps (workload, pass, framework, execution, recurrence, precision, contender) were measured in "
-        f"at least two runs or on two devices. **In {len(flipped)} of them the sign changes** ({each}): the contender "
-        "is slower than projecting once in one, and faster in another."
+def _changes_sign(measurements: dict[Column, Row]) -> bool:
+    """Return whether a gap's sign changes: it is slower in one column and faster in another."""
+    return any(
+        relation(measurements[first], measurements[second]) == OPPOSITE
+        for first, second in _column_pairs(sorted(measurements))
     )
 
 
-def agreement(found: Compared) -> str:
-    """For every two columns, how often their verdicts agree, and how far their ratios are apart."""
+def summary(gaps: ComparedGaps) -> str:
+    """Summarise how many gaps change their sign from one run or device to another."""
+    if not gaps:
+        return "No gap of the same workload and program was measured in two runs or on two devices."
+    contenders = [gap.contender for gap, measurements in gaps.items() if _changes_sign(measurements)]
+    listing = " and ".join(f"{contenders.count(contender)} of {contender}" for contender in HEADLINE)
+    return (
+        f"{len(gaps)} gaps (workload, pass, framework, execution, recurrence, precision, contender) were measured in "
+        f"at least two runs or on two devices. **In {len(contenders)} of them the sign changes** ({listing}): the "
+        "contender is slower than projecting once in one, and faster in another."
+    )
+
+
+def agreement_table(gaps: ComparedGaps) -> str:
+    """Tabulate, for each pair of columns, how often verdicts agree and the range of the quotients of their ratios."""
     rows = []
-    for one, other in _pairs(_columns(found)):
-        shared = [(by[one], by[other]) for by in found.values() if one in by and other in by]
+    for first, second in _column_pairs(_columns(gaps)):
+        shared = [
+            (measurements[first], measurements[second])
+            for measurements in gaps.values()
+            if first in measurements and second in measurements
+        ]
         if not shared:
             continue
-        count = Counter(relation(*both) for both in shared)
-        apart = [b["ratio"] / a["ratio"] for a, b in shared if a["kept"] and b["kept"]]
-        seen = f"{min(apart):.2f} to {max(apart):.2f}" if apart else "–"
-        rows.append([one.name, other.name, len(shared), *(count[name] for name in RELATIONS), seen])
+        count = Counter(relation(*pair) for pair in shared)
+        quotients = [b["ratio"] / a["ratio"] for a, b in shared if a["kept"] and b["kept"]]
+        span = f"{min(quotients):.2f} to {max(quotients):.2f}" if quotients else "–"
+        rows.append([first.name, second.name, len(shared), *(count[name] for name in RELATIONS), span])
     return table(["first", "second", "gaps", *RELATIONS, "second's ratio / first's"], rows)
 
 
-def opposite(found: Compared) -> str:
-    """The gaps whose sign changes; nothing when there are none."""
+def sign_change_table(gaps: ComparedGaps) -> str:
+    """Tabulate the gaps whose sign changes; return an empty string where there are none."""
     rows = [
-        [f"{gap.workload}, {gap.pass_}", gap.program, gap.contender, _those(by, SLOWER), _those(by, FASTER)]
-        for gap, by in found.items()
-        if _flipped(by)
+        [
+            f"{gap.workload}, {gap.pass_}",
+            gap.program,
+            gap.contender,
+            _columns_with_verdict(measurements, SLOWER),
+            _columns_with_verdict(measurements, FASTER),
+        ]
+        for gap, measurements in gaps.items()
+        if _changes_sign(measurements)
     ]
     return table(["", "", "contender", "slower on", "faster on"], rows) if rows else ""
 
 
-def _those(by: dict[Column, Row], verdict: str) -> str:
-    """The columns that say so, with their ratios."""
+def _columns_with_verdict(measurements: dict[Column, Row], verdict: str) -> str:
+    """List the included columns with this verdict, with their ratios and intervals."""
     return "; ".join(
         f"{column.name}: {row['ratio']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-        for column, row in sorted(by.items())
+        for column, row in sorted(measurements.items())
         if row["kept"] and row["verdict"] == verdict
     )
 
 
-def side_by_side(gaps: Compared) -> str:
-    """A row for each gap, a column for each run, device and thread count."""
+def ratio_table(gaps: ComparedGaps) -> str:
+    """Tabulate the ratios: a row for each gap, a column for each run, device and thread count."""
     columns = _columns(gaps)
     rows = [
-        [gap.program, gap.contender, *(_said(by[column]) if column in by else "–" for column in columns)]
-        for gap, by in gaps.items()
+        [
+            gap.program,
+            gap.contender,
+            *(_ratio_cell(measurements[column]) if column in measurements else "–" for column in columns),
+        ]
+        for gap, measurements in gaps.items()
     ]
     return table(["", "contender", *(column.name for column in columns)], rows)
 
 
-def _said(row: Row) -> str:
+def _ratio_cell(row: Row) -> str:
     return ratio(row) if row["kept"] else f"{ratio(row)} ⚠"

@@ -1,13 +1,14 @@
-"""The figure of a training: losses with the notebook's on them, and how far each trajectory is from the truth."""
+"""The figure of a training: losses beside the notebook's, and each trajectory's difference from the float64 oracle."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.parts import BATCHED
-from harness.report.figures import COLOURS, save
-from harness.trajectories import EVERY, NOTEBOOK, Line, distance
+from harness.analysis.trajectories import EVERY, NOTEBOOK, FormTrajectory, relative_differences
+from harness.records.training import OracleLosses
+from harness.report.figures import COLOURS, save_figure
+from harness.study.parts import BATCHED
 
 SEATS = (
     "#2c6fbb",
@@ -16,61 +17,70 @@ SEATS = (
     "#8e5bb5",
     "#17a2b8",
     "#7f5539",
-)  # one for each seat, then again from the first
+)  # one for each configuration, then repeated
 DASHES = {"in_loop": "-", BATCHED: (0, (3, 1.5))}
 NAMES = {"in_loop": "notebook, wrapper (in_loop)", BATCHED: "notebook, reshape (batched)"}
-MARKS: dict[str, dict[str, Any]] = {  # the circles lie on the squares
+MARKS: dict[str, dict[str, Any]] = {  # the circles are drawn over the squares
     "in_loop": {"marker": "o", "color": COLOURS["in_loop"], "markersize": 4.5, "zorder": 4},
     BATCHED: {"marker": "s", "color": "black", "markersize": 7.5, "zorder": 3},
 }
-SMOOTH = 25  # steps a difference's running median is taken over
+SMOOTH = 25  # steps in the window of a difference's running median
 
 
-def draw(lines: list[Line], oracle: dict[str, Any], path: Path) -> None:
-    """Write the figure as SVG and PNG; `path` has no ending."""
+def draw(lines: list[FormTrajectory], oracle: OracleLosses, path: Path) -> None:
+    """Write the figure as SVG and PNG; `path` has no suffix."""
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _losses(left, lines, oracle)
-    _differences(right, lines, oracle)
+    _draw_losses(left, lines, oracle)
+    _draw_differences(right, lines, oracle)
     left.legend(frameon=False)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _losses(axes: Any, lines: list[Line], oracle: dict[str, Any]) -> None:
-    for line, colour in zip(lines, _colours(lines), strict=True):
+def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -> None:
+    """Draw the trajectories of losses, the oracle's and the notebook's."""
+    for line, colour in zip(lines, _line_colours(lines), strict=True):
         axes.plot(line.losses, color=colour, linestyle=DASHES[line.form], linewidth=0.8)
-    axes.plot(oracle["losses"], color="black", linewidth=0.6, label="float64 oracle, over all others")
-    count = len(oracle["losses"])
-    for form, printed in NOTEBOOK.items():
-        taken = [1 + EVERY * at for at in range(len(printed)) if EVERY * at < count]  # it prints after the step
+    axes.plot(oracle.losses, color="black", linewidth=0.6, label="float64 oracle, over all others")
+    count = len(oracle.losses)
+    for form, values in NOTEBOOK.items():
+        # The notebook prints after the step.
+        steps = [1 + EVERY * index for index in range(len(values)) if EVERY * index < count]
         style = MARKS[form] | {"linestyle": "", "markerfacecolor": "white", "markeredgewidth": 1.5}
-        axes.plot(taken, printed[: len(taken)], label=NAMES[form], **style)
+        axes.plot(steps, values[: len(steps)], label=NAMES[form], **style)
     axes.set(yscale="log", xlabel="steps taken", ylabel="mean squared error of the step's batch")
     axes.grid(color="#f0f0f0")
     axes.set_title("Losses", loc="left", fontweight="bold")
 
 
-def _differences(axes: Any, lines: list[Line], oracle: dict[str, Any]) -> None:
-    true = oracle["losses"]
-    for line, colour in zip(lines, _colours(lines), strict=True):
+def _draw_differences(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -> None:
+    """Draw the running median of each trajectory's relative difference from the oracle's."""
+    true = oracle.losses
+    for line, colour in zip(lines, _line_colours(lines), strict=True):
         style = {"color": colour, "linestyle": DASHES[line.form], "linewidth": 1.1}
-        axes.plot(smooth(distance(line.losses, true)), label=f"{line.name} {line.form}", **style)
-    axes.plot(smooth(distance(oracle["float32"], true)), color="black", linewidth=1.4, label="oracle's own float32")
+        axes.plot(running_median(relative_differences(line.losses, true)), label=f"{line.name} {line.form}", **style)
+    axes.plot(
+        running_median(relative_differences(oracle.float32, true)),
+        color="black",
+        linewidth=1.4,
+        label="oracle's own float32",
+    )
     axes.set(yscale="log", xlabel="steps taken", ylabel="relative difference from the float64 oracle")
     axes.grid(color="#f0f0f0")
     axes.set_title(f"Divergence (running median of {SMOOTH} steps)", loc="left", fontweight="bold")
 
 
-def _colours(lines: list[Line]) -> list[str]:
+def _line_colours(lines: list[FormTrajectory]) -> list[str]:
+    """Return a colour for each line; lines of one configuration share it."""
     names = list(dict.fromkeys(line.name for line in lines))
     return [SEATS[names.index(line.name) % len(SEATS)] for line in lines]
 
 
-def smooth(apart: np.ndarray) -> np.ndarray:
-    """The running median, of as many steps as there are at the ends."""
+def running_median(differences: np.ndarray) -> np.ndarray:
+    """Return the running median of SMOOTH steps, fewer at the ends. Shape [N], as the input."""
     half = SMOOTH // 2
-    return np.array([np.median(apart[max(0, at - half) : at + half + 1]) for at in range(len(apart))])
+    return np.array([np.median(differences[max(0, step - half) : step + half + 1]) for step in range(len(differences))])

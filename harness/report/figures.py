@@ -1,5 +1,5 @@
-"""Figures, as SVG and PNG: forest plots of the gaps of each workload and pass, every control's interval, and the
-same gaps in several runs and on several devices.
+"""Figures, as SVG and PNG: forest plots of the gaps of each workload and pass, the intervals of the A/A controls, and
+the same gaps in several runs and on several devices.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import usable
-from harness.launch import end_with_parent
-from harness.parts import LOOPS, TWIN
+from harness.analysis.gaps import is_included
+from harness.analysis.tables import Tables
+from harness.machine.parent import end_with_parent
 from harness.report.style import draw_styled
+from harness.study.parts import LOOPS, TWIN
 
 COLOURS = {
     "in_loop": "#c0392b",
@@ -32,128 +32,134 @@ MARKS = {
     "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
-CONTROLS = "controls"  # the figure of every A/A interval
-PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")  # run and device
-COUNTS = ("o", "s", "^", "D", "v", "P")  # thread counts of one run and device
-Drawn = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without ending
-Figures = dict[str, Callable[[Path], None]]  # file name without ending -> what draws it into a path without ending
+CONTROLS = "controls"  # the figure of all A/A intervals
+# Colours, one for each run and device.
+PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")
+COUNTS = ("o", "s", "^", "D", "v", "P")  # marks of the thread counts of a run and device
+FigureNames = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without suffix
+# File name without suffix -> function that draws the figure into a path without suffix.
+Figures = dict[str, Callable[[Path], None]]
 
 LOOP, ALONE = "loop", "alone"
 TITLES = {LOOP: "{}, {}", ALONE: "{}, {}: after a layer, and with hidden states given"}
 
 
-def group_of(gaps: pd.DataFrame) -> pd.Series:
-    """Which figure and table a gap belongs to."""
+def figure_group(gaps: pd.DataFrame) -> pd.Series:
+    """Return LOOP or ALONE for each gap: the group of its figure and table."""
     return gaps.recurrence.isin(LOOPS).map({True: LOOP, False: ALONE})
 
 
 @contextmanager
-def drawing(figures: Figures, folder: Path, others: Iterable[Callable[[], None]] = ()) -> Iterator[None]:
-    """Draw into a folder, and do the others, in processes beside what the caller does meanwhile; on leaving, the files
-    are there and the others done.
+def draw_in_background(figures: Figures, folder: Path, tasks: Iterable[Callable[[], None]] = ()) -> Iterator[None]:
+    """Draw figures into a folder, and run other tasks, in processes beside the body of the `with` statement.
 
-    Raises what any of it raised.
+    On leaving, all files are written and all tasks done. Raises what a figure or task raised.
+
     """
     folder.mkdir(parents=True, exist_ok=True)
     with drawers() as pool:
-        waiting = [pool.submit(other) for other in others]
-        waiting += [pool.submit(draw_styled, draw, folder / name) for name, draw in figures.items()]
+        futures = [pool.submit(task) for task in tasks]
+        futures += [pool.submit(draw_styled, draw, folder / name) for name, draw in figures.items()]
         yield
-        for one in waiting:
-            one.result()
+        for future in futures:
+            future.result()
 
 
-def forests(tables: Tables) -> tuple[Drawn, Figures]:
-    """A figure for every workload and pass that has gaps.
+def forest_plots(tables: Tables) -> tuple[FigureNames, Figures]:
+    """Return the names of the figures of gaps, and the functions that draw them.
 
-    One for the recurrences with a loop of ours, one for hidden states that a layer made or that were given, and
-    CONTROLS for all the twins. A run of nothing but twins has that one alone.
+    Each workload and pass has a figure of the recurrences with our own loops, and one of hidden states that come from a
+    layer or are precomputed. CONTROLS shows all A/A controls; a run of nothing but controls has that figure alone.
     """
-    twins = tables.gaps.contender.eq(TWIN)
-    gaps = tables.gaps[~twins.all() | ~twins]
-    grouped = gaps.groupby([group_of(gaps), "workload", "pass"], sort=True)
-    parts = {(str(key[0]), str(key[1]), str(key[2])): part for key, part in grouped}
-    drawn = {key: f"{'gap' if key[0] == LOOP else 'alone'}-{'-'.join(key[1:])}" for key in parts}
+    controls = tables.gaps.contender.eq(TWIN)
+    gaps = tables.gaps[~controls.all() | ~controls]
+    groups = gaps.groupby([figure_group(gaps), "workload", "pass"], sort=True)
+    parts = {(str(key[0]), str(key[1]), str(key[2])): part for key, part in groups}
+    names = {key: f"{'gap' if key[0] == LOOP else 'alone'}-{'-'.join(key[1:])}" for key in parts}
     figures: Figures = {
-        drawn[key]: partial(_forest, part, TITLES[key[0]].format(*key[1:]), tables.study.margin)
+        names[key]: partial(_draw_forest, part, TITLES[key[0]].format(*key[1:]), tables.study.margin)
         for key, part in parts.items()
     }
-    known = tables.gaps[twins & tables.gaps.ci_low.notna()]
-    if len(known):
-        figures[CONTROLS] = partial(_controls, known)
-    return drawn, figures
+    intervals = tables.gaps[controls & tables.gaps.ci_low.notna()]
+    if len(intervals):
+        figures[CONTROLS] = partial(_draw_controls, intervals)
+    return names, figures
 
 
 def drawers() -> ProcessPoolExecutor:
-    """Processes to draw in, which end when this one is killed."""
+    """Return a pool of processes to draw in; they end when this process is killed."""
     return ProcessPoolExecutor(mp_context=get_context("fork"), initializer=end_with_parent)
 
 
-def _controls(twins: pd.DataFrame, path: Path) -> None:
-    """Every A/A interval, in order of its ratio: 19 of 20 should hold 1."""
+def _draw_controls(controls: pd.DataFrame, path: Path) -> None:
+    """Draw all A/A intervals, in order of their ratios: 19 of 20 should contain 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
-    ordered = twins.sort_values("ratio", kind="stable").reset_index(drop=True)
-    for holds, colour in ((True, COLOURS[TWIN]), (False, COLOURS["in_loop"])):
-        rows = ordered[ordered.trusted == holds]
+    frame = controls.sort_values("ratio", kind="stable").reset_index(drop=True)
+    for passed, colour in ((True, COLOURS[TWIN]), (False, COLOURS["in_loop"])):
+        rows = frame[frame.trusted == passed]
         error = [rows.ratio - rows.ci_low, rows.ci_high - rows.ratio]
-        label = f"{len(rows)} that {'hold' if holds else 'miss'} 1"
+        label = f"{len(rows)} that {'hold' if passed else 'miss'} 1"
         axes.errorbar(
             rows.index, rows.ratio, yerr=error, fmt=".", color=colour, markersize=3, linewidth=0.8, label=label
         )
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(yscale="log", xticks=[], ylabel="batched / batched")
-    axes.set_ylim(limits := (ordered.ci_low.min() / 1.05, ordered.ci_high.max() * 1.05))
-    _ticks(axes.yaxis, *limits)
-    axes.set_title(f"{len(twins)} controls in order of their ratio, 95% intervals over processes", loc="left")
+    axes.set_ylim(limits := (frame.ci_low.min() / 1.05, frame.ci_high.max() * 1.05))
+    _set_ticks(axes.yaxis, *limits)
+    axes.set_title(f"{len(controls)} controls in order of their ratio, 95% intervals over processes", loc="left")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save(figure: Any, path: Path) -> None:
-    """As SVG and PNG, the same bytes each time."""
+def save_figure(figure: Any, path: Path) -> None:
+    """Save as SVG and PNG, with the same bytes each time."""
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
 
 
-def _forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
+def _draw_forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which takes longer to import than a figure to draw
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    part = part.assign(seat=[seat(row) for row in part.to_dict("records")])
-    seats = list(dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).seat))
+    part = part.assign(configuration=[configuration_name(row) for row in part.to_dict("records")])
+    configurations = list(
+        dict.fromkeys(part.sort_values(["device", "framework", "execution", "recurrence", "threads"]).configuration)
+    )
     layout = ConstrainedLayoutEngine()
     wide = part.contender.nunique() > 3
-    figure = Figure(figsize=(8, 1.5 + (0.55 if wide else 0.34) * len(seats)), layout=layout)
+    figure = Figure(figsize=(8, 1.5 + (0.55 if wide else 0.34) * len(configurations)), layout=layout)
     axes = figure.subplots()
-    _around_1(axes, margin)
-    there = [contender for contender in COLOURS if (part.contender == contender).any()]
-    offsets = [0.6 * (at / max(1, len(there) - 1) - 0.5) for at in range(len(there))]
-    for offset, contender in zip(offsets, there, strict=True):
-        for kept, alpha in ((usable(part), 1.0), (~usable(part), 0.3)):
-            rows = part[kept & (part.contender == contender)]
+    _draw_margin(axes, margin)
+    contenders = [contender for contender in COLOURS if (part.contender == contender).any()]
+    offsets = [0.6 * (index / max(1, len(contenders) - 1) - 0.5) for index in range(len(contenders))]
+    for offset, contender in zip(offsets, contenders, strict=True):
+        for mask, alpha in ((is_included(part), 1.0), (~is_included(part), 0.3)):
+            rows = part[mask & (part.contender == contender)]
             style: dict[str, Any] = {"fmt": MARKS[contender], "color": COLOURS[contender], "alpha": alpha}
             label = LABELS[contender] if alpha == 1 else None
-            _intervals(axes, rows, [seats.index(s) + offset for s in rows.seat], label=label, **style)
+            _draw_intervals(
+                axes, rows, [configurations.index(name) + offset for name in rows.configuration], label=label, **style
+            )
     axes.set_xscale("log")
     low, high = part.ratio.min(), part.ratio.max()
     axes.set_xlim(limits := (min(0.9, low / 1.05), max(1.1, high * 1.05)))
-    _ticks(axes.xaxis, *limits)
-    axes.set_yticks(range(len(seats)), seats)
-    axes.set_ylim(len(seats) - 0.5, -0.5)
+    _set_ticks(axes.xaxis, *limits)
+    axes.set_yticks(range(len(configurations)), configurations)
+    axes.set_ylim(len(configurations) - 0.5, -0.5)
     axes.grid(axis="y", color="#f0f0f0")
     axes.set_xlabel("ratio of times, log scale (95% interval over processes)\nright of 1: projecting once is faster")
-    axes.set_title(title, loc="left", fontweight="bold", y=1.0)  # with y unsaid it would look for labels above
+    axes.set_title(title, loc="left", fontweight="bold", y=1.0)  # without y, matplotlib would look for labels above
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both files
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def sides(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> None:
-    """The same gaps in several columns, a panel a contender: a colour for each run and device.
+def draw_side_by_side(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> None:
+    """Draw the same gaps in several columns: a panel for each contender, a colour for each run and device.
 
     Columns of `rows`: program, contender, column, place (its run and device), ratio, ci_low, ci_high, kept.
     """
@@ -161,65 +167,66 @@ def sides(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> N
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     programs, contenders = list(dict.fromkeys(rows.program)), list(dict.fromkeys(rows.contender))
-    styles = _styles(rows)
+    styles = _column_styles(rows)
     height = 1.6 + 0.17 * len(styles) + (0.14 + 0.1 * len(styles)) * len(programs)
     layout = ConstrainedLayoutEngine()
     figure = Figure(figsize=(9, height), layout=layout)
     panels = figure.subplots(1, len(contenders), sharey=True, squeeze=False)[0]
     for axes, contender in zip(panels, contenders, strict=True):
-        _panel(axes, rows[rows.contender == contender], programs, styles, margin)
+        _draw_panel(axes, rows[rows.contender == contender], programs, styles, margin)
         axes.set_title(LABELS[contender])
         axes.set_xlabel("ratio of times, log scale (95% interval)\nright of 1: projecting once is faster")
     figure.suptitle(title, fontweight="bold")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Column -> how it is drawn: the colour is its run's and device's, the mark its thread count's."""
-    found: dict[str, dict[str, Any]] = {}
-    for at, (_, part) in enumerate(rows.groupby("place", sort=True)):
+def _column_styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return each column's style: a colour for its run and device, a mark for its thread count."""
+    styles: dict[str, dict[str, Any]] = {}
+    for index, (_, part) in enumerate(rows.groupby("place", sort=True)):
         for mark, column in zip(cycle(COUNTS), dict.fromkeys(part.column), strict=False):
-            found[column] = {"color": PLACES[at % len(PLACES)], "fmt": mark}
-    return found
+            styles[column] = {"color": PLACES[index % len(PLACES)], "fmt": mark}
+    return styles
 
 
-def _panel(
+def _draw_panel(
     axes: Any, rows: pd.DataFrame, programs: list[str], styles: dict[str, dict[str, Any]], margin: float | None
 ) -> None:
-    """One contender's gaps, a row a program; pale what is not counted."""
+    """Draw one contender's gaps, a row for each program; gaps that are not included are pale."""
     if margin is not None:
-        _around_1(axes, margin)
-    for at in range(0, len(programs), 2):
-        axes.axhspan(at - 0.5, at + 0.5, color="#f6f6f6", zorder=-1)
-    offsets = [0.7 * (at / max(1, len(styles) - 1) - 0.5) for at in range(len(styles))]
+        _draw_margin(axes, margin)
+    for index in range(0, len(programs), 2):
+        axes.axhspan(index - 0.5, index + 0.5, color="#f6f6f6", zorder=-1)
+    offsets = [0.7 * (index / max(1, len(styles) - 1) - 0.5) for index in range(len(styles))]
     for offset, (column, style) in zip(offsets, styles.items(), strict=True):
-        for kept, alpha in ((rows.kept, 1.0), (~rows.kept, 0.3)):
-            part = rows[kept & (rows.column == column)]
+        for mask, alpha in ((rows.kept, 1.0), (~rows.kept, 0.3)):
+            part = rows[mask & (rows.column == column)]
             y = [programs.index(program) + offset for program in part.program]
-            _intervals(axes, part, y, label=column if alpha == 1 else None, alpha=alpha, **style)
+            _draw_intervals(axes, part, y, label=column if alpha == 1 else None, alpha=alpha, **style)
     axes.set_xscale("log")
     axes.set_xlim(limits := (min(0.9, rows.ratio.min() / 1.05), max(1.1, rows.ratio.max() * 1.05)))
-    _ticks(axes.xaxis, *limits)
+    _set_ticks(axes.xaxis, *limits)
     axes.set_yticks(range(len(programs)), programs)
     axes.set_ylim(len(programs) - 0.5, -0.5)
 
 
-def _around_1(axes: Any, margin: float) -> None:
+def _draw_margin(axes: Any, margin: float) -> None:
+    """Draw the margin and a line at a ratio of 1."""
     axes.axvspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0, label=f"±{margin:.0%} margin")
     axes.axvline(1, color="black", linewidth=0.8, zorder=1)
 
 
-def _intervals(axes: Any, rows: pd.DataFrame, y: list[float], **style: Any) -> None:
-    """Ratios with their intervals, where they have one."""
+def _draw_intervals(axes: Any, rows: pd.DataFrame, y: list[float], **style: Any) -> None:
+    """Draw ratios with their intervals, where they have one."""
     error = [(rows.ratio - rows.ci_low).fillna(0), (rows.ci_high - rows.ratio).fillna(0)]
     axes.errorbar(rows.ratio, y, xerr=error, markersize=4, linewidth=1.2, **style)
 
 
-def _ticks(axis: Any, low: float, high: float) -> None:
-    """Ticks at round ratios, named as ratios; intervals that leave the axis are cut at its edge."""
+def _set_ticks(axis: Any, low: float, high: float) -> None:
+    """Set ticks at round ratios between two limits, named as ratios."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     if high / low < 6:
@@ -232,13 +239,13 @@ def _ticks(axis: Any, low: float, high: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def seat(row: dict[str, Any]) -> str:
-    """How a row of a figure or table is called."""
+def configuration_name(row: dict[str, Any]) -> str:
+    """Return the name of a row of a figure or table: program, device and threads."""
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-    return f"{program(row, '' if row['device'] == 'cpu' else row['device'])}, {threads}"
+    return f"{program_name(row, '' if row['device'] == 'cpu' else row['device'])}, {threads}"
 
 
-def program(row: dict[str, Any], device: str = "") -> str:
-    """How a row is called that several devices and thread counts have."""
+def program_name(row: dict[str, Any], device: str = "") -> str:
+    """Return the name of a row that several devices and thread counts share."""
     precision = "" if row["precision"] == "fp32" else row["precision"]
     return " ".join(filter(None, (row["framework"], row["execution"], device, precision, row["recurrence"])))

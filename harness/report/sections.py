@@ -1,4 +1,4 @@
-"""The gaps, workload by workload: the figures and the tables behind them."""
+"""The gaps by workload and pass: the figures, and the tables behind them."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,101 +6,117 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import Tables
-from harness.gaps import CONTENDERS, SEAT
-from harness.parts import BATCHED, TWIN
-from harness.pilot import HEADLINE
+from harness.analysis.gaps import CONTENDERS
+from harness.analysis.sample_size import HEADLINE
+from harness.analysis.stats import UNKNOWN, half_width
+from harness.analysis.tables import Tables
 from harness.report import causes
-from harness.report.figures import ALONE, LOOP, Drawn, group_of
-from harness.report.figures import seat as seat_name
+from harness.report.figures import ALONE, LOOP, FigureNames, configuration_name, figure_group
 from harness.report.markdown import Row, ratio, seconds, sizes, table
-from harness.stats import UNKNOWN, half_width
+from harness.study.configuration import CONFIG
+from harness.study.parts import BATCHED, TWIN
 
 LOOP_FORMS = ("none", "in_loop", "per_step", BATCHED)
 
 
-def mark(twin: Row, margin: float) -> str:
-    """What a block's A/A control says of it: untrusted when it misses 1, coarse when wider than the margin."""
-    if not twin["trusted"]:
+def control_mark(control: Row, margin: float) -> str:
+    """Return a block's mark by its A/A control: untrusted if that misses 1, coarse if it is wider than the margin."""
+    if not control["trusted"]:
         return "⚠ untrusted"
-    return "coarse" if half_width(twin["ci_low"], twin["ci_high"]) > margin else ""
+    return "coarse" if half_width(control["ci_low"], control["ci_high"]) > margin else ""
 
 
-def everything(tables: Tables, drawn: Drawn) -> list[Row]:
-    """Every workload and pass: its sizes, its figures, and the tables behind them."""
-    found, issued = [], causes.by_place(tables)
-    for workload, pass_ in sorted({key[1:] for key in drawn}):
+def context(tables: Tables, figure_names: FigureNames) -> list[Row]:
+    """Return for each workload and pass its sizes, its figures, and the tables behind them."""
+    sections, products = [], causes.product_counts(tables)
+    for workload, pass_ in sorted({key[1:] for key in figure_names}):
         times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
         gaps = tables.gaps[(tables.gaps.workload == workload) & (tables.gaps["pass"] == pass_)]
-        loop, alone = (gaps[group_of(gaps) == group] for group in (LOOP, ALONE))
-        found.append(
+        loop_gaps, other_gaps = (gaps[figure_group(gaps) == group] for group in (LOOP, ALONE))
+        sections.append(
             {
                 "workload": workload,
                 "pass": pass_,
                 "figures": [
-                    drawn[group, workload, pass_] for group in (LOOP, ALONE) if (group, workload, pass_) in drawn
+                    figure_names[group, workload, pass_]
+                    for group in (LOOP, ALONE)
+                    if (group, workload, pass_) in figure_names
                 ],
-                "loop": _gaps(tables, issued, loop, times, LOOP_FORMS) if len(loop) else "",
-                "alone": _gaps(tables, issued, alone, times, (BATCHED,)) if len(alone) else "",
+                "loop": _gap_table(tables, products, loop_gaps, times, LOOP_FORMS) if len(loop_gaps) else "",
+                "alone": _gap_table(tables, products, other_gaps, times, (BATCHED,)) if len(other_gaps) else "",
                 "sizes": sizes(times.iloc[0]),
             }
         )
-    return found
+    return sections
 
 
-def _gaps(tables: Tables, issued: causes.Found, gaps: pd.DataFrame, times: pd.DataFrame, shown: Sequence[str]) -> str:
-    """A row for each place: absolute times of the projections `shown`, and every ratio with its products."""
+def _gap_table(
+    tables: Tables, products: causes.ProductCounts, gaps: pd.DataFrame, times: pd.DataFrame, projections: Sequence[str]
+) -> str:
+    """Return a table with a row for each configuration and recurrence.
+
+    A row holds the absolute times of `projections`, and every ratio with its products.
+    """
     contenders = _contenders(gaps)
-    return table(_names(shown, contenders), _rows(tables, issued, gaps, times, shown, contenders))
+    return table(
+        _column_names(projections, contenders), _gap_rows(tables, products, gaps, times, projections, contenders)
+    )
 
 
-def prototypes(tables: Tables) -> str:
-    """A row for each place, workload and pass of what is marked as a prototype; nothing where there is none."""
+def prototype_table(tables: Tables) -> str:
+    """Return a table of what is marked as a prototype; "" if there is none.
+
+    It has a row for each configuration, recurrence, workload and pass.
+    """
     if tables.prototypes.empty:
         return ""
-    rows, issued, contenders = [], causes.by_place(tables), _contenders(tables.prototypes)
+    rows, products, contenders = [], causes.product_counts(tables), _contenders(tables.prototypes)
     for (workload, pass_), gaps in tables.prototypes.groupby(["workload", "pass"], sort=True):
         times = tables.times[(tables.times.workload == workload) & (tables.times["pass"] == pass_)]
-        made = _rows(tables, issued, gaps, times, LOOP_FORMS, contenders)
-        rows += [[f"{workload}, {pass_}", *row] for row in made]
-    return table(["", *_names(LOOP_FORMS, contenders)], rows)
+        place_rows = _gap_rows(tables, products, gaps, times, LOOP_FORMS, contenders)
+        rows += [[f"{workload}, {pass_}", *row] for row in place_rows]
+    return table(["", *_column_names(LOOP_FORMS, contenders)], rows)
 
 
 def _contenders(gaps: pd.DataFrame) -> list[str]:
-    return [c for c in CONTENDERS if c != TWIN and (gaps.contender == c).any()]
+    return [name for name in CONTENDERS if name != TWIN and (gaps.contender == name).any()]
 
 
-def _names(shown: Sequence[str], contenders: list[str]) -> list[str]:
+def _column_names(projections: Sequence[str], contenders: list[str]) -> list[str]:
     products = f"products: {' · '.join([*contenders, BATCHED])}"
-    return ["", *shown, *(f"{c}/{BATCHED}" for c in contenders), products, "A/A", "processes × rounds"]
+    return ["", *projections, *(f"{name}/{BATCHED}" for name in contenders), products, "A/A", "processes × rounds"]
 
 
-def _rows(
+def _gap_rows(
     tables: Tables,
-    issued: causes.Found,
+    products: causes.ProductCounts,
     gaps: pd.DataFrame,
     times: pd.DataFrame,
-    shown: Sequence[str],
+    projections: Sequence[str],
     contenders: list[str],
 ) -> list[list[str]]:
-    """A row for each place of one workload and pass, in the order of `_names`."""
-    key = [*SEAT, "recurrence"]
-    absolute = times.groupby([*key, "projection"], sort=True).median_s.median().to_dict()
+    """Return a row for each configuration and recurrence of one workload and pass, in the column order of `_names`."""
+    key = [*CONFIG, "recurrence"]
+    medians_s = times.groupby([*key, "projection"], sort=True).median_s.median().to_dict()
     places: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in gaps.to_dict("records"):
         places.setdefault(tuple(row[name] for name in key), {})[row["contender"]] = row
     rows = []
     for values in sorted(places):
-        by = places[values]
-        place = next(iter(by.values()))
-        each = [seconds(absolute.get((*values, p))) for p in shown]
-        ratios = [ratio(by[c]) if c in by else "–" for c in contenders]
-        marked = {"verdict": mark(by[TWIN], tables.study.margin), "direction": UNKNOWN} if TWIN in by else {}
-        twin = ratio(by[TWIN] | marked) if TWIN in by else "–"
-        needed = max((by[c]["needs"] for c in HEADLINE if c in by and by[c]["needs"] > 0), default=0)
-        further = f", {int(needed)} more" if needed else ""
-        processes = max(row["processes"] for row in by.values())
-        rounds = statistics.median(row["rounds"] for row in by.values())
-        counts = causes.counts(issued, place, [*contenders, BATCHED])
-        rows.append([seat_name(place), *each, *ratios, counts, twin, f"{processes} × {rounds:g}{further}"])
+        group = places[values]
+        place = next(iter(group.values()))
+        medians = [seconds(medians_s.get((*values, projection))) for projection in projections]
+        ratios = [ratio(group[name]) if name in group else "–" for name in contenders]
+        flags = (
+            {"verdict": control_mark(group[TWIN], tables.study.margin), "direction": UNKNOWN} if TWIN in group else {}
+        )
+        control = ratio(group[TWIN] | flags) if TWIN in group else "–"
+        more = max((group[name]["needs"] for name in HEADLINE if name in group and group[name]["needs"] > 0), default=0)
+        further = f", {int(more)} more" if more else ""
+        processes = max(row["processes"] for row in group.values())
+        rounds = statistics.median(row["rounds"] for row in group.values())
+        counts = causes.format_product_counts(products, place, [*contenders, BATCHED])
+        rows.append(
+            [configuration_name(place), *medians, *ratios, counts, control, f"{processes} × {rounds:g}{further}"]
+        )
     return rows

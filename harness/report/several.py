@@ -1,4 +1,4 @@
-"""One report of several runs: side by side, and then each by itself. Nothing is merged, nothing averaged."""
+"""One report of several runs: a comparison, then each run's own report. No records are merged or averaged."""
 
 import os
 from collections import Counter
@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.analysis import Tables
-from harness.folders import naming
-from harness.refused import Refused
-from harness.report import body, comparison, figures, make, rendered, tables, uncollected, words, written
+from harness.analysis.tables import Tables
+from harness.errors import UsageError
+from harness.machine.folders import add_path_to_errors
+from harness.report import (
+    body,
+    comparison,
+    figures,
+    make_folders,
+    no_garbage_collection,
+    read_tables,
+    render,
+    summary,
+    write_markdown,
+)
 from harness.report.markdown import sizes, table
-from harness.study import plain, repeated
+from harness.study.study import first_duplicate, slugify
 
 UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "figures")  # as a run's label
 Value = TypeVar("Value")
@@ -20,117 +30,117 @@ SHOWN = 12  # characters of a SHA-256
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A run and the folder that it was read from."""
+class MeasuredRun:
+    """A run's tables and the folder that they were read from."""
 
     folder: Path
     tables: Tables
 
 
-Runs = dict[str, Measured]  # by their labels, in the labels' order
+Runs = dict[str, MeasuredRun]  # by label, sorted by label
 
 
-@uncollected()
+@no_garbage_collection()
 def write(folders: list[Path], out: Path | None) -> Path:
-    """Write report.md of several runs into `out`, and each one's figures and tables into a folder of its label there.
+    """Write report.md of several runs into `out`, and each run's figures and tables into `out` / its label.
 
-    Returns the report's path. Raises Refused on records that can not be read, on a folder given twice, and on an
-    `out` that can not be had: nothing is changed in `folders`.
+    Returns the report's path. Nothing is changed in `folders`. Raises UsageError on records that cannot be read, on a
+    folder that is given twice, and on an `out` that is None or cannot be created.
     """
     if out is None:
-        raise Refused("a report of several runs needs a folder of its own: give --out")
-    _check(folders, out)
-    runs = labelled([Measured(folder, tables(folder)) for folder in folders])
-    make([out, *(out / label for label in runs)])
-    found = comparison.compared({label: run.tables for label, run in runs.items()})
+        raise UsageError("a report of several runs needs a folder of its own: give --out")
+    _check_folders(folders, out)
+    runs = label_runs([MeasuredRun(folder, read_tables(folder)) for folder in folders])
+    make_folders([out, *(out / label for label in runs)])
+    gaps = comparison.shared_gaps({label: run.tables for label, run in runs.items()})
     variables = {
-        "runs": [{"label": label, "sentence": words.sentence(run.tables)} for label, run in runs.items()],
-        "machines": machines(runs),
+        "runs": [{"label": label, "sentence": summary.short_answer(run.tables)} for label, run in runs.items()],
+        "machines": machine_table(runs),
         "differences": differences(runs),
-        "comparison": comparison.everything(found),
+        "comparison": comparison.context(gaps),
     }
-    with naming(out):
-        if drawn := comparison.drawings(found, {run.tables.study.margin for run in runs.values()}):
-            with figures.drawing(drawn, out / "figures"):
+    with add_path_to_errors(out):
+        if drawings := comparison.drawings(gaps, {run.tables.study.margin for run in runs.values()}):
+            with figures.draw_in_background(drawings, out / "figures"):
                 pass
-        bodies = [within(body(run.tables, run.folder, out / label), label) for label, run in runs.items()]
-        return written(rendered("several.md.j2", variables | {"bodies": bodies}), out)
+        bodies = [nest_report(body(run.tables, run.folder, out / label), label) for label, run in runs.items()]
+        return write_markdown(render("several.md.j2", variables | {"bodies": bodies}), out)
 
 
-def _check(folders: list[Path], out: Path) -> None:
-    """Raises Refused on a folder given twice, and on an `out` that holds one of them or lies in one."""
-    place, seen = _real(out), set[Path]()
+def _check_folders(folders: list[Path], out: Path) -> None:
+    """Raise UsageError on a folder that is given twice, and on an `out` that contains one of them or lies in one."""
+    target, resolved_folders = _real_path(out), set[Path]()
     for folder in folders:
-        mine = _real(folder)
-        if mine in seen:
-            raise Refused(f"{folder} is given twice")
-        if place.is_relative_to(mine) or mine.is_relative_to(place):
-            raise Refused(f"--out {out} must lie apart from the runs, and not hold {folder} or lie in it")
-        seen.add(mine)
+        resolved = _real_path(folder)
+        if resolved in resolved_folders:
+            raise UsageError(f"{folder} is given twice")
+        if target.is_relative_to(resolved) or resolved.is_relative_to(target):
+            raise UsageError(f"--out {out} must lie apart from the runs, and not hold {folder} or lie in it")
+        resolved_folders.add(resolved)
 
 
-def _real(folder: Path) -> Path:
-    """Where a folder really lies; links in a circle, which have no such place, stay as they are."""
+def _real_path(folder: Path) -> Path:
+    """Return a folder's path without symbolic links; circular links, which have no target, stay as they are."""
     return Path(os.path.realpath(folder))
 
 
-def labelled(runs: list[Measured]) -> Runs:
-    """The runs under labels that do not depend on their order: the folder's name, where it tells them apart.
+def label_runs(runs: list[MeasuredRun]) -> Runs:
+    """Label the runs, independently of their order, by their folders' names.
 
-    Where two have the same, or it says nothing, the label is made of the day and the machine; where that does not tell
-    them apart either, they are numbered in the order they were measured.
+    Where two runs share a name, or it is one of UNHELPFUL, the label is made of the day and the machine. Runs that
+    share this label too are numbered in the order they were measured.
     """
-    names = [plain(run.folder.resolve().name) for run in runs]
+    names = [slugify(run.folder.resolve().name) for run in runs]
     count = Counter(map(str.lower, names))
-    found: Runs = {}
+    labelled_runs: Runs = {}
     unnamed = []
     for name, run in zip(names, runs, strict=True):
         if count[name.lower()] == 1 and name.lower() not in UNHELPFUL:
-            found[name] = run
+            labelled_runs[name] = run
         else:
-            unnamed.append((_machine(run.tables), run))
-    for label, run in sorted(unnamed, key=_order):
+            unnamed.append((_machine_label(run.tables), run))
+    for label, run in sorted(unnamed, key=_sort_key):
         number, unique = 1, label
-        while repeated([*found, unique]):
+        while first_duplicate([*labelled_runs, unique]):
             number += 1
             unique = f"{label}-{number}"
-        found[unique] = run
-    return dict(sorted(found.items()))
+        labelled_runs[unique] = run
+    return dict(sorted(labelled_runs.items()))
 
 
-def _order(told: tuple[str, Measured]) -> tuple[str, ...]:
-    label, run = told
-    return label, *words.measured(run.tables), str(run.folder.resolve())
+def _sort_key(item: tuple[str, MeasuredRun]) -> tuple[str, ...]:
+    label, run = item
+    return label, *summary.measurement_span(run.tables), str(run.folder.resolve())
 
 
-def _machine(tables: Tables) -> str:
-    """The day and the processor, as folders of reports are named."""
-    machine = tables.heading["basis"]["machine"]
-    day = words.measured(tables)[0].partition("T")[0]
-    return plain(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
+def _machine_label(tables: Tables) -> str:
+    """Return the day and the processor as a label, in the form of the names of report folders."""
+    machine = tables.header.basis.machine
+    day = summary.measurement_span(tables)[0].partition("T")[0]
+    return slugify(f"{day} {machine.get('cpu', 'machine')} {machine.get('cores', '')} cores".lower())
 
 
-def machines(runs: Runs) -> str:
-    """A row for each fact, a column for each run."""
-    facts = {label: _facts(run.tables) for label, run in runs.items()}
-    names = dict.fromkeys(name for each in facts.values() for name in each)
-    return table(["", *facts], [[name, *(each.get(name, "–") for each in facts.values())] for name in names])
+def machine_table(runs: Runs) -> str:
+    """Tabulate the facts of the runs: a row for each fact, a column for each run."""
+    facts = {label: _run_facts(run.tables) for label, run in runs.items()}
+    names = dict.fromkeys(name for values in facts.values() for name in values)
+    return table(["", *facts], [[name, *(values.get(name, "–") for values in facts.values())] for name in names])
 
 
-def _facts(tables: Tables) -> dict[str, Any]:
-    """What a reader must know of a run to judge its numbers."""
-    basis, blocks = tables.heading["basis"], tables.blocks
+def _run_facts(tables: Tables) -> dict[str, Any]:
+    """Return the facts about a run that a reader needs to judge its numbers."""
+    basis, blocks = tables.header.basis, tables.blocks
     versions = {
-        framework: ", ".join(f"{name} {version}" for name, version in found.items()) or "not there"
-        for framework, found in basis["versions"].items()
+        framework: ", ".join(f"{name} {version}" for name, version in versions_by_package.items()) or "not there"
+        for framework, versions_by_package in basis.versions.items()
         if framework != "libraries"
     }
-    began, ended = words.measured(tables)
+    began, ended = summary.measurement_span(tables)
     return {
-        "devices": ", ".join(sorted({block["device"] for block in blocks})) or "–",
-        **basis["machine"],
+        "devices": ", ".join(sorted({block.configuration.device for block in blocks})) or "–",
+        **basis.machine,
         **versions,
-        "code": f"{basis['code']['commit']} (hash {basis['code']['hash']})",
+        "code": f"{basis.code.commit} (hash {basis.code.hash})",
         "measured": f"{began} to {ended}",
         "blocks": len(blocks),
         "scale": tables.study.label,
@@ -139,46 +149,50 @@ def _facts(tables: Tables) -> dict[str, Any]:
 
 
 def differences(runs: Runs) -> list[str]:
-    """In what the runs are not the same study, a line each."""
-    of = _each(runs, lambda t: {w.name: sizes(w.model_dump()) for w in t.study.workloads})
-    weights = _each(runs, lambda t: {file: hash_[:SHOWN] for file, hash_ in t.heading["weights"].items()})
-    every = [
-        _differ("the code that measured (its hash)", _each(runs, lambda t: t.heading["basis"]["code"]["hash"])),
-        _differ("how workers take memory", _each(runs, lambda t: t.study.memory)),
-        _differ("the margin", _each(runs, lambda t: f"{t.study.margin:.2%}")),
-        *_differ_in("workload {}", of),
-        *_differ_in("`{}` (its SHA-256)", weights),
+    """List the ways in which the runs are not the same study, a line for each."""
+    # Label -> name -> value
+    sizes_by_run = _map_runs(runs, lambda t: {w.name: sizes(w.model_dump()) for w in t.study.workloads})
+    weights = _map_runs(runs, lambda t: {file: hash_[:SHOWN] for file, hash_ in t.header.weights.items()})
+    lines = [
+        _describe_difference("the code that measured (its hash)", _map_runs(runs, lambda t: t.header.basis.code.hash)),
+        _describe_difference("how workers take memory", _map_runs(runs, lambda t: t.study.memory)),
+        _describe_difference("the margin", _map_runs(runs, lambda t: f"{t.study.margin:.2%}")),
+        *_describe_differences("workload {}", sizes_by_run),
+        *_describe_differences("`{}` (its SHA-256)", weights),
     ]
-    return [line for line in every if line]
+    return [line for line in lines if line]
 
 
-def _differ_in(what: str, values: dict[str, dict[str, str]]) -> list[str]:
-    """Of each name that two labels have."""
-    names = sorted({name for one in values.values() for name in one})
+def _describe_differences(what: str, values: dict[str, dict[str, str]]) -> list[str]:
+    """Describe the differences under each name; `values` maps a label to the values by name."""
+    names = sorted({name for entries in values.values() for name in entries})
     return [
-        _differ(what.format(name), {label: one[name] for label, one in values.items() if name in one}) for name in names
+        _describe_difference(
+            what.format(name), {label: entries[name] for label, entries in values.items() if name in entries}
+        )
+        for name in names
     ]
 
 
-def _each(runs: Runs, fact: Callable[[Tables], Value]) -> dict[str, Value]:
+def _map_runs(runs: Runs, fact: Callable[[Tables], Value]) -> dict[str, Value]:
     return {label: fact(run.tables) for label, run in runs.items()}
 
 
-def _differ(what: str, values: dict[str, str]) -> str:
-    """Which value which label has; nothing where all have the same."""
+def _describe_difference(what: str, values: dict[str, str]) -> str:
+    """Describe which labels have which value; return an empty string where all have the same."""
     if len(set(values.values())) < 2:
         return ""
-    each = (
-        f"{value} in {' and '.join(label for label, its in values.items() if its == value)}"
+    parts = (
+        f"{value} in {' and '.join(label for label, own in values.items() if own == value)}"
         for value in sorted(set(values.values()))
     )
-    return f"{what}: {'; '.join(each)}"
+    return f"{what}: {'; '.join(parts)}"
 
 
-def within(text: str, label: str) -> str:
-    """A run's report as a part of a larger one.
+def nest_report(text: str, label: str) -> str:
+    """Return a run's report as a part of a larger one.
 
-    Its title begins with the label, its headings are one level lower, its figures lie in the label's folder.
+    Its title begins with the label, its headings are one level lower, and its figures lie in the label's folder.
     """
     lines, code = [], False
     for line in text.replace("# ", f"# {label}: ", 1).split("\n"):
@@ -186,8 +200,8 @@ def within(text: str, label: str) -> str:
         if not code and line.startswith("#"):
             lines.append(f"#{line}")
         elif not code and line.startswith("!["):
-            said, _, path = line.rpartition("](")
-            lines.append(f"{said}]({label}/{path}")
+            caption, _, path = line.rpartition("](")
+            lines.append(f"{caption}]({label}/{path}")
         else:
             lines.append(line)
     return "\n".join(lines)

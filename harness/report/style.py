@@ -1,8 +1,8 @@
-"""matplotlib, and the style of all figures: this project's, whatever configuration the user has for his own.
+"""matplotlib and the style of all figures, which is this project's whatever matplotlib configuration the user has.
 
-What matplotlib reads when it is imported: `matplotlibrc` of the current folder, of MATPLOTLIBRC and of a folder in
-HOME, MPLBACKEND, and a list of the system's fonts, which it keeps in HOME. A backend that is not there, or a file that
-is not text, ends the import. Here it finds none of them and keeps nothing.
+On import, matplotlib reads `matplotlibrc` (from the current folder, MATPLOTLIBRC, or a folder in HOME), MPLBACKEND, and
+a list of the system's fonts that it stores in HOME. A backend that is not available, or a file that is not text, makes
+the import fail. Importing it here reads none of these and stores nothing.
 """
 
 import logging
@@ -19,9 +19,9 @@ STYLE: Any = {"svg.hashsalt": "fusegap", "font.family": "DejaVu Sans", "font.siz
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """Without the user's variables, and with one that has matplotlib know only the fonts that it brings."""
-    before = dict(os.environ)
+def _clean_environment() -> Iterator[None]:
+    """Remove the user's matplotlib variables, and restrict matplotlib to the fonts that it ships; restore on exit."""
+    variables = dict(os.environ)
     for name in IGNORED:
         os.environ.pop(name, None)
     os.environ["MPL_IGNORE_SYSTEM_FONTS"] = "1"
@@ -29,55 +29,55 @@ def _environment() -> Iterator[None]:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(variables)
 
 
 @contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """With another current folder; the one before may have been removed meanwhile."""
-    before = os.open(".", os.O_PATH)
+def _change_folder(folder: Path) -> Iterator[None]:
+    """Change the current folder, and return to the previous one on exit, even if it has been removed meanwhile."""
+    descriptor = os.open(".", os.O_PATH)
     os.chdir(folder)
     try:
         yield
     finally:
-        os.fchdir(before)
-        os.close(before)
+        os.fchdir(descriptor)
+        os.close(descriptor)
 
 
-def _import() -> Any:
-    """matplotlib with its own defaults. Raises ImportError where it is not installed."""
+def _import_matplotlib() -> Any:
+    """Import matplotlib with its own defaults. Raises ImportError where it is not installed."""
     spec = find_spec("matplotlib")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]
-    own = Path(spec.submodule_search_locations[0]) / "mpl-data"  # the first place it looks in is the current folder
+    data_folder = Path(spec.submodule_search_locations[0]) / "mpl-data"  # matplotlib looks in the current folder first
     log = logging.getLogger("matplotlib.font_manager")
     level = log.level
-    with _environment(), _inside(own):
+    with _clean_environment(), _change_folder(data_folder):
         import matplotlib
 
-        # Nothing is read from HOME, or left there.
+        # Read nothing from HOME and store nothing there.
         matplotlib.get_cachedir = matplotlib.get_configdir = lambda: os.devnull
-        log.setLevel(logging.ERROR)  # it would warn of that
+        log.setLevel(logging.ERROR)  # matplotlib would warn about that
         import matplotlib.font_manager
 
         log.setLevel(level)
     return matplotlib
 
 
-mpl = _import()
+mpl = _import_matplotlib()
 DEFAULTS = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")}
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """Draw in this project's style, and leave the one before as it was."""
+def project_style() -> Iterator[None]:
+    """Apply this project's style within the `with` statement, and restore the previous style on exit."""
     with mpl.rc_context(DEFAULTS | STYLE):
         yield
 
 
 def draw_styled(draw: Callable[[Path], None], path: Path) -> None:
-    """Draw a figure into a path without ending, in this project's style."""
-    with styled():
+    """Draw a figure into a path without suffix, in this project's style."""
+    with project_style():
         draw(path)

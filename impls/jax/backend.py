@@ -1,6 +1,6 @@
-"""JAX behind the contract. JAX is imported late, in the worker, so that no one else needs it.
+"""The JAX backend. JAX is imported late, inside the worker, so that no other process needs it.
 
-eager is op by op, without jit. The loop of `lax.scan` is always compiled, so eager has no scan.
+The execution `eager` runs op by op, without jit. The loop of `lax.scan` is always compiled, so eager has no scan.
 """
 
 import functools
@@ -24,10 +24,10 @@ from impls.interface import (
     named,
     prove_counting,
 )
+from impls.jax import private
 
 MATMUL = "jax_default_matmul_precision"
 MATMULS = {"tf32": "tensorfloat32", "bf16": "default", "fp32": "highest", "fp64": "highest"}
-COMPILE_EVENTS = "/jax/core/compile/"
 NOT_EAGER = {
     "scan": "lax.scan compiles its loop even outside jit: it has no op-by-op form",
     "layer": "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form",
@@ -37,16 +37,16 @@ NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
 
 
 class Backend:
-    """See impls.interface.Backend."""
+    """The contract of impls.interface.Backend, fulfilled with JAX."""
 
     def __init__(self) -> None:
         self.compiled = 0
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        threads = {"PJRT_NPROC": str(settings.threads)} | ({"TMPDIR": settings.cache} if settings.cache else {})
+        threads = {private.THREADS: str(settings.threads)} | ({"TMPDIR": settings.cache} if settings.cache else {})
         if settings.device == "cpu":
             return threads | {"JAX_PLATFORMS": "cpu"}
-        # Workers that verify run beside each other: none may take most of the GPU's memory before it needs it.
+        # Workers that verify run side by side: none may reserve most of the GPU's memory in advance.
         return threads | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
     def facts(self) -> Facts:
@@ -126,7 +126,7 @@ class Backend:
         return step
 
     def put(self, data: Data) -> Data:
-        # The copies keep JAX from aliasing NumPy's memory, which another arm's data may share.
+        # The copies keep JAX from aliasing NumPy's memory, which other arms' data may share.
         return self.jax.tree.map(lambda a: self.jnp.array(a, self.dtype, copy=True), data)
 
     def wait(self, outputs: Any) -> None:
@@ -137,30 +137,32 @@ class Backend:
         return named([np.array(leaf, "float32" if leaf.dtype == "bfloat16" else None) for leaf in leaves])
 
     def evidence(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """Of xla, from the optimised HLO; of eager, from the operations that are dispatched one by one; of a GPU, from
-        the profiler too.
+        """Count by the means of each execution.
+
+        xla is counted in the optimised HLO, eager in the operations that are dispatched one by one. On a GPU the
+        profiler is read too.
         """
         from impls.jax import evidence
 
-        found, texts = self._counted(program, run, inputs)
+        result, texts = self._counted(program, run, inputs)
         if self.gpu:
-            trace.profile(found, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
-        return found, texts
+            trace.profile(result, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
+        return result, texts
 
     def _counted(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.jax import evidence
 
         arguments = (*run.args, *inputs)
         if program.execution == "eager":
-            found = self.jax.make_jaxpr(run.func)(*arguments)
-            return evidence.of_jaxpr(found.jaxpr), {"program.jaxpr": str(found)}
+            result = self.jax.make_jaxpr(run.func)(*arguments)
+            return evidence.of_jaxpr(result.jaxpr), {"program.jaxpr": str(result)}
         traced = run.func.trace(*arguments)
         compiled = traced.lower().compile()
         text = compiled.as_text()
-        found = hlo.evidence(text)
-        found.written = evidence.products_of(traced.jaxpr.jaxpr)
-        found.temp_bytes = int(compiled.memory_analysis().temp_size_in_bytes)
-        return found, {"optimised.hlo": text}
+        result = hlo.evidence(text)
+        result.written = evidence.products_of(traced.jaxpr.jaxpr)
+        result.temp_bytes = int(compiled.memory_analysis().temp_size_in_bytes)
+        return result, {"optimised.hlo": text}
 
     def compilations(self) -> int:
         return self.compiled
@@ -176,7 +178,7 @@ class Backend:
         return lambda: self.wait(double(a))
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
-        self.compiled += event.startswith(COMPILE_EVENTS)
+        self.compiled += event.startswith(private.COMPILE_EVENTS)
 
 
 def _why_no_gpu() -> str | None:

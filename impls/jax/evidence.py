@@ -1,4 +1,4 @@
-"""What a JAX program does in one call when its operations are dispatched one by one; compiled ones are HLO."""
+"""What a JAX program does in one call when its operations are dispatched one by one. Compiled programs: impls.hlo."""
 
 import math
 import tempfile
@@ -16,12 +16,12 @@ NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no
 
 
 def profiled(call: Callable[[], None]) -> list[Row]:
-    """The profiler's rows of one call."""
+    """Return the profiler's rows of one call."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             call()
-        (written,) = Path(folder).rglob("*.xplane.pb")
-        planes = jax.profiler.ProfileData.from_file(str(written)).planes
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(file)).planes
         return [
             (plane.name, line.name, event.name, event.duration_ns)
             for plane in planes
@@ -31,33 +31,36 @@ def profiled(call: Callable[[], None]) -> list[Row]:
 
 
 def of_jaxpr(jaxpr: Any) -> Evidence:
-    """An operation is a kernel, and so is a function that JAX itself compiles (jax.nn.relu, say)."""
+    """Return the evidence of a program that runs op by op.
+
+    Each operation is a kernel, and so is each function that JAX itself compiles (for instance jax.nn.relu).
+    """
     kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
-    named = dict(sorted(kernels.items()))
-    return Evidence(products_of(jaxpr), kernels=named, fusions=0, missing={"temp_bytes": NO_EAGER_MEMORY})
+    kernels_by_name = dict(sorted(kernels.items()))
+    return Evidence(products_of(jaxpr), kernels=kernels_by_name, fusions=0, missing={"temp_bytes": NO_EAGER_MEMORY})
 
 
 def products_of(jaxpr: Any) -> list[Product]:
-    """The matrix products of a program, before XLA."""
-    found: Counter[tuple[int, int, int, int]] = Counter()
+    """Return the matrix products of a program, before XLA."""
+    counts: Counter[tuple[int, int, int, int]] = Counter()
     for times, equation in _equations(jaxpr):
         if equation.primitive.name == "dot_general":
-            found[_dot(equation)] += times
-    return listed(found)
+            counts[_dot(equation)] += times
+    return listed(counts)
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, Any]]:
-    """Of a program and of the functions it calls, each with how often it is run; one in a loop, as often as that is."""
+    """Yield the operations of a program and of the functions it calls, each with how often it runs, loops included."""
     for equation in jaxpr.eqns:
         yield times, equation
-        inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        inner_times = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
         for value in equation.params.values():
             if hasattr(value, "jaxpr"):
-                yield from _equations(value.jaxpr, inner)
+                yield from _equations(value.jaxpr, inner_times)
 
 
 def _dot(equation: Any) -> tuple[int, int, int, int]:
-    """Batch, M, K, N of a dot_general."""
+    """Return batch, M, K and N of a dot_general."""
     (contracted, _), (batched, _) = equation.params["dimension_numbers"]
     left, right = (operand.aval.shape for operand in equation.invars)
     k, b = (math.prod(left[dim] for dim in dims) for dims in (contracted, batched))

@@ -1,4 +1,4 @@
-"""The RNN under study in JAX: ways to run the recurrence times ways to project, read from top to bottom."""
+"""The RNN under study in JAX: ways to run the recurrence and ways to project, read from top to bottom."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -17,7 +17,7 @@ Emit = Callable[[Weights, Array], Array]
 
 
 class Cell(NamedTuple):
-    """A cell's step, how many arrays its state has, and the framework's own layer of it."""
+    """A cell's step, the number of arrays in its state, and the framework's built-in layer."""
 
     step: Step
     states: int
@@ -25,7 +25,7 @@ class Cell(NamedTuple):
 
 
 def rnn(act: Callable[[Array], Array], w: Weights, state: State, x: Array) -> State:
-    """state of [B, H], x [B, I] -> next state."""
+    """Return the next state, from the state of [B, H] and x [B, I]."""
     (h,) = state
     return (act(x @ w.w_in + h @ w.w_rec + w.b_rec),)
 
@@ -39,7 +39,7 @@ def rnn_tanh(w: Weights, state: State, x: Array) -> State:
 
 
 def gru(w: Weights, state: State, x: Array) -> State:
-    """state of [B, H], x [B, I] -> next state; gates r, z, n."""
+    """Return the next state, from the state of [B, H] and x [B, I]; gates r, z, n."""
     (h,) = state
     a_r, a_z, a_n = jnp.split(x @ w.w_in + w.b_rec, 3, axis=1)
     u_r, u_z, u_n = jnp.split(h @ w.w_rec, 3, axis=1)
@@ -49,7 +49,7 @@ def gru(w: Weights, state: State, x: Array) -> State:
 
 
 def lstm(w: Weights, state: State, x: Array) -> State:
-    """state of [B, H], x [B, I] -> next state; gates i, f, g, o."""
+    """Return the next state, from the state of [B, H] and x [B, I]; gates i, f, g, o."""
     h, c = state
     i, f, g, o = jnp.split(x @ w.w_in + h @ w.w_rec + w.b_rec, 4, axis=1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -57,22 +57,22 @@ def lstm(w: Weights, state: State, x: Array) -> State:
 
 
 def project(w: Weights, h: Array) -> Array:
-    """h [N, H] -> y [N, O]."""
+    """Project h [N, H] to y [N, O]."""
     return h @ w.w_out + w.b_out
 
 
 def keep(w: Weights, h: Array) -> Array:
-    """h [..., H] -> itself: nothing is projected."""
+    """Return h [..., H] itself, without projecting it."""
     return h
 
 
 def start(w: Weights, cell: Cell, x: Array) -> State:
-    """The state before the first step of x [T, B, I]: zeros [B, H]."""
+    """Return the state before the first step of x [T, B, I]: zeros [B, H]."""
     return tuple(jnp.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype) for _ in range(cell.states))
 
 
 def unroll(w: Weights, cell: Cell, x: Array, emit: Emit) -> list[Array]:
-    """A Python loop over x [T, B, I] -> T times emit's [B, N]."""
+    """Run a Python loop over x [T, B, I], and return a list of T results of emit [B, N]."""
     state = start(w, cell, x)
     out = []
     for x_t in jnp.unstack(x):
@@ -82,7 +82,7 @@ def unroll(w: Weights, cell: Cell, x: Array, emit: Emit) -> list[Array]:
 
 
 def scan(w: Weights, cell: Cell, x: Array, emit: Emit) -> Array:
-    """A symbolic loop over x [T, B, I] -> emit's [T, B, N]."""
+    """Run a symbolic loop over x [T, B, I], and return the stacked results of emit [T, B, N]."""
 
     def body(state: State, x_t: Array) -> tuple[State, Array]:
         state = cell.step(w, state, x_t)
@@ -92,17 +92,17 @@ def scan(w: Weights, cell: Cell, x: Array, emit: Emit) -> Array:
 
 
 def unrolled(w: Weights, cell: Cell, x: Array) -> Array:
-    """x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by a Python loop."""
     return jnp.stack(unroll(w, cell, x, keep))
 
 
 def scanned(w: Weights, cell: Cell, x: Array) -> Array:
-    """x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by a symbolic loop."""
     return scan(w, cell, x, keep)
 
 
 def layer(w: Weights, cell: Cell, x: Array) -> Array:
-    """The framework's own layer: x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by the framework's built-in layer."""
     graph, rest = own_layer(cell.own, w.w_in.shape[0], w.w_rec.shape[0], x.dtype)
     kernels = {"dense_i": w.w_in, "dense_h": w.w_rec}
     biased = "dense_h" if cell.own is nnx.OptimizedLSTMCell else "dense_i"
@@ -115,47 +115,50 @@ def layer(w: Weights, cell: Cell, x: Array) -> Array:
 
 @cache
 def own_layer(kind: Any, inputs: int, size: int, dtype: Any) -> tuple[Any, Any]:
-    """The layer without its weights: its graph, and what else it holds."""
-    with jax.ensure_compile_time_eval():  # it may be asked for while a program is traced
-        some = nnx.initializers.zeros  # weights come with each call, and an orthogonal start is not to be had in bf16
-        cell = kind(inputs, size, dtype=dtype, param_dtype=dtype, recurrent_kernel_init=some, rngs=nnx.Rngs(0))
+    """Return the built-in layer without its weights: its graph, and the rest of its state."""
+    with jax.ensure_compile_time_eval():  # this may be called while a program is traced
+        zeros = nnx.initializers.zeros  # the orthogonal default is not available in bf16; each call brings its weights
+        cell = kind(inputs, size, dtype=dtype, param_dtype=dtype, recurrent_kernel_init=zeros, rngs=nnx.Rngs(0))
         graph, _, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
     return graph, rest
 
 
 def given(w: Weights, cell: Cell, x: Array) -> Array:
-    """No recurrence: x is h [T, B, H]."""
+    """Return x itself, which holds precomputed hidden states [T, B, H]."""
     return x
 
 
 def project_steps(w: Weights, hs: Array) -> Array:
-    """A Python loop of T products: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by a Python loop of T products."""
     return jnp.stack([project(w, h) for h in jnp.unstack(hs)])
 
 
 def project_each(w: Weights, hs: Array) -> Array:
-    """A symbolic loop of T products: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by a symbolic loop of T products."""
     return jax.lax.map(lambda h: project(w, h), hs)
 
 
 def project_once(w: Weights, hs: Array) -> Array:
-    """One product: h [T, B, H] -> [T*B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one product, on h reshaped to [T*B, H]."""
     steps, batch, size = hs.shape
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
 def project_bmm(w: Weights, hs: Array) -> Array:
-    """One batched product of T with the same weights, which JAX makes one of [T*B, H]: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one batched product of T.
+
+    All T have the same weights, so JAX makes it one product of [T*B, H].
+    """
     return jnp.matmul(hs, w.w_out) + w.b_out
 
 
 def project_vmap(w: Weights, hs: Array) -> Array:
-    """One step's product mapped over time: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one step's product, mapped over time."""
     return jax.vmap(project, (None, 0))(w, hs)
 
 
 def project_library(w: Weights, hs: Array) -> Array:
-    """The framework's own dense layer: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by the framework's built-in dense layer."""
     return nnx.merge(own_dense(*w.w_out.shape), nnx.State({"kernel": nnx.Param(w.w_out), "bias": nnx.Param(w.b_out)}))(
         hs
     )
@@ -163,7 +166,7 @@ def project_library(w: Weights, hs: Array) -> Array:
 
 @cache
 def own_dense(size: int, outputs: int) -> Any:
-    """The dense layer without its weights."""
+    """Return the built-in dense layer without its weights."""
     with jax.ensure_compile_time_eval():
         return nnx.split(nnx.Linear(size, outputs, rngs=nnx.Rngs(0)))[0]
 
@@ -185,14 +188,14 @@ def scan_per_step(w: Weights, cell: Cell, x: Array) -> Array:
 
 
 def loss(y: Array, target: Array) -> Array:
-    """Mean squared error, a scalar."""
+    """Return the mean squared error, a scalar."""
     return jnp.mean(jnp.square(y - target))
 
 
 def adam(state: Trained, d: Weights) -> Trained:
-    """One step of Adam on the gradients d, in TF1's form: epsilon is not corrected for bias.
+    """Return the state after one step of Adam on the gradients d, in TF1's form: epsilon is not corrected for bias.
 
-    Kingma and Ba 2015, end of their section 2: rate sqrt(1 - beta_2^t) / (1 - beta_1^t), the differences without
+    Kingma and Ba 2015, end of section 2: rate sqrt(1 - beta_2^t) / (1 - beta_1^t). The differences are computed without
     cancellation.
     """
     t = state.t + 1
@@ -204,7 +207,7 @@ def adam(state: Trained, d: Weights) -> Trained:
 
 
 def untrained(w: Weights) -> Trained:
-    """Before the first step."""
+    """Return the state before the first training step."""
     m, v = (Weights(*map(jnp.zeros_like, w)) for _ in range(2))
     return Trained(w, m, v, jnp.zeros((), w.w_in.dtype))
 
@@ -233,8 +236,8 @@ IN_THE_LOOP = {
 
 
 def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Array]:
-    """The program of an arm: from w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection none."""
-    if found := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
-        return found
+    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+    if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
+        return program
     hidden, after = HIDDEN[recurrence], AFTER[projection]
     return lambda w, cell, x: after(w, hidden(w, cell, x))

@@ -1,4 +1,4 @@
-"""TensorFlow behind the contract. It is imported late, in the worker, so that no one else needs it."""
+"""The TensorFlow backend. TensorFlow is imported late, inside the worker, so that no other process needs it."""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +29,7 @@ from impls.interface import (
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
 EAGER_LOOP = "nobody writes an eager tf.while_loop"
 ORIGINAL = "v1"
-TRACES = 5  # runs of it that are looked at for its memory
+TRACES = 5  # runs of the original that are traced for its memory
 NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
 NO_OTHER_LOOP = "the original runs dynamic_rnn, a symbolic loop, and no other recurrence"
 NO_OTHER_FORM = "the original projects in the wrapper, or once on its reshaped outputs"
@@ -40,23 +40,23 @@ NO_HOST = "a session is fed and fetched through the host, and its copies from an
 
 
 class Stepped(NamedTuple):
-    """What a step of training gives: its loss, and the variables that it assigned."""
+    """The result of a training step: its loss, and the variables that it assigned."""
 
     loss: Any
     variables: Trained
 
 
 class Backend:
-    """See impls.interface.Backend."""
+    """The contract of impls.interface.Backend, fulfilled with TensorFlow."""
 
     def __init__(self) -> None:
         self.functions: list[Any] = []
-        self.graphs: list[Any] = []  # of sessions
-        self.programs: dict[Any, Any] = {}  # what is called -> what runs
+        self.graphs: list[Any] = []  # graphs of sessions
+        self.programs: dict[Any, Any] = {}  # callable that `prepare` returned -> the function or session behind it
 
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = str(settings.threads)
-        flags = f"--tf_xla_persistent_cache_directory={settings.cache}"  # parted at blanks: a cache's path has none
+        flags = f"--tf_xla_persistent_cache_directory={settings.cache}"  # split at blanks: a cache's path has none
         cache = {"TF_XLA_FLAGS": flags, "TMPDIR": settings.cache} if settings.cache else {}
         return {
             "TF_NUM_INTRAOP_THREADS": threads,
@@ -66,7 +66,7 @@ class Backend:
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "KERAS_BACKEND": "tensorflow",
             "CUDA_VISIBLE_DEVICES": {"cpu": "-1", "gpu": "0"}[settings.device],
-            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run beside each other
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run side by side
         } | cache
 
     def facts(self) -> Facts:
@@ -90,7 +90,7 @@ class Backend:
         from impls.tf import model
 
         self.tf, self.model, self.threads = tf, model, settings.threads
-        tf.get_logger().setLevel("ERROR")  # it warns of retracing when many functions share a name, as here
+        tf.get_logger().setLevel("ERROR")  # it warns of retracing when many functions share a name, as they do here
         self.gpu = settings.device == "gpu"
         self.device = "/GPU:0" if self.gpu else "/CPU:0"
         self.dtype = tf.bfloat16 if settings.precision == "bf16" else None
@@ -109,43 +109,43 @@ class Backend:
         if _own_gru(program):
             w = Weights(*self._to_keras(*w.recurrent), w.w_out, w.b_out)
         with tf.device(self.device):
-            held = self.model.held(w, cell, program.arm.recurrence, program.arm.projection)
+            variables = self.model.held(w, cell, program.arm.recurrence, program.arm.projection)
 
         def forward(x: Any) -> Any:
-            return arm(held, cell, x)
+            return arm(variables, cell, x)
 
         def train(x: Any, target: Any) -> Any:
             with tf.GradientTape() as tape:
-                out = loss(arm(held, cell, x), target)
-            weights = held[: len(Weights._fields)]
-            # Recurrence given leaves w_in, w_rec and b_rec unused: their gradients are zeros.
+                out = loss(arm(variables, cell, x), target)
+            weights = variables[: len(Weights._fields)]
+            # Recurrence `given` does not use w_in, w_rec and b_rec: their gradients are zeros.
             return out, *tape.gradient(out, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         def backward(x: Any, d_h: Any) -> Any:
             with tf.GradientTape() as tape:
-                hs = arm(held, cell, x)
-            return tape.gradient(hs, held.recurrent, output_gradients=d_h)
+                hs = arm(variables, cell, x)
+            return tape.gradient(hs, variables.recurrent, output_gradients=d_h)
 
         gradients = backward if program.arm.projection == "none" else train
         run: Any = forward if program.pass_ == "forward" else gradients
         if program.execution != "eager":
             run = tf.function(run, jit_compile=program.execution == "xla", autograph=False)
             self.functions.append(run)
-        # A traced function pays for every argument, used or not: as much as 5% of book's forward pass.
+        # A traced function spends time on every argument, used or not: up to 5% of book's forward pass.
         call: Any = run if program.pass_ == "train" else lambda x, target: run(x)
         self.programs[call] = run
         return call
 
     def _original(self, program: Program, w: Weights) -> Run:
-        """The chapter's program of this arm, in a graph and a session of its own."""
+        """Return the run of the chapter's program for this arm, in a graph and a session of its own."""
         from impls.tf import original, session
 
         if program.cell not in original.ACTIVATIONS:
             raise Unavailable(NO_GATES)
-        made = session.Session(program, w, self.threads)
-        self.graphs.append(made.graph)
-        call: Any = made.run if program.pass_ == "train" else lambda x, target: made.run(x)
-        self.programs[call] = made
+        runner = session.Session(program, w, self.threads)
+        self.graphs.append(runner.graph)
+        call: Any = runner.run if program.pass_ == "train" else lambda x, target: runner.run(x)
+        self.programs[call] = runner
         return call
 
     def trainer(self, program: Program, w: Weights) -> Run:
@@ -161,8 +161,8 @@ class Backend:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(state.w)
                 out = loss(arm(state.w, cell, x), target)
-            after = adam(state, Weights(*tape.gradient(out, state.w)))
-            tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, after)
+            next_state = adam(state, Weights(*tape.gradient(out, state.w)))
+            tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, next_state)
             return out
 
         if program.execution != "eager":
@@ -178,13 +178,13 @@ class Backend:
             return Data(Weights(*map(put, data.weights)), *map(put, data[1:]))
 
     def wait(self, outputs: Any) -> None:
-        if self.gpu or self.dtype:  # no buffer of Python's holds bfloat16
+        if self.gpu or self.dtype:  # Python's buffer protocol has no bfloat16
             self.tf.test.experimental.sync_devices()
             return
         if isinstance(outputs, Stepped):
-            outputs = outputs.loss  # a function returns when it has assigned its variables
+            outputs = outputs.loss  # a function returns only after assigning its variables
         for leaf in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
-            memoryview(leaf)  # waits for the buffer and copies nothing
+            memoryview(leaf)  # waits for the buffer without copying it
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         if isinstance(outputs, Stepped):
@@ -192,41 +192,43 @@ class Backend:
         leaves = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
         arrays = [np.array(leaf, "float32" if leaf.dtype == self.tf.bfloat16 else None) for leaf in leaves]
         if program.execution == ORIGINAL and program.pass_ == "train":
-            kernel = 0 if program.arm.projection == "none" else 1  # after the loss
+            kernel = 0 if program.arm.projection == "none" else 1  # 1 where the loss comes first
             arrays[kernel : kernel + 1] = _apart(arrays[kernel])
         outputs = named(arrays)
         if _own_gru(program) and program.pass_ == "train":
-            outputs["d_b_rec"] = outputs["d_b_rec"][0]  # of its two biases, ours
+            outputs["d_b_rec"] = outputs["d_b_rec"][0]  # the framework's layer has two biases; this is the contract's
             outputs |= {name: _exchanged(outputs[name]) for name in TRAIN_NONE}
         return outputs
 
     def _to_keras(self, w_in: Any, w_rec: Any, b_rec: Any) -> tuple[Any, Any, Any]:
-        """A GRU's weights as Keras has them: gates z, r, n, and two rows of bias, the recurrent one zero."""
+        """Return a GRU's weights in Keras' layout: gates z, r, n, and two rows of bias, the recurrent one zero."""
         biases = np.stack([np.array(b_rec), np.zeros_like(b_rec)])
         return tuple(self.tf.constant(_exchanged(np.array(a))) for a in (w_in, w_rec, biases))
 
     def evidence(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
-        """Of xla, from the optimised HLO; of graph, from the concrete function; of eager and v1, from what ran; of a
-        GPU, from the profiler and its allocator too.
+        """Count by the means of each execution.
+
+        xla is counted in the optimised HLO, graph in the concrete function, eager and v1 in what ran. On a GPU the
+        profiler and the allocator are read too.
         """
         from impls.tf import evidence
 
-        found, texts = self._counted(program, run, inputs)
+        result, texts = self._counted(program, run, inputs)
         if self.gpu:
-            found.temp_bytes = self._peak_bytes(lambda: run(*inputs))
-            found.missing.pop("temp_bytes", None)
-            trace.profile(found, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
-        return found, texts
+            result.temp_bytes = self._peak_bytes(lambda: run(*inputs))
+            result.missing.pop("temp_bytes", None)
+            trace.profile(result, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
+        return result, texts
 
     def _peak_bytes(self, call: Callable[[], Any]) -> int:
-        """The most that one call allocated on the GPU at once, but for its outputs."""
+        """Return the most bytes that one call had allocated on the GPU at once, without its outputs."""
         memory = self.tf.config.experimental
-        before = memory.get_memory_info("GPU:0")["current"]
+        bytes_before = memory.get_memory_info("GPU:0")["current"]
         memory.reset_memory_stats("GPU:0")
         outputs = call()
         self.wait(outputs)
-        after = memory.get_memory_info("GPU:0")
-        return int(after["peak"] - max(before, after["current"]))
+        info = memory.get_memory_info("GPU:0")
+        return int(info["peak"] - max(bytes_before, info["current"]))
 
     def _counted(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.tf import evidence
@@ -243,23 +245,23 @@ class Backend:
             return evidence.of_graph(graph)
         text = function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
         loops, written, missing = evidence.before_xla(graph)
-        found = hlo.evidence(text, loops)
-        found.written = written
-        found.missing |= missing | {"temp_bytes": evidence.NO_XLA_MEMORY}
-        return found, {"optimised.hlo": text}
+        result = hlo.evidence(text, loops)
+        result.written = written
+        result.missing |= missing | {"temp_bytes": evidence.NO_XLA_MEMORY}
+        return result, {"optimised.hlo": text}
 
     def compilations(self) -> int:
-        """Traces of functions, and operations of graphs: those of a session's graph are made at its first run."""
+        """Count traces of functions and operations of graphs. A session's first run makes its graph's operations."""
         traces = sum(function.experimental_get_tracing_count() for function in self.functions)
         return traces + sum(graph.version for graph in self.graphs)
 
     def _trace(self) -> None:
-        """Trace a function."""
+        """Trace a new function."""
         self.functions.append(self.tf.function(lambda: self.tf.zeros(()), autograph=False))
         self.functions[-1]()
 
     def _grow(self) -> None:
-        """Make an operation of a graph."""
+        """Add an operation to a new graph."""
         self.graphs.append(self.tf.Graph())
         with self.graphs[-1].as_default():
             self.tf.zeros(())
@@ -274,7 +276,7 @@ class Backend:
 
 
 def _legacy() -> dict[str, str]:
-    """The version of tf-keras, if it is there; not imported."""
+    """Return the version of tf-keras if it is installed, without importing it."""
     try:
         return {"tf-keras": version("tf-keras")}
     except PackageNotFoundError:
@@ -282,14 +284,14 @@ def _legacy() -> dict[str, str]:
 
 
 def _not_original() -> dict[str, str]:
-    """What the chapter's programs do not have, each with its reason."""
-    loops = [one for one in RECURRENCES if one != "scan"]
-    forms = [one for one in PROJECTIONS if one not in ("none", "in_loop", "batched")]
+    """Return what the chapter's programs do not support, each with its reason."""
+    loops = [recurrence for recurrence in RECURRENCES if recurrence != "scan"]
+    forms = [projection for projection in PROJECTIONS if projection not in ("none", "in_loop", "batched")]
     return dict.fromkeys(loops, NO_OTHER_LOOP) | dict.fromkeys(forms, NO_OTHER_FORM) | {"gpu": NO_HOST, "bf16": NO_BF16}
 
 
 def _apart(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """BasicRNNCell's kernel [I+H, H] -> w_in [I, H], w_rec [H, H]."""
+    """Split BasicRNNCell's kernel [I+H, H] into w_in [I, H] and w_rec [H, H]."""
     size = kernel.shape[1]
     return kernel[:-size], kernel[-size:]
 
@@ -299,6 +301,6 @@ def _own_gru(program: Program) -> bool:
 
 
 def _exchanged(a: np.ndarray) -> np.ndarray:
-    """[..., 3 H] with its first two gates exchanged."""
-    one, two, three = np.split(a, 3, axis=-1)
-    return np.concatenate([two, one, three], axis=-1)
+    """Return a [..., 3 H] with its first two gates exchanged."""
+    first, second, third = np.split(a, 3, axis=-1)
+    return np.concatenate([second, first, third], axis=-1)

@@ -1,4 +1,4 @@
-"""What a TensorFlow program does in one call: its operations as they are run, or as its graph holds them."""
+"""What a TensorFlow program does in one call: its operations, as they run or as its graph holds them."""
 
 import itertools
 import math
@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_callbacks
-from tensorflow.python.ops import while_v2
-from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from impls.evidence import Evidence, Product, Variable, counted
+from impls.tf import private
 from impls.trace import Row
 
 NO_XLA_MEMORY = "TensorFlow does not tell it of a program compiled by XLA"
@@ -24,14 +22,14 @@ NO_FUSIONS = (
 )
 UNKNOWN_TRIPS = "a loop whose trip count the graph does not hold"
 FREE = {"Const", "Placeholder", "PlaceholderWithDefault", "Identity", "NoOp", "Arg", "Retval"}
-FREE |= {"_Arg", "_Retval", "ControlTrigger"}  # their names in a session's graph
+FREE |= {"_Arg", "_Retval", "ControlTrigger"}  # the names of some of these in a session's graph
 CALLS = {"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "Case", "StatelessCase"}
-PRODUCT = "MatMul"  # part of the name of all: MatMul, BatchMatMulV2, _FusedMatMul, _MklNativeFusedMatMul, ...
-FUSED = "Fused"  # and of those that Grappler made of several operations
+PRODUCT = "MatMul"  # in the names of all products: MatMul, BatchMatMulV2, _FusedMatMul, _MklNativeFusedMatMul, ...
+FUSED = "Fused"  # in the names of what Grappler combined from several operations
 
 
 class Operation(NamedTuple):
-    """An operation that is run `times` times: its operands' shapes, and which of the first two are transposed."""
+    """An operation that runs `times` times: its operands' shapes, and whether each of the first two is transposed."""
 
     times: int
     kind: str
@@ -40,12 +38,12 @@ class Operation(NamedTuple):
 
 
 def profiled(call: Callable[[], None]) -> list[Row]:
-    """The profiler's rows of one call."""
+    """Return the profiler's rows of one call."""
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):
             call()
-        (written,) = Path(folder).rglob("*.xplane.pb")
-        planes = xplane_pb2.XSpace.FromString(written.read_bytes()).planes
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        planes = private.profile_planes(file.read_bytes())
         return [
             (plane.name, line.name, plane.event_metadata[event.metadata_id].name, event.duration_ps / 1000)
             for plane in planes
@@ -55,122 +53,126 @@ def profiled(call: Callable[[], None]) -> list[Row]:
 
 
 def of_call(call: Callable[[], None]) -> tuple[Evidence, dict[str, str]]:
-    """Evidence of one eager call."""
+    """Return the evidence of one eager call."""
     operations = _ran(call)
-    found = _of_operations(operations, {})
-    found.fusions = 0
-    found.missing = {"temp_bytes": NO_MEMORY} | found.missing
-    return found, {"operations.txt": _lines(operations)}
+    result = _of_operations(operations, {})
+    result.fusions = 0
+    result.missing = {"temp_bytes": NO_MEMORY} | result.missing
+    return result, {"operations.txt": _lines(operations)}
 
 
 def of_graph(graph: Any) -> tuple[Evidence, dict[str, str]]:
-    """Evidence of one run of a concrete function's graph, before Grappler."""
+    """Return the evidence of one run of a concrete function's graph, before Grappler."""
     loops: dict[str, int | None] = {}
     operations = list(_in_graph(graph, 1, loops))
-    found = _of_operations(operations, loops)
-    found.missing = {"temp_bytes": NO_MEMORY, "fusions": NO_FUSIONS} | found.missing
-    return found, {"operations.txt": _lines(operations)}
+    result = _of_operations(operations, loops)
+    result.missing = {"temp_bytes": NO_MEMORY, "fusions": NO_FUSIONS} | result.missing
+    return result, {"operations.txt": _lines(operations)}
 
 
 def of_traces(traces: Sequence[Any], variables: Sequence[Variable]) -> tuple[Evidence, dict[str, str]]:
-    """Evidence of runs of a session: what ran of its graph, after Grappler, with TF1's loops taken apart.
+    """Return the evidence of runs of a session: what ran of its graph, after Grappler, TF1's loops taken apart.
 
     `traces` are the runs' RunMetadata, of FULL_TRACE, with their partition graphs. All runs do the same, but steps of a
-    loop may overlap as they happen to: the memory is that of the run that held most.
+    loop may overlap differently in each. The memory is therefore that of the run that held most.
     """
     nodes = {node.name: node for graph in traces[0].partition_graphs for node in graph.node}
     runs = [
-        [one for device in trace.step_stats.dev_stats for one in device.node_stats if one.node_name in nodes]
+        [record for device in trace.step_stats.dev_stats for record in device.node_stats if record.node_name in nodes]
         for trace in traces
     ]
-    ran = runs[0]
-    times = Counter(one.node_name for one in ran)
-    loops = {name: count - 1 for name, count in times.items() if nodes[name].op == "LoopCond"}  # the last ends it
-    operations = list(_in_trace(nodes, ran, times))
-    found = _of_operations(operations, loops)
-    found.fusions = sum(count for kind, count in found.kernels.items() if FUSED in kind)
-    found.temp_bytes, found.variables = max(map(_peak_bytes, runs)), list(variables)
-    return found, {"operations.txt": _lines(operations), "variables.txt": "".join(f"{v}\n" for v in variables)}
+    records = runs[0]
+    times = Counter(record.node_name for record in records)
+    loops = {name: count - 1 for name, count in times.items() if nodes[name].op == "LoopCond"}  # the last ends the loop
+    operations = list(_in_trace(nodes, records, times))
+    result = _of_operations(operations, loops)
+    result.fusions = sum(count for kind, count in result.kernels.items() if FUSED in kind)
+    result.temp_bytes, result.variables = max(map(_peak_bytes, runs)), list(variables)
+    return result, {"operations.txt": _lines(operations), "variables.txt": "".join(f"{v}\n" for v in variables)}
 
 
 def before_xla(graph: Any) -> tuple[dict[str, int | None], list[Product], dict[str, str]]:
-    """How often each loop of a graph runs, by its name, None where the graph does not hold it; and the products of a
-    run, or why they cannot be counted.
+    """Return the trip counts of a graph's loops, the products of a run, and why these cannot be counted, if so.
+
+    Trip counts are keyed by the loops' names, and None if the graph does not hold them.
     """
     loops: dict[str, int | None] = {}
-    found = _of_operations(list(_in_graph(graph, 1, loops)), loops)
-    if why := found.missing.get("products"):
-        return loops, [], {"operations": f"of the graph before XLA, in which they are counted: {why}"}
-    return loops, found.products, {}
+    result = _of_operations(list(_in_graph(graph, 1, loops)), loops)
+    if reason := result.missing.get("products"):
+        return loops, [], {"operations": f"of the graph before XLA, in which they are counted: {reason}"}
+    return loops, result.products, {}
 
 
 def _ran(call: Callable[[], None]) -> list[Operation]:
-    """The operations of one eager call, told by TensorFlow as they are run."""
-    seen: list[Operation] = []
+    """Return the operations of one eager call, which TensorFlow reports to a callback as they run."""
+    operations: list[Operation] = []
 
-    def told(kind: Any, inputs: Any, attributes: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
+    def record(kind: Any, inputs: Any, attributes: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
         kind = kind.decode() if isinstance(kind, bytes) else kind
         flags = dict(zip(attributes[::2], attributes[1::2], strict=True)) if attributes else {}
-        seen.append(Operation(1, kind, [tuple(one.shape) for one in inputs], _transposed(flags.get)))
+        operations.append(Operation(1, kind, [tuple(operand.shape) for operand in inputs], _transposed(flags.get)))
 
-    op_callbacks.add_op_callback(told)
-    try:
+    with private.operation_callback(record):
         call()
-    finally:
-        op_callbacks.remove_op_callback(told)
-    return seen
+    return operations
 
 
 def _in_graph(graph: Any, times: int, loops: dict[str, int | None]) -> Iterator[Operation]:
-    """What `times` runs of a graph run, with its loops' bodies; `loops` gets their trips by name (None: unknown)."""
-    for one in _reached(graph):
-        if one.type in ("While", "StatelessWhile"):
-            trips = _known(one.inputs[1])
-            loops[one.name] = trips
-            body = while_v2._get_graph(one, "body", "_body_graph")
+    """Yield what `times` runs of a graph run, including its loops' bodies, and add trip counts to `loops` by name.
+
+    A trip count that is unknown is None, and the body is then counted once.
+    """
+    for node in _reached(graph):
+        if node.type in ("While", "StatelessWhile"):
+            trips = _known(node.inputs[1])
+            loops[node.name] = trips
+            body = private.loop_body(node)
             yield from _in_graph(body, times * (trips or 1), loops)
-        elif one.type not in FREE:
-            shapes = [tuple(operand.shape.as_list() if operand.shape.rank else ()) for operand in one.inputs]
-            yield Operation(times, one.type, shapes, _transposed(one.node_def.attr.get))
+        elif node.type not in FREE:
+            shapes = [tuple(operand.shape.as_list() if operand.shape.rank else ()) for operand in node.inputs]
+            yield Operation(times, node.type, shapes, _transposed(node.node_def.attr.get))
 
 
-def _in_trace(nodes: dict[str, Any], ran: Sequence[Any], times: Counter[str]) -> Iterator[Operation]:
-    """The operations that ran, each once with how often it did, in the order in which they first began."""
+def _in_trace(nodes: dict[str, Any], records: Sequence[Any], times: Counter[str]) -> Iterator[Operation]:
+    """Yield each operation that ran, with how often it did, in the order in which they first began."""
     shapes = {
-        (one.node_name, output.slot): tuple(dim.size for dim in output.tensor_description.shape.dim)
-        for one in ran
-        for output in one.output
+        (record.node_name, output.slot): tuple(dim.size for dim in output.tensor_description.shape.dim)
+        for record in records
+        for output in record.output
     }
     for name, count in times.items():
         node = nodes[name]
         if node.op not in FREE:
             operands = [_source(text) for text in node.input if not text.startswith("^")]
-            known = [shapes.get(operand, ()) for operand in operands]
-            yield Operation(count, node.op, known, _transposed(node.attr.get))
+            operand_shapes = [shapes.get(operand, ()) for operand in operands]
+            yield Operation(count, node.op, operand_shapes, _transposed(node.attr.get))
 
 
 def _source(text: str) -> tuple[str, int]:
-    """An operand as a graph writes it, "name" or "name:1" -> the operation's name, and which of its outputs."""
+    """Split an operand as a graph writes it, "name" or "name:1", into the operation's name and its output's number."""
     name, _, slot = text.partition(":")
     return name, int(slot or 0)
 
 
-def _peak_bytes(ran: Sequence[Any]) -> int:
-    """The most bytes held at a time of what a run took and gave back: what it never gave back are its outputs."""
+def _peak_bytes(node_records: Sequence[Any]) -> int:
+    """Return the most bytes held at once of what a run allocated and freed; what it never frees are its outputs."""
     changes: list[tuple[int, int]] = []
-    for memory in (memory for one in ran for memory in one.memory):
+    for memory in (memory for node_record in node_records for memory in node_record.memory):
         records = [(record.alloc_micros, record.alloc_bytes) for record in memory.allocation_records]
-        kept = Counter(size for _, size in records) - Counter(-size for _, size in records)
-        for when, size in records:
-            if kept[size] > 0:
-                kept[size] -= 1
+        outputs = Counter(size for _, size in records) - Counter(-size for _, size in records)
+        for time, size in records:
+            if outputs[size] > 0:
+                outputs[size] -= 1
             else:
-                changes.append((when, size))
+                changes.append((time, size))
     return max(itertools.accumulate(size for _, size in sorted(changes, key=lambda change: change[0])), default=0)
 
 
 def _known(tensor: Any) -> int | None:
-    """The number that a tensor always holds, if that is known: of a loop, its most trips, which ours all make."""
+    """Return the number that a tensor always holds, or None if unknown.
+
+    For a loop this is its maximum number of trips, which all loops here make.
+    """
     value = tf.get_static_value(tensor)
     if value is None and tensor.op.type in ("Max", "Identity", "Cast"):
         value = tf.get_static_value(tensor.op.inputs[0])
@@ -178,54 +180,57 @@ def _known(tensor: Any) -> int | None:
 
 
 def _of_operations(operations: Sequence[Operation], loops: Mapping[str, int | None]) -> Evidence:
-    """Evidence but for fusions and memory."""
+    """Return the evidence of operations, without fusions and memory."""
     products: Counter[tuple[int, int, int, int]] = Counter()
     kernels: Counter[str] = Counter()
-    for one in operations:
-        kernels[one.kind] += one.times
-        if PRODUCT in one.kind:
-            products[_product(one)] += one.times
+    for operation in operations:
+        kernels[operation.kind] += operation.times
+        if PRODUCT in operation.kind:
+            products[_product(operation)] += operation.times
     missing: dict[str, str] = {}
     if None in loops.values():
         missing |= {"products": UNKNOWN_TRIPS, "kernels": UNKNOWN_TRIPS}
     if calls := sorted(CALLS & kernels.keys()):
         missing |= dict.fromkeys(("products", "kernels"), f"{', '.join(calls)} is not looked into")
-    found = counted(products, kernels)
-    found.missing = missing
-    found.loops = [trips for trips in loops.values() if trips is not None]
-    return found
+    result = counted(products, kernels)
+    result.missing = missing
+    result.loops = [trips for trips in loops.values() if trips is not None]
+    return result
 
 
-def _product(one: Operation) -> tuple[int, int, int, int]:
-    """Batch, M, K, N."""
-    (*batch, m, k), (*_, n) = one.shapes[:2]
-    if one.transposed[0]:
+def _product(operation: Operation) -> tuple[int, int, int, int]:
+    """Return batch, M, K and N of a product."""
+    (*batch, m, k), (*_, n) = operation.shapes[:2]
+    if operation.transposed[0]:
         m, k = k, m
-    if one.transposed[1]:
-        n = one.shapes[1][-2]
+    if operation.transposed[1]:
+        n = operation.shapes[1][-2]
     return math.prod(batch), m, k, n
 
 
 def _transposed(flag: Callable[[str], Any]) -> tuple[bool, bool]:
-    """Whether a product takes its operands transposed, from its attributes, whose names differ between products."""
+    """Return whether a product transposes each of its operands. The attributes that say so differ between products."""
 
     def either(*names: str) -> bool:
-        found = next((value for value in map(flag, names) if value is not None), False)
-        return bool(getattr(found, "b", found))
+        attribute = next((value for value in map(flag, names) if value is not None), False)
+        return bool(getattr(attribute, "b", attribute))
 
     return either("transpose_a", "adj_x"), either("transpose_b", "adj_y")
 
 
 def _reached(graph: Any) -> list[Any]:
-    """The operations that a graph's outputs need, in its order: the others are pruned before it runs."""
-    needed, todo = set(), [tensor.op for tensor in graph.outputs] + list(graph.control_outputs)
-    while todo:
-        one = todo.pop()
-        if one.name not in needed:
-            needed.add(one.name)
-            todo += [tensor.op for tensor in one.inputs] + list(one.control_inputs)
-    return [one for one in graph.get_operations() if one.name in needed]
+    """Return the operations that a graph's outputs need, in its order. The others are pruned before it runs."""
+    needed_names, stack = set(), [tensor.op for tensor in graph.outputs] + list(graph.control_outputs)
+    while stack:
+        operation = stack.pop()
+        if operation.name not in needed_names:
+            needed_names.add(operation.name)
+            stack += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+    return [operation for operation in graph.get_operations() if operation.name in needed_names]
 
 
 def _lines(operations: Sequence[Operation]) -> str:
-    return "".join(f"{one.times}×{one.kind} {' '.join(map(str, one.shapes))}".rstrip() + "\n" for one in operations)
+    return "".join(
+        f"{operation.times}×{operation.kind} {' '.join(map(str, operation.shapes))}".rstrip() + "\n"
+        for operation in operations
+    )

@@ -1,4 +1,4 @@
-"""The RNN under study in TensorFlow: ways to run the recurrence times ways to project, read from top to bottom."""
+"""The RNN under study in TensorFlow: ways to run the recurrence and ways to project, read from top to bottom."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ Emit = Callable[[Weights, Tensor], Tensor]
 
 
 class Held(NamedTuple):
-    """The weights as a user's program holds them: variables, and the framework's own layers where these hold some."""
+    """The weights as a user's program holds them: variables, and any built-in layers that hold some of them."""
 
     w_in: Any
     w_rec: Any
@@ -28,12 +28,12 @@ class Held(NamedTuple):
 
     @property
     def recurrent(self) -> tuple[Any, Any, Any]:
-        """Those that projection none has."""
+        """The weights that an arm with projection `none` has."""
         return self.w_in, self.w_rec, self.b_rec
 
 
 class Cell(NamedTuple):
-    """A cell's step, how many arrays its state has, and the framework's own layer of it."""
+    """A cell's step, the number of arrays in its state, and the framework's built-in layer."""
 
     step: Step
     states: int
@@ -41,7 +41,7 @@ class Cell(NamedTuple):
 
 
 def rnn(act: Callable[[Tensor], Tensor], w: Weights, state: State, x: Tensor) -> State:
-    """state of [B, H], x [B, I] -> next state."""
+    """Return the next state, from the state of [B, H] and x [B, I]."""
     (h,) = state
     return (act(tf.nn.bias_add(x @ w.w_in + h @ w.w_rec, w.b_rec)),)
 
@@ -55,7 +55,7 @@ def rnn_tanh(w: Weights, state: State, x: Tensor) -> State:
 
 
 def gru(w: Weights, state: State, x: Tensor) -> State:
-    """state of [B, H], x [B, I] -> next state; gates r, z, n."""
+    """Return the next state, from the state of [B, H] and x [B, I]; gates r, z, n."""
     (h,) = state
     a_r, a_z, a_n = tf.split(tf.nn.bias_add(x @ w.w_in, w.b_rec), 3, axis=1)
     u_r, u_z, u_n = tf.split(h @ w.w_rec, 3, axis=1)
@@ -65,7 +65,7 @@ def gru(w: Weights, state: State, x: Tensor) -> State:
 
 
 def lstm(w: Weights, state: State, x: Tensor) -> State:
-    """state of [B, H], x [B, I] -> next state; gates i, f, g, o."""
+    """Return the next state, from the state of [B, H] and x [B, I]; gates i, f, g, o."""
     h, c = state
     i, f, g, o = tf.split(tf.nn.bias_add(x @ w.w_in + h @ w.w_rec, w.b_rec), 4, axis=1)
     c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
@@ -73,22 +73,22 @@ def lstm(w: Weights, state: State, x: Tensor) -> State:
 
 
 def project(w: Weights, h: Tensor) -> Tensor:
-    """h [N, H] -> y [N, O]."""
+    """Project h [N, H] to y [N, O]."""
     return tf.nn.bias_add(h @ w.w_out, w.b_out)
 
 
 def keep(w: Weights, h: Tensor) -> Tensor:
-    """h [..., H] -> itself: nothing is projected."""
+    """Return h [..., H] itself, without projecting it."""
     return h
 
 
 def start(w: Weights, cell: Cell, x: Tensor) -> State:
-    """The state before the first step of x [T, B, I]: zeros [B, H]."""
+    """Return the state before the first step of x [T, B, I]: zeros [B, H]."""
     return tuple(tf.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype) for _ in range(cell.states))
 
 
 def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
-    """A Python loop over x [T, B, I] -> T times emit's [B, N]."""
+    """Run a Python loop over x [T, B, I], and return a list of T results of emit [B, N]."""
     state = start(w, cell, x)
     out = []
     for x_t in tf.unstack(x):
@@ -98,7 +98,7 @@ def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
 
 
 def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> Tensor:
-    """A symbolic loop over x [T, B, I] -> emit's [T, B, N]."""
+    """Run a symbolic loop over x [T, B, I], and return the stacked results of emit [T, B, N]."""
 
     def body(t: Tensor, state: State, out: TensorArray) -> tuple[Tensor, State, TensorArray]:
         state = cell.step(w, state, xs.read(t))
@@ -113,30 +113,33 @@ def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> Tensor:
 
 
 def unrolled(w: Weights, cell: Cell, x: Tensor) -> Tensor:
-    """x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by a Python loop."""
     return tf.stack(unroll(w, cell, x, keep))
 
 
 def scanned(w: Weights, cell: Cell, x: Tensor) -> Tensor:
-    """x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by a symbolic loop."""
     return scan(w, cell, x, keep)
 
 
 def layer(w: Held, cell: Cell, x: Tensor) -> Tensor:
-    """The framework's own layer: x [T, B, I] -> h [T, B, H]. Keras wants the batch first, and gets it."""
+    """Return h [T, B, H] for x [T, B, I], by the framework's built-in layer.
+
+    Keras takes the batch axis first.
+    """
     return batch_first(w.rnn(batch_first(x)))
 
 
 def own_layer(cell: Cell, w: Weights) -> Any:
-    """The framework's own layer of a cell, built, with w_in, w_rec and b_rec as Keras has them."""
+    """Return the framework's built-in layer of a cell, holding w_in, w_rec and b_rec as Keras lays them out."""
     inputs, size = w.w_in.shape[0], w.w_rec.shape[0]
-    # An orthogonal start is not available in bf16, and no start is kept.
+    # The default, an orthogonal start, is not available in bf16. Every start is overwritten by the weights.
     rnn = cell.own(size, return_sequences=True, dtype=w.w_in.dtype.name, recurrent_initializer="zeros")
     return built(rnn, (None, None, inputs), w.recurrent)
 
 
 def built(layer: Any, shape: tuple[int | None, ...], weights: tuple[Tensor, ...]) -> Any:
-    """A layer of Keras, built for inputs of a shape, its variables set to weights."""
+    """Build a Keras layer for inputs of a shape, set its variables to weights, and return it."""
     layer.build(shape)
     for variable, weight in zip(layer.trainable_variables, weights, strict=True):
         variable.assign(weight)
@@ -144,22 +147,22 @@ def built(layer: Any, shape: tuple[int | None, ...], weights: tuple[Tensor, ...]
 
 
 def batch_first(a: Tensor) -> Tensor:
-    """[T, B, N] -> [B, T, N], and back."""
+    """Swap the first two axes: [T, B, N] to [B, T, N], or back."""
     return tf.transpose(a, (1, 0, 2))
 
 
 def given(w: Weights, cell: Cell, x: Tensor) -> Tensor:
-    """No recurrence: x is h [T, B, H]."""
+    """Return x itself, which holds precomputed hidden states [T, B, H]."""
     return x
 
 
 def project_steps(w: Weights, hs: Tensor) -> Tensor:
-    """A Python loop of T products: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by a Python loop of T products."""
     return tf.stack([project(w, h) for h in tf.unstack(hs)])
 
 
 def project_each(w: Weights, hs: Tensor) -> Tensor:
-    """A symbolic loop of T products: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by a symbolic loop of T products."""
 
     def body(t: Tensor, out: TensorArray) -> tuple[Tensor, TensorArray]:
         return t + 1, out.write(t, project(w, inputs.read(t)))
@@ -171,39 +174,39 @@ def project_each(w: Weights, hs: Tensor) -> Tensor:
 
 
 def project_once(w: Weights, hs: Tensor) -> Tensor:
-    """One product: h [T, B, H] -> [T*B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one product, on h reshaped to [T*B, H]."""
     steps, batch, size = hs.shape
     return tf.reshape(project(w, tf.reshape(hs, (steps * batch, size))), (steps, batch, w.w_out.shape[1]))
 
 
 def project_bmm(w: Weights, hs: Tensor) -> Tensor:
-    """One batched product of T: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one batched product of T."""
     return tf.nn.bias_add(tf.matmul(hs, w.w_out), w.b_out)
 
 
 def project_vmap(w: Weights, hs: Tensor) -> Tensor:
-    """One step's product mapped over time: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one step's product, mapped over time."""
     return tf.vectorized_map(lambda h: project(w, h), hs)
 
 
 def project_library(w: Held, hs: Tensor) -> Tensor:
-    """The framework's own dense layer: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by the framework's built-in dense layer."""
     return w.dense(hs)
 
 
 def project_time_distributed(w: Held, hs: Tensor) -> Tensor:
-    """The framework's own wrapper of a dense layer, which wants the batch first: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by a dense layer in Keras' wrapper, which takes the batch axis first."""
     return batch_first(w.dense(batch_first(hs)))
 
 
 def own_dense(w: Weights) -> Any:
-    """The framework's own dense layer, built, with w_out and b_out."""
+    """Return the framework's built-in dense layer, holding w_out and b_out."""
     size, outputs = w.w_out.shape
     return built(keras.layers.Dense(outputs, dtype=w.w_out.dtype.name), (None, None, size), (w.w_out, w.b_out))
 
 
 def own_time_distributed(w: Weights) -> Any:
-    """The dense layer in the framework's own wrapper, built, with w_out and b_out."""
+    """Return the built-in dense layer in Keras' TimeDistributed wrapper, holding w_out and b_out."""
     size, outputs = w.w_out.shape
     dtype = w.w_out.dtype.name
     wrapper = keras.layers.TimeDistributed(keras.layers.Dense(outputs, dtype=dtype), dtype=dtype)
@@ -227,14 +230,14 @@ def scan_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
 
 
 def loss(y: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, a scalar."""
+    """Return the mean squared error, a scalar."""
     return tf.reduce_mean(tf.square(y - target))
 
 
 def adam(state: Trained, d: Weights) -> Trained:
-    """One step of Adam on the gradients d, in TF1's form: epsilon is not corrected for bias.
+    """Return the state after one step of Adam on the gradients d, in TF1's form: epsilon is not corrected for bias.
 
-    Kingma and Ba 2015, end of their section 2: rate sqrt(1 - beta_2^t) / (1 - beta_1^t), the differences without
+    Kingma and Ba 2015, end of section 2: rate sqrt(1 - beta_2^t) / (1 - beta_1^t). The differences are computed without
     cancellation.
     """
     t = state.t + 1
@@ -246,7 +249,7 @@ def adam(state: Trained, d: Weights) -> Trained:
 
 
 def untrained(w: Weights) -> Trained:
-    """Before the first step."""
+    """Return the state before the first training step."""
     m, v = (Weights(*map(tf.zeros_like, w)) for _ in range(2))
     return Trained(w, m, v, tf.zeros((), w.w_in.dtype))
 
@@ -282,7 +285,7 @@ OWN_DENSE = {"library": own_dense, "time_distributed": own_time_distributed}
 
 
 def held(w: Weights, cell: Cell, recurrence: str, projection: str) -> Held:
-    """An arm's weights in variables: those of the framework's own layers, which are built here, or their own."""
+    """Return an arm's weights in variables: those of the built-in layers, which are built here, or separate ones."""
     rnn = own_layer(cell, w) if recurrence == "layer" else None
     dense = OWN_DENSE[projection](w) if projection in OWN_DENSE else None
     recurrent = variables(rnn) if rnn else map(tf.Variable, w.recurrent)
@@ -291,13 +294,13 @@ def held(w: Weights, cell: Cell, recurrence: str, projection: str) -> Held:
 
 
 def variables(layer: Any) -> list[Any]:
-    """The variables of a layer of Keras: its kernels, and its bias."""
+    """Return the variables of a Keras layer: its kernels and its bias."""
     return [variable.value for variable in layer.trainable_variables]
 
 
 def arm(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tensor]:
-    """The program of an arm: from w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection none."""
-    if found := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
-        return found
+    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+    if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
+        return program
     hidden, after = HIDDEN[recurrence], AFTER[projection]
     return lambda w, cell, x: after(w, hidden(w, cell, x))

@@ -1,12 +1,12 @@
-"""The chapter's two programs, on tf.compat.v1: what TF1 built, but for the two things said here.
+"""The chapter's two programs, on tf.compat.v1: what TF1 built, with the two differences named here.
 
-TensorFlow still has `dynamic_rnn`, `get_variable`, `AdamOptimizer` and sessions. `BasicRNNCell` went to tf-keras, whose
-TF1 names tf.compat.v1 gives only where legacy Keras is the Keras of the whole process; it is taken from there directly,
-so that the other executions keep Keras 3. `OutputProjectionWrapper` went with tf.contrib: the one here is written to
-its documentation. `tf.layers.dense` would want legacy Keras too, and is a product and a bias of its own variables.
+TensorFlow still has `dynamic_rnn`, `get_variable`, `AdamOptimizer` and sessions. `BasicRNNCell` moved to tf-keras. It
+is imported from there, so that the other executions keep Keras 3 (see private.py). `OutputProjectionWrapper`
+disappeared with tf.contrib; the one here is written to its documentation. `tf.layers.dense` would need legacy Keras
+too. Here it is a product and a bias with variables of their own.
 
-As in the chapter loops are made of Enter, Merge, Switch and Exit, variables are reference variables, and B is known
-only when the program runs. Other than there, arrays are time-major, as the contract has them.
+As in the chapter, loops are made of Enter, Merge, Switch and Exit, variables are reference variables, and B is known
+only when the program runs. Unlike in the chapter, arrays are time-major, as the contract requires.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +16,16 @@ from typing import Any
 import tensorflow as tf
 import tensorflow.compat.v1 as v1
 from tensorflow import Tensor
-from tf_keras.api._v1.keras.__internal__.legacy.rnn_cell import BasicRNNCell
 
+from impls.tf import private
+
+BasicRNNCell = private.basic_rnn_cell()
 LEARNING_RATE = 0.001
-ACTIVATIONS = {"rnn_relu": tf.nn.relu, "rnn_tanh": tf.tanh}  # the chapter's, and the one BasicRNNCell has unless told
+ACTIVATIONS = {"rnn_relu": tf.nn.relu, "rnn_tanh": tf.tanh}  # the chapter's, and BasicRNNCell's default
 
 
 class OutputProjectionWrapper:
-    """A cell that projects another's output at every step, by one layer for all; the state is the other's."""
+    """A cell that projects another cell's output at every step, by one shared layer. Its state is the other cell's."""
 
     def __init__(self, cell: Any, output_size: int) -> None:
         self.cell, self.output_size = cell, output_size
@@ -33,35 +35,35 @@ class OutputProjectionWrapper:
         return self.cell.state_size
 
     def zero_state(self, batch_size: Any, dtype: Any) -> Any:
-        """The other's state before the first step."""
+        """Return the wrapped cell's state before the first step."""
         return self.cell.zero_state(batch_size, dtype)
 
     def __call__(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """inputs [B, I], state of [B, H] -> projected output [B, O], next state."""
+        """Return the projected output [B, O] and the next state, for inputs [B, I] and the state of [B, H]."""
         with v1.variable_scope("output_projection_wrapper"):
             h, state = self.cell(inputs, state)
             return dense(h, self.output_size), state
 
 
 def dense(h: Tensor, outputs: int) -> Tensor:
-    """h [N, H] -> y [N, O], by the scope's own kernel [H, O] and bias [O]."""
+    """Project h [N, H] to y [N, O], by the kernel [H, O] and bias [O] of the current variable scope."""
     kernel = v1.get_variable("kernel", (h.shape[1], outputs), h.dtype)
     bias = v1.get_variable("bias", (outputs,), h.dtype, v1.zeros_initializer())
     return tf.nn.bias_add(h @ kernel, bias)
 
 
 def loop(x: Tensor, cell: Any) -> Tensor:
-    """x [T, B, I] -> the cell's output at every step [T, B, N]."""
+    """Return the cell's output at every step [T, B, N], for x [T, B, I]."""
     return v1.nn.dynamic_rnn(cell, x, dtype=x.dtype, time_major=True)[0]
 
 
 def wrapped(x: Tensor, cell: Any, outputs: int) -> Tensor:
-    """The book's first form, one layer run at every step in the loop: x [T, B, I] -> y [T, B, O]."""
+    """Return y [T, B, O] for x [T, B, I] in the book's first form: one layer that runs at every step in the loop."""
     return loop(x, OutputProjectionWrapper(cell, outputs))
 
 
 def reshaped(x: Tensor, cell: Any, outputs: int) -> Tensor:
-    """The book's second form, one layer run once after the loop: x [T, B, I] -> y [T, B, O]."""
+    """Return y [T, B, O] for x [T, B, I] in the book's second form: one layer that runs once, after the loop."""
     hs = loop(x, cell)  # [T, B, H]
     with v1.variable_scope("dense"):
         stacked = dense(tf.reshape(hs, (-1, cell.output_size)), outputs)  # [T*B, O]
@@ -69,12 +71,12 @@ def reshaped(x: Tensor, cell: Any, outputs: int) -> Tensor:
 
 
 def unprojected(x: Tensor, cell: Any, outputs: int) -> Tensor:
-    """The loop alone: x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by the loop alone."""
     return loop(x, cell)
 
 
 def nothing(x: Tensor, cell: Any, outputs: int) -> Tensor:
-    """x [T, B, H] -> itself; of all that is fetched only this is copied, for a session hands out nothing it was fed."""
+    """Return a copy of x [T, B, H], because a session does not return what it was fed. No other output is copied."""
     return tf.identity(x)
 
 
@@ -87,20 +89,21 @@ FORMS: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
 
 
 def forward(arm: str, cell: str, x: Tensor, size: int, outputs: int) -> Tensor:
-    """An arm's program with `size` neurons: x [T, B, I] -> y [T, B, O], or h [T, B, H] for projection none."""
+    """Return y [T, B, O] of an arm for x [T, B, I] and `size` neurons, or h [T, B, H] for projection `none`."""
     return FORMS[arm](x, BasicRNNCell(size, activation=ACTIVATIONS[cell], dtype=x.dtype), outputs)
 
 
 def train(y: Tensor, target: Tensor) -> list[Tensor]:
-    """The mean squared error, and its gradients of the variables in the order they were made."""
+    """Return the mean squared error and its gradients of the variables, in the order in which these were created."""
     loss = tf.reduce_mean(tf.square(y - target))
     return [loss, *backward(loss)]
 
 
 def backward(y: Tensor, d_y: Tensor | None = None) -> list[Tensor]:
-    """The gradients of the variables in the order they were made: of y, or from a given gradient of it.
+    """Return the gradients of the variables, of y or from a given gradient of y, in order of the variables' creation.
 
-    The chapter's `minimize(loss)` is called in its two halves: what updates the variables is made, and not run.
+    The chapter's `minimize(loss)` is called in its two halves. The operations that update the variables are created but
+    not run.
     """
     optimizer = v1.train.AdamOptimizer(LEARNING_RATE)
     gradients = optimizer.compute_gradients(y, grad_loss=d_y)
@@ -110,7 +113,7 @@ def backward(y: Tensor, d_y: Tensor | None = None) -> list[Tensor]:
 
 @contextmanager
 def tf1(graph: tf.Graph) -> Iterator[None]:
-    """What is made inside goes into `graph`, with TF1's loops and variables; the process's own setting comes back."""
+    """Put what is created inside into `graph`, with TF1's loops and variables; then restore the process's setting."""
     v2 = v1.control_flow_v2_enabled()
     v1.disable_control_flow_v2()
     try:

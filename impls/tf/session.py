@@ -1,9 +1,9 @@
-"""How TF1 runs a program: a graph, and a session that is fed NumPy arrays and fetched as NumPy arrays.
+"""TF1's way to run a program: a graph, and a session that takes and returns NumPy arrays.
 
-A session's callable is what TF1 had for calling one program again and again, and costs less than `Session.run`. On a
-CPU neither feeding nor fetching copies: a fed array is used where it lies, as TensorFlow's own arrays lie aligned, and
-a fetched one is the memory that the program wrote. `wrap_function` would run the same graph without a session, but in
-TF2's runtime and without reference variables: it would no longer be the original.
+A session's callable is TF1's means for calling one program repeatedly, and costs less than `Session.run`. On a CPU
+neither feeding nor fetching copies: TensorFlow's arrays are aligned, so a fed one is used in place, and a fetched one
+is the memory that the program wrote. `wrap_function` would run the same graph without a session, but in TF2's runtime
+and without reference variables. It would no longer be the original.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from impls.tf import original
 
 
 class Session:
-    """One program; its graph and session are made, and its variables given their values, at the first run."""
+    """One program. Its first run makes its graph and session, and gives its variables their values."""
 
     def __init__(self, program: Program, w: Weights, threads: int) -> None:
         w_in, w_rec, *rest = map(np.array, w)
@@ -28,30 +28,31 @@ class Session:
         self.call: Any = None
 
     def run(self, *inputs: Any) -> Any:
-        """x, and in training the target -> y; or the loss and the gradients of `values`; see Backend of impls.interface
-        for projection none.
+        """Run the program on x, and in training the target. Return y, or the loss and the gradients of `values`.
+
+        For projection none, see Backend in impls.interface.
         """
-        arrays = [np.asarray(memoryview(each)) for each in inputs]  # the same memory
+        arrays = [np.asarray(memoryview(tensor)) for tensor in inputs]  # the same memory
         if self.call is None:
             self._open(arrays)
         return self.call(*arrays)
 
     def traced(self, *inputs: Any) -> Any:
-        """The RunMetadata of a run: every operation that ran, how often, and the memory it took."""
+        """Return the RunMetadata of a run: every operation that ran, how often, and its memory."""
         options = v1.RunOptions(trace_level=v1.RunOptions.FULL_TRACE, output_partition_graphs=True)
-        found = v1.RunMetadata()
+        metadata = v1.RunMetadata()
         fed = dict(zip(self.fed, map(np.array, inputs), strict=True))
-        self.session.run(self.outputs, fed, options=options, run_metadata=found)
-        return found
+        self.session.run(self.outputs, fed, options=options, run_metadata=metadata)
+        return metadata
 
     def variables(self) -> list[Variable]:
-        """Every variable of the graph, in the order they were made."""
-        made = self.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)
-        return [Variable(one.op.name, tuple(one.shape.as_list())) for one in made]
+        """Return every variable of the graph, in the order of their creation."""
+        variables = self.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)
+        return [Variable(variable.op.name, tuple(variable.shape.as_list())) for variable in variables]
 
     def _open(self, arrays: list[np.ndarray]) -> None:
         with original.tf1(self.graph):
-            self.fed = [v1.placeholder(each.dtype, (each.shape[0], None, each.shape[2])) for each in arrays]
+            self.fed = [v1.placeholder(array.dtype, (array.shape[0], None, array.shape[2])) for array in arrays]
             self.outputs = self._outputs(*self.fed)
             start, weights = v1.global_variables_initializer(), v1.trainable_variables()
         self.graph.finalize()
@@ -59,11 +60,13 @@ class Session:
         config = v1.ConfigProto(intra_op_parallelism_threads=count, inter_op_parallelism_threads=count)
         self.session = v1.Session(graph=self.graph, config=config)
         # Each variable starts as its weight, not as drawn. Projection none has no second layer.
-        self.session.run(start, {one.initial_value: a for one, a in zip(weights, self.values, strict=False)})
+        self.session.run(
+            start, {weight.initial_value: value for weight, value in zip(weights, self.values, strict=False)}
+        )
         self.call = self.session.make_callable(self.outputs, self.fed)
 
     def _outputs(self, x: Any, target: Any = None) -> Any:
-        """What is fetched."""
+        """Return the tensors to fetch."""
         y = original.forward(self.program.arm.name, self.program.cell, x, *self.values[2].shape)
         if target is None:
             return y

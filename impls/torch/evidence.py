@@ -7,71 +7,71 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch._inductor.codecache import PyCodeCache
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from impls import trace
 from impls.evidence import Evidence, Product, counted, listed
+from impls.torch import private
 
 NO_LOOPS = "Inductor turns a loop into Python, which holds no trip count; kernels and products are those of all trips"
 REPLAYED = "a CUDA graph replays kernels, which do not say what shapes they multiply"
 ONE_CALL = "the layer is one call of a library, whose products the profiler does not see"
 UNKNOWN = "products of a kind whose operands are not known here"
 OPERANDS = {"aten::mm": 0, "aten::bmm": 0, "aten::mv": 0, "aten::addmm": 1, "aten::baddbmm": 1, "aten::addmv": 1}
-VIEWS = re.compile(  # operations that compute nothing: they describe memory anew, or take it
+VIEWS = re.compile(  # operations that compute nothing: they re-describe memory or allocate it
     r"aten::(t|transpose|permute|expand|expand_as|as_strided|as_strided_|view|_unsafe_view|view_as|reshape|_reshape_alias|"
     r"unbind|select|slice|narrow|split|chunk|unsafe_chunk|unsafe_split|detach|detach_|alias|unsqueeze|squeeze|unflatten|"
     r"empty|empty_like|empty_strided|new_empty|new_empty_strided|resize_|result_type|is_same_size|item|"
     r"numpy_T|cudnn_is_acceptable|_local_scalar_dense|resolve_conj|resolve_neg|_has_compatible_shallow_copy_type|lift_fresh|set_|size|stride)"
 )
 LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell", "aten::_thnn_fused_gru_cell")
-MULTIPLIES = re.compile(  # what is called as a product, a convolution or a recurrent layer is; not the points of a cell
+MULTIPLIES = re.compile(  # names of products, convolutions and recurrent layers, but not of a cell's pointwise part
     r"\w+::_*(?:\w+_)?(?:b?(?:add)?b?mm|(?:add)?mv|matmul|v?dot|tensordot|addr|ger|(?:bi)?linear|gem[mv]|einsum|"
     r"conv(?:olution|\d?d)?|attention|cdist|(?:rnn|lstm|gru)(?!_cell|_flatten))(?:_\w*)?"
 )
 FUSED = re.compile(r"cpp_fused\w*")
-GENERATED = "triton_"  # how Inductor names the kernels that it makes for a GPU
+GENERATED = "triton_"  # start of the names of Inductor's GPU kernels
 
 
 def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence, str]:
-    """Evidence of one call, which returns its outputs, and its operations as text.
+    """Return the evidence of one call, which must return its outputs, and its operations as text.
 
-    A GPU's memory is that of `temp_bytes` where the call ran on one.
+    `temp_bytes` is a GPU's memory if `cuda`, and otherwise the host's.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with generated() as fused, profile(activities=activities, record_shapes=True, profile_memory=True) as seen:
+    with generated() as fused, profile(activities=activities, record_shapes=True, profile_memory=True) as profiler:
         outputs = call()
-    events = seen.events()
+    events = profiler.events()
     kernels, products = Counter(fused), Counter[tuple[int, int, int, int]]()
-    unknown: dict[str, None] = {}
+    unknown_names: dict[str, None] = {}
     for event in _kernels(events):
         kernels[event.name.removeprefix("aten::")] += 1
         if event.name in OPERANDS:
             products[_product(event)] += 1
         elif _unknown(event):
-            unknown[event.name] = None
-    found = counted(products, kernels)
-    if unknown:
-        found.missing["products"] = f"{UNKNOWN}: {', '.join(sorted(unknown))}"
-    where = DeviceType.CUDA if cuda else DeviceType.CPU
-    found.fusions, found.temp_bytes = sum(fused.values()), _peak_bytes(seen, where, outputs)
+            unknown_names[event.name] = None
+    result = counted(products, kernels)
+    if unknown_names:
+        result.missing["products"] = f"{UNKNOWN}: {', '.join(sorted(unknown_names))}"
+    device_type = DeviceType.CUDA if cuda else DeviceType.CPU
+    result.fusions, result.temp_bytes = sum(fused.values()), _peak_bytes(profiler, device_type, outputs)
     if any(name.removeprefix("aten::") in kernels for name in LAYERS):
-        found.missing["products"] = ONE_CALL
+        result.missing["products"] = ONE_CALL
     if cuda:
-        trace.add(found, trace.of_kineto(seen.profiler.kineto_results.events(), DeviceType.CUDA))
-        found.fusions = sum(times for name, times in found.device_kernels.items() if name.startswith(GENERATED))
-    if found.graph_launches:
-        found.missing |= dict.fromkeys(("products", "kernels"), REPLAYED)
-    return found, "".join(f"{line}\n" for line in _lines(events))
+        trace.add(result, trace.of_kineto(profiler.profiler.kineto_results.events(), DeviceType.CUDA))
+        result.fusions = sum(times for name, times in result.device_kernels.items() if name.startswith(GENERATED))
+    if result.graph_launches:
+        result.missing |= dict.fromkeys(("products", "kernels"), REPLAYED)
+    return result, "".join(f"{line}\n" for line in _lines(events))
 
 
 def products(call: Callable[[], object]) -> list[Product]:
-    """The products that a call issues; none where the profiler does not see them all. A first call compiles."""
+    """Return the products that a call issues, or none if the profiler does not see them all. A first call compiles."""
     call()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         call()
-    events = list(_kernels(seen.events()))
+    events = list(_kernels(profiler.events()))
     if any(event.name in LAYERS or _unknown(event) for event in events):
         return []
     return listed(Counter(_product(event) for event in events if event.name in OPERANDS))
@@ -79,10 +79,10 @@ def products(call: Callable[[], object]) -> list[Product]:
 
 @contextlib.contextmanager
 def generated() -> Iterator[Counter[str]]:
-    """Count the calls of generated kernels: the modules that hold them look them up by name at each call."""
+    """Count calls of generated kernels, by replacing them in their modules, which look them up by name at each call."""
     counts: Counter[str] = Counter()
 
-    def counting(name: str, kernel: Any) -> Any:
+    def count_calls(name: str, kernel: Any) -> Any:
         kind = re.sub(r"_\d+$", "", name)
 
         def call(*arguments: Any) -> Any:
@@ -91,25 +91,25 @@ def generated() -> Iterator[Counter[str]]:
 
         return call
 
-    found = [
+    originals = [
         (module, name, kernel)
-        for module in PyCodeCache.modules
+        for module in private.generated_modules()
         for name, kernel in vars(module).items()
         if FUSED.fullmatch(name) and callable(kernel)
     ]
-    for module, name, kernel in found:
-        setattr(module, name, counting(name, kernel))
+    for module, name, kernel in originals:
+        setattr(module, name, count_calls(name, kernel))
     try:
         yield counts
     finally:
-        for module, name, kernel in found:
+        for module, name, kernel in originals:
             setattr(module, name, kernel)
 
 
 def _kernels(events: Any) -> Iterator[Any]:
-    """The events that compute: matrix products and whole layers, and what else calls nothing that computes.
+    """Yield the events that compute: matrix products, whole layers, and other operations that call none that compute.
 
-    A product that is made of products (under vmap) is none itself, and what a product does besides is part of it.
+    A product that is made of products (under vmap) does not count itself. What a product does besides is part of it.
     """
     for event in events:
         within = any(map(_whole, _above(event)))
@@ -129,7 +129,7 @@ def _known(event: Any) -> bool:
 
 
 def _unknown(event: Any) -> bool:
-    """Whether something multiplies that is neither known here nor part of what is, nor made of what multiplies."""
+    """Return whether an unknown operation multiplies, is not part of a known one, and calls none that multiplies."""
     if _known(event) or not MULTIPLIES.fullmatch(event.name) or any(map(_known, _above(event))):
         return False
     return not any(_known(inner) or MULTIPLIES.fullmatch(inner.name) for inner in _below(event))
@@ -151,26 +151,28 @@ def _below(event: Any) -> Iterator[Any]:
 
 
 def _product(event: Any) -> tuple[int, int, int, int]:
-    """Batch, M, K, N, from the shapes of the operands."""
-    at = OPERANDS[event.name]
-    left, right = event.input_shapes[at : at + 2]
+    """Return batch, M, K and N of a product, from the shapes of its operands."""
+    index = OPERANDS[event.name]
+    left, right = event.input_shapes[index : index + 2]
     *batch, m, k = left
     return (batch[0] if batch else 1), m, k, (right[-1] if len(right) > 1 else 1)
 
 
-def _peak_bytes(profile: Any, where: DeviceType, outputs: Sequence[Tensor]) -> int | None:
-    """The most that was allocated at once on a device during the call, but for the outputs."""
-    held = peak = 0
-    memory = [
-        e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]" and e.device_type() == where
+def _peak_bytes(profiler: Any, device_type: DeviceType, outputs: Sequence[Tensor]) -> int | None:
+    """Return the most bytes that a call had allocated on a device at once, without its outputs."""
+    allocated = peak = 0
+    memory_events = [
+        event
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == device_type
     ]
-    for event in sorted(memory, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak - sum(output.nbytes for output in outputs) if memory else None
+    for event in sorted(memory_events, key=lambda e: e.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak - sum(output.nbytes for output in outputs) if memory_events else None
 
 
 def _lines(events: Any) -> Iterator[str]:
-    """The operations in the order they began, indented as they call each other."""
+    """Yield the operations in the order in which they began, indented by call depth."""
     for event in events:
         yield f"{'  ' * len(list(_above(event)))}{event.name} {event.input_shapes or ''}".rstrip()

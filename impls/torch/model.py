@@ -1,22 +1,23 @@
-"""The RNN under study in PyTorch: ways to run the recurrence times ways to project, read from top to bottom."""
+"""The RNN under study in PyTorch: ways to run the recurrence and ways to project, read from top to bottom."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan as scan_op
 
 from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights
+from impls.torch import private
 
+scan_op = private.scan_operator()
 State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
-Stepped = tuple[State, Tensor]  # named here, for Dynamo can not subscript `tuple` where it traces
+Stepped = tuple[State, Tensor]  # named here because Dynamo cannot subscript `tuple` while it traces
 Step = Callable[[Weights, State, Tensor], State]
 Emit = Callable[[Weights, Tensor], Tensor]
 
 
 class Cell(NamedTuple):
-    """A cell's step, how many arrays its state has, and the framework's own layer of it."""
+    """A cell's step, the number of arrays in its state, and the framework's built-in layer."""
 
     step: Step
     states: int
@@ -24,7 +25,7 @@ class Cell(NamedTuple):
 
 
 def rnn(act: Callable[[Tensor], Tensor], w: Weights, state: State, x: Tensor) -> State:
-    """state of [B, H], x [B, I] -> next state."""
+    """Return the next state, from the state of [B, H] and x [B, I]."""
     (h,) = state
     return (act(torch.addmm(torch.addmm(w.b_rec, x, w.w_in), h, w.w_rec)),)
 
@@ -38,7 +39,7 @@ def rnn_tanh(w: Weights, state: State, x: Tensor) -> State:
 
 
 def gru(w: Weights, state: State, x: Tensor) -> State:
-    """state of [B, H], x [B, I] -> next state; gates r, z, n."""
+    """Return the next state, from the state of [B, H] and x [B, I]; gates r, z, n."""
     (h,) = state
     a_r, a_z, a_n = torch.addmm(w.b_rec, x, w.w_in).chunk(3, 1)
     u_r, u_z, u_n = (h @ w.w_rec).chunk(3, 1)
@@ -48,7 +49,7 @@ def gru(w: Weights, state: State, x: Tensor) -> State:
 
 
 def lstm(w: Weights, state: State, x: Tensor) -> State:
-    """state of [B, H], x [B, I] -> next state; gates i, f, g, o."""
+    """Return the next state, from the state of [B, H] and x [B, I]; gates i, f, g, o."""
     h, c = state
     i, f, g, o = torch.addmm(torch.addmm(w.b_rec, x, w.w_in), h, w.w_rec).chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -56,27 +57,27 @@ def lstm(w: Weights, state: State, x: Tensor) -> State:
 
 
 def project(w: Weights, h: Tensor) -> Tensor:
-    """h [N, H] -> y [N, O]."""
+    """Project h [N, H] to y [N, O]."""
     return torch.addmm(w.b_out, h, w.w_out)
 
 
 def keep(w: Weights, h: Tensor) -> Tensor:
-    """h [..., H] -> itself: nothing is projected."""
+    """Return h [..., H] itself, without projecting it."""
     return h
 
 
 def copy(w: Weights, h: Tensor) -> Tensor:
-    """h [B, H] -> a copy: keep for the scan operator, which forbids its outputs to alias anything."""
+    """Return a copy of h [B, H]: `keep` for the scan operator, whose outputs must not alias anything."""
     return h.clone()
 
 
 def start(w: Weights, cell: Cell, x: Tensor) -> State:
-    """The state before the first step of x [T, B, I]: zeros [B, H]."""
+    """Return the state before the first step of x [T, B, I]: zeros [B, H]."""
     return tuple(x.new_zeros(x.shape[1], w.w_rec.shape[0]) for _ in range(cell.states))
 
 
 def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
-    """A Python loop over x [T, B, I] -> T times emit's [B, N]."""
+    """Run a Python loop over x [T, B, I], and return a list of T results of emit [B, N]."""
     state = start(w, cell, x)
     out = []
     for x_t in x.unbind(0):
@@ -86,30 +87,30 @@ def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
 
 
 def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> Tensor:
-    """A symbolic loop over x [T, B, I] -> emit's [T, B, N]."""
+    """Run a symbolic loop over x [T, B, I], and return the stacked results of emit [T, B, N]."""
 
     def body(state: State, x_t: Tensor) -> Stepped:
         state = cell.step(w, state, x_t)
-        return tuple(s.clone() for s in state), emit(w, state[0])  # clones, see copy
+        return tuple(s.clone() for s in state), emit(w, state[0])  # clones for the reason given in `copy`
 
     return scan_op(body, start(w, cell, x), x)[1]
 
 
 def unrolled(w: Weights, cell: Cell, x: Tensor) -> Tensor:
-    """x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by a Python loop."""
     return torch.stack(unroll(w, cell, x, keep))
 
 
 def scanned(w: Weights, cell: Cell, x: Tensor) -> Tensor:
-    """x [T, B, I] -> h [T, B, H]."""
+    """Return h [T, B, H] for x [T, B, I], by a symbolic loop."""
     return scan(w, cell, x, copy)
 
 
 def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
-    """The framework's own layer: x [T, B, I] -> h [T, B, H].
+    """Return h [T, B, H] for x [T, B, I], by the framework's built-in layer.
 
-    What nn.RNN, nn.GRU and nn.LSTM call, with what they call it with: one layer, one direction, no dropout. Its
-    b_rec is [2, G*H]: a bias for each product, the recurrent one zero.
+    It is the function that nn.RNN, nn.GRU and nn.LSTM call, with their arguments: one layer, one direction, no dropout.
+    b_rec is [2, G*H]: one bias for each product, of which the recurrent one is zero.
     """
     state = tuple(x.new_zeros(1, x.shape[1], w.w_rec.shape[0]) for _ in range(cell.states))
     weights = [w.w_in.T, w.w_rec.T, *w.b_rec]
@@ -118,20 +119,20 @@ def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
 
 
 def given(w: Weights, cell: Cell, x: Tensor) -> Tensor:
-    """No recurrence: x is h [T, B, H]."""
+    """Return x itself, which holds precomputed hidden states [T, B, H]."""
     return x
 
 
 def project_steps(w: Weights, hs: Tensor) -> Tensor:
-    """A Python loop of T products: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by a Python loop of T products."""
     return torch.stack([project(w, h) for h in hs.unbind(0)])
 
 
 def project_each(w: Weights, hs: Tensor) -> Tensor:
-    """A symbolic loop of T products: h [T, B, H] -> y [T, B, O].
+    """Project h [T, B, H] to y [T, B, O] by a symbolic loop of T products.
 
-    The weights enter with a third axis, which no weight of the other loop has: gradients of one shape
-    in two loops are added up in one buffer (Inductor of torch 2.13; wrong where H = O).
+    The weights enter with an extra axis, which no weight of the other loop has. Otherwise Inductor (torch 2.13) adds up
+    gradients of the same shape from both loops in one buffer, which is wrong where H = O.
     """
     w_out, b_out = w.w_out[None], w.b_out[None, None]
 
@@ -142,23 +143,26 @@ def project_each(w: Weights, hs: Tensor) -> Tensor:
 
 
 def project_once(w: Weights, hs: Tensor) -> Tensor:
-    """One product: h [T, B, H] -> [T*B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one product, on h reshaped to [T*B, H]."""
     steps, batch, size = hs.shape
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
 def project_bmm(w: Weights, hs: Tensor) -> Tensor:
-    """One batched product of T: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one batched product of T."""
     return torch.baddbmm(w.b_out, hs, w.w_out.expand(hs.shape[0], *w.w_out.shape))
 
 
 def project_vmap(w: Weights, hs: Tensor) -> Tensor:
-    """One step's product mapped over time: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by one step's product, mapped over time."""
     return torch.vmap(lambda h: project(w, h))(hs)
 
 
 def project_library(w: Weights, hs: Tensor) -> Tensor:
-    """The framework's own dense layer, what nn.Linear calls: h [T, B, H] -> y [T, B, O]."""
+    """Project h [T, B, H] to y [T, B, O] by the framework's built-in dense layer.
+
+    It is the function that nn.Linear calls.
+    """
     return torch.nn.functional.linear(hs, w.w_out.T, w.b_out)
 
 
@@ -179,14 +183,14 @@ def scan_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
 
 
 def loss(y: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, a scalar."""
+    """Return the mean squared error, a scalar."""
     return torch.nn.functional.mse_loss(y, target)
 
 
 def adam(state: Trained, d: Weights) -> Trained:
-    """One step of Adam on the gradients d, in TF1's form: epsilon is not corrected for bias.
+    """Return the state after one step of Adam on the gradients d, in TF1's form: epsilon is not corrected for bias.
 
-    Kingma and Ba 2015, end of their section 2: rate sqrt(1 - beta_2^t) / (1 - beta_1^t), the differences without
+    Kingma and Ba 2015, end of section 2: rate sqrt(1 - beta_2^t) / (1 - beta_1^t). The differences are computed without
     cancellation.
     """
     t = state.t + 1
@@ -198,7 +202,7 @@ def adam(state: Trained, d: Weights) -> Trained:
 
 
 def untrained(w: Weights) -> Trained:
-    """Before the first step."""
+    """Return the state before the first training step."""
     m, v = (Weights(*map(torch.zeros_like, w)) for _ in range(2))
     return Trained(w, m, v, w.w_in.new_zeros(()))
 
@@ -227,8 +231,8 @@ IN_THE_LOOP = {
 
 
 def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], Tensor]:
-    """The program of an arm: from w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection none."""
-    if found := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
-        return found
+    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+    if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
+        return program
     hidden, after = HIDDEN[recurrence], AFTER[projection]
     return lambda w, cell, x: after(w, hidden(w, cell, x))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness.verify import form_of
+from harness.verify.output_check import form_of
 from impls import reference
 from impls.evidence import Evidence
 from impls.interface import Data, Execution, Facts, Weights, named

@@ -1,0 +1,1 @@
+"""Analysis of records: pure functions that measure nothing and import no framework."""

@@ -1,0 +1,377 @@
+"""The command line: python -m harness run | verify | explain | train | report | list | selftest | doctor."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
+
+import typer
+
+from harness.cli import streams
+from harness.cli.options import (
+    DeviceF,
+    ExecutionF,
+    FrameworkF,
+    InputsF,
+    LimitF,
+    MemoryF,
+    PassF,
+    PrecisionF,
+    ProjectionF,
+    RecurrenceF,
+    SeedF,
+    Selection,
+    SweepF,
+    ThreadsF,
+    TimeoutF,
+    Toml,
+    WeightsF,
+    WorkloadF,
+    apply_limits,
+    parse_threads,
+    refuse_blanks,
+    split_values,
+)
+from harness.errors import UsageError
+
+if TYPE_CHECKING:  # commands import what they need themselves, so that --help does not wait for it
+    from harness.study.study import Study
+
+app = typer.Typer(
+    help="fusegap: is projecting an RNN's output once per step slower than once for all steps?",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer uses but does not export
+BAD = ("wrong", "failed", "timeout", "refused")
+R = TypeVar("R")  # a record of a run or of a training
+
+
+@app.command()
+def run(
+    study: Toml = None,
+    all_: Annotated[bool, typer.Option("--all", help="Everything available here (also the default).")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The same matrix in minutes: a smoke run, no claims.")] = False,
+    rigorous: Annotated[bool, typer.Option("--rigorous", help="More processes and rounds, no time limit.")] = False,
+    framework: FrameworkF = None,
+    device: DeviceF = None,
+    threads: ThreadsF = None,
+    execution: ExecutionF = None,
+    recurrence: RecurrenceF = None,
+    projection: ProjectionF = None,
+    pass_: PassF = None,
+    precision: PrecisionF = None,
+    workload: WorkloadF = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Worker processes per cell; else as many as the study's target needs.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Most rounds per block.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time after which no further block is begun: 900, 15m, 1h30m; 0 for no limit.")
+    ] = None,
+    sweep: SweepF = None,
+    memory: MemoryF = None,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    unroll_limit: LimitF = None,
+    weights: WeightsF = None,
+    inputs: InputsF = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/latest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Records only: needs no pandas, scipy or matplotlib, given --processes.")
+    ] = False,
+) -> None:
+    """Measure, verify and report."""
+    from harness.study.study import load_study
+
+    if quick and rigorous:
+        raise UsageError("--quick and --rigorous contradict each other")
+    if all_ and (study or any((framework, device, threads, execution, recurrence, projection, pass_, workload))):
+        raise UsageError("--all means everything and takes no study file and no selection beside it")
+    selection = Selection(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = selection.fields()
+    flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
+    flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
+    preset = "quick" if quick else "rigorous" if rigorous else None
+    run_study = apply_limits(load_study(study, preset, flags), budget, unroll_limit)
+    if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _is_installed(name)]):
+        raise UsageError(f"planning how many processes a gap needs takes {' and '.join(missing)}: give --processes")
+    _run(run_study, out, resume, not no_report)
+
+
+@app.command()
+def verify(
+    study: Toml = None,
+    framework: FrameworkF = None,
+    device: DeviceF = None,
+    threads: ThreadsF = None,
+    execution: ExecutionF = None,
+    recurrence: RecurrenceF = None,
+    projection: ProjectionF = None,
+    pass_: PassF = None,
+    precision: PrecisionF = None,
+    workload: WorkloadF = None,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    unroll_limit: LimitF = None,
+    weights: WeightsF = None,
+    inputs: InputsF = None,
+    save_outputs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors); no file is replaced.")
+    ] = None,
+    bound: Annotated[
+        str | None, typer.Option(help="Hold all outputs to this precision's bounds: does as_shipped pass as fp32?")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the verification's records in the folder of a run, made or yet to be made, which counts them.",
+        ),
+    ] = None,
+) -> None:
+    """Verify every arm at full size in fp32 and fp64, without timing.
+
+    A workload asked for by name or sizes is unrolled whatever its steps; else --unroll-limit holds.
+    """
+    from harness.cli import verify
+    from harness.study.study import load_study
+    from impls.interface import PRECISIONS, RECURRENCES
+
+    selection = Selection(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    flags = selection.fields()
+    flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
+    defaults: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
+    if workload or study:
+        defaults["unroll_limit"] = None
+    verify_study = apply_limits(load_study(study, None, flags, defaults), None, unroll_limit)
+    if verify_study.recurrences is None:  # every arm, not the usual ones
+        verify_study = verify_study.model_copy(update={"recurrences": list(RECURRENCES)})
+    if bound is not None and bound not in PRECISIONS:
+        raise UsageError(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
+    if bound is not None and out is not None:
+        raise UsageError(
+            "--bound holds outputs to another's bounds: no gate of a run's, so it takes no --out beside it"
+        )
+    raise typer.Exit(verify.verify(verify_study, save_outputs, bound, out, _command_line()))
+
+
+@app.command()
+def explain(
+    cell: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CELL",
+            help="Words in any order: torch inductor scan in_loop, [book] [forward] [fp32]; / for blanks.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the program's text.")] = None,
+) -> None:
+    """Count what one cell's program does in a call, and save its text (HLO, graph, generated code)."""
+    from harness.cli import explain as explaining
+
+    raise typer.Exit(explaining.explain(cell, out))
+
+
+@app.command()
+def train(
+    framework: FrameworkF = None,
+    execution: ExecutionF = None,
+    threads: Annotated[str, typer.Option(help="Processor threads of a worker: a number or 'all' cores.")] = "1",
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps of Adam; the chapter takes 1,500.")] = 1500,
+    processes: Annotated[int, typer.Option(help="Worker processes of each framework and execution.")] = 3,
+    seed: SeedF = None,
+    timeout: TimeoutF = None,
+    out: Annotated[Path, typer.Option(help="The training's folder.")] = Path("runs/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+) -> None:
+    """Train as the chapter does, both forms step by step in turns, and compare losses and times."""
+    from harness.analysis.trajectories import problems
+    from harness.records.training import TRAINING
+    from harness.report import training as reports
+    from harness.run import train as training
+    from harness.study.study import load_study
+
+    flags: dict[str, Any] = {
+        "frameworks": split_values("--framework", framework),
+        "executions": split_values("--execution", execution),
+        "threads": [parse_threads(threads)],
+    }
+    flags |= {"processes": processes, "seed": seed, "timeout_s": timeout, "passes": ["train"], "workloads": ["book"]}
+    study = load_study(None, None, flags)
+    files = ResultFiles(out, TRAINING.file, reports.write)
+    records, path = _measure_and_report(files, lambda command: training.train(study, steps, out, resume, command))
+    print(path)
+    errors = problems(records)
+    for error in errors:
+        print(error, file=sys.stderr)
+    raise typer.Exit(1 if errors else 0)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="The folder of a run, or of each of several.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The report's folder; by default the run's own.")
+    ] = None,
+) -> None:
+    """Write a run's or a training's report again, from its records alone; of several runs, one that has them side by
+    side.
+    """
+    from harness import report as reports
+    from harness.records.training import TRAINING
+    from harness.report import several, training
+
+    first = folders[0]
+    is_training = any(os.path.lexists(first / name) for name in (TRAINING.file, f"{TRAINING.file}.gz"))
+    if len(folders) > 1:
+        print(several.write(folders, out))
+    else:
+        print(training.write(first, out) if is_training else reports.write(first, out))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List what can be studied on this machine, and what cannot, with the reason."""
+    from harness.cli import verify
+
+    verify.listing()
+
+
+@app.command()
+def selftest(
+    studies: Annotated[int, typer.Option(min=100, help="Simulated gaps per target.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulated machines.")] = 1,
+    real: Annotated[
+        bool, typer.Option("--real", help="Instead, measure 432 programs against themselves on this machine.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The folder of --real.")] = Path("runs/selftest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the --real in --out.")] = False,
+) -> None:
+    """Prove the statistics on machines whose truth is known, or on this one."""
+    from harness.selftest import coverage as tests
+
+    if real:
+        _run(tests.control_study(), out, resume)
+    raise typer.Exit(tests.say(studies, seed))
+
+
+@app.command()
+def doctor() -> None:
+    """What on this machine will hurt a measurement, and the noise to expect (half a minute)."""
+    from harness.cli import doctor as doctors
+
+    raise typer.Exit(doctors.say())
+
+
+def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
+    """Measure a study into a folder, print the path of its report, and exit: with 1 where anything went wrong."""
+    from harness.records.outcome import no_times_reason
+    from harness.records.schema import BlockRecord
+    from harness.records.store import FILE, budgets, latest_blocks, latest_records
+    from harness.run import session as runs
+
+    write = _write_run_report if report else lambda folder: folder / FILE
+    files = ResultFiles(out, FILE, write)
+    records, path = _measure_and_report(files, lambda command: runs.run(study, out, resume, command))
+    statuses = [arm.status for record in latest_records(records, BlockRecord) for arm in record.arms.values()]
+    print(path)
+    bad_count = sum(status in BAD for status in statuses)
+    if bad_count:
+        print(f"{bad_count} measurements went wrong or failed; the records name them", file=sys.stderr)
+    if reason := no_times_reason(latest_blocks(records, "block"), budgets(records)[-1]):
+        print(f"nothing was measured: {reason}", file=sys.stderr)
+    raise typer.Exit(1 if bad_count or reason else 0)
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether a module is installed."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _write_run_report(folder: Path) -> Path:
+    from harness import report as reports
+
+    return reports.write(folder)
+
+
+class ResultFiles(NamedTuple):
+    """A folder of results, the name of its records file, and the function that writes its report."""
+
+    out: Path
+    records: str
+    write: Callable[[Path], Path]
+
+
+def _measure_and_report(files: ResultFiles, measure: Callable[[str], list[R]]) -> tuple[list[R], Path]:
+    """Call `measure` with the command line; return its records and the path of the report.
+
+    When `measure` is interrupted, or cannot write, the records so far are kept and this exits with a status above 0.
+    An interrupted run with records also gets its report.
+    """
+    command = _command_line()
+    try:
+        records = measure(command)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {_resume_hint(files, command)}", file=sys.stderr)
+        if (files.out / files.records).exists():
+            _write_report(files)
+        raise typer.Exit(streams.INTERRUPTED) from None
+    except OSError as error:  # a full disk, mostly
+        print(f"error: {streams.error_message(error)}; {_resume_hint(files, command)}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    return records, _write_report(files)
+
+
+def _command_line() -> str:
+    """Return the command line as it was given, without --out and --resume."""
+    return f"python -m harness {streams.quote_words(_drop_out_and_resume(sys.argv[1:]))}"
+
+
+def _resume_hint(files: ResultFiles, command: str) -> str:
+    """Return a sentence on what an interrupted run has kept, and the command that resumes it."""
+    state = "what is done is kept" if (files.out / files.records).exists() else "nothing was measured yet"
+    resumable = files.out.is_dir() and any(files.out.iterdir())
+    flags = ["--resume"] if resumable else []
+    return f"{state}. Go on with: {command} {streams.quote_words(['--out', str(files.out), *flags])}"
+
+
+def _write_report(files: ResultFiles) -> Path:
+    """Write the report and return its path. Exits with status 1 when the report cannot be written."""
+    try:
+        return files.write(files.out)
+    except OSError as error:
+        retry = f"python -m harness report {streams.quote_words([str(files.out)])}"
+        message = f"{streams.error_message(error)}; the records are kept, and the report can be made with: {retry}"
+        raise typer.Exit(streams.print_error(message, 1)) from None
+
+
+def _drop_out_and_resume(arguments: list[str]) -> list[str]:
+    """Return the arguments without --resume and --out, which do not change what is measured."""
+    remaining: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument != "--resume" and argument != "--out" and not argument.startswith("--out="):
+            remaining.append(argument)
+        skip = argument == "--out"
+    return remaining
+
+
+def main() -> NoReturn:
+    """Run the command line and exit. A usage error is printed as one sentence on stderr, with exit status 2."""
+    streams.leave(_run_command)
+
+
+def _run_command() -> int | None:
+    """Run a command and return its exit status. Raises UsageError."""
+    try:
+        refuse_blanks(sys.argv[1:])
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except USAGE_ERROR as error:
+        raise UsageError(" ".join(error.format_message().split())) from None

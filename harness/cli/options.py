@@ -1,0 +1,140 @@
+"""The flags that several commands share, and how their values are parsed. Imports no more than --help needs."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.study.study import Study
+
+Many = list[str] | None
+Toml = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags override it.")]
+FrameworkF = Annotated[Many, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")]
+DeviceF = Annotated[Many, typer.Option("--device", help="cpu, gpu.")]
+ThreadsF = Annotated[Many, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")]
+ExecutionF = Annotated[
+    Many, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph.")
+]
+RecurrenceF = Annotated[Many, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
+ProjectionF = Annotated[
+    Many,
+    typer.Option("--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed."),
+]
+PassF = Annotated[Many, typer.Option("--pass", help="forward, train.")]
+PrecisionF = Annotated[Many, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
+WorkloadF = Annotated[
+    Many,
+    typer.Option(
+        "--workload", help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..]."
+    ),
+]
+SweepF = Annotated[
+    str | None,
+    typer.Option("--sweep", help="Sweep sizes around this workload (as for --workload), and forecast the gaps there."),
+]
+MemoryF = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="held (what a worker has taken it keeps), default (as glibc does), tcmalloc or jemalloc where installed.",
+    ),
+]
+SeedF = Annotated[int | None, typer.Option("--seed", help="Of weights, inputs and orders.")]
+TimeoutF = Annotated[float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")]
+LimitF = Annotated[
+    int | None,
+    typer.Option("--unroll-limit", help="Unroll traced programs up to this many steps; 0 for none, -1 for any."),
+]
+WeightsF = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="Weights to use (safetensors).")]
+InputsF = Annotated[
+    str | None, typer.Option("--inputs", metavar="FILE", help="Inputs to use (safetensors): x, target.")
+]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The flags that select what is studied, as given: lists of words, or of words with commas. None selects all."""
+
+    framework: Many = None
+    device: Many = None
+    threads: Many = None
+    execution: Many = None
+    recurrence: Many = None
+    projection: Many = None
+    pass_: Many = None
+    precision: Many = None
+    workload: Many = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the flags as fields of a study. Raises UsageError where a value is malformed."""
+        return {
+            "frameworks": split_values("--framework", self.framework),
+            "devices": split_values("--device", self.device),
+            "threads": [parse_threads(t) for t in split_values("--threads", self.threads) or []] or None,
+            "executions": split_values("--execution", self.execution),
+            "recurrences": split_values("--recurrence", self.recurrence),
+            "projections": split_values("--projection", self.projection),
+            "passes": split_values("--pass", self.pass_),
+            "precisions": split_values("--precision", self.precision),
+            "workloads": split_values("--workload", self.workload),
+        }
+
+
+def split_values(flag: str, values: Many) -> Many:
+    """Split a flag's values at commas, except a workload's sizes. Raises UsageError where a word is empty."""
+    if not values:
+        return None
+    words = [word.strip() for value in values for word in ([value] if "=" in value else value.split(","))]
+    if "" in words:
+        faulty = next(value for value in values if "" in map(str.strip, value.split(",")))
+        raise UsageError(f"{flag} {faulty!r} names nothing {'beside a comma' if ',' in faulty else 'at all'}")
+    return words
+
+
+def refuse_blanks(arguments: Sequence[str]) -> None:
+    """Raise UsageError where an argument is empty, as "" and --weights= are: an empty value asks for no default."""
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = argument.partition("=")
+        if not argument.strip():
+            owner = f" of {previous}" if previous.startswith("--") and "=" not in previous else ""
+            raise UsageError(f"an argument{owner} is given with nothing in it: leave it out, or say which")
+        if equals and re.fullmatch("--[a-z-]+", flag) and not value.strip():
+            raise UsageError(f"{flag} is given with nothing after '=': leave it out, or say which")
+
+
+def parse_threads(text: str) -> int | str:
+    """Return a thread count, or the word `all`. Raises UsageError."""
+    if text == "all":
+        return text
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise UsageError(f"--threads takes 'all' or a number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    """Return the seconds of a time written 900, 900s, 15m or 1h30m. Raises UsageError."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not match or not any(match.groups()):
+        raise UsageError(f"--budget takes seconds, or a time such as 15m or 1h30m, not {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def apply_limits(study: "Study", budget: str | None, unroll_limit: int | None) -> "Study":
+    """Return the study with a budget and an unroll limit from flags, which can also lift either. Raises UsageError."""
+    limits: dict[str, Any] = {}
+    if budget is not None:
+        seconds = _parse_seconds(budget)
+        limits["budget_s"] = seconds if 0 < seconds < math.inf else None
+    if unroll_limit is not None:
+        if unroll_limit < -1:
+            raise UsageError(f"--unroll-limit takes a number of steps, 0 or -1, not {unroll_limit}")
+        limits["unroll_limit"] = None if unroll_limit == -1 else unroll_limit
+    return study.model_copy(update=limits)

@@ -1,0 +1,1 @@
+"""What was measured: the schema of records, the store that loses none, and what the records hold."""

@@ -1,0 +1,428 @@
+"""The matrix of a study: its cells, and the jobs that measure them.
+
+A cell is one arm of one workload and pass in one framework, device, thread count, execution and
+precision. Every cell is either planned or listed as absent with the reason.
+"""
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from harness.errors import UsageError
+from harness.study.configuration import Configuration
+from harness.study.parts import BATCHED, arms_by_part, is_question, part_of
+from harness.study.study import CALIBRATING, SWEPT, Study, Workload, validate_choice
+from impls.interface import IMPOSSIBLE, NO_TF32, Arm, Execution
+
+CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
+
+
+@dataclass(frozen=True)
+class WorkerEnvironment:
+    """The environment variables of a framework's workers on one device with one number of threads."""
+
+    device: str
+    threads: int
+    variables: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What a framework reported about itself, in a process of its own.
+
+    `missing` is why it cannot be used, or None. `installed` is true where installing it would not help.
+    """
+
+    name: str
+    missing: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    executions: dict[str, Execution] = field(default_factory=dict)
+    devices: dict[str, str | None] = field(default_factory=dict)
+    environments: list[WorkerEnvironment] = field(default_factory=list)
+    installed: bool = True
+
+    def environment(self, device: str, threads: int, cache: str) -> dict[str, str]:
+        """Return the environment variables a worker is started with; `cache` replaces the placeholder CACHE."""
+        entry = next(e for e in self.environments if (e.device, e.threads) == (device, threads))
+        return {name: value.replace(CACHE, cache) for name, value in entry.variables.items()}
+
+
+CACHE = "<cache>"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm of one workload and pass, in one configuration."""
+
+    configuration: Configuration
+    workload: Workload
+    pass_: str
+    arm: Arm
+
+    def row(self) -> dict[str, Any]:
+        """Return the cell's keys under the column names of the tables."""
+        w = self.workload
+        sizes = {size: getattr(w, size) for size in "BTIHO"}
+        return {
+            **self.configuration.row(),
+            "workload": w.name,
+            "cell": w.cell,
+            **sizes,
+            "pass": self.pass_,
+            "recurrence": self.arm.recurrence,
+            "projection": self.arm.projection,
+        }
+
+
+class AbsentCell(NamedTuple):
+    """A cell that cannot be measured, with its status and the reason."""
+
+    cell: Cell
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """Programs that rest on something that their framework's authors mark as a prototype; `reason` says so."""
+
+    framework: str
+    execution: str
+    recurrence: str
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Return framework, execution and recurrence."""
+        return self.framework, self.execution, self.recurrence
+
+
+class Rank(IntEnum):
+    """The order in which blocks are measured when the budget does not cover all of them."""
+
+    HEADLINE = 0  # the question's arms, in the loop that users would write, with the first thread count
+    OTHER_THREADS = 1  # the same arms with the other thread counts
+    REST = 2  # other loops, other projections, the framework's own layer, and the sweep
+
+
+@dataclass
+class Plan:
+    """The cells to measure, and those that cannot be measured, with status and reason.
+
+    `loops`: the loop that users would write in each configuration. `threads`: the first thread count.
+    """
+
+    cells: list[Cell]
+    absent: list[AbsentCell]
+    loops: dict[Configuration, str] = field(default_factory=dict)
+    threads: int = 1
+
+    def rank(self, configuration: Configuration, block: "BlockSpec") -> Rank:
+        """Return the rank of a configuration's block."""
+        if block.is_swept or block.part != self.loops.get(configuration):
+            return Rank.REST
+        return (
+            Rank.OTHER_THREADS
+            if configuration.device == "cpu" and configuration.threads != self.threads
+            else Rank.HEADLINE
+        )
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block of a job.
+
+    `steps` shortens the workload. `timed` is false for a verification.
+    `part`: which of the workload's arms these are (harness.study.parts); empty means all of them.
+    `rounds`: their number, where a pilot has determined it; otherwise the study's limits hold.
+    `calls`: the number of calls in a sample, where an earlier process has determined it.
+    `is_swept`: whether this is a point of a sweep; it takes a third of a block's time, and its programs go uncounted.
+    """
+
+    workload: Workload
+    pass_: str
+    arms: tuple[Arm, ...]
+    steps: int
+    timed: bool
+    part: str = ""
+    rounds: int | None = None
+    calls: int | None = None
+    is_swept: bool = False
+
+    @property
+    def own_arms(self) -> tuple[Arm, ...]:
+        """Return the arms that belong to the block's part, without the guests."""
+        return tuple(a for a in self.arms if not self.part or part_of(a.recurrence, a.projection) == self.part)
+
+    @property
+    def has_control(self) -> bool:
+        """Return whether the block has A/A controls: only where a batched arm is no guest."""
+        return any(arm.projection == BATCHED for arm in self.own_arms)
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """The sample size that the gaps of a block require: processes in total, and rounds in each."""
+
+    processes: int
+    rounds: int
+
+
+SampleSizes = dict[
+    tuple[Configuration, str, str, str], SampleSize
+]  # (configuration, workload's name, pass, part) -> sample size computed from the pilot
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: a configuration, its replicate (the process number of the tables) and its blocks."""
+
+    configuration: Configuration
+    replicate: int
+    blocks: tuple[BlockSpec, ...]
+
+
+def thread_counts(study: Study, cores: int) -> list[int]:
+    """Return the study's thread counts without repetition; `all` stands for the number of cores.
+
+    Raises UsageError when a count exceeds the cores.
+    """
+    counts = [cores if threads == "all" else int(threads) for threads in study.threads]
+    if excess := [count for count in counts if count > cores]:
+        raise UsageError(f"{excess[0]} threads were asked for, but {cores} cores can be used")
+    return list(dict.fromkeys(counts))
+
+
+def select_frameworks(study: Study, frameworks: list[Framework]) -> list[Framework]:
+    """Return the frameworks to study.
+
+    Raises UsageError when a framework, execution or device that the study names is missing or unknown, and when no
+    framework can be used.
+    """
+    by_name = {framework.name: framework for framework in frameworks}
+    for name in study.frameworks or ():
+        try:
+            framework = by_name[validate_choice("framework", name, by_name)]
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if framework.missing:
+            raise UsageError(f"framework {name} was asked for, but {missing_reason(framework)}")
+    selection = [by_name[name] for name in study.frameworks] if study.frameworks else frameworks
+    if all(framework.missing for framework in selection):
+        raise UsageError(f"no framework can be used: {'; '.join(f'{f.name}: {missing_reason(f)}' for f in selection)}")
+    _check_executions(study, selection)
+    return selection
+
+
+def missing_reason(framework: Framework) -> str:
+    """Return why a framework is missing, and how to install it where it is not installed."""
+    return str(framework.missing) + ("" if framework.installed else f": pip install '.[{framework.name}]'")
+
+
+def _check_executions(study: Study, frameworks: list[Framework]) -> None:
+    """Raise UsageError when an execution or device that the study names is unknown or missing."""
+    executions = {name: e for framework in frameworks for name, e in framework.executions.items()}
+    for name in study.executions or ():
+        try:
+            execution = executions[validate_choice("execution", name, executions)]
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if execution.missing and study.frameworks:
+            raise UsageError(f"execution {name} was asked for, but {execution.missing}")
+    for device in study.devices or ():
+        reasons = [framework.devices.get(device) for framework in frameworks if not framework.missing]
+        if all(reasons):
+            raise UsageError(f"device {device} was asked for, but {'; '.join(str(reason) for reason in reasons)}")
+
+
+def make_plan(study: Study, frameworks: list[Framework], threads: list[int]) -> Plan:
+    """Return the plan of a study: every cell, either planned or absent with its reason."""
+    plan = Plan([], [], threads=threads[0])
+    points = {workload.name for workload in study.swept}
+    for framework in frameworks:
+        for cell in _cells(study, framework, threads):
+            plan.loops[cell.configuration] = framework.executions[cell.configuration.execution].loop
+            if absence := cell_absence(study, framework, cell, cell.workload.name in points):
+                plan.absent.append(AbsentCell(cell, *absence))
+            else:
+                plan.cells.append(cell)
+    return plan
+
+
+def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[Cell]:
+    """Yield every cell of a study in one framework, whether it can be measured or not."""
+    executions = [e for e in framework.executions if not study.executions or e in study.executions]
+    devices = [d for d in framework.devices if not study.devices or d in study.devices]
+    for device, execution, precision in itertools.product(devices, executions, study.precisions):
+        for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's thread count is not varied
+            configuration = Configuration(framework.name, device, count, execution, precision)
+            for workload, pass_, arm in itertools.product(study.workloads, study.passes, study.arms):
+                yield Cell(configuration, workload, pass_, arm)
+            points = study.swept if count == threads[0] or device != "cpu" else study.swept[:CALIBRATING]
+            for point, pass_, projection in itertools.product(points, study.passes, SWEPT):
+                yield Cell(configuration, point, pass_, Arm(framework.executions[execution].loop, projection))
+
+
+def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool = False) -> tuple[str, str] | None:
+    """Return status and reason of a cell that cannot be measured, or None.
+
+    `is_swept`: whether the cell is a point of a sweep.
+    """
+    execution = framework.executions[cell.configuration.execution]
+    if missing := framework.devices[cell.configuration.device] or execution.missing:
+        return "unavailable", missing
+    if reason := IMPOSSIBLE.get(cell.arm.name):
+        return "impossible", reason
+    if cell.configuration.device == "cpu" and cell.configuration.precision == "tf32":
+        return "impossible", NO_TF32
+    if reason := missing_requirement(execution, cell):
+        return "unavailable", reason
+    if reason := on_request_reason(study, execution, cell):
+        return "skipped", reason
+    limit, steps = study.unroll_limit, cell.workload.T
+    unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution.unrolls)
+    if limit is not None and execution.traced and unrolls and is_swept:
+        return "skipped", "a sweep compiles every size's unrolled steps anew, and unroll_limit is set"
+    if limit is not None and execution.traced and unrolls and steps > limit:
+        return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
+    return None
+
+
+def prototypes(study: Study, frameworks: list[Framework]) -> list[Prototype]:
+    """Return each recurrence that rests on a prototype, in the study's executions, with the reason."""
+    return [
+        Prototype(framework.name, name, recurrence, reason)
+        for framework in frameworks
+        for name, execution in framework.executions.items()
+        if not study.executions or name in study.executions
+        for recurrence, reason in execution.prototypes.items()
+    ]
+
+
+def missing_requirement(execution: Execution, cell: Cell) -> str | None:
+    """Return why an execution lacks something that a cell requires, or None."""
+    requirements = (
+        cell.configuration.device,
+        cell.configuration.precision,
+        cell.arm.recurrence,
+        cell.arm.projection,
+        cell.arm.name,
+    )
+    return next(filter(None, map(execution.without.get, requirements)), None)
+
+
+def on_request_reason(study: Study, execution: Execution, cell: Cell) -> str | None:
+    """Return why a recurrence that the study does not name is not measured, or None."""
+    recurrence = cell.arm.recurrence
+    reason = execution.on_request.get(recurrence)
+    is_named = recurrence in (study.recurrences or ())
+    return f"{reason}: it is measured where --recurrence {recurrence} asks for it" if reason and not is_named else None
+
+
+def replicate_jobs(
+    plan: Plan, study: Study, replicate: int, ranks: Iterable[Rank] = Rank, needs: SampleSizes | None = None
+) -> list[Job]:
+    """Return a replicate's timed jobs of the given ranks, in random order.
+
+    With `needs`, only blocks whose sample size has more than `replicate` processes are included.
+
+    Within a rank, blocks keep the study's order in every replicate, so that a budget that ends early cuts the least
+    central cells.
+    In replicate 0, the points of the sweep that predictions are fitted on have the highest rank and come first.
+    """
+    arms_by_configuration = group_by_configuration(plan.cells)
+    timed_jobs = []
+    for configuration in _random_order(arms_by_configuration, study, replicate):
+        blocks = []
+        for block in blocks_of(arms_by_configuration[configuration], study):
+            need = (
+                needs.get((configuration, block.workload.name, block.pass_, block.part)) if needs is not None else None
+            )
+            rank = plan.rank(configuration, block)
+            if replicate == 0 and _is_calibration(block, study):
+                rank = Rank.HEADLINE
+            if rank in ranks and (needs is None or (need and need.processes > replicate)):
+                blocks.append((rank, replace(block, rounds=need.rounds if need else None)))
+        if blocks:
+            by_rank = sorted(blocks, key=lambda ranked: ranked[0])
+            timed_jobs.append(Job(configuration, replicate, tuple(block for _, block in by_rank)))
+    return timed_jobs
+
+
+def blocks_of(arms_by_case: dict[tuple[Workload, str], list[Arm]], study: Study) -> list[BlockSpec]:
+    """Return a configuration's timed blocks, from its arms by workload and pass.
+
+    Their order: the points that predictions are fitted on, the question, the other parts, the rest of the sweep.
+    """
+    points = {workload.name for workload in study.swept}
+    blocks = [
+        BlockSpec(workload, pass_, part_arms, workload.T, True, part, is_swept=workload.name in points)
+        for (workload, pass_), arms in arms_by_case.items()
+        for part, part_arms in arms_by_part(arms).items()
+    ]
+    return sorted(
+        blocks, key=lambda block: (not _is_calibration(block, study), block.is_swept, not is_question(block.part))
+    )
+
+
+def _is_calibration(block: BlockSpec, study: Study) -> bool:
+    """Return whether predictions are fitted on a block."""
+    return block.workload in study.swept[:CALIBRATING]
+
+
+def _random_order(configurations: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
+    """Return the configurations in a random order, which the study's seed and the replicate determine."""
+    order = list(configurations)
+    random.Random(f"{study.seed}/{replicate}").shuffle(order)
+    return order
+
+
+def fp64_check_jobs(plan: Plan, study: Study) -> list[Job]:
+    """Return the jobs of the fp64 verification inside `run`: each framework, device and execution once, at few steps.
+
+    The first workload is verified with every arm. Each further kind of cell is verified with one arm of each
+    recurrence, because only the recurrences differ by cell.
+    """
+    check_jobs: dict[tuple[str, str, str], Job] = {}
+    by_cell: dict[str, Workload] = {}
+    for workload in study.workloads:
+        by_cell.setdefault(workload.cell, workload)
+    workloads = list(by_cell.values())
+    for configuration, arms_by_case in group_by_configuration(plan.cells).items():
+        arms: dict[Arm, None] = {}
+        for case_arms in arms_by_case.values():
+            arms.update(dict.fromkeys(case_arms))
+        fp64_configuration = Configuration(
+            configuration.framework, configuration.device, configuration.threads, configuration.execution, "fp64"
+        )
+        by_recurrence = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
+        selection = {w: tuple(arms) if w is workloads[0] else tuple(by_recurrence.values()) for w in workloads}
+        blocks = [
+            BlockSpec(workload, pass_, workload_arms, min(workload.T, CHECK_STEPS), timed=False)
+            for workload, workload_arms in selection.items()
+            for pass_ in study.passes
+            if workload_arms
+        ]
+        check_jobs[configuration.framework, configuration.device, configuration.execution] = Job(
+            fp64_configuration, 0, tuple(blocks)
+        )
+    return list(check_jobs.values())
+
+
+def verification_jobs(plan: Plan) -> list[Job]:
+    """Return the jobs that verify every cell of the plan at full size, without times."""
+    return [
+        Job(configuration, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in cases.items()))
+        for configuration, cases in group_by_configuration(plan.cells).items()
+    ]
+
+
+def group_by_configuration(cells: list[Cell]) -> dict[Configuration, dict[tuple[Workload, str], list[Arm]]]:
+    """Return configuration -> (workload, pass) -> arms, in the order of the cells."""
+    arms: dict[Configuration, dict[tuple[Workload, str], list[Arm]]] = {}
+    for cell in cells:
+        arms.setdefault(cell.configuration, {}).setdefault((cell.workload, cell.pass_), []).append(cell.arm)
+    return arms

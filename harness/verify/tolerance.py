@@ -1,0 +1,202 @@
+"""Tolerances: how far each output element may be from the oracle's, and which programs have no bound.
+
+Imports no framework, and runs in the parent.
+
+Every element has a bound of its own: ELEMENT standard deviations of what rounding may do to it in any order of
+summation (impls.rounding). The root mean square of a quantity's errors may be at most RMS of its own standard
+deviations. The deviations come from a few runs of the oracle with random roundings, on the very inputs that the
+program was given: the real ones and the probe's.
+
+Flushing a denormal to zero is not IEEE arithmetic. It is allowed where it is less than the last bit of a quantity's
+largest element.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.study.data import DTYPES, cast, data_for, probe_data
+from harness.study.study import Workload
+from impls import reference
+from impls.interface import Arm, Data, Outputs, Weights
+from impls.rounding import Noise, Rounding, Sizes
+
+METHOD = "any order of summation"  # how bounds are made: older records lack it, and had other bounds
+CLOSE = 10  # first steps of a training, in which a loss differs from the oracle's by rounding alone
+ELEMENT, RMS = 10.0, 5.0  # standard deviations
+RUNS = (16, 5)  # of the oracle with random roundings: for a small program, and the minimum
+RUN_NUMBERS = 4e6  # numbers in all runs together of a program that is not small
+FP64_BOUND = 1e-12
+BYTES = {"forward": (60, 80), "train": (150, 80)}  # of the oracle and its bounds, see oracle_memory_bytes
+LEAST_NORMAL = 2.0**-126  # of float32 and bfloat16; smaller numbers are denormals
+LARGEST = {"fp64": float(np.finfo(np.float64).max), "bf16": (2 - 2.0**-7) * 2.0**127}
+LARGEST_FP32 = float(np.finfo(np.float32).max)
+
+Array = np.ndarray
+
+
+class Bound(NamedTuple):
+    """How far an output may be from the truth: each element, and all elements in root mean square.
+
+    `rms_size` and `largest` are those of the truth, or of the bound where the truth is zero. Errors are reported
+    relative to them.
+    """
+
+    true: Array
+    element: Array
+    rms: float
+    rms_size: float
+    largest: float
+
+    @property
+    def relative(self) -> tuple[float, float]:
+        """Return the bounds of the root mean square and of the worst element, relative to the truth's."""
+        return self.rms / (self.rms_size or 1.0), float(self.element.max()) / (self.largest or 1.0)
+
+    @property
+    def vacuous(self) -> bool:
+        """Return whether zeros would pass for a truth that is not zero, or anything would pass."""
+        return not np.isfinite(self.rms) or (self.rms >= self.rms_size and bool(self.true.any()))
+
+
+Expected = dict[str, Bound]  # quantity -> bound
+
+
+def program_data(data: Data, precision: str, form: str, moment: str) -> Data:
+    """Return the data that a program of one of the oracle's forms is called with, in a precision, as a backend does."""
+    arm = Arm("given" if form == "given" else "", "none" if form == "none" else "")
+    data = cast(data_for(arm, data), DTYPES[precision])
+    data = probe_data(data) if moment == "before" else data
+    return _round_to_bfloat16(data) if precision == "bf16" else data
+
+
+def _round_to_bfloat16(data: Data) -> Data:
+    """Round the data to bfloat16 numbers as a backend does; the arrays stay float32."""
+    w, x, target = data
+    return Data(Weights(*map(reference.in_bfloat16, w)), *map(reference.in_bfloat16, (x, target)))
+
+
+def reference_with_deviations(
+    data: Data, cell: str, pass_: str, form: str, rounding: Rounding
+) -> tuple[Outputs, Outputs]:
+    """Return the oracle's outputs, and the standard deviation that rounding alone may give each element.
+
+    `data` is float64. A deviation is that of the runs with random roundings, or `_separable_approximation` of it where
+    that is larger, because few runs may miss an element.
+    """
+    sizes = Sizes(rounding)
+    with np.errstate(over="ignore", invalid="ignore"):
+        true = reference.run(data, cell, pass_, form, sizes)
+        steps, batch, _ = data.x.shape
+        numbers = steps * batch * data.weights.w_rec.shape[1] + data.target.size + sum(a.size for a in true.values())
+        runs = int(np.clip(RUN_NUMBERS / numbers, RUNS[1], RUNS[0]))
+        chunk = int(np.clip(RUN_NUMBERS / numbers, 1, runs))  # runs computed at once
+        squares = {name: np.zeros(array.shape) for name, array in true.items()}
+        scales = {name: float(np.abs(array).max()) or 1.0 for name, array in true.items()}
+        for first in range(0, runs, chunk):
+            noise = Noise(first, sizes, min(chunk, runs - first))
+            for name, array in reference.run(noise.data(data), cell, pass_, form, noise).items():
+                axis = 1 if name == "y" else 0
+                error = (array - np.expand_dims(true[name], axis)) / scales[name]  # so that no square overflows
+                squares[name] += np.square(error).sum(axis) / runs
+    return true, {
+        n: scales[n] * np.sqrt(np.maximum(array, _separable_approximation(array))) for n, array in squares.items()
+    }
+
+
+def oracle_memory_bytes(workload: Workload, pass_: str) -> float:
+    """Return the memory that the oracle and its bounds take.
+
+    It is fitted on measurements of a few sizes: BYTES for each of T*B*G*H and of T*B*O numbers.
+    """
+    bytes_per_state, bytes_per_output = BYTES[pass_]
+    rows, width = workload.T * workload.B, workload.shapes["w_rec"][1]
+    return float(rows * (width * bytes_per_state + workload.O * bytes_per_output))
+
+
+def _separable_approximation(squares: Array) -> Array:
+    """Return an array of squared errors as a product of one factor an axis.
+
+    The factors are the array's means along its axes over their common mean, and the product is scaled to that mean. A
+    vector becomes its mean where it is not zero.
+    """
+    mean = squares.mean()
+    if squares.ndim < 2 or not mean > 0:
+        return np.where(squares > 0, mean, 0.0)
+    product = np.full((1,) * squares.ndim, mean)
+    for axis in range(squares.ndim):
+        other_axes = tuple(other for other in range(squares.ndim) if other != axis)
+        product = product * (squares.mean(axis=other_axes, keepdims=True) / mean)
+    return product
+
+
+def bound_of(true: Array, deviation: Array, lower_bound: float = 0.0) -> Bound:
+    """Return the bounds of an output from its standard deviations.
+
+    `lower_bound`: the smallest bound, relative to the truth's largest element and to its root mean square. A denormal
+    may be flushed where it is less than the last bit of the largest element.
+    """
+    largest, size = float(np.abs(true).max()), root_mean_square(true)
+    flush_error = LEAST_NORMAL if largest * 2.0**-24 >= LEAST_NORMAL else 0.0
+    element = np.maximum(ELEMENT * deviation, max(lower_bound * largest, flush_error))
+    rms = max(RMS * root_mean_square(deviation), lower_bound * size, flush_error)
+    return Bound(true, element, rms, size or rms, largest or float(element.max()))
+
+
+def root_mean_square(a: Array) -> float:
+    """Return the root mean square, computed on elements over the largest so that no square under- or overflows."""
+    largest = float(np.abs(a).max())
+    if not 0 < largest < np.inf:
+        return largest
+    return largest * float(np.sqrt(np.mean(np.square(a / largest))))
+
+
+def overflow_reason(data: Data, cell: str, pass_: str, form: str, precision: str) -> str | None:
+    """Return what overflows while a program computes in a precision, as the end of a sentence, or None.
+
+    `data` is float64. Partial sums count too, where they may overflow in some order of summation: their magnitude is
+    at most the product of the norms of the two factors (Cauchy-Schwarz).
+    """
+    largest = LARGEST.get(precision, LARGEST_FP32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, array in reference.quantities(data, cell, pass_, form):
+            size = np.square(array).sum() if name == "error" else np.abs(array)
+            if not (np.max(size) <= largest):
+                return _overflow_message(name, size, largest, precision)
+            if not (peak := _partial_sum_bound(name, array, data, form)) <= largest:
+                range_end = f"{precision} ends at {largest:.2g}"
+                return (
+                    f"the products of {name} with weights may reach {peak:.1e} in some order of summation; {range_end}"
+                )
+    return None
+
+
+def _overflow_message(name: str, size: Any, largest: float, precision: str) -> str:
+    """Return at which step a quantity overflows, and how far.
+
+    An error overflows when the sum of its squares does, because the loss is made of that sum.
+    """
+    label = "the sum of the squared errors" if name == "error" else name
+    step, peak = "", float(np.nanmax(size)) if np.ndim(size) else float(size)
+    if np.ndim(size) == 3:
+        index = int(np.argmax(~(size <= largest).all(axis=(1, 2))))
+        step, peak = f" at step {index + 1} of {len(size)}", float(np.max(size[index]))
+    extent = "beyond what fp64 holds" if not np.isfinite(peak) else f"{peak:.1e}, which fp64 holds"
+    return f"{label} overflows in {precision}{step}: it reaches {extent}; {precision} ends at {largest:.2g}"
+
+
+def _partial_sum_bound(name: str, array: Array, data: Data, form: str) -> float:
+    """Return an upper bound on the partial sums of a quantity's products with weights; 0 where it has none."""
+    w = data.weights
+    output_weights = [] if form == "none" else [w.w_out]
+    recurrent_weights = [] if form == "given" else [w.w_rec]
+    factors = {
+        "x": [w.w_in.T],
+        "h": [matrix.T for matrix in recurrent_weights + output_weights],
+        "d_y": output_weights,
+        "d_u": recurrent_weights,
+    }
+    if name not in factors:
+        return 0.0
+    row_norm = float(np.linalg.norm(array, axis=-1).max())
+    return max((row_norm * float(np.linalg.norm(factor, axis=-1).max()) for factor in factors[name]), default=0.0)

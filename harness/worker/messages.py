@@ -1,0 +1,159 @@
+"""The messages between a run and its workers: one JSON object a line, which one of these models reads and writes."""
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from harness.records.schema import ArmTiming, CallOverheads, Model, PeakRates
+from harness.records.training import OracleLosses, Trajectory
+from harness.study.matrix import Framework
+from harness.study.study import Workload
+from harness.worker.timing import RoundLimits
+from impls.interface import Arm, Settings
+
+
+class FactsRequest(Model):
+    """Asks for the framework's facts about itself, and for the environments of its workers.
+
+    `cache` stands for the folder of the compilation caches, which is not known yet.
+    """
+
+    kind: Literal["facts"] = "facts"
+    threads: list[int]
+    devices: list[str]
+    cache: str
+
+
+class FactsAnswer(Model):
+    """The framework's facts, or in its `missing` why there are none."""
+
+    kind: Literal["facts"] = "facts"
+    framework: Framework
+
+
+class OpenRequest(Model):
+    """Asks to open the framework: with `rate` also to measure its peak rates, with `prove` to prove its threads."""
+
+    kind: Literal["open"] = "open"
+    settings: Settings
+    prove: bool
+    rate: bool
+
+
+class OpenAnswer(Model):
+    """How the framework was opened.
+
+    `numerics`: its numeric settings, read back. `proven`: whether it uses as many threads as were set, and
+    `threads_used` how many cores it kept busy; both are None where no proof was asked for.
+    """
+
+    kind: Literal["open"] = "open"
+    numerics: dict[str, str]
+    rates: PeakRates | None = None
+    proven: bool | None = None
+    threads_used: float | None = None
+
+
+class BlockRequest(Model):
+    """Asks for one block; see harness.worker.timing.TimingSpec for what is not said here.
+
+    `steps`: how many of the workload's. `weights`: the folder of weights and inputs. `outputs`: the folder to write
+    outputs into. `texts`: the folder for the programs' texts, which are not written without one.
+    """
+
+    kind: Literal["block"] = "block"
+    workload: Workload
+    steps: int
+    pass_: str
+    execution: str
+    arms: list[Arm]
+    weights: str
+    outputs: str
+    rounds: RoundLimits | None
+    seed: int
+    seconds: float
+    counted: list[Arm]
+    control: bool
+    calls: int | None
+    hurried: bool
+    overwrites: bool
+    texts: str | None = None
+
+
+class BlockAnswer(Model):
+    """What a block measured; its outputs are in the files that the request names."""
+
+    kind: Literal["block"] = "block"
+    arms: dict[str, ArmTiming]
+    timer_ns: float
+    floors: CallOverheads
+
+
+class UnwrittenAnswer(Model):
+    """A file could not be written, with the reason."""
+
+    kind: Literal["unwritten"] = "unwritten"
+    reason: str
+
+
+class OracleRequest(Model):
+    """Asks for the oracle's trajectories of a training."""
+
+    kind: Literal["oracle"] = "oracle"
+    workload: Workload
+    weights: str
+
+
+class OracleAnswer(Model):
+    """The oracle's trajectories."""
+
+    kind: Literal["oracle"] = "oracle"
+    losses: OracleLosses
+
+
+class TrainRequest(Model):
+    """Asks for a training of all forms of one recurrence."""
+
+    kind: Literal["train"] = "train"
+    workload: Workload
+    weights: str
+    execution: str
+    recurrence: str
+    seed: int
+
+
+class TrainAnswer(Model):
+    """The trajectory of each form."""
+
+    kind: Literal["train"] = "train"
+    forms: dict[str, Trajectory]
+
+
+class StageAnswer(Model):
+    """Comes before an answer: what is about to happen, to which arm."""
+
+    kind: Literal["stage"] = "stage"
+    arm: str
+    what: str
+
+
+Request = FactsRequest | OpenRequest | BlockRequest | OracleRequest | TrainRequest
+Answer = FactsAnswer | OpenAnswer | BlockAnswer | UnwrittenAnswer | OracleAnswer | TrainAnswer
+REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
+ANSWER: TypeAdapter[Answer | StageAnswer] = TypeAdapter(Annotated[Answer | StageAnswer, Field(discriminator="kind")])
+
+
+def encode(message: Request | Answer | StageAnswer) -> bytes:
+    """Return a message as a line. A path whose bytes are no text is escaped, which pydantic's own JSON cannot do."""
+    return json.dumps(message.model_dump()).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Return the request of a line."""
+    return REQUEST.validate_python(json.loads(line))
+
+
+def decode_answer(line: bytes) -> Answer | StageAnswer:
+    """Return the answer of a line."""
+    return ANSWER.validate_python(json.loads(line))

@@ -1,0 +1,68 @@
+"""Peak rates of a machine in a framework's hands: multiplying matrices and moving memory; and a page fault's cost.
+
+Runs in the worker.
+"""
+
+import mmap
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from harness.records.schema import PeakRates
+from harness.worker.timing import time_calls
+from impls.interface import Backend
+
+SIDE = 1024  # of the square product: large
+COUNTS = tuple(
+    1 << power for power in range(10, 23, 2)
+)  # of the numbers scaled; a larger array is new memory each time, mapped page by page
+SAMPLES, SAMPLE_NS = 10, 1e6
+PAGES = 4096  # pages per sample, of the kernel's smallest size
+
+
+def measure_rates(backend: Backend, clock: Callable[[], int]) -> PeakRates:
+    """Measure the peak rates of a framework and the cost of a page fault.
+
+    The product is of float32 numbers. Scaling is that of STREAM (McCalpin 1995), which reads and writes every number
+    once.
+    """
+    flops_s = 2e9 * SIDE**3 / _call_ns(backend.product(SIDE), clock)
+    scale_ns = {count: _call_ns(backend.scale(count), clock) for count in COUNTS}
+    return PeakRates(flops_s=flops_s, scale_ns=scale_ns, fault_ns=fault_ns(clock))
+
+
+def fault_ns(clock: Callable[[], int]) -> float:
+    """Return the nanoseconds that the kernel takes to give a process one new page.
+
+    A sample writes to each of PAGES new pages once. From its time, the time of the same writes to the pages that are
+    there by then is subtracted. The result is the best of SAMPLES samples, per page.
+    """
+
+    def sample() -> float:
+        with mmap.mmap(-1, PAGES * mmap.PAGESIZE) as memory:
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
+            pages = np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE]
+            times = [_elapsed_ns(partial(pages.fill, 1), clock, 1) for _ in range(2)]
+            del pages
+        return max(times[0] - times[1], 0.0) / PAGES
+
+    return min(sample() for _ in range(SAMPLES))
+
+
+def _call_ns(call: Callable[[], None], clock: Callable[[], int]) -> float:
+    """Return the nanoseconds per call: the best of SAMPLES samples, as in STREAM.
+
+    A sample has as many calls as take about SAMPLE_NS.
+    """
+
+    _elapsed_ns(call, clock, 1)
+    calls = max(1, int(SAMPLE_NS / max(_elapsed_ns(call, clock, 1), 1)))
+    return min(_elapsed_ns(call, clock, calls) / calls for _ in range(SAMPLES))
+
+
+def _elapsed_ns(call: Callable[[], Any], clock: Callable[[], int], calls: int) -> int:
+    """Return the nanoseconds of `calls` calls in the timed region."""
+    return time_calls(clock, lambda outputs: None, lambda x, target: call(), (None, None), calls)[0]

@@ -1,0 +1,77 @@
+"""Every name of torch that its authors do not promise to keep, in one place.
+
+A new version may rename or change each of them. tests/impls/test_private.py looks for each, pyproject.toml bounds the
+version, and what a changed name would falsify is proved where it is used. Everything is imported late, because an eager
+process needs little of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+NAMES = (  # module, and the name in it
+    ("torch._dynamo.utils", "counters"),
+    ("torch._dynamo", "mark_static_address"),
+    ("torch._higher_order_ops.scan", "scan"),
+    ("torch._inductor.codecache", "PyCodeCache.modules"),
+    ("torch._inductor.cudagraph_trees", "get_manager"),
+    ("torch._inductor.cudagraph_trees", "CUDAGraphTreeManager.get_roots"),
+    ("torch._inductor.graph", "GraphLowering.save_output_code"),
+    ("torch", "_cudnn_rnn_flatten_weight"),
+    ("torch.backends.cudnn.rnn", "get_cudnn_mode"),
+)
+CUDNN_MODES = {"rnn_relu": "RNN_RELU", "rnn_tanh": "RNN_TANH", "gru": "GRU", "lstm": "LSTM"}
+
+
+def counters() -> Any:
+    """Return Dynamo's counters: group -> name -> count."""
+    import torch._dynamo.utils
+
+    return torch._dynamo.utils.counters
+
+
+def scan_operator() -> Any:
+    """Return the scan operator, which is marked as a prototype."""
+    from torch._higher_order_ops.scan import scan
+
+    return scan
+
+
+def capture_code(keep: Callable[[str], None]) -> None:
+    """Have Inductor pass the code that it generates to `keep`, instead of whatever it was passed to before."""
+    from torch._inductor.graph import GraphLowering
+
+    GraphLowering.save_output_code = staticmethod(keep)
+
+
+def generated_modules() -> list[Any]:
+    """Return the modules that Inductor generated in this process."""
+    from torch._inductor.codecache import PyCodeCache
+
+    return list(PyCodeCache.modules)
+
+
+def mark_static(array: Any) -> None:
+    """Have a CUDA graph read an array in place, as it reads a module's parameters."""
+    import torch._dynamo
+
+    torch._dynamo.mark_static_address(array)
+
+
+def recorded_graphs() -> int:
+    """Return the number of CUDA graphs that Inductor has recorded so far."""
+    from torch._inductor import cudagraph_trees
+
+    manager = cudagraph_trees.get_manager(0, create_if_none_exists=False)
+    nodes = list(manager.get_roots()) if manager else []
+    for node in nodes:  # the list grows during the loop
+        nodes += [child for children in node.children.values() for child in children]
+    return len(nodes)
+
+
+def flatten_layer_weights(arrays: list[Any], cell: str) -> None:
+    """Move a layer's weights [G*H, I], [G*H, H] and two biases [G*H] into one buffer, in cuDNN's order."""
+    import torch
+
+    mode = torch.backends.cudnn.rnn.get_cudnn_mode(CUDNN_MODES[cell])
+    inputs, hidden = arrays[0].shape[1], arrays[1].shape[1]
+    torch._cudnn_rnn_flatten_weight(arrays, len(arrays), inputs, mode, hidden, 0, 1, False, False)

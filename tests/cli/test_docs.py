@@ -1,0 +1,105 @@
+"""README and docs: every command in them is one that the program takes, every path exists, every number is measured."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typer
+
+from harness.cli import app as cli
+from harness.study import study
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+README, USAGE = ((ROOT / page).read_text() for page in ("README.md", "docs/usage.md"))
+BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", TEXT, re.S))
+COMMANDS = list(dict.fromkeys(re.findall(r"python -m harness ([^`\n]+)", BLOCKS)))
+NAMES_IN_TABLE = {"TensorFlow": "tf", "PyTorch": "torch", "JAX": "jax"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command, tmp_path, monkeypatch):
+    """Down to the study it makes; what it would then do is tested elsewhere."""
+    monkeypatch.setattr(cli, "_run", lambda study, out, resume, report=True: None)
+    name, *arguments = shlex.split(command)
+    app = typer.main.get_command(cli.app).commands[name]
+    context = app.make_context(name, arguments)
+    if name == "run":
+        app.invoke(context)
+
+
+def test_there_are_commands_and_an_unknown_flag_would_be_seen():
+    assert len(COMMANDS) >= 7
+    app = typer.main.get_command(cli.app).commands["run"]
+    with pytest.raises(Exception, match="No such option"):
+        app.make_context("run", ["--quickly"])
+
+
+def test_the_study_file_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", TEXT, re.S)
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+    made = study.load_study(file, None, {})
+    assert made.frameworks == ["torch", "jax"]
+    assert [w.name for w in made.workloads] == ["book", "B8-T40-I16-H128-O500-rnn_tanh"]
+
+
+def test_the_rule_of_names_is_the_programs():
+    assert study.NAMES.replace("'", "`").removeprefix("a ") in " ".join(USAGE.split())
+
+
+@pytest.mark.parametrize("target", ["report", "test", "lint"])
+def test_make_knows_its_targets(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_exist(page):
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    for path in links:
+        assert (page.parent / path).exists(), path
+    for path in re.findall(r"`((?:harness|impls|scripts|tests|docs)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_front_door_is_two_screens_and_leads_to_every_page():
+    assert len(README.splitlines()) <= 100
+    for page in PAGES[1:]:
+        assert f"({page.relative_to(ROOT)})" in README
+
+
+def test_the_front_door_s_table_is_what_its_report_measured():
+    folder = ROOT / re.search(r"\((reports/[^)]+)/report\.md\)", README).group(1)
+    gaps = pd.read_csv(folder / "gaps.csv")
+    gaps = gaps[(gaps.contender == "in_loop") & (gaps.threads == 1) & gaps.trusted]
+    columns, *rows = (line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| "))
+    assert len(rows) == 8
+    for name, *cells in rows:
+        framework, execution = name.split()
+        loop = "scan" if execution in ("v1", "graph", "xla") else "unrolled"
+        program = gaps[(gaps.framework == NAMES_IN_TABLE[framework]) & (gaps.execution == execution)]
+        program = program[program.recurrence == loop].set_index(["workload", "pass"])
+        measured = {
+            f"{workload} {pass_}": f"{row.ratio:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+            for (workload, pass_), row in program.iterrows()
+        }
+        assert cells == [measured.get(column, "–") for column in columns[-len(cells) :]], name
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["verify"], ["explain"], ["train"], ["report"], ["list"], ["selftest"], ["doctor"]]
+)
+def test_help_says_what_each_command_does(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *command, "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    assert not done.stderr

@@ -1,0 +1,71 @@
+"""A fault planted in each framework's model is caught, its cell wrong, its time withheld."""
+
+import pandas as pd
+import pytest
+
+from harness import report
+from harness.analysis.tables import Tables
+from harness.report import causes
+from harness.run import session
+from harness.study.study import Study, Workload
+from harness.verify import output_check
+from tests.conftest import add_frameworks
+from tests.faults import FAULTS, SOUND, SWAPPED
+
+WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
+FEW = ("shifted", "lowered", "missing_gradient")
+MISSED_IN_FORWARD = {"missing_gradient", "other_target"}  # a forward pass has no gradients to miss, and no target
+SPARED = {"dropped_bias": {"none"}, "lowered": {"none"}}  # projection none does not run the faulty line
+
+
+@pytest.fixture
+def broken(framework, tmp_path, monkeypatch):
+    place = tmp_path / "more" / "impls" / f"broken_{framework}"
+    place.mkdir(parents=True)
+    (place / "__init__.py").touch()
+    (place / "backend.py").write_text(f"from tests.faults import broken\n\nBackend = broken({framework!r})\n")
+    add_frameworks(monkeypatch, tmp_path / "more")
+    return f"broken_{framework}"
+
+
+def measured(broken, folder, planted):
+    given = {"frameworks": [broken], "executions": list(planted), "threads": [1], "workloads": [WORKLOAD]}
+    study = Study(**given, processes=1, rounds=3, block_s=0.01)
+    records = session.run(study, folder, False, "")
+    report.write(folder)
+    return records, pd.read_csv(folder / "times.csv")
+
+
+def expected(fault, pass_, projection):
+    if fault in (SOUND, SWAPPED) or projection in SPARED.get(fault, ()):
+        return "ok"
+    return "ok" if fault in MISSED_IN_FORWARD and pass_ == "forward" else "wrong"
+
+
+def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
+    """All of them in one framework; in the others those that differ most in where they show."""
+    faults = FAULTS if broken == "broken_torch" else FEW
+    records, times = measured(broken, tmp_path / "run", [SOUND, SWAPPED, *faults])
+    cells = times[times.status.isin(["ok", "wrong"])]
+    assert set(cells.execution) == {SOUND, SWAPPED, *faults}
+    for row in cells.to_dict("records"):
+        projection = "batched" if row["projection"] == "twin" else row["projection"]
+        assert row["status"] == expected(row["execution"], row["pass"], projection), row
+        assert (row["status"] == "wrong") == bool(pd.isna(row["median_s"]))
+    assert not any(arm.samples_ns for r in records[1:] for arm in r.arms.values() if arm.status == "wrong")
+    text = (tmp_path / "run" / "report.md").read_text()
+    for fault in faults:
+        assert f"wrong: {broken} {fault}" in text
+    # A form that was swapped for another passes the gates, and does not count as what it is called.
+    added = causes.added_products(Tables(records))
+    added = added[added.projection == "in_loop"].groupby(["execution", "pass"]).found.unique()
+    assert {key: list(found) for key, found in added.items()} == {
+        (SOUND, "forward"): [5], (SOUND, "train"): [15], (SWAPPED, "forward"): [1], (SWAPPED, "train"): [3],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", ["torch"], indirect=True)
+def test_without_the_gates_they_pass(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(output_check, "within_bounds", lambda found, bound: True)
+    records, _ = measured(broken, tmp_path / "run", ["dropped_bias", "missing_gradient"])
+    assert {arm.status for r in records[1:] for arm in r.arms.values()} == {"ok"}

@@ -1,0 +1,436 @@
+"""Each framework's arms against the oracle, in every execution, and the shape of its files."""
+
+import ast
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+import impls
+from harness.analysis import operations, tables
+from harness.report import causes, claims
+from harness.run import jobs, schedule, session
+from harness.run.progress import ProgressReport
+from harness.study import matrix, weights
+from harness.study.study import NAMED, Study, Workload
+from harness.verify.output_check import OutputCheck
+from impls.interface import Arm, Settings
+from tests.conftest import HERE
+
+ROOT = Path(__file__).parents[2]
+ODD = "B=3,T=3,I=2,H=17,O=5"
+ARMS = {"tf": 25, "torch": 18, "jax": 10}  # that have an eager form; the others name their reason
+
+
+def harness(*arguments, path=""):
+    """A command of the harness, with one more folder on the import path."""
+    environment = {**os.environ, "PYTHONPATH": path} if path else None
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.timeout(600)
+def test_every_arm_passes_both_gates(framework, tmp_path):
+    """Eagerly, of every cell and of one unit; compiled ones are verified by the test below, which also counts what
+    they do.
+    """
+    cells = [f"{ODD},cell={cell}" for cell in ("rnn_relu", "gru", "lstm")]  # rnn_tanh is counted below
+    given = [part for sizes in (*cells, "B=1,T=1,I=1,H=1,O=1") for part in ("--workload", sizes)]
+    arguments = ["--framework", framework, "--execution", "eager", *given]
+    done = harness("verify", *arguments, "--save-outputs", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for cell in ("rnn_relu", "gru", "lstm"):
+        files = sorted((tmp_path / f"B3-T3-I2-H17-O5-{cell}").iterdir())
+        assert len(files) == ARMS[framework] * 2 * 2
+        for file in files:
+            *_, projection, pass_ = file.stem.split("-")
+            arrays = load_file(file)
+            if pass_ == "train" and projection == "none":
+                assert set(arrays) == {"d_w_in", "d_w_rec", "d_b_rec"}
+            elif pass_ == "train":
+                assert set(arrays) == {"loss", "d_w_in", "d_w_rec", "d_b_rec", "d_w_out", "d_b_out"}
+            elif projection == "none":
+                assert arrays["h"].shape == (3, 3, 17)
+            else:
+                assert arrays["y"].shape == (3, 3, 5)
+
+
+EXPECTED = {  # (found, written) where a framework or compiler makes something else of a form; all the rest is theory
+    "tf": {("eager", "given", "bmm", "train"): (3, 2)},  # BatchMatMul's gradient is always taken of both operands
+    "torch": {},
+    "jax": {},
+}
+COMPILED = {"tf": ["graph", "xla"], "torch": ["inductor"], "jax": ["xla"]}
+ORIGINAL = {"tf": ["v1"], "torch": [], "jax": []}
+
+
+@pytest.mark.timeout(600)
+def test_cells_with_gates_pass_where_they_are_compiled(framework):
+    """A loop, whose carried state differs between cells, and the framework's layer, whose weights do."""
+    execution = ",".join(COMPILED[framework])
+    arms = ["--recurrence", "scan,layer", "--projection", "in_loop,library", "--precision", "fp32"]
+    cells = [part for cell in ("gru", "lstm") for part in ("--workload", f"{ODD},cell={cell}")]
+    done = harness("verify", "--framework", framework, "--execution", execution, *arms, *cells)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = 2 * 2 * len(COMPILED[framework])  # cells, passes
+    assert done.stdout.count("3 of 3") == whole - (framework == "torch")  # Inductor has no forward pass of its LSTM
+
+
+@pytest.mark.timeout(600)
+def test_the_projection_adds_the_products_that_were_written(framework, tmp_path):
+    """Every usual arm, eager, compiled and of the original, verified and counted."""
+    found, arms = counted(framework, ["eager", *COMPILED[framework], *ORIGINAL[framework]], tmp_path)
+    assert found.evidence.missing.str.contains("(?:^|; )(?:products|everything): ").sum() == 0
+    assert len(found.evidence) == len(arms)
+    added = causes.added_products(found)
+    assert len(added) == sum(not name.endswith("_none") for name in arms)
+    other = {
+        (row.execution, row.recurrence, row.projection, row["pass"]): (row.found, row.expected)
+        for _, row in added.iterrows()
+        if row.found != row.expected
+    }
+    assert other == EXPECTED[framework]
+    pairs = claims._program_pairs(found, "flops")
+    assert len(pairs)
+    assert (pairs.in_loop == pairs.batched).all()
+
+
+ONES = [{"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO", 1)]
+
+
+@pytest.mark.timeout(600)
+def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp_path):
+    """Products of size one: both forms take the same operations, and none is left out."""
+    workloads = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(ONES)}
+    loops = ["unrolled"] if framework == "torch" else ["unrolled", "scan"]  # Inductor compiles for seconds an arm
+    arms = {"recurrences": loops, "projections": ["in_loop", "batched"]}
+    executions = [*COMPILED[framework], *ORIGINAL[framework], "eager"]
+    found, _ = counted(framework, executions, tmp_path, *workloads.values(), **arms)
+    assert found.evidence.flops.notna().all()
+    assert set(found.evidence.workload) == set(workloads)
+    for _, forms in found.evidence.groupby(["workload", "execution", "pass", "recurrence"]):
+        assert forms.flops.nunique() == 1, forms.to_string()
+    for row in found.evidence.to_dict("records"):
+        workload, arm = workloads[row["workload"]], Arm(row["recurrence"], row["projection"])
+        least = operations.least_operations(workload, row["pass"], arm)
+        assert least <= row["flops"] <= most_operations(workload, row["pass"])
+    assert claims._check_operations(found).verdict in ("true here", claims.NOT_JUDGED)
+
+
+def most_operations(w, pass_):
+    """Of a program that multiplies the zeros before the first step and takes their gradient, and that of the inputs."""
+    return 2 * w.T * w.B * ((w.I + w.H) * w.H + w.H * w.O) * (3 if pass_ == "train" else 1)
+
+
+SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
+
+
+def counted(framework, executions, folder, *workloads, **selected):
+    """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
+    workloads = workloads or (SMALL,)
+    study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=list(workloads), **selected)
+    frameworks = matrix.select_frameworks(study, session.probe(study, [1]))
+    weights.write_files(folder / "weights", session.prepare_files(study))
+    (folder / "texts").mkdir()
+    places = folder / "weights", folder / "cache", OutputCheck(folder / "weights")
+    bench = jobs.RunContext(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
+    with ProgressReport(0) as report:
+        todo = matrix.verification_jobs(matrix.make_plan(study, frameworks, [1]))
+        records = list(schedule.run_in_parallel(bench, todo, lambda: math.inf, report))
+    bad = [arm for r in records for arm in r.arms.values() if arm.status not in ("ok", "unavailable")]
+    assert not bad
+    found_in = list(tables._first_counted_arms(records))
+    found = SimpleNamespace(
+        evidence=tables._evidence(found_in),
+        variables=tables._variables(found_in),
+        times=pd.DataFrame([(workload.name, workload.T) for workload in workloads], columns=["workload", "T"]),
+        prototype_reasons={},
+    )
+    return found, [name for r in records for name, arm in r.arms.items() if arm.status == "ok"]
+
+
+@pytest.mark.skipif("torch" not in HERE, reason="it is about PyTorch")
+def test_torch_marks_its_scan_as_a_prototype_wherever_it_has_it():
+    (torch,) = session.probe(Study(frameworks=["torch"]), [1])
+    marked = {name for name, execution in torch.executions.items() if "scan" in execution.prototypes}
+    assert marked == {name for name, execution in torch.executions.items() if "scan" not in execution.without}
+    assert marked >= {"inductor", "cudagraph"}
+    assert "wrong gradients when two are chained" in torch.executions["inductor"].prototypes["scan"]
+
+
+about_tf = pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
+
+
+@about_tf
+@pytest.mark.timeout(300)
+def test_the_original_passes_both_gates_and_has_no_cell_with_gates_of_its_own(tmp_path):
+    workloads = [part for cell in ("rnn_relu", "rnn_tanh", "gru") for part in ("--workload", f"{ODD},cell={cell}")]
+    done = harness("verify", "--framework", "tf", "--execution", "v1", *workloads, "--save-outputs", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "unavailable: 12 cells: the original's cell is BasicRNNCell, which has no gates" in done.stdout
+    arms = {f"scan-{form}-{pass_}" for form in ("none", "in_loop", "batched") for pass_ in ("forward", "train")}
+    names = {f"tf-cpu-v1-{precision}-{arm}" for precision in ("fp32", "fp64") for arm in arms}
+    for cell in ("rnn_relu", "rnn_tanh"):
+        assert {file.stem for file in (tmp_path / f"B3-T3-I2-H17-O5-{cell}").iterdir()} == names
+
+
+@about_tf
+@pytest.mark.timeout(300)
+def test_both_forms_of_the_original_make_the_same_fourteen_variables(tmp_path):
+    """Two layers' kernels and biases, two slots of Adam's for each, and Adam's two powers; of the book's sizes."""
+    arms = {"recurrences": ["scan"], "projections": ["in_loop", "batched"]}
+    found, _ = counted("tf", ["v1"], tmp_path, NAMED["book"], **arms)
+    for _, form in found.variables.groupby(["projection", "pass"]):
+        shapes = ["[101×100]", "[100]", "[100×1]", "[1]"]
+        train = set(form["pass"]) == {"train"}
+        assert sorted(form["shape"]) == sorted([*3 * shapes, "[]", "[]"] if train else shapes)
+        assert len(form) == (14 if train else 4)
+        assert form.variable.str.contains("Adam").sum() == (8 if train else 0)
+    assert len(found.variables) == 2 * (14 + 4)
+    judged = claims._check_memory(found)
+    assert judged.verdict == "as variables true here; as memory false here"
+    assert "1 of 1 pairs (book: 14: 3×[100], 3×[100×1], 3×[101×100], 3×[1], 2×[])" in judged.numbers
+    held = found.evidence.set_index(["pass", "projection"]).temp_bytes
+    assert held["forward", "batched"] >= 20 * 50 * 100 * 4  # every hidden state at once, to be reshaped
+    assert held["forward", "in_loop"] >= 20 * 50 * 1 * 4
+
+
+@about_tf
+@pytest.mark.timeout(300)
+def test_a_wrong_wrapper_is_caught(tmp_path):
+    """It projects the state before the step: one step late."""
+    place = tmp_path / "impls" / "late"
+    place.mkdir(parents=True)
+    (place / "__init__.py").touch()
+    (place / "backend.py").write_text("from tests.faults import late_wrapper\n\nBackend = late_wrapper()\n")
+    done = harness("verify", "--framework", "late", "--execution", "v1", "--workload", ODD, path=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: late v1")]
+    assert len(wrong) == 2 * 2
+    assert all(" scan_in_loop: " in line for line in wrong)
+
+
+BUSIEST = """
+import importlib, sys, time
+import psutil
+from harness.study import weights
+from harness.study.study import NAMED
+from impls.interface import Arm, Data, Program, Settings, Weights
+
+def spent():
+    return {thread.id: thread.user_time + thread.system_time for thread in psutil.Process().threads()}
+
+backend, w = importlib.import_module("impls.tf.backend").Backend(), NAMED["vocab"]
+backend.open(Settings("cpu", int(sys.argv[1]), "fp32"))
+data = backend.put(Data(Weights(**weights.make_weights(w, 1)), **weights.make_inputs(w, 1)))
+run = backend.prepare(Program(Arm("scan", "batched"), w.cell, "train", "v1"), data.weights)
+run(*data[1:])
+before, end = spent(), time.monotonic() + 2
+while time.monotonic() < end:
+    run(*data[1:])
+took = [total - before.get(thread, 0) for thread, total in spent().items()]
+print(max(took) / sum(took))
+"""
+
+
+@about_tf
+@pytest.mark.parametrize(("threads", "least", "most"), [(1, 0.95, 1.0), (2, 0.0, 0.8)])
+def test_a_session_keeps_to_its_threads(threads, least, most):
+    """The product that proves them is not a session's: here is what share of its work its busiest thread does."""
+    variables = importlib.import_module("impls.tf.backend").Backend().environment(Settings("cpu", threads, "fp32"))
+    command, environment = [sys.executable, "-c", BUSIEST, str(threads)], {**os.environ, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert least <= float(done.stdout.split()[-1]) <= most
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
+def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_path):
+    selected = {
+        "recurrences": ["unrolled"],
+        "projections": ["none", "in_loop", "batched", "bmm"],
+        "passes": ["forward"],
+    }
+    found, _ = counted("torch", ["inductor-batched"], tmp_path, **selected)
+    added = causes.added_products(found).set_index("projection").found
+    assert dict(added) == {"in_loop": 1, "batched": 1}  # three products of three steps are one batched one
+    assert "1×3·[3×16×4]" in found.evidence.set_index("projection").shapes["in_loop"]
+    arguments = ["--framework", "torch", "--execution", "inductor-batched", "--precision", "fp32", "--pass", "forward"]
+    one = ["--recurrence", "unrolled", "--projection", "in_loop", "--workload", "B=1,T=1,I=1,H=1,O=1"]
+    done = harness("verify", *arguments, *one)
+    assert done.returncode == 0
+    assert "fusion did not fire" in done.stdout
+
+
+RENAMED = """
+import collections, importlib, sys
+from impls.interface import Arm, Program, Settings
+name = sys.argv[1]
+module = importlib.import_module(f"impls.{name}.backend")
+
+def proven(broken=lambda backend: None):
+    backend = module.Backend()
+    backend.open(Settings("cpu", 1, "fp32"))
+    broken(backend)
+    if name == "torch":  # proven when it compiles first
+        backend.prepare(Program(Arm("given", "none"), "rnn_tanh", "forward", "inductor"), ())
+
+def refused(what, broken=lambda backend: None):
+    try:
+        proven(broken)
+    except RuntimeError as error:
+        print(error)
+    else:
+        print(f"with {what} renamed the proof holds")
+
+proven()
+if name == "torch":
+    refused("the counter", lambda backend: setattr(backend, "counters", collections.defaultdict(collections.Counter)))
+elif name == "jax":
+    module.COMPILE_EVENTS = "/renamed/"
+    refused("the events")
+else:
+    import tensorflow as tf
+    version, tf.Graph.version = tf.Graph.version, property(lambda graph: 0)
+    refused("the graph's version")
+    tf.Graph.version = version
+    type(tf.function(lambda: 0)).experimental_get_tracing_count = lambda function: 0
+    refused("the tracing count")
+"""
+
+
+def test_a_counter_that_counts_nothing_is_found_before_anything_is_proven_by_it(framework):
+    counters = {"torch": ["Dynamo's counter"], "jax": ["JAX's compile events"]}
+    counters["tf"] = ["a graph's version", "tf.function's tracing count"]
+    done = subprocess.run([sys.executable, "-c", RENAMED, framework], capture_output=True, text=True, check=False)
+    said = [line for line in done.stdout.splitlines() if "does not count what is compiled" in line or "renamed" in line]
+    assert [line.partition(" does not count")[0] for line in said] == counters[framework], done.stdout + done.stderr
+
+
+COUNTED = """
+import json, torch
+from impls.torch import evidence
+v, a, b = torch.ones(4), torch.ones(3, 4), torch.ones(4, 5)
+signal, filters, bytes_ = torch.ones(2, 3, 8), torch.ones(4, 3, 2), torch.ones(32, 32, dtype=torch.int8)
+calls = {
+    "dot": lambda: v @ v, "addr": lambda: torch.addr(torch.ones(4, 4), v, v),
+    "int": lambda: torch._int_mm(bytes_, bytes_),
+    "addbmm": lambda: torch.addbmm(torch.ones(3, 5), a[None], b[None]),
+    "conv": lambda: torch.nn.functional.conv1d(signal, filters),
+    "attention": lambda: torch.nn.functional.scaled_dot_product_attention(*[signal[None]] * 3),
+    "mv": lambda: a @ v, "einsum": lambda: torch.einsum("ij,jk->ik", a, b), "tanh": lambda: torch.tanh(a),
+    "linear": lambda: torch.nn.functional.linear(signal, torch.ones(5, 8), torch.ones(5)),
+}
+for name, call in calls.items():
+    found, _ = evidence.of_call(lambda: (call(),), False)
+    print(json.dumps([name, found.products, found.missing, evidence.products(call)]))
+"""
+
+
+@pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
+def test_a_product_that_is_not_known_is_said_to_be_missing():
+    done = subprocess.run([sys.executable, "-c", COUNTED], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    missing = {name: found["products"] for name, products, found, listed in lines if found}
+    assert missing.keys() == {"dot", "addr", "int", "addbmm", "conv", "attention"}
+    assert missing["dot"].endswith(" known here: aten::dot")
+    known = {name: listed for name, _, found, listed in lines if not found}
+    assert known == {
+        "mv": [[1, 1, 3, 4, 1]],
+        "einsum": [[1, 1, 3, 4, 5]],
+        "tanh": [],
+        "linear": [[1, 1, 6, 8, 5]],
+    }
+    assert all(products == listed == [] for _, products, found, listed in lines if found)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
+def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape():
+    """Inductor is wrong here but for project_each's third axis and the backend's allow_buffer_reuse."""
+    cell = ["--execution", "inductor", "--recurrence", "scan", "--projection", "per_step,batched", "--pass", "train"]
+    arguments = ["--framework", "torch", *cell, "--precision", "fp32", "--workload", "B=4,T=3,I=4,H=4,O=4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "verify", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_cuda_graph_is_proven_by_what_inductor_recorded_and_did_not_skip():
+    """Made-up counts: there is no GPU here."""
+    from impls.torch.backend import Graphs
+
+    before = Graphs(2, 1)
+    assert before.were_made(Graphs(4, 1))
+    assert not before.were_made(Graphs(2, 1))
+    assert not before.were_made(Graphs(4, 2))
+
+
+def functions(framework):
+    tree = ast.parse((ROOT / "impls" / framework / "model.py").read_text())
+    return {node.name: [a.arg for a in node.args.args] for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_models_have_the_same_functions_with_the_same_arguments_in_the_same_order():
+    tf, torch, jax = (functions(name) for name in ("tf", "torch", "jax"))
+    own = {  # what one framework needs and the others do not
+        "torch": {"copy"},
+        "tf": {
+            *("held", "variables", "built", "own_layer", "own_dense", "own_time_distributed"),
+            *("batch_first", "project_time_distributed"),
+        },
+        "jax": {"own_layer", "own_dense"},
+    }
+    for name, found in (("torch", torch), ("tf", tf), ("jax", jax)):
+        for extra in own[name]:
+            del found[extra]
+    assert list(tf.items()) == list(torch.items()) == list(jax.items())
+
+
+def test_nothing_left_or_right_of_the_worker_imports_a_framework():
+    names = ("torch", "tensorflow", "jax", "flax", "keras")
+    script = (
+        "import sys, pkgutil, importlib, harness, harness.report\n"
+        "for m in pkgutil.walk_packages(harness.__path__, 'harness.'):\n"
+        "    m.name.endswith('__main__') or importlib.import_module(m.name)\n"
+        f"print([n for n in {names!r} if n in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_frameworks_are_found_by_their_directories():
+    assert [name for name in impls.names() if name in ("tf", "torch", "jax")] == ["jax", "tf", "torch"]
+    assert HERE
+
+
+def test_without_any_framework_listing_works_and_running_says_what_is_missing(tmp_path):
+    for module in ("torch", "tensorflow", "jax"):
+        (tmp_path / f"{module}.py").write_text(
+            f"raise ModuleNotFoundError('No module named {module}', name={module!r})\n"
+        )
+    for arguments, code in ((["list"], 0), (["run", "--all", "--out", str(tmp_path / "run")], 2)):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; sys.path.remove(''); from harness.cli.app import main; main()",
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        )
+        assert done.returncode == code, done.stderr
+        for name in ("tf", "torch", "jax"):
+            assert f"pip install '.[{name}]'" in (done.stdout + done.stderr).replace("\n", " ")
+    assert not (tmp_path / "run").exists()

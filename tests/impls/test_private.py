@@ -1,0 +1,71 @@
+"""Names that a framework's authors keep for themselves: each is still there, and none is used anywhere else."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+IMPLS = Path(__file__).parents[2] / "impls"
+LOOK = """
+import importlib, sys
+from functools import reduce
+from impls.{framework}.private import NAMES
+for module, name in NAMES:
+    try:
+        reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        print(f"{{module}}.{{name}}: {{error}}")
+"""
+
+
+def missing(framework, look=LOOK):
+    command = [sys.executable, "-c", look.format(framework=framework)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_private_name_is_still_there(framework):
+    assert missing(framework) == []
+
+
+def test_a_name_that_is_gone_is_found(framework):
+    gone = LOOK.replace("for module", "NAMES = (*NAMES, ('json', 'gone.away'))\nfor module")
+    assert missing(framework, gone) == ["json.gone.away: module 'json' has no attribute 'gone'"]
+
+
+def private_names(source):
+    """The framework's private modules and attributes that a source uses: those that begin with one underscore."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part for alias in node.names for part in alias.name.split(".")]
+        elif isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            names = [node.attr]
+        yield from (name for name in names if name.startswith("_") and name not in OWN)
+
+
+OWN = {"_replace", "_asdict", "_fields"}  # of a named tuple, which are documented
+SOURCES = [path for path in IMPLS.rglob("*.py") if path.name != "private.py"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(IMPLS)))
+def test_private_names_are_used_in_one_file_alone(path):
+    assert [name for name in private_names(path.read_text()) if not name.startswith("__")] == []
+
+
+def test_a_private_name_elsewhere_is_found():
+    assert list(private_names("import torch._dynamo\ntorch._C.f()\nfrom a._b import c")) == ["_dynamo", "_b", "_C"]
+    assert list(private_names("self._run(w._replace(x=1))")) == []
+
+
+@pytest.mark.parametrize("framework", ["tf", "torch", "jax"])
+def test_the_list_is_of_names_in_modules(framework):
+    names = importlib.import_module(f"impls.{framework}.private").NAMES
+    assert names
+    assert len(set(names)) == len(names)

@@ -1,0 +1,93 @@
+"""The oracle against finite differences and against an independent forward pass."""
+
+import numpy as np
+import pytest
+
+from harness.study.data import data_for
+from harness.study.study import Workload
+from impls import reference, rounding
+from impls.interface import CELLS, TRAIN, TRAIN_NONE, Arm, Weights
+from tests.conftest import data_of
+
+SHAPES = [(1, 1, 1, 1, 1), (3, 5, 2, 4, 3), (2, 7, 3, 5, 1)]
+
+
+def loss(data, cell, form):
+    """What the gradients are of: the loss, or without a projection the sum of h by its given gradient."""
+    if form == "none":
+        return float(np.sum(reference.run(data, cell, "forward", form)["y"] * data.target))
+    return float(reference.run(data, cell, "train", form)["loss"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("form", reference.FORMS)
+def test_gradients_are_those_of_finite_differences(shape, cell, form):
+    workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
+    arm = Arm("given" if form == "given" else "unrolled", "none" if form == "none" else "batched")
+    data = data_for(arm, data_of(workload, "float64"))
+    found = reference.run(data, cell, "train", form)
+    assert tuple(found) == (TRAIN_NONE if form == "none" else TRAIN)
+    step = 1e-6
+    for name in (name.removeprefix("d_") for name in found if name != "loss"):
+        w = getattr(data.weights, name)
+        numeric = np.zeros_like(w)
+        for index in np.ndindex(w.shape):
+            sides = []
+            for sign in (1, -1):
+                moved = w.copy()
+                moved[index] += sign * step
+                sides.append(loss(data._replace(weights=data.weights._replace(**{name: moved})), cell, form))
+            numeric[index] = (sides[0] - sides[1]) / (2 * step)
+        np.testing.assert_allclose(found[f"d_{name}"], numeric, rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_forward_is_the_equation_written_out(cell):
+    data = data_of(Workload(name="w", B=2, T=4, I=3, H=5, O=2, cell=cell), "float64")
+    w: Weights = data.weights
+    found = reference.run(data, cell, "forward", "projected")["y"]
+    for b in range(2):
+        h, c = np.zeros(5), np.zeros(5)
+        for t in range(4):
+            h, c = written_out(cell, w, data.x[t, b], h, c)
+            np.testing.assert_allclose(found[t, b], h @ w.w_out + w.b_out, rtol=1e-12)
+
+
+def written_out(cell, w, x, h, c):
+    """One step of one member of the batch, gate by gate, from the cells' textbook equations."""
+
+    def gate(index, state=h):
+        part = slice(5 * index, 5 * index + 5)
+        return x @ w.w_in[:, part] + w.b_rec[part], state @ w.w_rec[:, part]
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    if cell == "gru":
+        r, z = sigmoid(sum(gate(0))), sigmoid(sum(gate(1)))
+        a, u = gate(2)
+        return (1 - z) * np.tanh(a + r * u) + z * h, c
+    if cell == "lstm":
+        i, f, g, o = (act(sum(gate(k))) for k, act in enumerate((sigmoid, sigmoid, np.tanh, sigmoid)))
+        c = f * c + i * g
+        return o * np.tanh(c), c
+    a = sum(gate(0))
+    return (np.where(a > 0, a, 0) if cell == "rnn_relu" else np.tanh(a)), c
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("form", "projection"), [("projected", "batched"), ("none", "none")])
+def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell, form, projection):
+    workload = Workload(name="w", B=4, T=6, I=3, H=32, O=5, cell=cell)
+    data = data_for(Arm("unrolled", projection), data_of(workload, "float64"))
+    exact, sizes = reference.run(data, cell, "train", form), rounding.Sizes()
+    sized = reference.run(data, cell, "train", form, sizes)
+    noise = rounding.Noise(1, sizes, runs=3)
+    noisy = reference.run(noise.data(data), cell, "train", form, noise)
+    for name, value in noisy.items():
+        assert np.allclose(sized[name], exact[name], rtol=1e-12, atol=1e-14), name
+        for run in value:
+            error = np.max(np.abs(run - exact[name])) / np.max(np.abs(exact[name]))
+            assert 0 < error < 1e-5, name
+        assert not np.array_equal(value[0], value[1]), name

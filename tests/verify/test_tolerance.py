@@ -1,0 +1,81 @@
+"""Studies of which nothing could be verified are refused before any work; those that can be, are."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from harness.errors import UsageError
+from harness.machine import environment
+from harness.run import session
+from harness.study import weights
+from harness.study.study import NAMED, Study, Workload
+from tests.impls.test_frameworks import harness
+
+GROWING = Workload(name="growing", B=2, T=40, I=3, H=8, O=4, cell="rnn_relu")
+SMALL = "B=4,T=6,I=3,H=8,O=4"
+
+
+def of(workload, folder, **changed):
+    """The paths of a workload's weights and inputs, some of them exchanged."""
+    made = weights.make_weights(workload, 1) | weights.make_inputs(workload, 1) | changed
+    for kind, names in (("weights", weights.WEIGHTS), ("inputs", weights.INPUTS)):
+        save_file({name: np.ascontiguousarray(made[name], np.float32) for name in names}, folder / kind)
+    return {"weights": str(folder / "weights"), "inputs": str(folder / "inputs")}
+
+
+def test_a_study_that_overflows_is_refused_with_the_step(tmp_path):
+    files = of(GROWING, tmp_path, w_rec=1000 * np.eye(8))
+    for passes in (["forward"], ["forward", "train"]):
+        with pytest.raises(
+            UsageError, match="workload growing cannot be verified: h overflows in fp32 at step 14 of 40"
+        ):
+            session.prepare_files(Study(workloads=[GROWING], passes=passes, **files))
+    session.prepare_files(Study(workloads=[GROWING], passes=["forward"], precisions=["fp64"], **files))
+    slower = GROWING.model_copy(update={"cell": "rnn_tanh"})
+    session.prepare_files(Study(workloads=[slower], **files))
+
+
+def test_a_target_whose_square_overflows_is_refused_in_training_alone(tmp_path):
+    files = of(GROWING, tmp_path, target=np.full((40, 2, 4), 1e25))
+    session.prepare_files(Study(workloads=[GROWING], passes=["forward"], **files))
+    with pytest.raises(UsageError, match="the sum of the squared errors overflows in fp32"):
+        session.prepare_files(Study(workloads=[GROWING], passes=["train"], **files))
+
+
+def test_inputs_of_which_only_the_probe_overflows_are_refused(tmp_path):
+    """The probe takes 1/8 from every input, and a recurrence makes much of it."""
+    files = of(
+        GROWING, tmp_path, x=np.zeros((40, 2, 3)), b_rec=np.zeros(8), w_rec=1000 * np.eye(8), w_in=-np.ones((3, 8))
+    )
+    with pytest.raises(UsageError, match="on the probe's inputs"):
+        session.prepare_files(Study(workloads=[GROWING], passes=["forward"], **files))
+
+
+def test_what_needs_more_memory_than_is_free_is_refused(monkeypatch):
+    monkeypatch.setattr(environment, "free_memory_bytes", lambda: 10**8)
+    session.prepare_files(Study(workloads=[NAMED["book"]]))
+    with pytest.raises(UsageError, match=r"the oracle needs about 0\.2 GiB, but 0\.1 GiB are free"):
+        session.prepare_files(Study(workloads=[NAMED["vocab"]]))
+
+
+@pytest.mark.timeout(300)
+def test_zeros_and_a_dead_relu_pass_in_every_framework(framework, tmp_path):
+    """Their gradients are zeros, of which no bound of the probe's can be made, and none of theirs of the probe's."""
+    workload = Workload(name="B4-T6-I3-H8-O4-rnn_tanh", B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh")
+    files = of(workload, tmp_path, x=np.zeros((6, 4, 3)))
+    eager = ["verify", "--framework", framework, "--execution", "eager", "--precision", "fp32"]
+    eager += ["--recurrence", "unrolled,layer", "--projection", "none,in_loop,batched,library"]
+    done = harness(*eager, "--workload", SMALL, "--inputs", files["inputs"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = harness(*eager, "--workload", "B=1,T=2,I=1,H=1,O=1,cell=rnn_relu", "--seed", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_who_flushes_denormals_is_told(framework, tmp_path):
+    workload = Workload(name="B4-T6-I3-H8-O4-rnn_tanh", B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh")
+    files = of(workload, tmp_path, x=np.full((6, 4, 3), 1e-39), b_rec=np.zeros(8), b_out=np.zeros(4))
+    flags = ["--execution", "eager", "--precision", "fp32", "--recurrence", "unrolled", "--projection", "batched"]
+    given = ["--workload", SMALL, "--weights", files["weights"], "--inputs", files["inputs"]]
+    done = harness("verify", "--framework", framework, *flags, "--pass", "forward", *given)
+    assert (done.returncode, "flushes denormals" in done.stderr) == ((0, False) if framework == "torch" else (1, True))
