@@ -11,24 +11,24 @@ import typer
 
 from harness.cli import streams
 from harness.cli.options import (
-    DeviceF,
-    ExecutionF,
-    FrameworkF,
-    InputsF,
-    LimitF,
-    MemoryF,
-    PassF,
-    PrecisionF,
-    ProjectionF,
-    RecurrenceF,
-    SeedF,
+    DeviceFlag,
+    ExecutionFlag,
+    FrameworkFlag,
+    InputsFlag,
+    LimitFlag,
+    MemoryFlag,
+    PassFlag,
+    PrecisionFlag,
+    ProjectionFlag,
+    RecurrenceFlag,
+    SeedFlag,
     Selection,
-    SweepF,
-    ThreadsF,
-    TimeoutF,
-    Toml,
-    WeightsF,
-    WorkloadF,
+    StudyFile,
+    SweepFlag,
+    ThreadsFlag,
+    TimeoutFlag,
+    WeightsFlag,
+    WorkloadFlag,
     apply_limits,
     parse_threads,
     refuse_blanks,
@@ -51,35 +51,39 @@ R = TypeVar("R")  # a record of a run or of a training
 
 @app.command()
 def run(
-    study: Toml = None,
-    all_: Annotated[bool, typer.Option("--all", help="Everything available here (also the default).")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="The same matrix in minutes: a smoke run, no claims.")] = False,
+    study: StudyFile = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Everything that is available on this machine (the default).")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same matrix in minutes: a smoke run without claims.")
+    ] = False,
     rigorous: Annotated[bool, typer.Option("--rigorous", help="More processes and rounds, no time limit.")] = False,
-    framework: FrameworkF = None,
-    device: DeviceF = None,
-    threads: ThreadsF = None,
-    execution: ExecutionF = None,
-    recurrence: RecurrenceF = None,
-    projection: ProjectionF = None,
-    pass_: PassF = None,
-    precision: PrecisionF = None,
-    workload: WorkloadF = None,
+    framework: FrameworkFlag = None,
+    device: DeviceFlag = None,
+    threads: ThreadsFlag = None,
+    execution: ExecutionFlag = None,
+    recurrence: RecurrenceFlag = None,
+    projection: ProjectionFlag = None,
+    pass_: PassFlag = None,
+    precision: PrecisionFlag = None,
+    workload: WorkloadFlag = None,
     processes: Annotated[
-        int | None, typer.Option(help="Worker processes per cell; else as many as the study's target needs.")
+        int | None, typer.Option(help="Worker processes per cell; by default as many as the study's target needs.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Most rounds per block.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time after which no further block is begun: 900, 15m, 1h30m; 0 for no limit.")
     ] = None,
-    sweep: SweepF = None,
-    memory: MemoryF = None,
-    seed: SeedF = None,
-    timeout: TimeoutF = None,
-    unroll_limit: LimitF = None,
-    weights: WeightsF = None,
-    inputs: InputsF = None,
+    sweep: SweepFlag = None,
+    memory: MemoryFlag = None,
+    seed: SeedFlag = None,
+    timeout: TimeoutFlag = None,
+    unroll_limit: LimitFlag = None,
+    weights: WeightsFlag = None,
+    inputs: InputsFlag = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/latest"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Records only: needs no pandas, scipy or matplotlib, given --processes.")
     ] = False,
@@ -104,23 +108,24 @@ def run(
 
 @app.command()
 def verify(
-    study: Toml = None,
-    framework: FrameworkF = None,
-    device: DeviceF = None,
-    threads: ThreadsF = None,
-    execution: ExecutionF = None,
-    recurrence: RecurrenceF = None,
-    projection: ProjectionF = None,
-    pass_: PassF = None,
-    precision: PrecisionF = None,
-    workload: WorkloadF = None,
-    seed: SeedF = None,
-    timeout: TimeoutF = None,
-    unroll_limit: LimitF = None,
-    weights: WeightsF = None,
-    inputs: InputsF = None,
+    study: StudyFile = None,
+    framework: FrameworkFlag = None,
+    device: DeviceFlag = None,
+    threads: ThreadsFlag = None,
+    execution: ExecutionFlag = None,
+    recurrence: RecurrenceFlag = None,
+    projection: ProjectionFlag = None,
+    pass_: PassFlag = None,
+    precision: PrecisionFlag = None,
+    workload: WorkloadFlag = None,
+    seed: SeedFlag = None,
+    timeout: TimeoutFlag = None,
+    unroll_limit: LimitFlag = None,
+    weights: WeightsFlag = None,
+    inputs: InputsFlag = None,
     save_outputs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors); no file is replaced.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Save every arm's outputs (safetensors); no existing file is replaced."),
     ] = None,
     bound: Annotated[
         str | None, typer.Option(help="Hold all outputs to this precision's bounds: does as_shipped pass as fp32?")
@@ -129,7 +134,7 @@ def verify(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep the verification's records in the folder of a run, made or yet to be made, which counts them.",
+            help="Store the verification's records in a run's folder, which may not exist yet; the run counts them.",
         ),
     ] = None,
 ) -> None:
@@ -178,17 +183,17 @@ def explain(
 
 @app.command()
 def train(
-    framework: FrameworkF = None,
-    execution: ExecutionF = None,
+    framework: FrameworkFlag = None,
+    execution: ExecutionFlag = None,
     threads: Annotated[str, typer.Option(help="Processor threads of a worker: a number or 'all' cores.")] = "1",
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps of Adam; the chapter takes 1,500.")] = 1500,
     processes: Annotated[int, typer.Option(help="Worker processes of each framework and execution.")] = 3,
-    seed: SeedF = None,
-    timeout: TimeoutF = None,
+    seed: SeedFlag = None,
+    timeout: TimeoutFlag = None,
     out: Annotated[Path, typer.Option(help="The training's folder.")] = Path("runs/train"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --out.")] = False,
 ) -> None:
-    """Train as the chapter does, both forms step by step in turns, and compare losses and times."""
+    """Train as the chapter does, both forms in turns, and compare losses and times."""
     from harness.analysis.trajectories import problems
     from harness.records.training import TRAINING
     from harness.report import training as reports
@@ -218,9 +223,7 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="The report's folder; by default the run's own.")
     ] = None,
 ) -> None:
-    """Write a run's or a training's report again, from its records alone; of several runs, one that has them side by
-    side.
-    """
+    """Write the report of a run or a training from its records; of several runs, one that compares them."""
     from harness import report as reports
     from harness.records.training import TRAINING
     from harness.report import several, training
@@ -244,14 +247,14 @@ def list_() -> None:
 @app.command()
 def selftest(
     studies: Annotated[int, typer.Option(min=100, help="Simulated gaps per target.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the simulated machines.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated machines.")] = 1,
     real: Annotated[
         bool, typer.Option("--real", help="Instead, measure 432 programs against themselves on this machine.")
     ] = False,
     out: Annotated[Path, typer.Option(help="The folder of --real.")] = Path("runs/selftest"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the --real in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the --real in --out.")] = False,
 ) -> None:
-    """Prove the statistics on machines whose truth is known, or on this one."""
+    """Test the statistics on simulated machines of known ratios, or on this one."""
     from harness.selftest import coverage as tests
 
     if real:
@@ -261,7 +264,7 @@ def selftest(
 
 @app.command()
 def doctor() -> None:
-    """What on this machine will hurt a measurement, and the noise to expect (half a minute)."""
+    """Report what on this machine will disturb a measurement, and the noise to expect (half a minute)."""
     from harness.cli import doctor as doctors
 
     raise typer.Exit(doctors.say())
@@ -339,7 +342,7 @@ def _resume_hint(files: ResultFiles, command: str) -> str:
     state = "what is done is kept" if (files.out / files.records).exists() else "nothing was measured yet"
     resumable = files.out.is_dir() and any(files.out.iterdir())
     flags = ["--resume"] if resumable else []
-    return f"{state}. Go on with: {command} {streams.quote_words(['--out', str(files.out), *flags])}"
+    return f"{state}. Continue with: {command} {streams.quote_words(['--out', str(files.out), *flags])}"
 
 
 def _write_report(files: ResultFiles) -> Path:

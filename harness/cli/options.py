@@ -14,46 +14,55 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.study.study import Study
 
-Many = list[str] | None
-Toml = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags override it.")]
-FrameworkF = Annotated[Many, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")]
-DeviceF = Annotated[Many, typer.Option("--device", help="cpu, gpu.")]
-ThreadsF = Annotated[Many, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")]
-ExecutionF = Annotated[
-    Many, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph.")
+Values = list[str] | None
+StudyFile = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags override it.")]
+FrameworkFlag = Annotated[
+    Values, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")
 ]
-RecurrenceF = Annotated[Many, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
-ProjectionF = Annotated[
-    Many,
+DeviceFlag = Annotated[Values, typer.Option("--device", help="cpu, gpu.")]
+ThreadsFlag = Annotated[
+    Values, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")
+]
+ExecutionFlag = Annotated[
+    Values, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph.")
+]
+RecurrenceFlag = Annotated[Values, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
+ProjectionFlag = Annotated[
+    Values,
     typer.Option("--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed."),
 ]
-PassF = Annotated[Many, typer.Option("--pass", help="forward, train.")]
-PrecisionF = Annotated[Many, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
-WorkloadF = Annotated[
-    Many,
+PassFlag = Annotated[Values, typer.Option("--pass", help="forward, train.")]
+PrecisionFlag = Annotated[Values, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
+WorkloadFlag = Annotated[
+    Values,
     typer.Option(
         "--workload", help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..]."
     ),
 ]
-SweepF = Annotated[
+SweepFlag = Annotated[
     str | None,
-    typer.Option("--sweep", help="Sweep sizes around this workload (as for --workload), and forecast the gaps there."),
+    typer.Option(
+        "--sweep",
+        help="Sweep sizes around this workload (as for --workload), and predict their gaps; 'none' for no sweep.",
+    ),
 ]
-MemoryF = Annotated[
+MemoryFlag = Annotated[
     str | None,
     typer.Option(
         "--memory",
-        help="held (what a worker has taken it keeps), default (as glibc does), tcmalloc or jemalloc where installed.",
+        help="held (workers keep the memory they were given), default (glibc's), tcmalloc or jemalloc where installed.",
     ),
 ]
-SeedF = Annotated[int | None, typer.Option("--seed", help="Of weights, inputs and orders.")]
-TimeoutF = Annotated[float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")]
-LimitF = Annotated[
+SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of weights, inputs and orders.")]
+TimeoutFlag = Annotated[
+    float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")
+]
+LimitFlag = Annotated[
     int | None,
     typer.Option("--unroll-limit", help="Unroll traced programs up to this many steps; 0 for none, -1 for any."),
 ]
-WeightsF = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="Weights to use (safetensors).")]
-InputsF = Annotated[
+WeightsFlag = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="Weights to use (safetensors).")]
+InputsFlag = Annotated[
     str | None, typer.Option("--inputs", metavar="FILE", help="Inputs to use (safetensors): x, target.")
 ]
 
@@ -62,15 +71,15 @@ InputsF = Annotated[
 class Selection:
     """The flags that select what is studied, as given: lists of words, or of words with commas. None selects all."""
 
-    framework: Many = None
-    device: Many = None
-    threads: Many = None
-    execution: Many = None
-    recurrence: Many = None
-    projection: Many = None
-    pass_: Many = None
-    precision: Many = None
-    workload: Many = None
+    framework: Values = None
+    device: Values = None
+    threads: Values = None
+    execution: Values = None
+    recurrence: Values = None
+    projection: Values = None
+    pass_: Values = None
+    precision: Values = None
+    workload: Values = None
 
     def fields(self) -> dict[str, Any]:
         """Return the flags as fields of a study. Raises UsageError where a value is malformed."""
@@ -87,7 +96,7 @@ class Selection:
         }
 
 
-def split_values(flag: str, values: Many) -> Many:
+def split_values(flag: str, values: Values) -> Values:
     """Split a flag's values at commas, except a workload's sizes. Raises UsageError where a word is empty."""
     if not values:
         return None

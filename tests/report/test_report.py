@@ -152,7 +152,10 @@ def test_no_proof_is_claimed_for_intervals_whose_variance_is_estimated_anew(file
     """Of committed reports, which are what their records give."""
     said = " ".join(file.read_text().partition("## Method")[2].split())
     assert "Stein" not in said
-    assert "the last interval estimates the variance anew from all processes; `selftest` counts how often it then holds" in said
+    assert (
+        "the last interval estimates the variance anew from all processes; `selftest` counts how often it then holds"
+        in said
+    )
 
 
 KILLED = {

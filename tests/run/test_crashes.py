@@ -216,7 +216,7 @@ def test_a_disk_that_is_full_where_a_worker_writes_ends_the_run(tmp_path, monkey
     assert "outputs or text cannot be written" in sentence
     assert "No such file" in sentence
     again = f"{MODULE} {' '.join(RUN)} --out '{tmp_path / 'a b'}' --resume"
-    assert sentence.endswith(f"what is done is kept. Go on with: {again}")
+    assert sentence.endswith(f"what is done is kept. Continue with: {again}")
     assert len(read_run(tmp_path / "a b")) == 1
 
 
@@ -244,7 +244,7 @@ def test_nothing_is_said_to_be_kept_where_nothing_is(error, tmp_path, monkeypatc
     status, said = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"))
     assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
     again = f"{MODULE} {' '.join(RUN)} --out {tmp_path / 'run'}"
-    assert said.splitlines()[-1].endswith(f"nothing was measured yet. Go on with: {again}")
+    assert said.splitlines()[-1].endswith(f"nothing was measured yet. Continue with: {again}")
     assert not (tmp_path / "run").exists()
 
 
