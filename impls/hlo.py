@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from impls.evidence import Evidence, counted
@@ -21,6 +21,8 @@ TRIPS = re.compile(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)')
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
 SHOWN = 100  # characters shown of a line that cannot be read
 GEMM = re.compile(r"matmul|gemm|dot", re.IGNORECASE)
+OTHER_PRODUCT = re.compile(r"conv(?!ert)|rnn|lstm|gru|attention|fmha", re.IGNORECASE)
+UNKNOWN_PRODUCT = "products of a kind whose operands are not known here"
 NO_PROGRAM = "the text holds no HLO program"
 UNKNOWN_BRANCH = "a conditional, whose branch is known only when it runs"
 UNKNOWN_TRIPS = "a loop whose trip count XLA does not know"
@@ -41,6 +43,7 @@ class Counts:
     kernels: Counter[str]
     loops: list[int]
     unknown: str = ""  # why the numbers are unknown
+    unknown_products: set[str] = field(default_factory=set)  # names of what multiplies and is not counted
 
 
 def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Evidence:
@@ -54,6 +57,8 @@ def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Eviden
     result.fusions, result.loops = counts.kernels["fusion"], counts.loops
     if counts.unknown:
         result.missing = dict.fromkeys(("products", "kernels", "fusions"), counts.unknown)
+    if counts.unknown_products:
+        result.missing["products"] = f"{UNKNOWN_PRODUCT}: {', '.join(sorted(counts.unknown_products))}"
     if unread_lines:
         reason = (
             f"{len(unread_lines)} of the program's lines cannot be read, the first of them: {unread_lines[0][:SHOWN]}"
@@ -95,6 +100,8 @@ def _walk(
         if instruction.opcode == "dot":
             counts.products[_dot(instruction, shapes)] += times
         target = _attribute(instruction, "custom_call_target")
+        if instruction.opcode in ("convolution", "ragged-dot") or (target and OTHER_PRODUCT.search(target)):
+            counts.unknown_products.add(target or instruction.opcode)
         if target and GEMM.search(target):
             counts.products[_gemm(instruction, shapes)] += times
         if not fused and instruction.opcode not in FREE:

@@ -228,6 +228,12 @@ def prove_counting(compilations: Callable[[], int], compile_: Callable[[], objec
         )
 
 
+def require_layer(program: Program, layer: Any) -> None:
+    """Raise Unavailable where a program needs the framework's own layer of a cell and `layer` is None."""
+    if program.arm.recurrence == "layer" and layer is None:
+        raise Unavailable(f"the framework has no layer of {program.cell}")
+
+
 FORWARD = ("y",)
 TRAIN = ("loss", *(f"d_{name}" for name in Weights._fields))
 TRAIN_NONE = ("d_w_in", "d_w_rec", "d_b_rec")  # for projection `none`: from a given gradient of h, without a loss

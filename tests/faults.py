@@ -9,7 +9,7 @@ import importlib
 import time
 
 from impls.evidence import Evidence
-from impls.interface import Arm, Execution, Facts, Weights
+from impls.interface import PROJECTIONS, Arm, Execution, Facts, Weights
 
 SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
@@ -28,7 +28,8 @@ def broken(framework):
         def facts(self):
             found = super().facts()
             without = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
-            without |= dict.fromkeys(("bmm", "vmap", "library", "time_distributed"), "the core arms are enough")
+            others = [form for form in PROJECTIONS if form not in ("none", "in_loop", "per_step", "batched")]
+            without |= dict.fromkeys(others, "the core arms are enough")
             executions = {name: Execution(traced=False, without=without) for name in (SOUND, SWAPPED, *FAULTS)}
             return Facts(found.versions, executions, found.devices)
 

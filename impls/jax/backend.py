@@ -23,6 +23,7 @@ from impls.interface import (
     Weights,
     named,
     prove_counting,
+    require_layer,
 )
 from impls.jax import private
 
@@ -85,6 +86,7 @@ class Backend:
     def prepare(self, program: Program, w: Weights) -> Run:
         arm = self.model.arm(program.arm.recurrence, program.arm.projection)
         cell, loss = self.model.CELLS[program.cell], self.model.loss
+        require_layer(program, cell.own)
 
         def forward(w: Weights, x: Any, target: Any) -> Any:
             return arm(w, cell, x)

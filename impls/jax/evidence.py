@@ -13,6 +13,8 @@ from impls.evidence import Evidence, Product, listed
 from impls.trace import Row
 
 NO_EAGER_MEMORY = "op by op each operation is a program of its own: JAX tells no peak over all of them"
+OTHER_PRODUCTS = {"conv_general_dilated", "ragged_dot", "ragged_dot_general", "scaled_matmul_wrapper", "rnn"}
+UNKNOWN_PRODUCT = "products of a kind whose operands are not known here"
 
 
 def profiled(call: Callable[[], None]) -> list[Row]:
@@ -31,13 +33,16 @@ def profiled(call: Callable[[], None]) -> list[Row]:
 
 
 def of_jaxpr(jaxpr: Any) -> Evidence:
-    """Return the evidence of a program that runs op by op.
+    """Return the evidence of a program that runs operation by operation.
 
     Each operation is a kernel, and so is each function that JAX itself compiles (for instance jax.nn.relu).
     """
     kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
-    kernels_by_name = dict(sorted(kernels.items()))
-    return Evidence(products_of(jaxpr), kernels=kernels_by_name, fusions=0, missing={"temp_bytes": NO_EAGER_MEMORY})
+    result = Evidence(products_of(jaxpr), kernels=dict(sorted(kernels.items())), fusions=0)
+    result.missing = {"temp_bytes": NO_EAGER_MEMORY}
+    if unknown := sorted({equation.primitive.name for _, equation in _equations(jaxpr)} & OTHER_PRODUCTS):
+        result.missing["products"] = f"{UNKNOWN_PRODUCT}: {', '.join(unknown)}"
+    return result
 
 
 def products_of(jaxpr: Any) -> list[Product]:

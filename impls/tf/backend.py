@@ -24,6 +24,7 @@ from impls.interface import (
     Weights,
     named,
     prove_counting,
+    require_layer,
 )
 
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
@@ -33,7 +34,7 @@ TRACES = 5  # runs of the original that are traced for its memory
 NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
 NO_OTHER_LOOP = "the original runs dynamic_rnn, a symbolic loop, and no other recurrence"
 NO_OTHER_FORM = "the original projects in the wrapper, or once on its reshaped outputs"
-NO_GATES = "the original's cell is BasicRNNCell, which has no gates"
+NO_GATES = "the original's cell is BasicRNNCell: a plain RNN, with one of its activations"
 NO_TRAINING = "the original's programs give gradients here, and do not take steps"
 NO_BF16 = "a session is fed NumPy arrays, which hold no bfloat16"
 NO_HOST = "a session is fed and fetched through the host, and its copies from and to a GPU would be timed"
@@ -106,6 +107,7 @@ class Backend:
         tf = self.tf
         arm = self.model.arm(program.arm.recurrence, program.arm.projection)
         cell, loss = self.model.CELLS[program.cell], self.model.loss
+        require_layer(program, cell.own)
         if _own_gru(program):
             w = Weights(*self._to_keras(*w.recurrent), w.w_out, w.b_out)
         with tf.device(self.device):

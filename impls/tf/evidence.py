@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ FREE = {"Const", "Placeholder", "PlaceholderWithDefault", "Identity", "NoOp", "A
 FREE |= {"_Arg", "_Retval", "ControlTrigger"}  # the names of some of these in a session's graph
 CALLS = {"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "Case", "StatelessCase"}
 PRODUCT = "MatMul"  # in the names of all products: MatMul, BatchMatMulV2, _FusedMatMul, _MklNativeFusedMatMul, ...
+OTHER_PRODUCT = re.compile(r"\w*(?:Einsum|Conv\dD|DepthwiseConv|RNN|LSTM|GRU|Dot|Gemm|Attention)\w*")  # names of more
+UNKNOWN_PRODUCT = "products of a kind whose operands are not known here"
 FUSED = "Fused"  # in the names of what Grappler combined from several operations
 
 
@@ -190,6 +193,8 @@ def _of_operations(operations: Sequence[Operation], loops: Mapping[str, int | No
     missing: dict[str, str] = {}
     if None in loops.values():
         missing |= {"products": UNKNOWN_TRIPS, "kernels": UNKNOWN_TRIPS}
+    if unknown := sorted(kind for kind in kernels if PRODUCT not in kind and OTHER_PRODUCT.fullmatch(kind)):
+        missing["products"] = f"{UNKNOWN_PRODUCT}: {', '.join(unknown)}"
     if calls := sorted(CALLS & kernels.keys()):
         missing |= dict.fromkeys(("products", "kernels"), f"{', '.join(calls)} is not looked into")
     result = counted(products, kernels)

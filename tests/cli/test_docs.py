@@ -12,6 +12,7 @@ import typer
 
 from harness.cli import app as cli
 from harness.study import study
+from impls.interface import CELLS, PRECISIONS, PROJECTIONS, RECURRENCES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,6 +68,11 @@ def test_links_and_paths_exist(page):
         assert (page.parent / path).exists(), path
     for path in re.findall(r"`((?:harness|impls|scripts|tests|docs)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", [*CELLS, *RECURRENCES, *PROJECTIONS, *PRECISIONS, *study.NAMED])
+def test_every_form_is_in_the_page_on_using_it(name):
+    assert f"`{name}`" in USAGE
 
 
 def test_the_front_door_is_two_screens_and_leads_to_every_page():

@@ -123,6 +123,53 @@ def test_a_library_s_batched_product_is_one_too():
     assert Product(2, 5, 3, 7, 4) in hlo.evidence(text).products  # beside the dot of the same shape
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("%c.1 = f32[5,3,4]{2,1,0} convolution(%p1, %p2), window={size=3}", "convolution"),
+        (
+            '%c.1 = f32[5,3,4]{2,1,0} custom-call(%p1, %p2), custom_call_target="__cudnn$convForward"',
+            "__cudnn$convForward",
+        ),
+    ],
+)
+def test_a_product_of_an_unknown_kind_is_said_to_be_missing(line, name):
+    found = hlo.evidence(HLO.replace("KNOWN", TRIPS).replace("  ROOT %dot.9", f"  {line}\n  ROOT %dot.9"))
+    assert found.missing == {"products": f"{hlo.UNKNOWN_PRODUCT}: {name}"}
+
+
+OTHERS = {
+    "tf": """
+import tensorflow as tf
+from impls.tf import evidence
+a = tf.ones((2, 3, 3, 4))
+print(evidence.of_call(lambda: tf.nn.conv2d(a, tf.ones((2, 2, 4, 5)), 1, "SAME"))[0].missing.get("products"))
+print(evidence.of_call(lambda: tf.raw_ops.Einsum(inputs=[a, tf.ones((4, 5))], equation="abcd,de->abce"))[0].missing)
+print(evidence.of_call(lambda: tf.linalg.matmul(a, tf.ones((2, 3, 4, 5))))[0].missing.get("products"))
+""",
+    "jax": """
+import jax
+import jax.numpy as jnp
+from impls.jax import evidence
+def missing(f, *shapes):
+    return evidence.of_jaxpr(jax.make_jaxpr(f)(*map(jnp.ones, shapes)).jaxpr).missing.get("products")
+print(missing(lambda a, b: jax.lax.conv(a, b, (1, 1), "SAME"), (2, 4, 3, 3), (5, 4, 2, 2)))
+print(missing(lambda a, b, n: jax.lax.ragged_dot(a, b, n.astype(int)), (4, 3), (2, 3, 5), (2,)))
+print(missing(lambda a, b: a @ b, (2, 3), (3, 4)))
+""",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in HERE if name in OTHERS])
+def test_a_frameworks_product_of_an_unknown_kind_is_said_to_be_missing(name):
+    done = subprocess.run([sys.executable, "-c", OTHERS[name]], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    first, second, known = done.stdout.splitlines()
+    assert "operands are not known" in first
+    assert "operands are not known" in second
+    assert known == "None"
+
+
 def test_operations_bytes_and_calls_of_products():
     products = [Product(3, 1, 2, 5, 7), Product(1, 4, 2, 5, 7)]
     assert flops(products) == 3 * 2 * 70 + 4 * 2 * 70

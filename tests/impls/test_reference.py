@@ -72,8 +72,8 @@ def written_out(cell, w, x, h, c):
         i, f, g, o = (act(sum(gate(k))) for k, act in enumerate((sigmoid, sigmoid, np.tanh, sigmoid)))
         c = f * c + i * g
         return o * np.tanh(c), c
-    a = sum(gate(0))
-    return (np.where(a > 0, a, 0) if cell == "rnn_relu" else np.tanh(a)), c
+    act = {"rnn_relu": lambda a: np.where(a > 0, a, 0), "rnn_tanh": np.tanh}[cell]
+    return act(sum(gate(0))), c
 
 
 @pytest.mark.parametrize("cell", CELLS)

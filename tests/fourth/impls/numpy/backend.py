@@ -14,7 +14,7 @@ import numpy as np
 from harness.verify.output_check import form_of
 from impls import reference
 from impls.evidence import Evidence
-from impls.interface import Data, Execution, Facts, Weights, named
+from impls.interface import PROJECTIONS, Data, Execution, Facts, Weights, named
 
 
 class Backend:
@@ -35,7 +35,8 @@ class Backend:
             "layer": "NumPy has no layers",
             "library": "NumPy has no layers",
         }
-        without |= dict.fromkeys(("bmm", "vmap", "time_distributed"), "NumPy is not asked for it here")
+        others = [form for form in PROJECTIONS if form not in ("none", "in_loop", "per_step", "batched", *without)]
+        without |= dict.fromkeys(others, "NumPy is not asked for it here")
         eager = Execution(traced=False, without=without)
         devices = {"cpu": None, "gpu": None if _mischief() == "gpu" else "NumPy knows no GPU"}  # calls itself one
         return Facts({"numpy": np.__version__}, {"eager": eager}, devices)
