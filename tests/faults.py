@@ -1,6 +1,7 @@
-"""Faults planted in each framework's model, offered as executions of a framework named `broken_<name>`.
+"""Faults planted in each framework's model, in a framework named `broken_<name>`.
 
-Each execution runs the real model, eagerly, with one of its functions replaced while it runs.
+It runs the real model, eagerly, with one of its functions replaced while it runs. Which one, the hidden size says: so
+that one worker can run them all.
 """
 
 import contextlib
@@ -9,18 +10,29 @@ import importlib
 import time
 
 from impls.evidence import Evidence
-from impls.interface import PROJECTIONS, Arm, Execution, Facts, Weights
+from impls.interface import NULL_ARM, PROJECTIONS, Arm, Execution, Facts, Weights
 
 SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
 FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient", "other_target")
+PLANTED = (SOUND, SWAPPED, *FAULTS)
+FIRST_SIZE = 16
+
+
+def size_of(fault):
+    """The hidden size that stands for a fault: a program is given it with its weights, and nothing else that is free."""
+    return FIRST_SIZE + PLANTED.index(fault)
 
 
 def broken(framework):
-    """The backend class of a framework whose executions are its faults, and one that is sound."""
+    """The backend class of a framework with a fault for each hidden size from FIRST_SIZE on; of the first it is sound."""
     real = importlib.import_module(f"impls.{framework}.backend").Backend
 
     class Broken(real):
+        def __init__(self):
+            super().__init__()
+            self.faulty = set()
+
         def open(self, settings):
             time.process_time_ns = lambda: settings.threads * time.perf_counter_ns()  # proven, whatever else runs
             return super().open(settings)
@@ -30,19 +42,23 @@ def broken(framework):
             without = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
             others = [form for form in PROJECTIONS if form not in ("none", "in_loop", "per_step", "batched")]
             without |= dict.fromkeys(others, "the core arms are enough")
-            executions = {name: Execution(traced=False, without=without) for name in (SOUND, SWAPPED, *FAULTS)}
-            return Facts(found.versions, executions, found.devices)
+            return Facts(found.versions, {"eager": Execution(traced=False, without=without)}, found.devices)
 
         def prepare(self, program, w):
-            fault = program.execution
+            if program.arm == Arm(*NULL_ARM):
+                return super().prepare(program, w)
+            fault = PLANTED[int(w.w_rec.shape[0]) - FIRST_SIZE]
             if fault == SWAPPED and program.arm.projection == "in_loop":
                 program = dataclasses.replace(program, arm=Arm(program.arm.recurrence, "batched"))
-            run = super().prepare(dataclasses.replace(program, execution="eager"), w)
+            run = super().prepare(program, w)
             if fault in (SOUND, SWAPPED):
                 return run
-            if fault in INSTEAD:
-                return INSTEAD[fault](run)
-            replacements = planted(framework, self.model).get(fault, {})
+            call = INSTEAD[fault](run) if fault in INSTEAD else self.planted(fault, run)
+            self.faulty.add(call)
+            return call
+
+        def planted(self, fault, run):
+            replacements = planted(framework, self.model)[fault]
 
             def call(x, target):
                 with replaced(self.model, replacements):
@@ -51,9 +67,9 @@ def broken(framework):
             return call
 
         def evidence(self, program, run, inputs):
-            if program.execution not in (SOUND, SWAPPED):
+            if run in self.faulty:
                 return Evidence(missing={"everything": "it is broken"}), {}
-            return super().evidence(dataclasses.replace(program, execution="eager"), run, inputs)
+            return super().evidence(program, run, inputs)
 
     return Broken
 

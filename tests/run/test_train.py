@@ -298,6 +298,7 @@ class TestWithNumpy:
 # Every framework
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("tiny", "unproven")
 def test_every_framework_trains_in_its_own_executions(framework, tmp_path):
@@ -309,6 +310,7 @@ def test_every_framework_trains_in_its_own_executions(framework, tmp_path):
         assert process.status == "ok", process.reason
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("tiny", "unproven")
 def test_mistakes_in_training_are_caught(framework, tmp_path, monkeypatch):
