@@ -201,8 +201,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half_width, mean + half_width
 
 
-def welch_test(difference: Any, half_widths: Sequence[Any], counts: Sequence[Any]) -> Any:
-    """Return whether two means differ at 95%, elementwise, from their `difference`.
+def welch_interval(difference: Any, half_widths: Sequence[Any], counts: Sequence[Any]) -> tuple[Any, Any]:
+    """Return the half-width of the 95% interval of a difference of two means, and the p-value of none, elementwise.
 
     `half_widths` are those of the means' 95% intervals, and `counts` their numbers of processes. Welch's t (1947), with
     Satterthwaite's degrees of freedom.
@@ -211,7 +211,13 @@ def welch_test(difference: Any, half_widths: Sequence[Any], counts: Sequence[Any
     variances = (np.stack([np.asarray(w, float) for w in half_widths]) / special.stdtrit(freedoms, probability)) ** 2
     variance = variances.sum(axis=0)
     freedom = variance**2 / (variances**2 / freedoms).sum(axis=0)
-    return np.abs(difference) > special.stdtrit(freedom, probability) * np.sqrt(variance)
+    error = np.sqrt(variance)
+    return special.stdtrit(freedom, probability) * error, 2 * special.stdtr(freedom, -np.abs(difference) / error)
+
+
+def welch_test(difference: Any, half_widths: Sequence[Any], counts: Sequence[Any]) -> Any:
+    """Return whether two means differ at 95%, elementwise; see `welch_interval`."""
+    return welch_interval(difference, half_widths, counts)[1] < LEVEL
 
 
 def estimate_gap(sample: Sample, margin: float) -> Gap:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import attribution, gaps, page_faults
+from harness.analysis import attribution, changes, gaps, page_faults
 from harness.analysis.gaps import ARM, block_key, parse_arm_name
 from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
@@ -62,7 +62,7 @@ CSV: dict[str, Any] = {
     "lineterminator": "\n",
     "float_format": "%.7g",  # the last digits of a logarithm depend on the processor's instructions
 }
-WHERE_THERE_ARE = ("faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
+WHERE_THERE_ARE = ("changes", "faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 CountedArm = tuple[BlockRecord, str, Evidence]  # an arm whose calls were counted: its record, its name, the counts
 
@@ -100,6 +100,12 @@ class Tables:
         self.prototypes, _ = gaps.gaps_and_contrasts(blocks, self.study)
         swept = run_gaps.workload.isin({point.name for point in self.study.swept})
         self.gaps, self.swept = (run_gaps[rows].reset_index(drop=True) for rows in (~swept, swept))
+        self.loops = {
+            (framework, execution): recurrence
+            for framework, executions in self.header.loops.items()
+            for execution, recurrence in executions.items()
+        }
+        self.changes = changes.changes(self.gaps, self.loops)
         over_none = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
         self.forecasts = latest_records(records, ForecastRecord)

@@ -286,12 +286,14 @@ class RunHeaderRecord(HeaderRecord):
     """Run header: the first record of a run, with the cells to be measured and those that cannot be.
 
     `none_in_training`: what projection `none` means in training.
+    `loops`: framework -> execution -> the recurrence that its users write.
     """
 
     kind: Literal["study"]
     cells: list[CellRecord]
     absent: list[CellRecord]
     none_in_training: str = ""
+    loops: dict[str, dict[str, str]] = {}
 
 
 class SampleSizeRecord(PassRecord):

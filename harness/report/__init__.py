@@ -15,7 +15,7 @@ from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.store import FILE, PACKED, read_run, read_verification
-from harness.report import comparison, figures, prediction, summary, sweeps
+from harness.report import comparison, compiling, figures, prediction, summary, sweeps
 from harness.report.markdown import Row
 
 
@@ -77,6 +77,7 @@ def body(run_tables: Tables, folder: Path, out: Path) -> str:
     devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
     if devices is not None:
         drawings |= comparison.drawings(devices, {run_tables.study.margin})
+    drawings |= compiling.drawings(run_tables)
     sweep_drawings = sweeps.drawings(run_tables)
     with figures.draw_in_background(drawings | sweep_drawings, out / "figures", run_tables.files(out)):
         stated = {"basis", "environments", "weights", "study", "command"}
@@ -100,6 +101,7 @@ def render_text(
     variables = summary.context(run_tables, figure_names, _read_idiomatic(folder), script_results)
     variables["comparison"] = comparison.context(devices) if devices is not None else None
     variables["prediction"] = prediction.context(run_tables, sweep_figure_names)
+    variables["compiling"] = compiling.section(run_tables)
     return render("report.md.j2", variables)
 
 

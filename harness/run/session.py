@@ -154,6 +154,7 @@ def make_study_header(
         cells=[_cell_record(cell) for cell in plan.cells],
         absent=[_cell_record(cell, status, reason) for cell, status, reason in plan.absent],
         none_in_training=NONE_IN_TRAINING,
+        loops={f.name: {name: execution.loop for name, execution in f.executions.items()} for f in frameworks},
         **header_fields(study, frameworks, files, command),
     )
     return with_key(header)

@@ -1,0 +1,88 @@
+"""What compiling does to the gap: in the loop that users write, its change from a framework's eager execution.
+
+A change is the ratio of two gaps, a compiled execution's over the eager one's. Their processes are independent, so its
+interval and p-value are Welch's (harness.analysis.stats). Its effect is named only where the p-value, Holm-corrected
+over the changes of one framework, execution, device and precision, is at most 5%. Pure: the same gaps give the same
+changes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis import stats
+from harness.analysis.gaps import is_included
+from harness.analysis.stats import LEVEL
+
+FROM = "eager"  # the execution that the others are compared with
+UNROLLED = (FROM, "inductor", "inductor-batched", "cudagraph")  # executions whose users write a Python loop
+PLACE = ["framework", "device", "threads", "precision", "workload", "pass"]
+CHANGES = [*PLACE, "execution", "gap", "eager_gap", "change", "ci_low", "ci_high", "p", "effect"]
+REMOVES, REVERSES, NARROWS, WIDENS, OPENS = "removes", "reverses", "narrows", "widens", "opens"
+NOT_SHOWN = "not shown"
+Loops = Mapping[tuple[str, str], str]  # framework, execution -> the recurrence that its users write
+
+
+def users_loop(framework: str, execution: str, loops: Loops) -> str:
+    """Return the recurrence that an execution's users write; older records do not state it."""
+    return loops.get((framework, execution), "unrolled" if execution in UNROLLED else "scan")
+
+
+def users_gaps(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
+    """Return the included gaps of in_loop that have an interval, in the loop that each execution's users write."""
+    frame = gaps[(gaps.contender == "in_loop") & is_included(gaps) & gaps.ci_low.notna()]
+    written = [
+        recurrence == users_loop(framework, execution, loops)
+        for framework, execution, recurrence in zip(frame.framework, frame.execution, frame.recurrence, strict=True)
+    ]
+    return frame[pd.Series(written, index=frame.index, dtype=bool)]
+
+
+def changes(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
+    """Return a row for each gap of another execution than FROM whose framework's eager gap was measured too.
+
+    `change` is gap over eager_gap, with its 95% interval, which is not corrected. `p` is that of no change, and
+    corrected.
+    """
+    frame = users_gaps(gaps, loops)
+    pairs = frame[frame.execution != FROM].merge(
+        frame[frame.execution == FROM], on=PLACE, suffixes=("", "_eager"), validate="many_to_one"
+    )
+    if pairs.empty:
+        return pd.DataFrame(columns=CHANGES)
+    halves = [np.log(pairs[f"ci_high{run}"] / pairs[f"ci_low{run}"]) / 2 for run in ("", "_eager")]
+    log_change = np.log(pairs.ratio / pairs.ratio_eager)
+    half, p = stats.welch_interval(log_change, halves, (pairs.processes, pairs.processes_eager))
+    pairs = pairs.assign(
+        gap=pairs.ratio,
+        eager_gap=pairs.ratio_eager,
+        change=np.exp(log_change),
+        change_low=np.exp(log_change - half),
+        change_high=np.exp(log_change + half),
+        p=p,
+    )
+    for _, family in pairs.groupby(["framework", "execution", "device", "precision"], sort=False):
+        pairs.loc[family.index, "p"] = stats.holm_adjust(list(family.p))
+    pairs["effect"] = [_effect(row) for row in pairs.to_dict("records")]
+    pairs = pairs.drop(columns=["ci_low", "ci_high"]).rename(columns={"change_low": "ci_low", "change_high": "ci_high"})
+    return pairs[CHANGES].sort_values([*PLACE, "execution"], kind="stable", ignore_index=True)
+
+
+def _effect(row: Mapping[Any, Any]) -> str:
+    """Return what a change does to the gap: the eager gap's direction, the change's, and the other gap's decide."""
+    if row["p"] > LEVEL:
+        return NOT_SHOWN
+    direction = _direction(row["ci_low"], row["ci_high"])
+    eager_direction = _direction(row["ci_low_eager"], row["ci_high_eager"])
+    if eager_direction == 0:
+        return OPENS if direction else NOT_SHOWN
+    if (row["change"] > 1) == (eager_direction > 0):
+        return WIDENS
+    return NARROWS if direction == eager_direction else REVERSES if direction else REMOVES
+
+
+def _direction(low: float, high: float) -> int:
+    """Return the side of 1 that an interval lies on: 1 above, -1 below, 0 where it holds 1."""
+    return 1 if low > 1 else -1 if high < 1 else 0
