@@ -20,12 +20,12 @@ FIRST_SIZE = 16
 
 
 def size_of(fault):
-    """The hidden size that stands for a fault: a program is given it with its weights, and nothing else that is free."""
+    """The hidden size that stands for a fault: a program is given it with its weights."""
     return FIRST_SIZE + PLANTED.index(fault)
 
 
 def broken(framework):
-    """The backend class of a framework with a fault for each hidden size from FIRST_SIZE on; of the first it is sound."""
+    """The backend class of a framework that has a fault for each hidden size from FIRST_SIZE on."""
     real = importlib.import_module(f"impls.{framework}.backend").Backend
 
     class Broken(real):
@@ -39,10 +39,7 @@ def broken(framework):
 
         def facts(self):
             found = super().facts()
-            without = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
-            others = [form for form in PROJECTIONS if form not in ("none", "in_loop", "per_step", "batched")]
-            without |= dict.fromkeys(others, "the core arms are enough")
-            return Facts(found.versions, {"eager": Execution(traced=False, without=without)}, found.devices)
+            return Facts(found.versions, {"eager": Execution(traced=False, without=without())}, found.devices)
 
         def prepare(self, program, w):
             if program.arm == Arm(*NULL_ARM):
@@ -51,20 +48,10 @@ def broken(framework):
             if fault == SWAPPED and program.arm.projection == "in_loop":
                 program = dataclasses.replace(program, arm=Arm(program.arm.recurrence, "batched"))
             run = super().prepare(program, w)
-            if fault in (SOUND, SWAPPED):
-                return run
-            call = INSTEAD[fault](run) if fault in INSTEAD else self.planted(fault, run)
-            self.faulty.add(call)
-            return call
-
-        def planted(self, fault, run):
-            replacements = planted(framework, self.model)[fault]
-
-            def call(x, target):
-                with replaced(self.model, replacements):
-                    return run(x, target)
-
-            return call
+            if fault in FAULTS:
+                run = with_fault(fault, run, framework, self.model)
+                self.faulty.add(run)
+            return run
 
         def evidence(self, program, run, inputs):
             if run in self.faulty:
@@ -72,6 +59,26 @@ def broken(framework):
             return super().evidence(program, run, inputs)
 
     return Broken
+
+
+def without():
+    """What a broken framework does not have: the unrolled core arms are enough."""
+    reasons = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
+    others = [form for form in PROJECTIONS if form not in ("none", "in_loop", "per_step", "batched")]
+    return reasons | dict.fromkeys(others, "the core arms are enough")
+
+
+def with_fault(fault, run, framework, model):
+    """A run with a fault."""
+    if fault in INSTEAD:
+        return INSTEAD[fault](run)
+    replacements = planted(framework, model)[fault]
+
+    def call(x, target):
+        with replaced(model, replacements):
+            return run(x, target)
+
+    return call
 
 
 def late_wrapper():

@@ -36,7 +36,9 @@ def gap_table(tables: Tables) -> str:
     engines = _engines(frame)
     rows = []
     for keys, part in frame.groupby(["workload", "pass", "threads"], sort=True):
-        gaps = {engine_of(row): _interval(row["ratio"], row["ci_low"], row["ci_high"]) for row in part.to_dict("records")}
+        gaps = {
+            engine_of(row): _interval(row["ratio"], row["ci_low"], row["ci_high"]) for row in part.to_dict("records")
+        }
         rows.append([_place(*keys), *(gaps.get(engine, "–") for engine in engines)])
     return table(["in_loop / batched", *(execution_name(*engine) for engine in engines)], rows)
 

@@ -108,9 +108,7 @@ def test_a_reader_that_has_left_is_no_traceback(arguments, tmp_path):
     assert b"Error" not in said
 
 
-@pytest.mark.parametrize(
-    "variables", ASCII
-)
+@pytest.mark.parametrize("variables", ASCII)
 def test_what_an_encoding_lacks_is_printed_as_an_escape(variables, tmp_path):
     done = shell("", *CELL, "--out", str(tmp_path / "é"), **variables)
     assert done.returncode == 0, done.stderr
@@ -130,7 +128,9 @@ app.main()
 
 def test_a_table_whose_signs_an_encoding_lacks_is_printed_too():
     """Its rows are made up: to compute them takes minutes."""
-    done = subprocess.run([sys.executable, "-c", SELFTEST], capture_output=True, env={**os.environ, **ASCII[0]}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SELFTEST], capture_output=True, env={**os.environ, **ASCII[0]}, check=False
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"\\xd7" in done.stdout
     assert b"\\u2265" in done.stdout

@@ -34,9 +34,7 @@ def test_a_row_is_a_place_and_a_column_an_execution():
 
 def test_what_an_execution_does_is_a_sentence():
     (sentence,) = compiling.sentences(MADE)
-    assert sentence == (
-        "**JAX xla** removes the gap at book forward, 1 thread; widens it at vocab forward, 1 thread."
-    )
+    assert sentence == ("**JAX xla** removes the gap at book forward, 1 thread; widens it at vocab forward, 1 thread.")
     (unsure,) = compiling.sentences(tables(gap("eager", 1.3), gap("xla", 1.301)))
     assert unsure == "**JAX xla** a change is not shown in 1 of 1 case."
 

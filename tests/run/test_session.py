@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -19,19 +17,14 @@ from harness import report
 from harness.analysis import tables
 from harness.analysis.gaps import GAPS
 from harness.errors import UsageError
-from harness.machine import environment
 from harness.records.store import FILE, PACKED, budgets, read_run
 from harness.report import summary
-from harness.run import jobs, schedule, session
+from harness.run import jobs, session
 from harness.run.launch import WorkerDied
-from harness.run.progress import ProgressReport
 from harness.study import matrix
-from harness.study.configuration import Configuration
 from harness.study.data import NONE_IN_TRAINING
-from harness.study.matrix import Job
 from harness.study.study import Study, Workload
 from tests.conftest import FOURTH
-from tests.made import block
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
 FLAGS = ["--framework", "numpy", "--threads", "1", "--workload", "B=3,T=5,I=2,H=16,O=4"]
@@ -310,83 +303,6 @@ def test_first_calls_that_are_results_find_an_empty_cache(replicate, found, tmp_
     (tmp_path / "cache" / "numpy-cpu-1-eager-fp32" / "left.bin").touch()
     assert [record.status for record in jobs.work(bench, job, lambda: 1.0, print)] == ["failed"]
     assert seen == found
-
-
-def test_the_replicate_that_compiles_begins_with_the_cheapest():
-    configurations = [Configuration(name, "cpu", 1, "x", "fp32") for name in ("dear", "cut", "cheap")]
-    costs = {"dear": [("ok", 5), ("ok", 6)], "cut": [("ok", 1), ("not_reached", None)], "cheap": [("ok", 2), ("ok", 3)]}
-    costs["cheap"].append(("unavailable", None))  # costs nothing, and is not cut
-    checked = [
-        block({"framework": name, "execution": "x", "arms": {"a": {"status": s, "first_call_ns": ns}}})
-        for name, calls in costs.items()
-        for s, ns in calls
-    ]
-    ordered = schedule._sort_by_cost([Job(configuration, 0, ()) for configuration in configurations], checked)
-    assert [job.configuration.framework for job in ordered] == ["cheap", "dear", "cut"]
-
-
-class Unhurried:
-    """Made-up jobs: "slow" is not done before "fast" has been seen, or gives up and says so."""
-
-    def __init__(self):
-        self.fast_seen, self.stopped = threading.Event(), []
-
-    def work(self, bench, job, left_s, stage):
-        if job.configuration.framework == "slow":
-            said = "ok" if self.fast_seen.wait(5) else "waited in vain"
-            self.stopped.append(left_s() == 0)
-            yield record_of(job, said)
-        else:
-            yield from (record_of(job, "ok") for _ in range(2))
-
-
-def record_of(job, status):
-    return block(asdict(job.configuration) | {"kind": "check", "status": status})
-
-
-@pytest.fixture
-def unhurried(monkeypatch):
-    made = Unhurried()
-    monkeypatch.setattr(jobs, "work", made.work)
-    monkeypatch.setattr(schedule, "end_all", made.fast_seen.set)  # its worker is killed, and the job ends
-    monkeypatch.setattr(environment, "cores", lambda: 2)
-    configurations = [Configuration(name, "cpu", 1, "x", "fp64") for name in ("slow", "fast")]
-    with ProgressReport(3) as progress:
-        yield (
-            made,
-            schedule.run_in_parallel(
-                None, [Job(configuration, 0, ()) for configuration in configurations], lambda: 1.0, progress
-            ),
-        )
-
-
-def test_what_is_verified_is_a_record_as_soon_as_it_is_done(unhurried):
-    made, records = unhurried
-    seen = [next(records) for _ in range(2)]
-    made.fast_seen.set()
-    seen += records
-    assert [(record.configuration.framework, record.status) for record in seen] == [("fast", "ok")] * 2 + [
-        ("slow", "ok")
-    ]
-
-
-def test_ctrl_c_loses_no_verification_that_is_done(unhurried):
-    made, records = unhurried
-    kept = [next(records) for _ in range(2)]
-    with pytest.raises(KeyboardInterrupt):
-        records.throw(KeyboardInterrupt())
-    assert [record.configuration.framework for record in kept] == ["fast", "fast"]
-    assert made.stopped == [True]
-
-
-def test_what_ends_a_verification_is_raised_where_it_is_asked_for(monkeypatch, unhurried):
-    def full(bench, job, left_s, stage):
-        raise OSError("a full disk")
-        yield
-
-    monkeypatch.setattr(jobs, "work", full)
-    with pytest.raises(OSError, match="a full disk"):
-        list(unhurried[1])
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):

@@ -14,10 +14,7 @@ from harness.errors import UsageError
 from harness.records.store import FILE, PACKED, read_run
 from harness.report import markdown, several
 from harness.run import session
-from harness.study import matrix, weights
-from harness.study.matrix import Framework
-from harness.study.study import KNOWN, LONGEST_NAME, NAMED, NAMES, Study, Workload, load_study, points_around, slugify
-from tests.made import execution
+from harness.study.study import KNOWN, LONGEST_NAME, NAMED, NAMES, Workload, load_study, points_around, slugify
 from tests.made import lines as contents
 from tests.records.test_malformed import written
 
@@ -137,23 +134,6 @@ def test_sizes_given_twice_in_another_order_are_one_workload_twice():
 def test_nothing_is_asked_for_twice(given):
     with pytest.raises(UsageError, match="twice"):
         load_study(None, None, given)
-
-
-def test_all_cores_are_not_measured_twice_where_their_number_is_given_too():
-    """The usual threads, 1 and all, are one on a machine of one core."""
-    assert matrix.thread_counts(Study(threads=[2, "all"]), 2) == [2]
-    assert matrix.thread_counts(Study(threads=["all", 1, 2]), 2) == [2, 1]
-    framework = Framework("numpy", executions={"eager": execution()}, devices={"cpu": None})
-    study = Study(threads=[2, "all"], workloads=[NAMED["book"]])
-    cells = matrix.make_plan(study, [framework], matrix.thread_counts(study, 2)).cells
-    assert len(cells) == len(set(cells)) > 0
-
-
-@pytest.mark.parametrize("changed", [{"I": 3}, {"T": 400}, {"T": 300}, {"O": 2}, {"B": 1}])
-def test_only_the_books_own_sizes_have_the_chapters_series(changed):
-    other = NAMED["book"].model_copy(update=changed)
-    inputs = weights.make_inputs(other, 1)
-    assert {name: array.shape for name, array in inputs.items()} == {name: other.shapes[name] for name in inputs}
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,13 @@
 """Which arms are timed side by side: the question's have blocks of their own, and nothing is counted twice."""
 
-import math
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-
-import pytest
 
 from harness.analysis import sample_size
 from harness.analysis.gaps import _all_pairs, samples_by_gap
-from harness.run import jobs, schedule
+from harness.run import jobs
 from harness.study import matrix
 from harness.study.configuration import Configuration
-from harness.study.matrix import Cell, Job, Rank
+from harness.study.matrix import Cell
 from harness.study.parts import arms_by_part, is_question, part_of
 from harness.study.study import Study
 from impls.interface import IMPOSSIBLE, PROJECTIONS, RECURRENCES, Arm
@@ -101,123 +96,7 @@ def test_a_study_without_the_question_knows_all_it_has():
     assert [row.part for row in sample_size.required_sample_sizes(some, Study(workloads=[SMALL]))] == ["given"]
 
 
-@pytest.mark.parametrize("first", [3, 40])
-def test_later_processes_sample_as_the_first_did(tmp_path, first):
-    bench = jobs.RunContext(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {})
-    run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
-    for calls, replicate in ((first, 0), (1, 1)):
-        for record in records(1):
-            for arm in record.arms.values():
-                arm.calls = calls
-            run.current_records.append(record.model_copy(update={"replicate": replicate}))
-    job = Job(CONFIG, 2, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    assert {todo.calls for todo in run._match_calls(job).blocks} == {first}
-    requests = [jobs._request(bench_with(bench), job, todo, ATTEMPT) for todo in run._match_calls(job).blocks]
-    assert {request.calls for request in requests} == {first}
-
-
 def bench_with(bench):
     """One whose framework says what a request needs."""
     framework = matrix.Framework("numpy", executions={"eager": execution()})
     return jobs.RunContext(bench.study, {"numpy": framework}, bench.weights, bench.cache, None, {})
-
-
-def test_a_block_of_guests_alone_is_left_out():
-    job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    reached = {(CONFIG, SMALL.name, "forward", name) for name in ("scan_batched", "scan_in_loop")}
-    assert [todo.part for todo in schedule._drop_unreached(job, reached).blocks] == ["scan"]
-
-
-def test_a_block_that_lost_what_it_compares_with_is_left_out():
-    job = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    reached = {(CONFIG, SMALL.name, "forward", arm.name) for arm in EVERY}
-    assert len(schedule._drop_unreached(job, reached).blocks) == len(job.blocks)
-    reached_but_it = reached - {(CONFIG, SMALL.name, "forward", "scan_batched")}
-    assert "scan" not in {todo.part for todo in schedule._drop_unreached(job, reached_but_it).blocks}
-    alone = Job(CONFIG, 1, tuple(matrix.blocks_of({(SMALL, "forward"): [Arm("scan", "in_loop")]}, STUDY)))
-    assert schedule._drop_unreached(alone, reached) == alone
-
-
-def test_arms_that_are_not_the_question_take_less_of_the_time(tmp_path):
-    bench = bench_with(jobs.RunContext(Study(workloads=[SMALL]), {}, tmp_path, tmp_path, None, {}))
-    job = Job(CONFIG, 0, tuple(matrix.blocks_of({(SMALL, "forward"): EVERY}, STUDY)))
-    times = {todo.part: jobs._request(bench, job, todo, ATTEMPT).rounds.block_s for todo in job.blocks}
-    assert math.isclose(times["scan"], 3 * times["layer"])
-    assert times["scan"] == bench.study.block_s
-
-
-def planned(sweep=None):
-    """A study in one and two threads, of which one would write the scan, and its plan."""
-    study = Study(workloads=[SMALL], sweep=sweep)
-    arms = [(SMALL, arm) for arm in EVERY] + [(point, Arm("scan", "batched")) for point in study.swept]
-    configurations = [CONFIG, replace(CONFIG, threads=2)]
-    cells = [
-        Cell(configuration, workload, "forward", arm) for configuration in configurations for workload, arm in arms
-    ]
-    return study, matrix.Plan(cells, [], dict.fromkeys(configurations, "scan"), 1)
-
-
-def staged(study, made, folder):
-    """What each stage does: its replicate, and each thread count's parts, that of the sweep by its name."""
-    bench = jobs.RunContext(study, {}, folder, folder, None, {})
-    run = schedule.Schedule(bench, made, [], lambda: 0.0, SimpleNamespace())
-    return [
-        (number, {job.configuration.threads: {"sweep" if b.is_swept else b.part for b in job.blocks} for job in some})
-        for number, some in run._stages()
-    ]
-
-
-def test_the_question_comes_first_and_then_the_rest_as_often_as_a_pilot(tmp_path):
-    rest = set(arms_by_part(EVERY)) - {"scan"}
-    stages = staged(*planned(), tmp_path)
-    assert stages[0] == (0, {1: {"scan"}, 2: {"scan"}})
-    assert stages[1:5] == [(number, {1: {"scan"}}) for number in (1, 2, 3, 4)]
-    assert stages[5:7] == [(number, {2: {"scan"}}) for number in (1, 2)]
-    assert stages[7:] == [(number, {1: rest, 2: rest}) for number in (0, 1, 2)]
-
-
-def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_with_the_rest(tmp_path):
-    study, made = planned(SMALL)
-    stages = staged(study, made, tmp_path)
-    assert stages[0] == (0, {1: {"sweep", "scan"}, 2: {"sweep", "scan"}})
-    assert [("sweep" in parts_[1]) for _, parts_ in stages if 1 in parts_] == [True, *[False] * 4, *[True] * 3]
-    first = matrix.replicate_jobs(made, study, 0)[0].blocks
-    assert [todo.workload for todo in first[:2]] == study.swept[:2]
-    done = [
-        matrix.replicate_jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])
-    ]
-    together = [todo for some in done for todo in next(job for job in some if job.configuration == CONFIG).blocks]
-    assert len(together) == len(set(together))
-    assert set(together) == set(
-        next(job for job in matrix.replicate_jobs(made, study, 0) if job.configuration == CONFIG).blocks
-    )
-
-
-def test_the_loop_that_one_would_write_comes_before_the_other_where_all_is_one_job():
-    study, made = planned(SMALL)
-    (job, _) = matrix.replicate_jobs(made, study, 0)
-    calibration = study.swept[:2]
-    order = ["points" if block.is_swept and block.workload in calibration else block.part for block in job.blocks]
-    assert order[:4] == ["points", "points", "scan", "unrolled"]
-
-
-def test_a_number_of_processes_is_everything_s(tmp_path):
-    study, made = planned(SMALL)
-    every = {*arms_by_part(EVERY), "sweep"}
-    stages = staged(study.model_copy(update={"processes": 2}), made, tmp_path)
-    assert stages == [(number, {1: every, 2: every}) for number in (0, 1)]
-
-
-def test_a_prototype_gets_no_further_processes(tmp_path):
-    study = Study(workloads=[SMALL], processes=None, target=1e-9)
-    framework = matrix.Framework("numpy", executions={"eager": execution(prototypes={"scan": "marked so upstream"})})
-    bench = jobs.RunContext(study, {"numpy": framework}, tmp_path, tmp_path, None, {})
-    run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: 0.0, SimpleNamespace())
-    run.current_records = records(3)
-    (asked,) = run._required_sample_sizes()
-    assert [row.part for row in asked.needs] == ["unrolled"]
-
-
-@pytest.mark.parametrize(("left", "jobs_left", "end"), [(100.0, 2, 150.0), (100.0, 20, 106.0), (4.0, 20, 104.0)])
-def test_a_first_process_has_a_fair_share_of_the_time_or_enough_to_start(left, jobs_left, end):
-    assert schedule._fair_end(100.0, 100.0 + left, jobs_left) == end
