@@ -5,10 +5,10 @@ import itertools
 import pytest
 from safetensors.numpy import load_file
 
-from tests.faults import SOUND
-from tests.impls.test_frameworks import ODD, harness
+from tests.faults import SOUND, size_of
+from tests.impls.test_frameworks import harness
 
-PLANTED = ("missing_gradient", "other_target")
+FAULTS = ("missing_gradient", "other_target")
 
 
 @pytest.mark.timeout(300)
@@ -17,14 +17,20 @@ def test_it_has_three_gradients_and_no_loss_and_a_fault_in_its_backward_pass_is_
     place.mkdir(parents=True)
     (place / "__init__.py").touch()
     (place / "backend.py").write_text(f"from tests.faults import broken\n\nBackend = broken({framework!r})\n")
-    arm = ["--recurrence", "unrolled", "--projection", "none", "--pass", "train", "--workload", ODD]
-    execution = ["--framework", f"broken_{framework}", "--execution", ",".join((SOUND, *PLANTED))]
-    done = harness("verify", *execution, *arm, "--save-outputs", str(tmp_path / "saved"), path=str(tmp_path))
-    wrong = [line.split()[2:4] for line in done.stderr.splitlines() if line.startswith("wrong: ")]
-    assert sorted(wrong) == [list(place) for place in itertools.product(PLANTED, ("fp32", "fp64"))], done.stderr
+    sizes = {fault: f"B=3,T=3,I=2,H={size_of(fault)},O=5" for fault in (SOUND, *FAULTS)}
+    arm = ["--recurrence", "unrolled", "--projection", "none", "--pass", "train"]
+    arm += [part for workload in sizes.values() for part in ("--workload", workload)]
+    done = harness(
+        "verify", "--framework", f"broken_{framework}", *arm, "--save-outputs", str(tmp_path / "saved"),
+        path=str(tmp_path),
+    )  # fmt: skip
+    wrong = [line.split()[3:5] for line in done.stderr.splitlines() if line.startswith("wrong: ")]
+    names = {fault: f"B3-T3-I2-H{size_of(fault)}-O5-rnn_tanh" for fault in sizes}
+    expected = [[precision, names[fault]] for precision, fault in itertools.product(("fp32", "fp64"), FAULTS)]
+    assert sorted(wrong) == sorted(expected), done.stderr
     for precision in ("fp32", "fp64"):
-        saved = tmp_path / "saved" / f"broken_{framework}-cpu-{SOUND}-{precision}-unrolled-none-train.safetensors"
-        arrays = load_file(saved)
+        saved = tmp_path / "saved" / names[SOUND] / f"broken_{framework}-cpu-eager-{precision}-unrolled-none-train"
+        arrays = load_file(saved.with_suffix(".safetensors"))
         assert {name: a.shape for name, a in arrays.items()} == {
-            "d_w_in": (2, 17), "d_w_rec": (17, 17), "d_b_rec": (17,)
+            "d_w_in": (2, 16), "d_w_rec": (16, 16), "d_b_rec": (16,)
         }  # fmt: skip

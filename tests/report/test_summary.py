@@ -7,27 +7,45 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.analysis import stats
 from harness.analysis.gaps import GAPS
+from harness.records.schema import RunHeaderRecord
 from harness.report import summary
 from harness.report.markdown import ratio
 from harness.study.study import Study
-from tests.report.test_report import tables
+
+CONFIG = ("torch", "cpu", 1, "eager", "fp32", "book", "forward", "unrolled")
+
+
+def header(budget_s):
+    """The header of a run with this budget."""
+    own = {"key": "k-0", "kind": "study", "status": "ok", "reason": "", "command": "c", "weights": {}, "missing": []}
+    basis = {"machine": {}, "versions": {}, "code": {"commit": "c", "hash": "h"}}
+    own |= {"study": {"budget_s": budget_s}, "basis": basis, "environments": {}, "cells": [], "absent": []}
+    return RunHeaderRecord.model_validate(own)
+
+
+def tables(*rows, label="default"):
+    """Rows of contender, ratio, low, high, verdict, trusted."""
+    made = []
+    for contender, ratio_, low, high, verdict, trusted in rows:
+        direction = stats.Gap(ratio_, low, high, 3, verdict, 1.0).direction
+        gap = (ratio_, low, high, 3, 40, verdict, trusted, 7.0, direction)
+        made.append((*CONFIG, contender, "batched", *gap))
+    return SimpleNamespace(
+        gaps=pd.DataFrame(made, columns=GAPS),
+        study=SimpleNamespace(label=label, margin=0.02),
+        blocks=[],
+        sessions=[header(1.0)],
+        prototypes=pd.DataFrame(columns=GAPS),
+    )
+
 
 SLOWER = ("in_loop", 1.5, 1.4, 1.6, "slower", True)
-
-
 FASTER = ("in_loop", 0.8, 0.7, 0.9, "faster", True)
-
-
 UNSURE = ("in_loop", 1.01, 0.9, 1.1, "inconclusive", True)
-
-
 SAME = ("in_loop", 1.005, 1.002, 1.008, "equivalent", True)
-
-
 BEYOND = ("in_loop", 1.06, 1.03, 1.09, "inconclusive", True)  # longer, and by how much is not shown
-
-
 UNTRUSTED = ("in_loop", 1.9, 1.8, 2.0, "slower", False)
 
 
