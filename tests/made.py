@@ -52,6 +52,11 @@ def lines(folder):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def whole(folder):
+    """The text of every page of a report."""
+    return "\n".join(page.read_text() for page in [folder / "report.md", *sorted((folder / "appendix").glob("*.md"))])
+
+
 def execution(**changed) -> Execution:
     """An execution that can do everything, eagerly and unrolled, but for what is changed."""
     return Execution(**{"traced": False, "unrolls": (), **changed})

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.store import FILE, PACKED, read_run, read_verification
 from harness.report import comparison, compiling, figures, prediction, summary, sweeps
-from harness.report.markdown import Row
+from harness.report.pages import APPENDIX, FIRST, Pages, render_pages
 
 
 @contextmanager
@@ -34,7 +32,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 @no_garbage_collection()
 def write(folder: Path, out: Path | None = None) -> Path:
-    """Write report.md, figures/, the tables and environment.json for the records in `folder`.
+    """Write report.md, appendix/, figures/, the tables and environment.json for the records in `folder`.
 
     They go into `out` (by default `folder`). Returns the report's path. Raises UsageError if the records cannot be
     read or `out` cannot be used.
@@ -45,7 +43,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
     else:
         folders.check_writable(folder)
     with folders.add_path_to_errors(out or folder):
-        return write_markdown(body(run_tables, folder, out or folder), out or folder)
+        return write_pages(body(run_tables, folder, out or folder), out or folder)
 
 
 def read_tables(folder: Path) -> Tables:
@@ -68,8 +66,8 @@ def make_folders(destinations: list[Path]) -> None:
         folders.make_folder(folder)
 
 
-def body(run_tables: Tables, folder: Path, out: Path) -> str:
-    """Return a run's report as Markdown, and write its figures, tables and environment.json into `out`.
+def body(run_tables: Tables, folder: Path, out: Path) -> Pages:
+    """Return the pages of a run's report, and write its figures, tables and environment.json into `out`.
 
     The results of scripts that lie beside the records are read from `folder`.
     """
@@ -83,16 +81,16 @@ def body(run_tables: Tables, folder: Path, out: Path) -> str:
         stated = {"basis", "environments", "weights", "study", "command"}
         facts = run_tables.header.model_dump(mode="json", include=stated, exclude_unset=True)
         (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return render_text(run_tables, folder, figure_names, list(sweep_drawings), devices)
+        return make_pages(run_tables, folder, figure_names, list(sweep_drawings), devices)
 
 
-def render_text(
+def make_pages(
     run_tables: Tables,
     folder: Path,
     figure_names: figures.FigureNames,
     sweep_figure_names: list[str],
     devices: comparison.ComparedGaps | None,
-) -> str:
+) -> Pages:
     """Return the text and tables of a report as Markdown, which refers to its figures by name.
 
     `devices` compares the run's CPU with its GPU; None where the run does not have both.
@@ -102,18 +100,20 @@ def render_text(
     variables["comparison"] = comparison.context(devices) if devices is not None else None
     variables["prediction"] = prediction.context(run_tables, sweep_figure_names)
     variables["compiling"] = compiling.section(run_tables)
-    return render("report.md.j2", variables)
+    return render_pages(variables)
 
 
-def render(template: str, variables: Row) -> str:
-    """Render a template of this package with the given variables."""
-    environment = Environment(
-        loader=PackageLoader("harness.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(template).render(variables)
+def write_pages(pages: Pages, out: Path) -> Path:
+    """Write a report's pages into `out`, remove those that an earlier report had, and return the first one's path."""
+    for page in APPENDIX:
+        (out / page.path).unlink(missing_ok=True)
+    for name, text in pages.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        write_markdown(text, out, name)
+    return out / FIRST
 
 
-def write_markdown(text: str, out: Path, name: str = "report.md") -> Path:
+def write_markdown(text: str, out: Path, name: str = FIRST) -> Path:
     """Write the report's text to a file in `out` and return its path."""
     path = out / name
     path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path's bytes may not decode to text

@@ -62,6 +62,11 @@ def added_products(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*PLACE, "projection", "found", "expected", "T"])
 
 
+def unexpected_products(tables: Tables) -> str:
+    """Say in how many programs a compiler made something else of a form than was written, and list them."""
+    return "" if tables.evidence.empty else _unexpected_products(added_products(tables))
+
+
 def section_text(tables: Tables) -> str:
     """Return what was counted, and where a compiler made something else of a form than was written."""
     if tables.evidence.empty:

@@ -17,11 +17,12 @@ from harness.report import (
     make_folders,
     no_garbage_collection,
     read_tables,
-    render,
     summary,
     write_markdown,
+    write_pages,
 )
 from harness.report.markdown import sizes, table
+from harness.report.pages import FIRST, render
 from harness.study.study import first_duplicate, slugify
 
 UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "figures")  # as a run's label
@@ -63,7 +64,11 @@ def write(folders: list[Path], out: Path | None) -> Path:
         if drawings := comparison.drawings(gaps, {run.tables.study.margin for run in runs.values()}):
             with figures.draw_in_background(drawings, out / "figures"):
                 pass
-        bodies = [nest_report(body(run.tables, run.folder, out / label), label) for label, run in runs.items()]
+        bodies = []
+        for label, run in runs.items():
+            pages = body(run.tables, run.folder, out / label)
+            bodies.append(nest_report(pages.pop(FIRST), label))
+            write_pages(pages, out / label)
         return write_markdown(render("several.md.j2", variables | {"bodies": bodies}), out)
 
 
@@ -192,7 +197,7 @@ def _describe_difference(what: str, values: dict[str, str]) -> str:
 def nest_report(text: str, label: str) -> str:
     """Return a run's report as a part of a larger one.
 
-    Its title begins with the label, its headings are one level lower, and its figures lie in the label's folder.
+    Its title begins with the label, its headings are one level lower, and its figures and appendix lie in the label's folder.
     """
     lines, code = [], False
     for line in text.replace("# ", f"# {label}: ", 1).split("\n"):
@@ -203,5 +208,5 @@ def nest_report(text: str, label: str) -> str:
             caption, _, path = line.rpartition("](")
             lines.append(f"{caption}]({label}/{path}")
         else:
-            lines.append(line)
+            lines.append(line if code else line.replace("](appendix/", f"]({label}/appendix/"))
     return "\n".join(lines)

@@ -31,8 +31,9 @@ from harness.records.training import (
     TrainingHeaderRecord,
     TrainingRecord,
 )
-from harness.report import appendix, curves, render, write_markdown
+from harness.report import appendix, curves, write_markdown
 from harness.report.markdown import Row, duration, ratio, seconds, table
+from harness.report.pages import render
 from harness.report.style import draw_styled
 from harness.study.matrix import WorkerEnvironment
 from harness.study.parts import BATCHED, TWIN

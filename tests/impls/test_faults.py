@@ -13,6 +13,7 @@ from harness.study.study import Study, Workload
 from harness.verify import output_check
 from tests.conftest import add_frameworks
 from tests.faults import FAULTS, PLANTED, SOUND, SWAPPED, size_of
+from tests.made import whole
 
 pytestmark = pytest.mark.slow
 MISSED_IN_FORWARD = {"missing_gradient", "other_target"}  # a forward pass has no gradients to miss, and no target
@@ -53,7 +54,7 @@ def test_each_fault_is_caught_and_its_time_withheld(broken, tmp_path):
         assert row["status"] == expected(row["workload"], row["pass"], projection), row
         assert (row["status"] == "wrong") == bool(pd.isna(row["median_s"]))
     assert not any(arm.samples_ns for r in records[1:] for arm in r.arms.values() if arm.status == "wrong")
-    text = (tmp_path / "run" / "report.md").read_text()
+    text = whole(tmp_path / "run")
     for fault in FAULTS:
         assert re.search(rf"wrong: {broken} eager unrolled, 1 thread, \w+, {fault} ", text)
     # A form that was swapped for another passes the gates, and does not count as what it is called.

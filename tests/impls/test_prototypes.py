@@ -60,13 +60,12 @@ def test_a_prototype_is_out_of_answer_counts_claims_advice_and_figures(records, 
 
 def test_a_prototype_stands_in_a_table_of_its_own_with_the_reason(records, marked, tmp_path):
     drawn = figures.forest_plots(marked)[0]
-    text = report.render_text(marked, tmp_path, drawn, [], None)
-    part = text.partition("## Prototypes")[2].partition("\n## ")[0]
+    part = report.make_pages(marked, tmp_path, drawn, [], None)["appendix/prototypes.md"]
     assert "- PyTorch inductor scan: it is marked prototype upstream" in part
     rows = [line for line in part.splitlines() if line.startswith("| book, forward | torch inductor scan")]
     assert len(rows) == 2  # thread counts
     assert len(marked.prototypes[marked.prototypes.contender == "in_loop"]) == 2
-    assert "Prototypes, apart" not in report.render_text(Tables(records), tmp_path, drawn, [], None)
+    assert "appendix/prototypes.md" not in report.make_pages(Tables(records), tmp_path, drawn, [], None)
 
 
 def test_a_prototypes_gaps_change_no_other_verdict(records, marked):

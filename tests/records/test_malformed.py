@@ -133,7 +133,8 @@ def test_records(lines, data, tmp_path):
 def written(folder):
     """What a report of a folder says; its figures are not drawn."""
     tables = report.read_tables(folder)
-    return report.render_text(tables, folder, figures.forest_plots(tables)[0], list(sweeps.drawings(tables)), None)
+    pages = report.make_pages(tables, folder, figures.forest_plots(tables)[0], list(sweeps.drawings(tables)), None)
+    return "\n".join(pages.values())
 
 
 @pytest.mark.parametrize("place", ["file/run", "file"])

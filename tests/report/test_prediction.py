@@ -9,6 +9,7 @@ import pytest
 from harness.report import prediction
 from harness.study import study
 from harness.study.data import NONE_IN_TRAINING
+from tests.made import whole
 from tests.run.test_session import command
 
 
@@ -28,7 +29,7 @@ def test_a_report_has_the_sweep(numpy_backend, tmp_path):
     flags += ["--workload", "B=2,T=4,I=2,H=8,O=3", "--rounds", "3", "--out", str(tmp_path / "run")]
     done = command("run", *flags)
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "run" / "report.md").read_text()
+    text = whole(tmp_path / "run")
     for heading in ("## What projecting costs", "## How the gap follows the sizes", "## How well were gaps predicted?"):
         assert heading in text
     for name in ("costs", "swept", "slopes", "scores"):

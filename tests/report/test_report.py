@@ -42,7 +42,9 @@ def test_a_committed_report_is_what_its_records_give(folder, tmp_path, monkeypat
     report.write(tmp_path / "again")
     made = {file.name for file in (REPORTS / folder).glob("*.csv")} - {"idiomatic.csv"}
     assert made >= {"gaps.csv", "contrasts.csv", "times.csv", "identity.csv", "evidence.csv"}
-    for name in ("report.md", "environment.json", *made):
+    pages = {str(page.relative_to(REPORTS / folder)) for page in (REPORTS / folder).glob("appendix/*.md")}
+    assert pages >= {"appendix/gaps.md", "appendix/identity.md", "appendix/settings.md"} - ({"appendix/gaps.md"} if "selftest" in folder else set())
+    for name in ("report.md", "environment.json", *pages, *made):
         assert (tmp_path / "again" / name).read_bytes() == (REPORTS / folder / name).read_bytes(), name
 
 

@@ -14,7 +14,7 @@ from harness.run import session
 from harness.study.study import load_study
 from tests.conftest import FOURTH, add_frameworks
 from tests.machine.test_gpu import NVML
-from tests.made import lines
+from tests.made import lines, whole
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("pandas", "scipy", "matplotlib", "jinja2", "pynvml")
@@ -78,7 +78,8 @@ def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path)
     blocks = [record for record in records if record.kind == "block"]
     assert {(block.configuration.device, block.threads_used) for block in blocks} == {("gpu", None)}
     assert all(block.gpu["after"].sm_mhz == 1980 and block.throttled == [] for block in blocks)
-    text = report.write(tmp_path / "run").read_text()
+    report.write(tmp_path / "run")
+    text = whole(tmp_path / "run")
     assert "| numpy eager on gpu | 1980 to 1980 | 1980 to 1980 | 40 to 40 | not reported | 0 of 4 |" in text
     assert "throttled:" not in text
 
@@ -91,7 +92,8 @@ def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path)
     assert all(block.throttled == ["heat (hardware)"] for block in blocks)
     marks = [(block.replicate, block.first_try, block.redone) for block in blocks]
     assert marks == [(0, False, False)] * 2 + [(1, True, False), (1, False, True)] * 2
-    text = report.write(tmp_path / "run").read_text()
+    report.write(tmp_path / "run")
+    text = whole(tmp_path / "run")
     place = "throttled: numpy eager on gpu, B2-T3-I2-H4-O3-rnn_tanh train, process 1: heat (hardware)"
     assert f"{place}; its times are kept\n" in text
     assert f"{place}; it was done again, and the second try counts\n" in text
@@ -106,4 +108,5 @@ def test_settings_that_a_worker_reads_back_are_shown(tmp_path):
     for record in records[1:]:
         record["numerics"] = {"tf32": "False"}
     (tmp_path / FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert "| jax | cpu | fp64 | tf32 | False |" in report.write(tmp_path).read_text()
+    report.write(tmp_path)
+    assert "| jax | cpu | fp64 | tf32 | False |" in whole(tmp_path)

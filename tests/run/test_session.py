@@ -25,6 +25,7 @@ from harness.study import matrix
 from harness.study.data import NONE_IN_TRAINING
 from harness.study.study import Study, Workload
 from tests.conftest import FOURTH
+from tests.made import whole
 
 WORKLOAD = Workload(name="w", B=3, T=5, I=2, H=16, O=4, cell="rnn_tanh")
 FLAGS = ["--framework", "numpy", "--threads", "1", "--workload", "B=3,T=5,I=2,H=16,O=4"]
@@ -91,7 +92,7 @@ def test_a_run_from_the_command_line_ends_with_a_report(tmp_path):
     assert named.reason.notna().all()
     assert {"NumPy has no symbolic loop", "NumPy knows no GPU"} <= set(named.reason)
     assert identity.fp64_rel_error.max() < 1e-12
-    text = (out / "report.md").read_text()
+    text = whole(out)
     assert "NumPy has no symbolic loop" in text
     assert f"python -m harness run {' '.join(FLAGS)} --processes 2 --rounds 4" in text
     for line in (out / FILE).read_text().splitlines():
@@ -279,7 +280,7 @@ def test_a_run_gone_on_with_under_another_budget_says_so(tmp_path):
     report.write(tmp_path / "run")
     times = pd.read_csv(tmp_path / "run" / "times.csv")
     assert "the budget of 70 s ended first" in set(times[times.status == "not_reached"].reason)
-    said = (tmp_path / "run" / "report.md").read_text()
+    said = whole(tmp_path / "run")
     assert "budget 60 s, and resumed with: 70 s." in said
     assert "--budget 60.0\n--budget 70.0\n" in said
     assert budgets(sitting(None, True)) == [60.0, 70.0, None]
