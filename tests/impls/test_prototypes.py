@@ -66,7 +66,7 @@ def test_a_prototype_stands_in_a_table_of_its_own_with_the_reason(records, marke
     rows = [line for line in part.splitlines() if line.startswith("| book, forward | torch inductor scan")]
     assert len(rows) == 2  # thread counts
     assert len(marked.prototypes[marked.prototypes.contender == "in_loop"]) == 2
-    assert "Prototypes, apart" not in report.render_text(Tables(records), tmp_path, drawn, [], None)
+    assert "## Prototypes" not in report.render_text(Tables(records), tmp_path, drawn, [], None)
 
 
 def test_a_prototypes_gaps_change_no_other_verdict(records, marked):
