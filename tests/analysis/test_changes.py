@@ -24,7 +24,7 @@ def gap(execution, ratio, half=0.01, framework="jax", recurrence=None, trusted=T
 
 
 def found(*rows, loops=None):
-    return changes(pd.DataFrame(rows, columns=GAPS), loops or {})
+    return changes(pd.DataFrame(rows, columns=GAPS), loops or {}, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,13 @@ def test_a_change_is_called_by_what_becomes_of_the_gap(eager, compiled, effect):
     assert row["effect"] == effect
     assert row["change"] == pytest.approx(compiled / eager)
     assert row["ci_low"] < row["change"] < row["ci_high"]
+
+
+def test_an_interval_that_holds_1_shows_no_removal():
+    (wide,) = found(gap("eager", 1.5), gap("xla", 1.0, 0.1)).effect
+    assert wide == "blurs"
+    (unknown,) = found(gap("eager", 0.97, 0.04), gap("xla", 1.03, 0.04)).effect
+    assert unknown == "blurs"  # the change is shown, and neither gap's side
 
 
 def test_its_interval_is_welch_s():
