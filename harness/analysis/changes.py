@@ -2,8 +2,9 @@
 
 A change is the ratio of two gaps, a compiled execution's over the eager one's. Their processes are independent, so its
 interval and p-value are Welch's (harness.analysis.stats). Its effect is named only where the p-value, Holm-corrected
-over the changes of one framework, execution, device and precision, is at most 5%. Pure: the same gaps give the same
-changes.
+over the changes of one framework, execution, device and precision, is at most 5%. An interval that holds 1 does not
+show that there is no gap: an effect is called removing only where the interval lies within the margin. Pure: the same
+gaps give the same changes.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ UNROLLED = (FROM, "inductor", "inductor-batched", "cudagraph")  # executions who
 PLACE = ["framework", "device", "threads", "precision", "workload", "pass"]
 CHANGES = [*PLACE, "execution", "gap", "eager_gap", "change", "ci_low", "ci_high", "p", "effect"]
 REMOVES, REVERSES, NARROWS, WIDENS, OPENS = "removes", "reverses", "narrows", "widens", "opens"
+BLURS = "blurs"  # moves the gap to where neither a side of 1 nor its absence is shown
 NOT_SHOWN = "not shown"
 Loops = Mapping[tuple[str, str], str]  # framework, execution -> the recurrence that its users write
 
@@ -40,11 +42,11 @@ def users_gaps(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
     return frame[pd.Series(written, index=frame.index, dtype=bool)]
 
 
-def changes(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
+def changes(gaps: pd.DataFrame, loops: Loops, margin: float) -> pd.DataFrame:
     """Return a row for each gap of another execution than FROM whose framework's eager gap was measured too.
 
     `change` is gap over eager_gap, with its 95% interval, which is not corrected. `p` is that of no change, and
-    corrected.
+    corrected. `margin`: the share of 1 within which a gap counts as none.
     """
     frame = users_gaps(gaps, loops)
     pairs = frame[frame.execution != FROM].merge(
@@ -65,22 +67,24 @@ def changes(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
     )
     for _, family in pairs.groupby(["framework", "execution", "device", "precision"], sort=False):
         pairs.loc[family.index, "p"] = stats.holm_adjust(list(family.p))
-    pairs["effect"] = [_effect(row) for row in pairs.to_dict("records")]
+    pairs["effect"] = [_effect(row, margin) for row in pairs.to_dict("records")]
     pairs = pairs.drop(columns=["ci_low", "ci_high"]).rename(columns={"change_low": "ci_low", "change_high": "ci_high"})
     return pairs[CHANGES].sort_values([*PLACE, "execution"], kind="stable", ignore_index=True)
 
 
-def _effect(row: Mapping[Any, Any]) -> str:
+def _effect(row: Mapping[Any, Any], margin: float) -> str:
     """Return what a change does to the gap: the eager gap's direction, the change's, and the other gap's decide."""
     if row["p"] > LEVEL:
         return NOT_SHOWN
     direction = _direction(row["ci_low"], row["ci_high"])
     eager_direction = _direction(row["ci_low_eager"], row["ci_high_eager"])
     if eager_direction == 0:
-        return OPENS if direction else NOT_SHOWN
+        return OPENS if direction else BLURS
     if (row["change"] > 1) == (eager_direction > 0):
         return WIDENS
-    return NARROWS if direction == eager_direction else REVERSES if direction else REMOVES
+    if direction == 0:
+        return REMOVES if 1 / (1 + margin) <= row["ci_low"] and row["ci_high"] <= 1 + margin else BLURS
+    return NARROWS if direction == eager_direction else REVERSES
 
 
 def _direction(low: float, high: float) -> int:

@@ -105,7 +105,7 @@ class Tables:
             for framework, executions in self.header.loops.items()
             for execution, recurrence in executions.items()
         }
-        self.changes = changes.changes(self.gaps, self.loops)
+        self.changes = changes.changes(self.gaps, self.loops, self.study.margin)
         over_none = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
         self.forecasts = latest_records(records, ForecastRecord)

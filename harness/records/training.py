@@ -98,10 +98,12 @@ class TrainingHeaderRecord(HeaderRecord):
 
     kind: Literal["training"]
     steps: Annotated[int, Field(ge=1)]
-    seats: list[TrainingConfigurationRecord]
+    configurations: list[TrainingConfigurationRecord] = Field(
+        validation_alias="seats", serialization_alias="seats"
+    )  # as records have it
     absent: list[AbsentExecutionRecord]
 
 
 TrainingRecord = TrainingHeaderRecord | OracleRecord | ProcessRecord
 KNOWN: TypeAdapter[TrainingRecord] = TypeAdapter(Annotated[TrainingRecord, Field(discriminator="kind")])
-TRAINING: Format[TrainingRecord] = Format("train.jsonl", KNOWN, "training", ("seats", "weights"))
+TRAINING: Format[TrainingRecord] = Format("train.jsonl", KNOWN, "training", ("configurations", "weights"))

@@ -1,12 +1,13 @@
 """Page one's table and figure: the gap in every execution, and what compiling does to it."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.analysis.changes import NARROWS, NOT_SHOWN, OPENS, REMOVES, REVERSES, WIDENS, users_gaps
+from harness.analysis.changes import BLURS, NARROWS, NOT_SHOWN, OPENS, REMOVES, REVERSES, WIDENS, users_gaps
 from harness.analysis.tables import Tables
 from harness.report.figures import Figures, save_figure
 from harness.report.markdown import FRAMEWORKS, execution_name, pluralize, table
@@ -17,11 +18,12 @@ TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 4)
 COLOURS = ("#c0392b", "#2c6fbb", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8")  # one for each workload
 DASHES = {"forward": "-", "train": (0, (4, 2))}
 EFFECTS = {
-    REMOVES: "removes the gap at",
-    REVERSES: "reverses it at",
-    NARROWS: "narrows it at",
-    WIDENS: "widens it at",
-    OPENS: "opens one at",
+    REMOVES: "removed",
+    REVERSES: "reversed",
+    NARROWS: "narrowed",
+    WIDENS: "widened",
+    OPENS: "opened",
+    BLURS: "changed to one whose side of 1 is not shown",
 }
 
 
@@ -30,33 +32,32 @@ def gap_table(tables: Tables) -> str:
 
     A column is an execution. Bold gaps have an interval that does not hold 1. Returns "" without such gaps.
     """
-    frame = users_gaps(tables.gaps, tables.loops)
-    if frame.empty:
-        return ""
-    engines = _engines(frame)
-    rows = []
-    for keys, part in frame.groupby(["workload", "pass", "threads"], sort=True):
-        gaps = {
-            engine_of(row): _interval(row["ratio"], row["ci_low"], row["ci_high"]) for row in part.to_dict("records")
-        }
-        rows.append([_place(*keys), *(gaps.get(engine, "–") for engine in engines)])
-    return table(["in_loop / batched", *(execution_name(*engine) for engine in engines)], rows)
+    return _side_by_side(
+        users_gaps(tables.gaps, tables.loops),
+        "in_loop / batched",
+        lambda row: _interval(row["ratio"], row["ci_low"], row["ci_high"]),
+    )
 
 
 def change_table(tables: Tables) -> str:
     """Return a table of what each other execution does to the eager gap, as a ratio of gaps; "" without any."""
-    frame = tables.changes
+    return _side_by_side(
+        tables.changes,
+        "gap / eager gap",
+        lambda row: f"{_interval(row['change'], row['ci_low'], row['ci_high'])} {row['effect']}",
+    )
+
+
+def _side_by_side(frame: pd.DataFrame, title: str, describe: Callable[[dict[Any, Any]], str]) -> str:
+    """Return a table with a column for each execution and a row for each place; `describe` writes a cell."""
     if frame.empty:
         return ""
     engines = _engines(frame)
     rows = []
     for keys, part in frame.groupby(["workload", "pass", "threads"], sort=True):
-        cells = {
-            engine_of(row): f"{_interval(row['change'], row['ci_low'], row['ci_high'])} {row['effect']}"
-            for row in part.to_dict("records")
-        }
+        cells = {engine_of(row): describe(row) for row in part.to_dict("records")}
         rows.append([_place(*keys), *(cells.get(engine, "–") for engine in engines)])
-    return table(["gap / eager gap", *(execution_name(*engine) for engine in engines)], rows)
+    return table([title, *(execution_name(*engine) for engine in engines)], rows)
 
 
 def sentences(tables: Tables) -> list[str]:
@@ -65,14 +66,16 @@ def sentences(tables: Tables) -> list[str]:
     for engine in _engines(tables.changes):
         part = tables.changes[[engine_of(row) == engine for row in tables.changes.to_dict("records")]]
         clauses = [
-            f"{words} {', '.join(_place(*keys) for keys in places)}"
+            f"{words} at {', '.join(_place(*keys) for keys in places)}"
             for effect, words in EFFECTS.items()
             if (places := _places(part[part.effect == effect]))
         ]
+        if clauses:
+            clauses[0] = f"the gap is {clauses[0]}"
         unknown = int((part.effect == NOT_SHOWN).sum())
         if unknown:
             clauses.append(f"a change is not shown in {unknown} of {pluralize(len(part), 'case')}")
-        lines.append(f"**{execution_name(*engine)}** {'; '.join(clauses)}.")
+        lines.append(f"**{execution_name(*engine)}**: {'; '.join(clauses)}.")
     return lines
 
 

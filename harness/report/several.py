@@ -1,4 +1,4 @@
-"""One report of several runs: a comparison, then each run's own report. No records are merged or averaged."""
+"""One report of several runs: a comparison that links to each run's own report. No records are merged or averaged."""
 
 import os
 from collections import Counter
@@ -22,7 +22,7 @@ from harness.report import (
     write_pages,
 )
 from harness.report.markdown import sizes, table
-from harness.report.pages import FIRST, render
+from harness.report.pages import render
 from harness.study.study import first_duplicate, slugify
 
 UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "figures")  # as a run's label
@@ -43,9 +43,9 @@ Runs = dict[str, MeasuredRun]  # by label, sorted by label
 
 @no_garbage_collection()
 def write(folders: list[Path], out: Path | None) -> Path:
-    """Write report.md of several runs into `out`, and each run's figures and tables into `out` / its label.
+    """Write report.md of several runs into `out`, and each run's own report into `out` / its label.
 
-    Returns the report's path. Nothing is changed in `folders`. Raises UsageError on records that cannot be read, on a
+    Returns the path of the report of all. Nothing is changed in `folders`. Raises UsageError on records that cannot be read, on a
     folder that is given twice, and on an `out` that is None or cannot be created.
     """
     if out is None:
@@ -64,12 +64,9 @@ def write(folders: list[Path], out: Path | None) -> Path:
         if drawings := comparison.drawings(gaps, {run.tables.study.margin for run in runs.values()}):
             with figures.draw_in_background(drawings, out / "figures"):
                 pass
-        bodies = []
         for label, run in runs.items():
-            pages = body(run.tables, run.folder, out / label)
-            bodies.append(nest_report(pages.pop(FIRST), label))
-            write_pages(pages, out / label)
-        return write_markdown(render("several.md.j2", variables | {"bodies": bodies}), out)
+            write_pages(body(run.tables, run.folder, out / label), out / label)
+        return write_markdown(render("several.md.j2", variables), out)
 
 
 def _check_folders(folders: list[Path], out: Path) -> None:
@@ -192,21 +189,3 @@ def _describe_difference(what: str, values: dict[str, str]) -> str:
         for value in sorted(set(values.values()))
     )
     return f"{what}: {'; '.join(parts)}"
-
-
-def nest_report(text: str, label: str) -> str:
-    """Return a run's report as a part of a larger one.
-
-    Its title begins with the label, its headings are one level lower, and its figures and appendix lie in the label's folder.
-    """
-    lines, code = [], False
-    for line in text.replace("# ", f"# {label}: ", 1).split("\n"):
-        code ^= line.startswith("```")
-        if not code and line.startswith("#"):
-            lines.append(f"#{line}")
-        elif not code and line.startswith("!["):
-            caption, _, path = line.rpartition("](")
-            lines.append(f"{caption}]({label}/{path}")
-        else:
-            lines.append(line if code else line.replace("](appendix/", f"]({label}/appendix/"))
-    return "\n".join(lines)

@@ -250,7 +250,7 @@ def threads_used(processes: list[ProcessRecord]) -> str:
 
 def _training_environments(header: TrainingHeaderRecord) -> dict[str, list[WorkerEnvironment]]:
     """Return the environments of the frameworks that train, with the thread counts that they train with."""
-    threads = {entry.configuration.framework: entry.configuration.threads for entry in header.seats}
+    threads = {entry.configuration.framework: entry.configuration.threads for entry in header.configurations}
     return {
         name: [entry for entry in entries if entry.threads == threads[name]]
         for name, entries in header.environments.items()

@@ -89,7 +89,7 @@ def train(study: Study, steps: int, folder: Path, resume: bool, command: str) ->
     ]
     fields = session.header_fields(study, frameworks, files, command)
     header = session.with_key(
-        TrainingHeaderRecord(kind="training", steps=steps, seats=configurations, absent=absent, **fields)
+        TrainingHeaderRecord(kind="training", steps=steps, configurations=configurations, absent=absent, **fields)
     )
     with folders.private() as private, session.open_store(folder, resume, header, files, TRAINING) as (store, earlier):
         basis = header.basis.model_dump() | {"training": header.weights}

@@ -107,12 +107,12 @@ def facts(name: str, backend: Backend, request: FactsRequest) -> Framework:
         for threads in request.threads
     ]
     try:
-        found = backend.facts()
+        own_facts = backend.facts()
     except ModuleNotFoundError as error:
         return Framework(name, missing=f"{error.name or error} is not installed", installed=False)
     except Exception as error:  # whatever a framework raises is a fact to report, not a crash
         return Framework(name, missing=f"it is installed and does not start: {_describe_error(error)}")
-    return Framework(name, None, found.versions, found.executions, found.devices, environments)
+    return Framework(name, None, own_facts.versions, own_facts.executions, own_facts.devices, environments)
 
 
 def _describe_error(error: Exception) -> str:

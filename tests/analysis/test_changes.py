@@ -24,7 +24,7 @@ def gap(execution, ratio, half=0.01, framework="jax", recurrence=None, trusted=T
 
 
 def found(*rows, loops=None):
-    return changes(pd.DataFrame(rows, columns=GAPS), loops or {})
+    return changes(pd.DataFrame(rows, columns=GAPS), loops or {}, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,13 @@ def test_a_change_is_called_by_what_becomes_of_the_gap(eager, compiled, effect):
     assert row["ci_low"] < row["change"] < row["ci_high"]
 
 
+def test_an_interval_that_holds_1_shows_no_removal():
+    (wide,) = found(gap("eager", 1.5), gap("xla", 1.0, 0.1)).effect
+    assert wide == "blurs"
+    (unknown,) = found(gap("eager", 0.97, 0.04), gap("xla", 1.03, 0.04)).effect
+    assert unknown == "blurs"  # the change is shown, and neither gap's side
+
+
 def test_its_interval_is_welch_s():
     (row,) = found(gap("eager", 1.2, 0.02), gap("xla", 1.0, 0.02)).to_dict("records")
     half = 0.02 * math.sqrt(2) * special.stdtrit(8, 0.975) / special.stdtrit(4, 0.975)
@@ -59,13 +66,13 @@ def test_its_interval_is_welch_s():
 
 
 def test_an_effect_is_named_only_where_it_is_shown_among_all_of_its_execution():
-    alone = found(gap("eager", 1.0, 0.02), gap("xla", 1.04, 0.02))
+    alone = found(gap("eager", 1.0, 0.02), gap("xla", 1.035, 0.02))
     assert list(alone.effect) == ["opens"]
     others = [gap(execution, 1.0, 0.02, workload=f"w{n}") for n in range(9) for execution in ("eager", "xla")]
-    many = found(gap("eager", 1.0, 0.02), gap("xla", 1.04, 0.02), *others)
+    many = found(gap("eager", 1.0, 0.02), gap("xla", 1.035, 0.02), *others)
     assert set(many.effect) == {"not shown"}
     torch = [{**row, "framework": "torch"} for row in others]  # another framework's comparisons cost nothing
-    beside = found(gap("eager", 1.0, 0.02), gap("xla", 1.04, 0.02), *torch)
+    beside = found(gap("eager", 1.0, 0.02), gap("xla", 1.035, 0.02), *torch)
     assert beside[beside.framework == "jax"].effect.tolist() == ["opens"]
 
 

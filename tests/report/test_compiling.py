@@ -16,7 +16,7 @@ REPORT = Path(__file__).parents[2] / "reports" / "2026-11-26-amd-epyc-2-cores" /
 
 def tables(*rows):
     gaps = pd.DataFrame(rows, columns=GAPS)
-    return SimpleNamespace(gaps=gaps, loops={}, changes=changes(gaps, {}), study=Study())
+    return SimpleNamespace(gaps=gaps, loops={}, changes=changes(gaps, {}, Study().margin), study=Study())
 
 
 MADE = tables(
@@ -34,9 +34,9 @@ def test_a_row_is_a_place_and_a_column_an_execution():
 
 def test_what_an_execution_does_is_a_sentence():
     (sentence,) = compiling.sentences(MADE)
-    assert sentence == ("**JAX xla** removes the gap at book forward, 1 thread; widens it at vocab forward, 1 thread.")
+    assert sentence == "**JAX xla**: the gap is removed at book forward, 1 thread; widened at vocab forward, 1 thread."
     (unsure,) = compiling.sentences(tables(gap("eager", 1.3), gap("xla", 1.301)))
-    assert unsure == "**JAX xla** a change is not shown in 1 of 1 case."
+    assert unsure == "**JAX xla**: a change is not shown in 1 of 1 case."
 
 
 def test_a_run_without_such_gaps_has_no_such_section():

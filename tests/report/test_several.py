@@ -132,14 +132,14 @@ def test_every_ratio_is_that_of_the_runs_own_table(text, out):
     ]
 
 
-def test_each_part_is_the_runs_own_report(runs, text, out, tmp_path):
+def test_each_runs_own_report_is_linked_and_what_it_is_alone(runs, text, out, tmp_path):
     for label in (CPU, GPU, SELFTEST):
+        assert f"**[{label}]({label}/report.md)**: " in text
         report.write(runs[label], tmp_path / label)
-        alone = (tmp_path / label / "report.md").read_text()
-        assert several.nest_report(alone, label) in text
+        alone = "".join(page.read_text() for page in (tmp_path / label).rglob("*.md"))
         assert "CPU and GPU" not in alone
         assert "Side by side" not in alone
-        assert files(out / label) == {p: b for p, b in files(tmp_path / label).items() if p.name != "report.md"}
+        assert files(out / label) == files(tmp_path / label)
 
 
 def test_neither_the_folders_order_nor_an_earlier_report_changes_anything(runs, out, tmp_path):
@@ -151,38 +151,31 @@ def test_neither_the_folders_order_nor_an_earlier_report_changes_anything(runs, 
     assert {label: files(folder) for label, folder in runs.items()} == before
 
 
-def test_figures_are_where_the_links_say(text, out):
-    links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
-    assert {Path(link).parts[0] for link in links} == {"figures", CPU, GPU, SELFTEST}
-    for link in links:
-        assert (out / link).stat().st_size
-        assert (out / link).with_suffix(".svg").stat().st_size
+def test_links_lead_to_what_is_there(out):
+    """In the report of all, the runs' own and their appendices."""
+    pages = sorted(out.rglob("*.md"))
+    assert {str(page.relative_to(out)) for page in pages} >= {
+        "report.md",
+        f"{CPU}/report.md",
+        f"{CPU}/appendix/gaps.md",
+        f"{SELFTEST}/appendix/settings.md",
+    }
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+            assert (page.parent / link).stat().st_size, (page, link)
+            if link.endswith(".png"):
+                assert (page.parent / link).with_suffix(".svg").stat().st_size
 
 
-def test_headings_are_one_level_lower(text):
+def test_the_report_of_all_has_a_page_of_its_own(text):
     headings = [line for line in text.splitlines() if re.match("#+ ", line)]
     assert [h for h in headings if h.startswith("# ")] == ["# Projecting per step against projecting once: 3 runs"]
-    assert [h for h in headings if h.startswith("## ")] == [
-        "## The machines",
-        "## CPU and GPU",
-        f"## {CPU}: Projecting per step against projecting once",
-        f"## {GPU}: Projecting per step against projecting once",
-        f"## {SELFTEST}: The harness measured against itself",
-    ]
-    assert headings.count("### Reproduce") == 3
-
-
-def test_a_part_keeps_its_code_and_tables():
-    alone = "# Title\n\n## B\n![a](b) ](figures/x.png)\n| # a | ![b](c) |\n```\n# code\n![no](link)\n```\n### C\n"
-    part = (
-        "## L: Title\n\n### B\n![a](b) ](L/figures/x.png)\n| # a | ![b](c) |\n```\n# code\n![no](link)\n```\n#### C\n"
-    )
-    assert several.nest_report(alone, "L") == part
+    assert [h for h in headings if h.startswith("## ")] == ["## The machines", "## CPU and GPU"]
 
 
 def test_each_machine_is_answered_for_and_described(text):
-    assert f"- **{CPU}**: On this machine **" in text
-    assert f"- **{SELFTEST}**: This run measured the batched form against itself" in text
+    assert f"- **[{CPU}]({CPU}/report.md)**: On this machine **" in text
+    assert f"- **[{SELFTEST}]({SELFTEST}/report.md)**: This run measured the batched form against itself" in text
     assert f"|  | {CPU} | {GPU} | {SELFTEST} |" in text
     assert "| gpu | – | none, doctored | – |" in text
     assert "| devices | cpu | gpu | cpu |" in text
@@ -191,7 +184,7 @@ def test_each_machine_is_answered_for_and_described(text):
 @pytest.fixture
 def without_bodies(monkeypatch):
     """Nothing is drawn or told of a run by itself."""
-    monkeypatch.setattr(several, "body", lambda *given: "# Its own report\n")
+    monkeypatch.setattr(several, "body", lambda *given: {"report.md": "# Its own report\n"})
 
 
 def test_other_code_is_said_and_the_same_study_too(runs, text, tmp_path, without_bodies):
