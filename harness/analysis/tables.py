@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import attribution, changes, gaps, page_faults
+from harness.analysis import attribution, changes, frameworks, gaps, page_faults, steps
 from harness.analysis.gaps import ARM, block_key, parse_arm_name
 from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
@@ -62,7 +62,18 @@ CSV: dict[str, Any] = {
     "lineterminator": "\n",
     "float_format": "%.7g",  # the last digits of a logarithm depend on the processor's instructions
 }
-WHERE_THERE_ARE = ("changes", "faults", "variables", "costs", "swept", "slopes", "scores", "prototypes")
+WHERE_THERE_ARE = (
+    "changes",
+    "steps",
+    "frameworks",
+    "faults",
+    "variables",
+    "costs",
+    "swept",
+    "slopes",
+    "scores",
+    "prototypes",
+)
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 CountedArm = tuple[BlockRecord, str, Evidence]  # an arm whose calls were counted: its record, its name, the counts
 
@@ -106,6 +117,8 @@ class Tables:
             for execution, recurrence in executions.items()
         }
         self.changes = changes.changes(self.gaps, self.loops, self.study.margin)
+        self.steps = steps.steps(gaps.drop_prototypes(self.blocks, self.prototype_reasons), self.study)
+        self.frameworks = frameworks.frameworks(self._whole_times(), self.loops, self.prototype_reasons)
         over_none = contrasts.baseline == "none"
         self.contrasts, added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
         self.forecasts = latest_records(records, ForecastRecord)
@@ -116,6 +129,10 @@ class Tables:
         counted_arms = list(_first_counted_arms(self.blocks))
         self.evidence = _evidence(counted_arms)
         self.variables = _variables(counted_arms)
+
+    def _whole_times(self) -> pd.DataFrame:
+        """Return the times of the study's workloads, without those of the sweep's points."""
+        return self.times[~self.times.workload.isin({point.name for point in self.study.swept})]
 
     def files(self, folder: Path) -> list[Callable[[], None]]:
         """Return functions that each write a table as a CSV file of its name, some only for tables that have rows."""

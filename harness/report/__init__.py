@@ -13,7 +13,17 @@ from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.store import FILE, PACKED, read_run, read_verification
-from harness.report import comparison, compiling, figures, prediction, summary, sweeps
+from harness.report import (
+    comparison,
+    compiling,
+    decomposition,
+    figures,
+    frameworks,
+    prediction,
+    scatter,
+    summary,
+    sweeps,
+)
 from harness.report.pages import APPENDIX, FIRST, Pages, render_pages
 
 
@@ -75,7 +85,7 @@ def body(run_tables: Tables, folder: Path, out: Path) -> Pages:
     devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
     if devices is not None:
         drawings |= comparison.drawings(devices, {run_tables.study.margin})
-    drawings |= compiling.drawings(run_tables)
+    drawings |= compiling.drawings(run_tables) | decomposition.drawings(run_tables) | scatter.drawings(run_tables)
     sweep_drawings = sweeps.drawings(run_tables)
     with figures.draw_in_background(drawings | sweep_drawings, out / "figures", run_tables.files(out)):
         stated = {"basis", "environments", "weights", "study", "command"}
@@ -100,6 +110,9 @@ def make_pages(
     variables["comparison"] = comparison.context(devices) if devices is not None else None
     variables["prediction"] = prediction.context(run_tables, sweep_figure_names)
     variables["compiling"] = compiling.section(run_tables)
+    variables["decomposition"] = decomposition.section(run_tables)
+    variables["frameworks"] = frameworks.section(run_tables)
+    variables["scatters"] = list(scatter.drawings(run_tables))
     return render_pages(variables)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from harness.report.markdown import Row, amount, execution_name, seconds, table
 from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, LOOPS
 
-FORMS = ("none", "in_loop", "per_step", BATCHED)
+FORMS = ("none", "in_loop", "per_step", "bmm", BATCHED)
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]
 ONE_CALL = (BATCHED, "bmm", "vmap", "library")  # projections that make one product for any T, by theory
 BOUND = 0.8  # least share of a call that the GPU's own time takes where the call waits for the GPU
@@ -115,21 +115,22 @@ def _counts_table(tables: Tables) -> str:
     """Return a table with a row for each place with a loop or layer, which holds the numbers of each form."""
     frame = tables.evidence[tables.evidence.recurrence.isin([*LOOPS, "layer"])]
     frame = rows_with_fewest_threads(frame)
+    names = [name for name in FORMS if (frame.projection == name).any()]
     rows = []
     for values, part in frame.groupby(["workload", "pass", *CONFIG, "recurrence"], sort=True):
         place = dict(zip(["workload", "pass", *CONFIG, "recurrence"], values, strict=True))
         forms = {row["projection"]: row for row in part.to_dict("records")}
-        columns = [
-            _format_by_form(forms, "products", lambda number: f"{number:g}"),
-            _format_by_form(forms, "kernels", lambda number: f"{number:g}"),
-            _format_by_form(forms, "fusions", lambda number: f"{number:g}"),
-            _format_by_form(forms, "flops", lambda number: amount(number, "")),
-            _format_by_form(forms, "temp_bytes", lambda number: amount(number, "B")),
+        counts = [
+            format_by_form(forms, "products", lambda number: f"{number:g}", names),
+            format_by_form(forms, "kernels", lambda number: f"{number:g}", names),
+            format_by_form(forms, "fusions", lambda number: f"{number:g}", names),
+            format_by_form(forms, "flops", lambda number: amount(number, ""), names),
+            format_by_form(forms, "temp_bytes", lambda number: amount(number, "B"), names),
         ]
-        rows.append([f"{place['workload']}, {place['pass']}", configuration_name(place).rpartition(",")[0], *columns])
-    header = " · ".join(FORMS)
-    names = ["products", "kernels", "fusions", "operations of the products", "temporary memory"]
-    return f"Of each program, for {header}:\n\n" + table(["", "", *names], rows)
+        rows.append([f"{place['workload']}, {place['pass']}", configuration_name(place).rpartition(",")[0], *counts])
+    header = " · ".join(names)
+    columns = ["products", "kernels", "fusions", "operations of the products", "temporary memory"]
+    return f"Of each program, for {header}:\n\n" + table(["", "", *columns], rows)
 
 
 def rows_with_fewest_threads(frame: pd.DataFrame) -> pd.DataFrame:
@@ -158,8 +159,9 @@ def gpu_time_table(tables: Tables) -> str:
     return table(names, rows) if rows else ""
 
 
-def _format_by_form(forms: dict[str, Row], column: str, text: Any) -> str:
-    values = [forms[name][column] if name in forms else None for name in FORMS]
+def format_by_form(forms: dict[str, Row], column: str, text: Callable[[Any], str], names: Sequence[str]) -> str:
+    """Return a column of each of the named forms' rows as text, side by side; a dash where none has a value."""
+    values = [forms[name][column] if name in forms else None for name in names]
     if all(value is None or pd.isna(value) for value in values):
         return "–"
     return " · ".join("–" if value is None or pd.isna(value) else text(value) for value in values)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -36,22 +37,33 @@ SUPPORTS = {SLOWER: "true", FASTER: "false", EQUIVALENT: "false", INCONCLUSIVE: 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's verdict, the numbers behind it, and the cells they come from."""
+    """A claim's verdict as stated, the numbers behind it, the cells they come from, and what holds elsewhere."""
 
     verdict: str
     numbers: str
     cells: str
+    elsewhere: str = ""
+
+
+class Claim(NamedTuple):
+    """A claim: who says what, how it is checked, and the flags of `run` that measure what the check needs."""
+
+    name: str
+    text: str
+    check: Callable[[Tables], Verdict]
+    experiment: str
 
 
 def claims_table(tables: Tables) -> str:
-    """Return a table of all claims, each with its verdict, numbers and cells."""
+    """Return a table of all claims: each with its verdict, numbers, cells, and the experiment that decides it."""
     if tables.study.label == "quick":
         return "A smoke run judges no claim."
     rows = []
-    for name, text, check in CLAIMS:
-        verdict = check(tables)
-        rows.append([name, text, f"**{verdict.verdict}**", verdict.numbers, verdict.cells])
-    return table(["", "claim", "verdict", "numbers", "from"], rows)
+    for claim in CLAIMS:
+        verdict = claim.check(tables)
+        row = [claim.name, claim.text, f"**{verdict.verdict}**", verdict.numbers, verdict.elsewhere or "–"]
+        rows.append([*row, verdict.cells, f"`run {claim.experiment}`"])
+    return table(["", "claim", "verdict", "numbers", "elsewhere", "from", "experiment"], rows)
 
 
 def _check_speed(tables: Tables, framework: str | None = None) -> Verdict:
@@ -64,16 +76,13 @@ def _check_speed(tables: Tables, framework: str | None = None) -> Verdict:
     other_gaps = gaps.drop(original_gaps.index)
     if framework:
         other_gaps = other_gaps[other_gaps.framework == framework]
-    elsewhere = f"elsewhere {_verdicts_by_execution(other_gaps)}" if len(other_gaps) else ""
+    elsewhere = _verdicts_by_execution(other_gaps)
     cells = f"{len(other_gaps)} gaps elsewhere: in_loop/{BATCHED}, every loop"
     if original_gaps.empty:
-        return Verdict(NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, elsewhere])), cells)
-    numbers = [
-        f"as stated ({TF1}, {BOOK}): {_list_gaps(original_gaps)}{_left_out_note(tables, original_gaps)}",
-        elsewhere,
-    ]
-    verdict = _verdict_by_place(original_gaps)
-    return Verdict(verdict, "; ".join(filter(None, numbers)), f"{len(original_gaps)} gaps as stated; {cells}")
+        return Verdict(NOT_JUDGED, NO_ORIGINAL, cells, elsewhere)
+    numbers = f"as stated ({TF1}, {BOOK}): {_list_gaps(original_gaps)}{_left_out_note(tables, original_gaps)}"
+    cells = f"{len(original_gaps)} gaps as stated; {cells}"
+    return Verdict(_verdict_by_place(original_gaps), numbers, cells, elsewhere)
 
 
 def _drop_prototypes(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
@@ -301,9 +310,7 @@ def _check_memory(tables: Tables) -> Verdict:
     other_pairs = known_pairs.drop(original_pairs.index)
     if original_forms.empty and original_pairs.empty:
         memory = _peak_ratio_text(other_pairs.in_loop / other_pairs[BATCHED], f"of the arms here, {PEAK}")
-        return Verdict(
-            NOT_JUDGED, "; ".join(filter(None, [NO_ORIGINAL, memory])), f"{len(other_pairs)} pairs elsewhere"
-        )
+        return Verdict(NOT_JUDGED, NO_ORIGINAL, f"{len(other_pairs)} pairs elsewhere", memory)
     same_count = int((original_forms.in_loop == original_forms[BATCHED]).sum())
     equal_count = int((original_pairs.in_loop == original_pairs[BATCHED]).sum())
     elsewhere = [
@@ -313,7 +320,6 @@ def _check_memory(tables: Tables) -> Verdict:
     numbers = [
         _same_variables_text(original_forms),
         _list_peak_bytes(original_pairs),
-        *(f"elsewhere {text}" for text in elsewhere if text),
     ]
     verdict = (
         f"as variables {_combine_counts(same_count, len(original_forms) - same_count)}; "
@@ -323,7 +329,7 @@ def _check_memory(tables: Tables) -> Verdict:
         f"{pluralize(len(original_forms), 'pair')} of variables, "
         f"{len(original_pairs)} of memory as stated; {len(other_pairs)} elsewhere"
     )
-    return Verdict(verdict, "; ".join(filter(None, numbers)), cells)
+    return Verdict(verdict, "; ".join(filter(None, numbers)), cells, "; ".join(filter(None, elsewhere)))
 
 
 def _list_peak_bytes(pairs: pd.DataFrame) -> str:
@@ -415,23 +421,53 @@ def _check_without_recurrence(tables: Tables) -> Verdict:
     return _slower_verdict(gaps, f"per_step/{BATCHED} with the hidden states given, forward")
 
 
-CLAIMS: list[tuple[str, str, Callable[[Tables], Verdict]]] = [
-    ("C1", "the book: one layer for all steps is significantly faster than projecting inside the loop", _check_speed),
-    ("C2", "the book: because there is one layer instead of one per step", _check_products),
-    ("C3", "the reader: both need exactly the same operations", _check_operations),
-    ("C4", "the reader: both have the same variables, and so the same memory", _check_memory),
-    ("C5", "the reader: what is meant is projecting step by step after the loop", _check_per_step),
-    (
+TF1_FLAGS = f"--framework {ORIGINAL[0]} --execution {ORIGINAL[1]}"
+LOOP_FLAGS = " ".join(f"--recurrence {loop}" for loop in LOOPS)
+FORM_FLAGS = f"--projection in_loop --projection {BATCHED}"
+CLAIMS = (
+    Claim(
+        "C1",
+        "the book: one layer for all steps is significantly faster than projecting inside the loop",
+        _check_speed,
+        f"{TF1_FLAGS} --workload {BOOK}",
+    ),
+    Claim(
+        "C2",
+        "the book: because there is one layer instead of one per step",
+        _check_products,
+        f"{LOOP_FLAGS} --projection none {FORM_FLAGS} --pass forward --processes 1",
+    ),
+    Claim(
+        "C3",
+        "the reader: both need exactly the same operations",
+        _check_operations,
+        f"{LOOP_FLAGS} --projection none {FORM_FLAGS} --processes 1",
+    ),
+    Claim(
+        "C4",
+        "the reader: both have the same variables, and so the same memory",
+        _check_memory,
+        f"{TF1_FLAGS} --workload {BOOK} --processes 1",
+    ),
+    Claim(
+        "C5",
+        "the reader: what is meant is projecting step by step after the loop",
+        _check_per_step,
+        f"{LOOP_FLAGS} {FORM_FLAGS} --projection per_step",
+    ),
+    Claim(
         "C6",
         "the answer: the same layer on one large tensor is faster than on many small ones",
         _check_without_recurrence,
+        f"--recurrence given --projection per_step --projection {BATCHED} --pass forward",
     ),
-    (
+    Claim(
         "C7",
         "TF1's documentation: without the wrapper it may be more efficient",
         partial(_check_speed, framework=ORIGINAL[0]),
+        f"{TF1_FLAGS} --workload {BOOK}",
     ),
-]
+)
 
 
 def advice(tables: Tables) -> str:

@@ -2,21 +2,30 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.analysis.changes import BLURS, NARROWS, NOT_SHOWN, OPENS, REMOVES, REVERSES, WIDENS, users_gaps
 from harness.analysis.tables import Tables
-from harness.report.figures import Figures, save_figure
-from harness.report.markdown import FRAMEWORKS, execution_name, pluralize, table
+from harness.report.figures import (
+    EXECUTION_MARKS,
+    FRAMEWORK_COLOURS,
+    OTHER_COLOUR,
+    Figures,
+    execution_rank,
+    save_figure,
+)
+from harness.report.markdown import FRAMEWORKS, bold_interval, execution_name, pluralize, table
 
 FIGURE = "compiling"
-ORDER = ("v1", "eager", "graph", "inductor", "inductor-batched", "cudagraph", "xla")  # from the least compiled on
-TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 4)
-COLOURS = ("#c0392b", "#2c6fbb", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8")  # one for each workload
-DASHES = {"forward": "-", "train": (0, (4, 2))}
+STAGES = ("eager", "graph", "compiled")
+STAGE = {"eager": 0, "graph": 1, "v1": 1, "xla": 2, "inductor": 2, "inductor-batched": 2, "cudagraph": 2}
+BESIDE = {"v1": -0.22, "inductor-batched": 0.12, "cudagraph": -0.12}  # executions beside a framework's line
+TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4)
 EFFECTS = {
     REMOVES: "removed",
     REVERSES: "reversed",
@@ -35,7 +44,7 @@ def gap_table(tables: Tables) -> str:
     return _side_by_side(
         users_gaps(tables.gaps, tables.loops),
         "in_loop / batched",
-        lambda row: _interval(row["ratio"], row["ci_low"], row["ci_high"]),
+        lambda row: bold_interval(row["ratio"], row["ci_low"], row["ci_high"]),
     )
 
 
@@ -44,7 +53,7 @@ def change_table(tables: Tables) -> str:
     return _side_by_side(
         tables.changes,
         "gap / eager gap",
-        lambda row: f"{_interval(row['change'], row['ci_low'], row['ci_high'])} {row['effect']}",
+        lambda row: f"{bold_interval(row['change'], row['ci_low'], row['ci_high'])} {row['effect']}",
     )
 
 
@@ -95,16 +104,7 @@ def engine_of(row: dict[Any, Any]) -> tuple[str, str, str, str]:
 def _engines(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """Return what ran the rows' programs, by framework, and from the least compiled execution on."""
     engines = {engine_of(row) for row in frame.to_dict("records")}
-    return sorted(engines, key=lambda engine: (engine[0], engine[2:], _rank(engine[1]), engine[1]))
-
-
-def _rank(execution: str) -> int:
-    return ORDER.index(execution) if execution in ORDER else len(ORDER)
-
-
-def _interval(ratio: float, low: float, high: float) -> str:
-    text = f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
-    return f"**{text}**" if low > 1 or high < 1 else text
+    return sorted(engines, key=lambda engine: (engine[0], engine[2:], execution_rank(engine[1]), engine[1]))
 
 
 def drawings(tables: Tables) -> Figures:
@@ -112,49 +112,84 @@ def drawings(tables: Tables) -> Figures:
     frame = users_gaps(tables.gaps, tables.loops)
     first = frame[["device", "precision", "threads"]].drop_duplicates().sort_values(["device", "precision", "threads"])
     frame = frame.merge(first.head(1))  # one device, precision and thread count
-    counts = frame.groupby("framework").execution.nunique()
-    frame = frame[frame.framework.isin(counts[counts > 1].index)]
-    return {FIGURE: partial(_draw, frame, tables.study.margin)} if len(frame) else {}
+    several = (frame.groupby("framework").execution.nunique() > 1).any()
+    return {FIGURE: partial(_draw, frame, tables.study.margin)} if several else {}
 
 
 def _draw(frame: pd.DataFrame, margin: float, path: Path) -> None:
-    """Draw a panel for each framework: the gap from execution to execution, a line for each workload and pass."""
+    """Draw a panel for each workload and pass: the gap from eager to compiled, a line for each framework."""
     from matplotlib.figure import Figure
 
-    frameworks = sorted(frame.framework.unique())
-    workloads = sorted(frame.workload.unique())
-    figure = Figure(figsize=(4.2 * len(frameworks), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(frameworks), sharey=True, squeeze=False)[0]
-    for axes, framework in zip(panels, frameworks, strict=True):
-        part = frame[frame.framework == framework]
-        executions = sorted(part.execution.unique(), key=lambda name: (_rank(name), name))
+    places = list(
+        frame[["workload", "pass"]].drop_duplicates().sort_values(["workload", "pass"]).itertuples(index=False)
+    )
+    columns = min(3, len(places))
+    rows = -(-len(places) // columns)
+    figure = Figure(figsize=(4.0 * columns, 3.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    low, high = frame.ci_low.min() / 1.05, frame.ci_high.max() * 1.05
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    for axes, (workload, pass_) in zip(panels, places, strict=False):
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
         axes.axhspan(1 / (1 + margin), 1 + margin, color="#e8e8e8", zorder=0)
         axes.axhline(1, color="black", linewidth=0.8)
-        for (workload, pass_), line in part.groupby(["workload", "pass"], sort=True):
-            line = line.sort_values("execution", key=lambda names: names.map(_rank))
-            places = [executions.index(name) for name in line.execution]
-            colour = COLOURS[workloads.index(workload) % len(COLOURS)]
-            error = [line.ratio - line.ci_low, line.ci_high - line.ratio]
-            axes.errorbar(
-                places, line.ratio, yerr=error, color=colour, linestyle=DASHES[pass_], marker="o", markersize=4,
-                linewidth=1.3, elinewidth=0.7, label=f"{workload} {pass_}",
-            )  # fmt: skip
-        axes.set_yscale("log")
-        axes.set_xticks(range(len(executions)), executions)
-        axes.set_xlim(-0.3, len(executions) - 0.7)
-        axes.set_title(FRAMEWORKS.get(framework, framework), loc="left", fontweight="bold")
+        _draw_lines(axes, frame[(frame.workload == workload) & (frame["pass"] == pass_)])
+        axes.set_xticks(range(len(STAGES)), STAGES)
+        axes.set_xlim(-0.3, len(STAGES) - 0.1)
+        axes.set_title(f"{workload} {pass_}", loc="left", fontweight="bold")
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        axes.set_yticks([], minor=True)
         axes.grid(axis="y", color="#f0f0f0")
-    low, high = frame.ci_low.min() / 1.03, frame.ci_high.max() * 1.03
-    ticks = [tick for tick in TICKS if low <= tick <= high]
-    panels[0].set_ylim(low, high)
-    panels[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    panels[0].set_yticks([], minor=True)
-    panels[0].set_ylabel("in_loop / batched, log scale (95% interval)\nabove 1: projecting once is faster")
-    handles: dict[str, Any] = {}
-    for axes in panels:
-        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
+    for axes in panels[len(places) :]:
+        axes.set_visible(False)
+    figure.supylabel("in_loop / batched, log scale, 95% interval: above 1, projecting once is faster", fontsize=9)
     save_figure(figure, path)
+
+
+def _draw_lines(axes: Any, gaps: pd.DataFrame) -> None:
+    """Draw one panel's gaps: a line through each framework's executions, and their names beside their last points."""
+    labels = []
+    for framework, rows in gaps.groupby("framework", sort=True):
+        rows = rows.sort_values("execution", key=lambda names: names.map(execution_rank))
+        colour = FRAMEWORK_COLOURS.get(framework, OTHER_COLOUR)
+        line = rows[~rows.execution.isin(BESIDE)]
+        axes.plot(line.execution.map(_stage), line.ratio, color=colour, linewidth=1.4)
+        for row in rows.to_dict("records"):
+            x, error = _stage(row["execution"]), [[row["ratio"] - row["ci_low"]], [row["ci_high"] - row["ratio"]]]
+            mark = EXECUTION_MARKS.get(row["execution"], "P")
+            axes.errorbar(x, row["ratio"], yerr=error, fmt=mark, color=colour, markersize=5, elinewidth=0.8)
+            if row["execution"] in BESIDE:
+                axes.annotate(row["execution"], (x, row["ratio"]), (4, 4), textcoords="offset points", **_small(colour))
+        if len(line):
+            last = line.iloc[-1]
+            name = f"{FRAMEWORKS.get(framework, framework)} {last.execution}"
+            labels.append((float(np.log(last.ratio)), _stage(last.execution), name, colour))
+    gap = float(np.diff(np.log(axes.get_ylim()))[0]) / 16
+    for height, (_, x, name, colour) in zip(spread([label[0] for label in labels], gap), labels, strict=True):
+        axes.text(x + 0.08, np.exp(height), name, va="center", **_small(colour))
+
+
+def _stage(execution: str) -> float:
+    """Return an execution's place on the axis from eager to compiled."""
+    return STAGE.get(execution, len(STAGES) - 1) + BESIDE.get(execution, 0.0)
+
+
+def _small(colour: str) -> dict[str, Any]:
+    return {"color": colour, "fontsize": 7.5}
+
+
+def spread(heights: list[float], gap: float) -> list[float]:
+    """Return the heights moved apart, in their order, until neighbours are at least `gap` from each other."""
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    moved = list(heights)
+    for _ in range(100):
+        for below, above in pairwise(order):
+            lack = gap - (moved[above] - moved[below])
+            if lack > 1e-9:
+                moved[below] -= lack / 2
+                moved[above] += lack / 2
+    return moved
 
 
 def section(tables: Tables) -> dict[str, Any] | None:

@@ -32,6 +32,13 @@ MARKS = {
     "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
+# In every figure that compares frameworks: a colour for each of them, a mark for each execution.
+FRAMEWORK_COLOURS = {"jax": "#8e5bb5", "tf": "#d9730d", "torch": "#2c6fbb"}
+OTHER_COLOUR = "#666666"  # of a framework that is not ours
+EXECUTION_ORDER = ("v1", "eager", "graph", "inductor", "inductor-batched", "cudagraph", "xla")  # least compiled first
+EXECUTION_MARKS = {
+    "eager": "o", "graph": "s", "v1": "X", "xla": "^", "inductor": "^", "inductor-batched": "v", "cudagraph": "D",
+}  # fmt: skip
 CONTROLS = "controls"  # the figure of all A/A intervals
 # Colours, one for each run and device.
 PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")
@@ -237,6 +244,11 @@ def _set_ticks(axis: Any, low: float, high: float) -> None:
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def execution_rank(execution: str) -> int:
+    """Return an execution's place in EXECUTION_ORDER; those that are not in it come last."""
+    return EXECUTION_ORDER.index(execution) if execution in EXECUTION_ORDER else len(EXECUTION_ORDER)
 
 
 def configuration_name(row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from harness.analysis.stats import FASTER, SLOWER, UNKNOWN
 
 Row = dict[str, Any]
+MOST_DIGITS = 3  # decimal places of a ratio
 FRAMEWORKS = {"tf": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 
 
@@ -70,9 +71,27 @@ def sizes(row: Mapping[Any, Any]) -> str:
 
 def ratio(row: Row) -> str:
     """Return a gap's ratio with its interval and finding. A gap of one process has no interval or finding."""
-    if math.isnan(row["ci_low"]):
-        return f"{row['ratio']:.3f} (one process)"
-    return f"{row['ratio']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {finding(row)}"
+    text = interval(row["ratio"], row["ci_low"], row["ci_high"])
+    return text if math.isnan(row["ci_low"]) else f"{text} {finding(row)}"
+
+
+def bold_interval(value: float, low: float, high: float) -> str:
+    """Return a ratio with its interval, in bold where that does not hold 1."""
+    text = interval(value, low, high)
+    return f"**{text}**" if low > 1 or high < 1 else text
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """Return a ratio with its interval, in digits no finer than the interval's half-width.
+
+    Where rounding would put a limit at 1 that does not lie there, both have as many digits as it takes to tell.
+    """
+    if math.isnan(low):
+        return f"{value:.2f} (one process)"
+    digits = MOST_DIGITS if high == low else min(MOST_DIGITS, max(1, -math.floor(math.log10((high - low) / 2))))
+    while digits < MOST_DIGITS + 1 and any(limit != 1 and round(limit, digits) == 1 for limit in (low, high)):
+        digits += 1
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def finding(row: Row) -> str:

@@ -29,6 +29,18 @@ class AppendixPage:
 
 APPENDIX = (
     AppendixPage("gaps", "Gaps by workload and pass", "every ratio with its times", lambda v: bool(v["sections"])),
+    AppendixPage(
+        "steps",
+        "Each gap as the product of its steps",
+        "out of the loop, one call, one product",
+        lambda v: v["decomposition"] is not None,
+    ),
+    AppendixPage(
+        "frameworks",
+        "Framework against framework, with more threads",
+        "the fastest program of each",
+        lambda v: v["frameworks"] is not None and any(v["frameworks"]["others"].values()),
+    ),
     AppendixPage("evidence", "What one call does", "products, kernels, fusions", lambda v: bool(v["sections"])),
     AppendixPage(
         "predictions", "Costs, sizes and predictions", "what each form adds", lambda v: v["prediction"] is not None

@@ -140,7 +140,7 @@ DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), wi
 }
 KNOWN = NAMED | DEEPBENCH
 
-AROUND_THE_LOOP = ("none", "in_loop", "per_step", "batched")
+AROUND_THE_LOOP = ("none", "in_loop", "per_step", "bmm", "batched")
 USUAL = {  # the arms of a study that selects neither recurrences nor projections: each form where it is informative
     "unrolled": AROUND_THE_LOOP,
     "scan": AROUND_THE_LOOP,

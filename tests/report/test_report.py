@@ -12,7 +12,9 @@ from harness.report import training
 REPORTS = Path(__file__).parents[2] / "reports"
 
 
-@pytest.mark.parametrize("file", sorted(REPORTS.glob("*-cores/appendix/settings.md")), ids=lambda file: file.parents[1].name)
+@pytest.mark.parametrize(
+    "file", sorted(REPORTS.glob("*-cores/appendix/settings.md")), ids=lambda file: file.parents[1].name
+)
 def test_no_proof_is_claimed_for_intervals_whose_variance_is_estimated_anew(file):
     """Of committed reports, which are what their records give."""
     said = " ".join(file.read_text().split())

@@ -1,0 +1,83 @@
+"""Framework against framework: in each place the fastest program of each, and the one that its users write.
+
+A program's time is the geometric mean over processes of the median call. A ratio is that time over the time of the
+fastest program of any framework. The processes of two frameworks are independent, so its interval is Welch's, and
+frameworks take turns, so that what the machine does meanwhile meets all of them. A program is named the fastest of its
+framework by these same times: among programs that are equally fast, chance names one.
+
+Left out are programs that are no whole answer: precomputed hidden states, no projection, controls and prototypes.
+Pure: the same tables give the same comparison.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis import stats
+from harness.analysis.changes import Loops, users_loop
+from harness.analysis.gaps import PrototypeReasons, is_prototype
+from harness.study.parts import BATCHED, TWIN
+
+USUAL_EXECUTION = {"torch": "eager", "tf": "graph", "jax": "xla"}  # what a framework's users run in
+PLACE = ["device", "threads", "precision", "workload", "pass"]
+PROGRAM = ["framework", "execution", "recurrence", "projection"]
+FASTEST, USUAL = "fastest", "usual"
+FRAMEWORKS = [*PLACE, "kind", *PROGRAM, "time_s", "ratio", "ci_low", "ci_high", "processes", "is_fastest"]
+
+
+def frameworks(times: pd.DataFrame, loops: Loops, prototypes: PrototypeReasons) -> pd.DataFrame:
+    """Return two rows for each framework and place: its fastest program, and the one that its users write.
+
+    `is_fastest`: whether the program is shown to be the fastest of its kind, against that of every other framework at
+    95%. Returns no rows with fewer than two frameworks.
+    """
+    whole = times.median_s.notna() & (times.recurrence != "given") & ~times.projection.isin(["none", TWIN])
+    frame = times[whole]
+    programs = _program_times(frame[~is_prototype(frame, prototypes)])
+    if programs.framework.nunique() < 2:
+        return pd.DataFrame(columns=FRAMEWORKS)
+    rows = []
+    for _, place in programs.groupby(PLACE, sort=True):
+        fastest = place.loc[place.groupby("framework").time_s.idxmin()]
+        usual = place[[_is_usual(row, loops) for row in place.to_dict("records")]]
+        best = fastest.loc[fastest.time_s.idxmin()]
+        kinds = ((FASTEST, fastest), (USUAL, usual))
+        rows += [_compared(part.assign(kind=kind), best) for kind, part in kinds if len(part)]
+    return pd.concat(rows, ignore_index=True)[FRAMEWORKS]
+
+
+def _program_times(times: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each program and place: its time, the half-width of the interval of its log, its processes."""
+    rows = []
+    for keys, part in times.groupby([*PLACE, *PROGRAM], sort=True):
+        sample = stats.Sample(tuple(np.log(part.median_s)), 0.0)
+        time = stats.estimate_gap(sample, 0.0)
+        rows.append((*keys, time.ratio, float(np.log(time.high / time.low) / 2), time.processes))
+    return pd.DataFrame(rows, columns=[*PLACE, *PROGRAM, "time_s", "half", "processes"])
+
+
+def _is_usual(row: dict[Any, Any], loops: Loops) -> bool:
+    """Return whether a program is the loop that the framework's users write, projected once, as they run it."""
+    framework, execution = row["framework"], row["execution"]
+    is_run_in = execution == USUAL_EXECUTION.get(framework, execution)
+    return is_run_in and row["projection"] == BATCHED and row["recurrence"] == users_loop(framework, execution, loops)
+
+
+def _compared(programs: pd.DataFrame, best: pd.Series) -> pd.DataFrame:
+    """Return the programs with their ratios to the best one, and whether one of them is shown to be the fastest."""
+    ratios = [_ratio(row, best) for row in programs.to_dict("records")]
+    frame = programs.assign(**dict(zip(("ratio", "ci_low", "ci_high"), np.transpose(ratios), strict=True)))
+    first = frame.loc[frame.time_s.idxmin()]
+    others = frame[frame.framework != first.framework]
+    shown = len(others) > 0 and all(_ratio(row, first)[1] > 1 for row in others.to_dict("records"))
+    return frame.assign(is_fastest=[shown and row.framework == first.framework for row in frame.itertuples()])
+
+
+def _ratio(row: dict[Any, Any], best: Any) -> tuple[float, float, float]:
+    """Return a program's time over another's with its 95% interval; that of a program over itself is 1."""
+    log_ratio = float(np.log(row["time_s"] / best["time_s"]))
+    if all(row[name] == best[name] for name in PROGRAM):
+        return 1.0, 1.0, 1.0
+    half, _ = stats.welch_interval(log_ratio, (row["half"], best["half"]), (row["processes"], best["processes"]))
+    return float(np.exp(log_ratio)), float(np.exp(log_ratio - half)), float(np.exp(log_ratio + half))

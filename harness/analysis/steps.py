@@ -1,0 +1,64 @@
+"""Where a gap comes from: the steps from projecting inside the loop to one product, which multiply to the gap.
+
+From in_loop to per_step the products leave the loop; from there to bmm they become one batched call; from there to
+batched, one product. A form that was not measured is passed over, so that a step may join two of these.
+
+In a process, a form's level is the median over rounds of its log ratio to batched. A step is the difference of two
+levels, so that the steps of a process add up to its gap's log ratio. Intervals are Student's t over processes. Pure:
+the same records give the same steps.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis import stats
+from harness.analysis.gaps import block_key, parse_arm_name
+from harness.records.samples import call_times_ns
+from harness.records.schema import BlockRecord
+from harness.study.configuration import CONFIG
+from harness.study.parts import BATCHED, LOOPS
+from harness.study.study import Study
+
+FORMS = ("in_loop", "per_step", "bmm", BATCHED)
+PLACE = [*CONFIG, "workload", "pass", "recurrence"]
+STEPS = [*PLACE, "form", "next_form", "ratio", "ci_low", "ci_high", "processes"]
+Levels = dict[str, float]  # form -> level in one process
+
+
+def steps(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
+    """Return a row for each step of each gap of in_loop: `ratio` is the time of `form` over that of `next_form`.
+
+    Without the points of a sweep, which have no forms between.
+    """
+    levels_by_place: dict[tuple[Any, ...], list[Levels]] = {}
+    swept = {point.name for point in study.swept}
+    for block in blocks:
+        if block.workload.name in swept:
+            continue
+        for recurrence in LOOPS:
+            if levels := _levels(block, recurrence):
+                levels_by_place.setdefault((*block_key(block), recurrence), []).append(levels)
+    rows = []
+    for place, processes in levels_by_place.items():
+        measured = [form for form in FORMS if all(form in levels for levels in processes)]
+        for form, next_form in pairwise(measured):
+            log_ratios = tuple(levels[form] - levels[next_form] for levels in processes)
+            gap = stats.estimate_gap(stats.Sample(log_ratios, 0.0), study.margin)
+            rows.append((*place, form, next_form, gap.ratio, gap.low, gap.high, gap.processes))
+    frame = pd.DataFrame(rows, columns=STEPS)
+    return frame.sort_values(PLACE, kind="stable", ignore_index=True)
+
+
+def _levels(block: BlockRecord, recurrence: str) -> Levels:
+    """Return the level of each form of a recurrence that has times; none where in_loop or batched has none."""
+    times = {
+        parse_arm_name(name)["projection"]: call_times_ns(arm)
+        for name, arm in block.arms.items()
+        if arm.has_times and parse_arm_name(name)["recurrence"] == recurrence
+    }
+    if not {"in_loop", BATCHED} <= times.keys():
+        return {}
+    return {form: float(np.median(np.log(times[form] / times[BATCHED]))) for form in FORMS if form in times}

@@ -1,0 +1,185 @@
+"""Where a gap comes from: the table and the figure of its steps, with what each form's program did."""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis.changes import users_loop
+from harness.analysis.gaps import is_included
+from harness.analysis.steps import FORMS, PLACE
+from harness.analysis.tables import Tables
+from harness.report.causes import format_by_form
+from harness.report.figures import Figures, configuration_name, execution_rank, save_figure
+from harness.report.markdown import FRAMEWORKS, Row, bold_interval, pluralize, table
+from harness.study.parts import BATCHED
+
+FIGURE = "steps"
+SHOWN = 10  # gaps on the first page
+STEPS = {  # a step's forms -> what is changed in it
+    ("in_loop", "per_step"): "out of the loop",
+    ("per_step", "bmm"): "into one call",
+    ("bmm", BATCHED): "into one product",
+    ("per_step", BATCHED): "into one product",
+    ("in_loop", "bmm"): "out of the loop, into one call",
+    ("in_loop", BATCHED): "all at once",
+}
+COLOURS = {"out of the loop": "#c0392b", "into one call": "#d08a1d", "into one product": "#2c6fbb"}
+OTHER = "#888888"
+
+
+def section(tables: Tables) -> Row | None:
+    """Return the template variables of the steps; None where the run has no gap with more than one step."""
+    frame = users_steps(tables)
+    if frame.groupby(PLACE).size().max() == 1 or frame.empty:
+        return None
+    rows = _rows(tables, frame)
+    first = [row for row in rows if row["threads"] == rows[0]["threads"] and row["is_shown"]]
+    return {
+        "sentence": summary(frame),
+        "first": _table(tables, first[:SHOWN]),
+        "count": len(rows),
+        "forms": counted_forms(tables),
+        "all": _table(tables, rows),
+        "figures": list(drawings(tables)),
+    }
+
+
+def counted_forms(tables: Tables) -> list[str]:
+    """Return the forms of which any program was counted."""
+    return [form for form in FORMS if (tables.evidence.projection == form).any()]
+
+
+def users_steps(tables: Tables) -> pd.DataFrame:
+    """Return the steps of the included gaps of in_loop, in the loop that each execution's users write."""
+    gaps = tables.gaps[(tables.gaps.contender == "in_loop") & is_included(tables.gaps)]
+    frame = tables.steps.merge(gaps[[*PLACE, "ratio"]].rename(columns={"ratio": "gap"}), on=PLACE)
+    written = [
+        recurrence == users_loop(framework, execution, tables.loops)
+        for framework, execution, recurrence in zip(frame.framework, frame.execution, frame.recurrence, strict=True)
+    ]
+    return frame[pd.Series(written, index=frame.index, dtype=bool)]
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """Say which step is the largest in how many of the gaps with intervals."""
+    known = frame[frame.ci_low.notna()]
+    if known.empty:
+        return "No step has an interval: that takes two processes of a program."
+    largest = known.loc[np.log(known.ratio).abs().groupby([known[name] for name in PLACE]).idxmax()]
+    counts = Counter(STEPS[row.form, row.next_form] for row in largest.itertuples())
+    named = ", ".join(f"*{name}* in {count}" for name, count in counts.most_common())
+    shown = int(((known.ci_low > 1) | (known.ci_high < 1)).sum())
+    return (
+        f"Of {pluralize(len(largest), 'gap')} the largest step is {named}; "
+        f"{shown} of {pluralize(len(known), 'step')} have an interval that does not hold 1."
+    )
+
+
+def _rows(tables: Tables, frame: pd.DataFrame) -> list[Row]:
+    """Return a row for each gap: first those of the fewest threads, and of these the largest that are shown."""
+    rows = []
+    for keys, part in frame.groupby(PLACE, sort=True):
+        steps = {(step["form"], step["next_form"]): step for step in part.to_dict("records")}
+        row = dict(zip(PLACE, keys, strict=True)) | {"steps": steps, "gap": part.gap.iloc[0]}
+        rows.append(row | {"is_shown": any(step["ci_low"] > 1 or step["ci_high"] < 1 for step in steps.values())})
+    return sorted(rows, key=lambda row: (row["threads"], not row["is_shown"], -abs(np.log(row["gap"]))))
+
+
+def _table(tables: Tables, rows: list[Row]) -> str:
+    """Return a table with a row for each gap: its steps, and each form's products and kernels."""
+    if not rows:
+        return ""
+    pairs = [pair for pair in STEPS if any(pair in row["steps"] for row in rows)]
+    evidence = {tuple(row[name] for name in (*PLACE, "projection")): row for row in tables.evidence.to_dict("records")}
+    names = counted_forms(tables)
+    lines = []
+    for row in rows:
+        place = tuple(row[name] for name in PLACE)
+        forms = {form: counts for form in FORMS if (counts := evidence.get((*place, form)))}
+        steps = [
+            bold_interval(step["ratio"], step["ci_low"], step["ci_high"]) if (step := row["steps"].get(pair)) else "–"
+            for pair in pairs
+        ]
+        counts = [
+            format_by_form(forms, column, lambda number: f"{number:g}", names) for column in ("products", "kernels")
+        ]
+        label = f"{configuration_name(row)}, {row['workload']} {row['pass']}"
+        lines.append([label, f"{row['gap']:.2f}", *steps, *counts])
+    titles = [f"{STEPS[pair]}: {' / '.join(pair)}" for pair in pairs]
+    return table(["", "gap", *titles, "products of each form", "kernels of each form"], lines)
+
+
+def drawings(tables: Tables) -> Figures:
+    """Return the figure of the steps with the fewest threads; none where no gap has more than one step."""
+    frame = users_steps(tables)
+    frame = frame[frame.threads == frame.threads.min()]
+    if frame.empty or frame.groupby(PLACE).size().max() == 1:
+        return {}
+    return {FIGURE: partial(_draw, frame)}
+
+
+def _draw(frame: pd.DataFrame, path: Path) -> None:
+    """Draw a waterfall for each gap, from its ratio down to 1: a panel for each workload and pass."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    panels = {(str(key[0]), str(key[1])): part for key, part in frame.groupby(["workload", "pass"], sort=True)}
+    names = _names(frame)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.4 + 3.6 * columns, 1.0 + rows * (0.6 + 0.34 * len(names))), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, (key, part) in zip(grid, panels.items(), strict=False):
+        _draw_panel(axes, part, names)
+        axes.set_title(" ".join(key), loc="left", fontweight="bold")
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    used = [name for name in COLOURS if any(STEPS[pair] == name for pair in zip(frame.form, frame.next_form))]
+    handles = [Patch(color=COLOURS[name], label=name) for name in used]
+    figure.supxlabel("time over batched, log scale: each bar goes from one form's to the next one's, until 1 is left")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    save_figure(figure, path)
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    """Return the name of each execution, by framework and from the least compiled on."""
+    engines = frame[["framework", "execution", "device", "precision"]].drop_duplicates().to_dict("records")
+    engines.sort(key=lambda row: (row["framework"], row["device"], row["precision"], execution_rank(row["execution"])))
+    return [_name(row) for row in engines]
+
+
+def _name(row: dict[Any, Any]) -> str:
+    device = "" if row["device"] == "cpu" else row["device"]
+    precision = "" if row["precision"] == "fp32" else row["precision"]
+    framework = FRAMEWORKS.get(row["framework"], row["framework"])
+    return " ".join(filter(None, (framework, row["execution"], device, precision)))
+
+
+def _draw_panel(axes: Any, part: pd.DataFrame, names: list[str]) -> None:
+    """Draw the waterfalls of one workload and pass: a row for each execution, a lane in it for each step."""
+    for _, steps in part.groupby(PLACE, sort=True):
+        rows = steps.to_dict("records")
+        level = float(np.prod([row["ratio"] for row in rows]))
+        y = names.index(_name(rows[0]))
+        for lane, row in enumerate(rows):
+            end = level / row["ratio"]
+            middle = y + 0.56 * ((lane + 0.5) / len(rows) - 0.5)
+            colour = COLOURS.get(STEPS[row["form"], row["next_form"]], OTHER)
+            axes.barh(middle, level - end, left=end, height=0.56 / len(rows), color=colour)
+            if not np.isnan(row["ci_low"]):  # the step's own interval, where its bar ends
+                limits = [end * row["ci_low"], end * row["ci_high"]]
+                axes.plot(limits, [middle, middle], color="black", linewidth=0.6)
+            level = end
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    ticks = [0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 4]
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high], [f"{t:g}" for t in ticks if low <= t <= high])
+    axes.set_xticks([], minor=True)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", color="#f0f0f0")

@@ -1,0 +1,61 @@
+"""Framework against framework: the table of the fastest program of each, and of the program that its users write."""
+
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis.frameworks import FASTEST, USUAL
+from harness.analysis.tables import Tables
+from harness.report.markdown import FRAMEWORKS, Row, interval, pluralize, seconds, table
+
+TITLES = {FASTEST: "the fastest program of each", USUAL: "the loop that its users write, projected once"}
+
+
+def section(tables: Tables) -> Row | None:
+    """Return the template variables of the comparison of frameworks; None where the run has fewer than two."""
+    frame = tables.frameworks
+    if frame.empty:
+        return None
+    first = frame[frame.threads == frame.threads.min()]
+    others = frame[frame.threads != frame.threads.min()]
+    return {
+        "sentence": summary(frame),
+        "first": {TITLES[kind]: _table(first[first.kind == kind]) for kind in (FASTEST, USUAL)},
+        "others": {TITLES[kind]: _table(others[others.kind == kind]) for kind in (FASTEST, USUAL)},
+    }
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """Say where which framework's fastest program is shown to be the fastest of all."""
+    places = frame[frame.kind == FASTEST].drop_duplicates(["device", "threads", "precision", "workload", "pass"])
+    winners = frame[(frame.kind == FASTEST) & frame.is_fastest]
+    counts = winners.groupby("framework", sort=True).size().sort_values(ascending=False, kind="stable")
+    named = ", ".join(f"{FRAMEWORKS.get(name, name)} in {count}" for name, count in counts.items())
+    start = f"Of {pluralize(len(places), 'comparison')} one framework's fastest program is shown to be the fastest"
+    return f"{start} in {len(winners)}: {named}." if len(winners) else f"{start} in none."
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """Return a table with a row for each place and a column for each framework; "" without rows."""
+    if frame.empty:
+        return ""
+    names = sorted(frame.framework.unique())
+    rows = []
+    for keys, part in frame.groupby(["workload", "pass", "threads", "device", "precision"], sort=True):
+        cells = {row["framework"]: _cell(row) for row in part.to_dict("records")}
+        rows.append([_place(*keys), *(cells.get(name, "–") for name in names)])
+    return table(["", *(FRAMEWORKS.get(name, name) for name in names)], rows)
+
+
+def _place(workload: str, pass_: str, threads: int, device: str, precision: str) -> str:
+    extra = [device] * (device != "cpu") + [precision] * (precision != "fp32")
+    return " ".join([f"{workload} {pass_},", pluralize(threads, "thread"), *extra])
+
+
+def _cell(row: dict[Any, Any]) -> str:
+    """Return a program's time, its ratio to the fastest program, and its name; bold where it is shown to be fastest."""
+    name = f"{row['execution']} {row['recurrence']} {row['projection']}"
+    time = f"**{seconds(row['time_s'])}**" if row["is_fastest"] else seconds(row["time_s"])
+    if row["ratio"] == row["ci_low"] == 1:
+        return f"{time}, {name}"
+    return f"{time}, {interval(row['ratio'], row['ci_low'], row['ci_high'])}, {name}"
