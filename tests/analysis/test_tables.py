@@ -24,6 +24,6 @@ def test_tables_do_not_depend_on_the_processors_last_digits(tmp_path, monkeypatc
     for write in report.read_tables(folder).files(tmp_path):
         write()
     tables = list(tmp_path.glob("*.csv"))
-    assert len(tables) == 5
+    assert len(tables) == 6
     for table in tables:
         assert table.read_bytes() == (folder / table.name).read_bytes(), table.name
