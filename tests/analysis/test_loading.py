@@ -53,9 +53,8 @@ def differences(page, frames):
         users.update(set(listed) & set(shared))
         if sorted(listed) != sorted([*own, *(column for column in listed if column in shared)]):
             found.append(f"{heading}: {sorted(set(listed) ^ set(own) - set(shared))} explained never or twice")
-        for name in heading.split(", "):
-            if name in frames and listed != list(frames[name]):
-                found.append(f"{name}: {sorted(set(listed) ^ set(frames[name]))} or the order")
+        wrong = [name for name in heading.split(", ") if name in frames and listed != list(frames[name])]
+        found += [f"{name}: {sorted(set(listed) ^ set(frames[name]))} or the order" for name in wrong]
     found += [f"{column} is not shared" for column in shared if users[column] < 2]
     return found
 
@@ -107,6 +106,12 @@ def test_the_frames_are_the_committed_tables(run):
             committed = pd.read_csv(file)
             assert list(committed) == list(frame), name
             assert len(committed) == len(frame), name
+
+
+def test_the_page_s_own_lines_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    exec(code, {})
 
 
 def test_a_run_has_every_frame_and_what_it_was_measured_with(run):
