@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.loading import read_tables
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
-from harness.records.store import FILE, PACKED, read_run, read_verification
+from harness.records.store import FILE, PACKED
 from harness.report import (
     comparison,
     compiling,
@@ -54,14 +55,6 @@ def write(folder: Path, out: Path | None = None) -> Path:
         folders.check_writable(folder)
     with folders.add_path_to_errors(out or folder):
         return write_pages(body(run_tables, folder, out or folder), out or folder)
-
-
-def read_tables(folder: Path) -> Tables:
-    """Return the tables of a run's records. Raises UsageError if there are no records or they cannot be read."""
-    records = read_run(folder)
-    if not records:
-        raise UsageError(f"{folder / FILE} is empty")
-    return Tables(records, read_verification(folder))
 
 
 def make_folders(destinations: list[Path]) -> None:

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from harness import report
 from harness.analysis import stats
 from harness.analysis.gaps import GAPS
 from harness.errors import UsageError
@@ -178,7 +177,7 @@ def folders(tmp_path, monkeypatch):
 
     monkeypatch.setattr(repeat.session, "run", run)
     tables = made(gap(0.0))
-    monkeypatch.setattr(report, "read_tables", lambda folder: tables)
+    monkeypatch.setattr(repeat, "read_tables", lambda folder: tables)
     return tmp_path / "first", tmp_path / "second", measured
 
 
