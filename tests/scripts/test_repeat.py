@@ -161,7 +161,7 @@ def test_the_report_tells_what_lies_beside_its_records(tmp_path):
     shutil.copy(SELFTEST / FILE, tmp_path)
     (tmp_path / "repeat.json").write_text(json.dumps(found))
     text = written(tmp_path)
-    assert "## Do two runs agree?" in text
+    assert "The same study was measured twice" in text
     assert "| in_loop, per_step | 1 | 1: 100.0% [2.5%, 100.0%] | 0.0% | 1 | 0 |" in text
 
 
