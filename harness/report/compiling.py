@@ -1,5 +1,6 @@
 """Page one's table and figure: the gap in every execution, and what compiling does to it."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -86,6 +87,17 @@ def sentences(tables: Tables) -> list[str]:
             clauses.append(f"a change is not shown in {unknown} of {pluralize(len(part), 'case')}")
         lines.append(f"**{execution_name(*engine)}**: {'; '.join(clauses)}.")
     return lines
+
+
+def summary(tables: Tables) -> str:
+    """Say in how many cases another execution changes the eager gap, and how; "" where none was compared."""
+    if tables.changes.empty:
+        return ""
+    counts = Counter(tables.changes.effect)
+    unknown = counts.pop(NOT_SHOWN, 0)
+    named = ", ".join(f"{EFFECTS[effect]} in {counts[effect]}" for effect in EFFECTS if counts[effect])
+    start = f"Against the eager gap of the same framework, that of another execution is {named or 'changed in none'}"
+    return f"{start} of {pluralize(len(tables.changes), 'case')}; in {unknown} a change is not shown."
 
 
 def _places(frame: pd.DataFrame) -> list[tuple[Any, ...]]:

@@ -40,7 +40,6 @@ def section(tables: Tables) -> Row | None:
     rows = _rows(tables, frame)
     first = [row for row in rows if row["threads"] == rows[0]["threads"] and row["is_shown"]]
     return {
-        "sentence": summary(frame),
         "first": _table(tables, first[:SHOWN]),
         "count": len(rows),
         "forms": counted_forms(tables),
@@ -66,18 +65,19 @@ def users_steps(tables: Tables) -> pd.DataFrame:
     return frame[pd.Series(written, index=frame.index, dtype=bool)]
 
 
-def summary(frame: pd.DataFrame) -> str:
-    """Say which step is the largest in how many of the gaps with intervals."""
-    known = frame[frame.ci_low.notna()]
+def summary(tables: Tables) -> str:
+    """Say which step is the largest in how many of the gaps with intervals; "" where no gap has several steps."""
+    frame = users_steps(tables)
+    known = frame[frame.ci_low.notna() & (frame.groupby(PLACE).form.transform("size") > 1)]
     if known.empty:
-        return "No step has an interval: that takes two processes of a program."
+        return ""
     largest = known.loc[np.log(known.ratio).abs().groupby([known[name] for name in PLACE]).idxmax()]
     counts = Counter(STEPS[row.form, row.next_form] for row in largest.itertuples())
     named = ", ".join(f"*{name}* in {count}" for name, count in counts.most_common())
     shown = int(((known.ci_low > 1) | (known.ci_high < 1)).sum())
     return (
-        f"Of {pluralize(len(largest), 'gap')} the largest step is {named}; "
-        f"{shown} of {pluralize(len(known), 'step')} have an interval that does not hold 1."
+        f"Of the {pluralize(len(largest), 'gap')} that were taken apart, the largest step is {named}; the intervals of "
+        f"{shown} of {pluralize(len(known), 'step')} do not hold 1."
     )
 
 

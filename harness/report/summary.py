@@ -26,7 +26,7 @@ from harness.records.gates import FULL, NONE
 from harness.records.outcome import no_times_reason
 from harness.records.schema import BlockRecord
 from harness.records.store import budgets
-from harness.report import appendix, causes, claims, memory, sections
+from harness.report import appendix, causes, claims, compiling, decomposition, memory, sections
 from harness.report.figures import CONTROLS, FigureNames, configuration_name
 from harness.report.markdown import Row, duration, execution_name, one_line, table
 from harness.study.configuration import CONFIG
@@ -128,14 +128,20 @@ def title(tables: Tables) -> str:
 
 
 def answer(tables: Tables) -> str:
-    """Return the answer to the question with its extreme ratios, or the reason why there is none."""
+    """Return the answer to the question in up to three paragraphs, or the reason why there is none.
+
+    The first has the extreme ratios, the second what the book's own programs say, the third what compiling changes and
+    what gaps consist of.
+    """
     if reason := no_answer_reason(tables):
         return reason
     all_gaps, gaps = _in_loop_gaps(tables)
     extremes = " ".join(
         _extreme_sentence(gaps, verdict) for verdict in (SLOWER, FASTER) if (gaps.verdict == verdict).any()
     )
-    return f"{QUESTION} {short_answer(tables)} {extremes}{_left_out_note(len(all_gaps) - len(gaps))}"
+    first = f"{QUESTION} {_overall_sentences(tables, gaps)} {extremes}{_left_out_note(len(all_gaps) - len(gaps))}"
+    third = " ".join(filter(None, (compiling.summary(tables), decomposition.summary(tables))))
+    return "\n\n".join(filter(None, (first, claims.original_sentence(tables), third)))
 
 
 def _in_loop_gaps(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -173,11 +179,15 @@ def short_answer(tables: Tables) -> str:
     if reason := no_answer_reason(tables):
         return reason
     _, gaps = _in_loop_gaps(tables)
+    return " ".join(filter(None, [_overall_sentences(tables, gaps), claims.original_sentence(tables)]))
+
+
+def _overall_sentences(tables: Tables, gaps: pd.DataFrame) -> str:
+    """Return a sentence for each device that says what holds in all comparisons on it."""
     groups = gaps.groupby("device", sort=True) if gaps.device.nunique() > 1 else [("", gaps)]
-    sentences = [
+    return " ".join(
         f"{_device_phrase(device)} **{_overall_clause(part, tables.study.margin)}**." for device, part in groups
-    ]
-    return " ".join([*sentences, *filter(None, [claims.original_sentence(tables)])])
+    )
 
 
 def _device_phrase(device: str) -> str:

@@ -40,6 +40,7 @@ def test_a_run_without_steps_between_has_no_such_section(tables, monkeypatch):
     monkeypatch.setattr(tables, "steps", ends)
     assert decomposition.section(tables) is None
     assert decomposition.drawings(tables) == {}
+    assert decomposition.summary(tables) == ""
 
 
 def test_figures_are_drawn(tables, tmp_path):

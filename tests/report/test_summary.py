@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from harness.analysis import stats
+from harness.analysis.changes import CHANGES
 from harness.analysis.gaps import GAPS
+from harness.analysis.steps import STEPS
 from harness.records.schema import RunHeaderRecord
 from harness.report import summary
 from harness.report.markdown import ratio
@@ -38,6 +40,9 @@ def tables(*rows, label="default"):
         blocks=[],
         sessions=[header(1.0)],
         prototypes=pd.DataFrame(columns=GAPS),
+        changes=pd.DataFrame(columns=CHANGES),
+        steps=pd.DataFrame(columns=STEPS),
+        loops={},
     )
 
 
