@@ -20,6 +20,8 @@ Cell = str | int | float | None | tuple[str, float | None]
 DIGITS = 3
 # Columns by which rows are chosen from a list.
 FILTERS = ("framework", "execution", "workload", "pass", "threads", "verdict", "effect", "status")
+# Columns that are said once, above the table, where all its rows have the same there.
+SAID_ONCE = ("device", "precision", "baseline")
 PROGRAM = [*CONFIG, "workload", "pass", *ARM]
 
 
@@ -41,7 +43,7 @@ def data_tables(tables: Tables) -> list[DataTable]:
         _data_table(
             "gaps",
             f"Every gap: contender over baseline, after the same recurrence; {interval} (gaps.csv).",
-            _with_interval(tables.gaps, "ratio").rename(columns={"trusted": "A/A holds 1", "needs": "processes needed"}),
+            _gaps(tables.gaps),
         ),
         _data_table(
             "changes",
@@ -57,17 +59,30 @@ def data_tables(tables: Tables) -> list[DataTable]:
         ),
         _data_table("evidence", "What each program did in one call (evidence.csv).", tables.evidence),
         _data_table(
-            "identity", "The worst error of each output and gradient against the oracle (identity.csv).", tables.identity
+            "identity",
+            "The worst error of each output and gradient against the oracle (identity.csv).",
+            tables.identity,
         ),
     ]
     return [table for table in data if table.rows]
+
+
+def _gaps(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Return the gaps with what is concluded of them next to their ratios."""
+    concluded = ["direction", "verdict", "trusted"]
+    frame = _with_interval(gaps, "ratio")
+    others = [column for column in frame if column not in concluded]
+    after_ratio = others.index("ratio") + 1
+    frame = frame[[*others[:after_ratio], *concluded, *others[after_ratio:]]]
+    return frame.rename(columns={"trusted": "A/A holds 1", "needs": "processes needed"})
 
 
 def _with_interval(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """Return the table with its interval's ends in the column of the value: (Markdown, value)."""
     numbers = zip(frame[value], frame.ci_low, frame.ci_high, strict=True)
     cells = [(bold_interval(*row), trim(row[0], DIGITS + 1)) for row in numbers]
-    return frame.assign(**{value: pd.Series(cells, index=frame.index, dtype=object)}).drop(columns=["ci_low", "ci_high"])
+    whole = pd.Series(cells, index=frame.index, dtype=object)
+    return frame.assign(**{value: whole}).drop(columns=["ci_low", "ci_high"])
 
 
 def _program_times(times: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +109,11 @@ def _join_distinct(times: pd.DataFrame, name: str) -> pd.Series:
 def _data_table(
     name: str, about: str, frame: pd.DataFrame, units: dict[str, Callable[[float], str]] | None = None
 ) -> DataTable:
-    """Return a table without the columns that are empty throughout; `units` write a column's numbers with their unit."""
+    """Return a table without the columns that are empty throughout or said once; `units` write numbers with a unit."""
+    once = [column for column in SAID_ONCE if column in frame and frame[column].nunique(dropna=False) == 1]
+    if once:
+        said = ", ".join(f"{column} {frame[column].iloc[0]}" for column in once)
+        about, frame = f"{about} In all rows: {said}.", frame.drop(columns=once)
     columns = [_column(frame[name], (units or {}).get(name)) for name in frame]
     kept = {
         str(name).replace("_", " "): cells
@@ -102,7 +121,7 @@ def _data_table(
         if any(cell not in (None, "") for cell in cells)
     }
     rows = [list(row) for row in zip(*kept.values(), strict=True)]
-    return DataTable(name, f"{name.capitalize()}", about, list(kept), rows)
+    return DataTable(name, name.capitalize(), about, list(kept), rows)
 
 
 def _column(values: pd.Series, unit: Callable[[float], str] | None) -> list[Cell]:
