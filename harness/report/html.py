@@ -159,7 +159,7 @@ class _Section:
         text = _plain_text(inline)
         taken = {heading.id for heading in self.contents}
         identifier = unique = f"{self.id}--{slug(text)}"
-        number = 1
+        number = 0
         while unique in taken:
             number += 1
             unique = f"{identifier}-{number}"

@@ -46,8 +46,8 @@ def write(folders: list[Path], out: Path | None, html: bool = True) -> Path:
     """Write report.md of several runs into `out`, and each run's own report into `out` / its label.
 
     With `html` each folder has its report.html, and that of all leads to those of the runs. Returns the path of the
-    report.md of all. Nothing is changed in `folders`. Raises UsageError on records that cannot be read, on a folder that
-    is given twice, and on an `out` that is None or cannot be created.
+    report.md of all. Nothing is changed in `folders`. Raises UsageError on records that cannot be read, on a folder
+    that is given twice, and on an `out` that is None or cannot be created.
     """
     if out is None:
         raise UsageError("a report of several runs needs a folder of its own: give --out")

@@ -184,7 +184,7 @@ def test_each_machine_is_answered_for_and_described(text):
 @pytest.fixture
 def without_bodies(monkeypatch):
     """Nothing is drawn or told of a run by itself."""
-    monkeypatch.setattr(several, "body", lambda *given: {"report.md": "# Its own report\n"})
+    monkeypatch.setattr(several, "write_report", lambda *given: None)
 
 
 def test_other_code_is_said_and_the_same_study_too(runs, text, tmp_path, without_bodies):
