@@ -383,10 +383,14 @@ def show(driver, file, width=1280, scheme="light", media=""):
 
 
 def requests(driver):
-    """What the page asked for besides itself and what it holds."""
+    """What the page asked for besides itself and what it holds: address -> what blocked it, "" where nothing did."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in urls if not url.startswith(("data:", "chrome:")) and not url.endswith("/report.html")]
+    failed = [m["params"] for m in messages if m["method"] == "Network.loadingFailed"]
+    blocked = {failure["requestId"]: failure.get("blockedReason", "") for failure in failed}
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = {request["request"]["url"]: blocked.get(request["requestId"], "") for request in sent}
+    inside = ("data:", "chrome:")
+    return {u: why for u, why in asked.items() if not u.startswith(inside) and not u.endswith("/report.html")}
 
 
 def errors(driver):
@@ -407,7 +411,7 @@ def click_heading(driver, table, number):
 
 def overflow(driver):
     """How many pixels the page is wider than the window."""
-    return driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
+    return driver.execute_script("const page = document.documentElement; return page.scrollWidth - page.clientWidth")
 
 
 def background(driver):
@@ -482,14 +486,15 @@ def test_in_a_browser_lists_and_words_choose_rows(browser, page):
 def test_in_a_browser_no_error_and_no_request(browser, page, text):
     show(browser, page)
     assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
-    assert (requests(browser), errors(browser)) == ([], [])
-    page.write_text(text.replace("<main>", '<main><img src="http://127.0.0.1:9/planted.png">'))
+    assert (requests(browser), errors(browser)) == ({}, [])
+    planted = "http://127.0.0.1:9/planted.png"
+    page.write_text(text.replace("<main>", f'<main><img src="{planted}">'))
     show(browser, page)
-    assert requests(browser) == [], "the policy forbids it"
+    assert requests(browser) == {planted: "csp"}, "the file's policy forbids it"
     assert "planted.png" in " ".join(errors(browser))
     page.write_text(page.read_text().replace("Content-Security-Policy", "x-none"))
     show(browser, page)
-    assert requests(browser) == ["http://127.0.0.1:9/planted.png"]
+    assert requests(browser) == {planted: ""}
 
 
 @pytest.mark.slow
@@ -537,7 +542,7 @@ def test_the_largest_report_is_small_enough_and_whole_in_a_browser(browser, tmp_
     for width in WIDTHS:
         show(browser, path, width)
         assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
-        assert (overflow(browser), requests(browser), errors(browser)) == (0, [], [])
+        assert (overflow(browser), requests(browser), errors(browser)) == (0, {}, [])
     shown = (
         f"return document.querySelector('{GAPS_TABLE}').closest('.dt-container').querySelector('.dt-info').innerText"
     )
