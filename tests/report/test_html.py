@@ -204,7 +204,9 @@ def test_pages_are_sections_and_links_between_them_lead_there(text):
     assert "<title>The title &lt;of&gt; all</title>" in text
     assert [attributes["id"] for attributes in elements.of("section")] == ["page-report", "page-gaps", "data"]
     links = [attributes["href"] for attributes in elements.of("a")]
-    assert {"#page-gaps", "#page-gaps--a-part", "#page-report", "#data-gaps", "gaps.csv"} <= set(links)
+    assert {"#page-gaps", "#page-report", "#data-gaps", "gaps.csv", "https://example.org/x"} <= set(links)
+    for link in ('"#page-gaps">a page', '"#page-gaps--a-part">a part', '"#page-report">Back to the report'):
+        assert f"<a href={link}</a>" in text
     assert [link[1:] for link in links if link.startswith("#") and link[1:] not in elements.ids()] == []
     assert {"page-gaps--a-part", "page-gaps--a-part-1"} <= set(elements.ids())
 
