@@ -167,6 +167,20 @@ def test_links_lead_to_what_is_there(out):
                 assert (page.parent / link).with_suffix(".svg").stat().st_size
 
 
+def test_the_one_file_of_all_leads_to_that_of_each(out):
+    links = re.findall(r'<a href="([^"#]+)"', (out / "report.html").read_text())
+    assert links == [f"{label}/report.html" for label in (CPU, GPU, SELFTEST)]
+    for link in links:
+        assert (out / link).stat().st_size
+
+
+def test_the_one_files_are_left_out_where_that_is_asked(runs, tmp_path):
+    for html in (True, False):
+        several.write([runs[CPU], runs[GPU]], tmp_path / "out", html)
+        made = {str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("*.html")}
+        assert made == ({"report.html", f"{CPU}/report.html", f"{GPU}/report.html"} if html else set())
+
+
 def test_the_report_of_all_has_a_page_of_its_own(text):
     headings = [line for line in text.splitlines() if re.match("#+ ", line)]
     assert [h for h in headings if h.startswith("# ")] == ["# Projecting per step against projecting once: 3 runs"]
