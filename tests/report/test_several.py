@@ -397,11 +397,12 @@ def test_what_can_not_be_had_is_refused_in_a_sentence(some, arguments, why, caps
 
 def test_the_command_line_takes_one_folder_or_several(monkeypatch, capsys):
     monkeypatch.setattr(report, "write", lambda *given: ("one", *map(str, given)))
-    monkeypatch.setattr(several, "write", lambda folders, out: ("several", *map(str, [*folders, out])))
+    monkeypatch.setattr(several, "write", lambda folders, *given: ("several", *map(str, [*folders, *given])))
     for arguments, said in [
-        (["a"], ("one", "a", "None")),
-        (["a", "--out", "o"], ("one", "a", "o")),
-        (["a", "b", "--out", "o"], ("several", "a", "b", "o")),
+        (["a"], ("one", "a", "None", "True")),
+        (["a", "--out", "o", "--no-html"], ("one", "a", "o", "False")),
+        (["a", "b", "--out", "o"], ("several", "a", "b", "o", "True")),
+        (["a", "b", "--out", "o", "--no-html"], ("several", "a", "b", "o", "False")),
     ]:
         monkeypatch.setattr("sys.argv", ["harness", "report", *arguments])
         with pytest.raises(SystemExit) as left:
