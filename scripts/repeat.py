@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import report
 from harness.analysis.gaps import GAP_KEYS, is_included
+from harness.analysis.loading import read_tables
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import FASTER, SLOWER, welch_test
 from harness.analysis.tables import Tables
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("second", type=Path, metavar="SECOND", help="another's, or where the study is measured again")
     parser.add_argument("--resume", action="store_true", help="resume the second measurement")
     arguments = parser.parse_args()
-    first = report.read_tables(arguments.first)
+    first = read_tables(arguments.first)
     if arguments.first.resolve() == arguments.second.resolve():
         raise UsageError(f"{arguments.second} is the same run")
     if arguments.resume or not any((arguments.second / name).exists() for name in (FILE, PACKED)):
@@ -116,7 +116,7 @@ def main() -> None:
         )
     runs = {
         arguments.first.resolve().name: first,
-        arguments.second.resolve().name: report.read_tables(arguments.second),
+        arguments.second.resolve().name: read_tables(arguments.second),
     }
     if len(runs) < 2:
         raise UsageError("the folders have one name: what is said of two runs needs two")

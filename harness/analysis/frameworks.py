@@ -1,7 +1,7 @@
 """Framework against framework: in each place the fastest program of each, and the one that its users write.
 
-A program's time is the geometric mean over processes of the median call. A ratio is that time over the time of the
-fastest program of any framework. The processes of two frameworks are independent, so its interval is Welch's, and
+A program's time is the geometric mean over processes of the median call. A ratio is that time over the shortest one of
+the same kind in any framework. The processes of two frameworks are independent, so its interval is Welch's, and
 frameworks take turns, so that what the machine does meanwhile meets all of them. A program is named the fastest of its
 framework by these same times: among programs that are equally fast, chance names one.
 
@@ -41,9 +41,8 @@ def frameworks(times: pd.DataFrame, loops: Loops, prototypes: PrototypeReasons) 
     for _, place in programs.groupby(PLACE, sort=True):
         fastest = place.loc[place.groupby("framework").time_s.idxmin()]
         usual = place[[_is_usual(row, loops) for row in place.to_dict("records")]]
-        best = fastest.loc[fastest.time_s.idxmin()]
         kinds = ((FASTEST, fastest), (USUAL, usual))
-        rows += [_compared(part.assign(kind=kind), best) for kind, part in kinds if len(part)]
+        rows += [_compared(part.assign(kind=kind)) for kind, part in kinds if len(part)]
     return pd.concat(rows, ignore_index=True)[FRAMEWORKS]
 
 
@@ -64,14 +63,17 @@ def _is_usual(row: dict[Any, Any], loops: Loops) -> bool:
     return is_run_in and row["projection"] == BATCHED and row["recurrence"] == users_loop(framework, execution, loops)
 
 
-def _compared(programs: pd.DataFrame, best: pd.Series) -> pd.DataFrame:
-    """Return the programs with their ratios to the best one, and whether one of them is shown to be the fastest."""
-    ratios = [_ratio(row, best) for row in programs.to_dict("records")]
+def _compared(programs: pd.DataFrame) -> pd.DataFrame:
+    """Return the programs with their ratios to the fastest, and whether that is shown to be the fastest.
+
+    There is one program for each framework.
+    """
+    first = programs.loc[programs.time_s.idxmin()]
+    ratios = [_ratio(row, first) for row in programs.to_dict("records")]
     frame = programs.assign(**dict(zip(("ratio", "ci_low", "ci_high"), np.transpose(ratios), strict=True)))
-    first = frame.loc[frame.time_s.idxmin()]
-    others = frame[frame.framework != first.framework]
-    shown = len(others) > 0 and all(_ratio(row, first)[1] > 1 for row in others.to_dict("records"))
-    return frame.assign(is_fastest=[shown and row.framework == first.framework for row in frame.itertuples()])
+    is_first = frame.framework == first.framework
+    shown = len(frame) > 1 and bool((frame.ci_low[~is_first] > 1).all())
+    return frame.assign(is_fastest=is_first & shown)
 
 
 def _ratio(row: dict[Any, Any], best: Any) -> tuple[float, float, float]:

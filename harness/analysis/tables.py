@@ -63,17 +63,8 @@ CSV: dict[str, Any] = {
     "float_format": "%.7g",  # the last digits of a logarithm depend on the processor's instructions
 }
 WHERE_THERE_ARE = (
-    "changes",
-    "steps",
-    "frameworks",
-    "faults",
-    "variables",
-    "costs",
-    "swept",
-    "slopes",
-    "scores",
-    "prototypes",
-)
+    "changes", "steps", "frameworks", "faults", "variables", "costs", "swept", "slopes", "scores", "prototypes",
+)  # fmt: skip
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 CountedArm = tuple[BlockRecord, str, Evidence]  # an arm whose calls were counted: its record, its name, the counts
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.loading import read_tables
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine import folders
-from harness.records.store import FILE, PACKED, read_run, read_verification
+from harness.records.store import FILE, PACKED
 from harness.report import (
     comparison,
     compiling,
@@ -73,14 +74,6 @@ def write_html(pages: Pages, out: Path, run_tables: Tables | None = None) -> Non
     from harness.report import data_tables, html  # late: a report without HTML needs neither
 
     html.write(pages, out, data_tables.data_tables(run_tables) if run_tables else ())
-
-
-def read_tables(folder: Path) -> Tables:
-    """Return the tables of a run's records. Raises UsageError if there are no records or they cannot be read."""
-    records = read_run(folder)
-    if not records:
-        raise UsageError(f"{folder / FILE} is empty")
-    return Tables(records, read_verification(folder))
 
 
 def make_folders(destinations: list[Path]) -> None:

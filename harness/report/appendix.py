@@ -331,10 +331,7 @@ def repeat_summary(result: Row) -> str:
 
 
 def alternation_bias(gaps: list[Row]) -> str:
-    """Return a table of gaps with arms that alternate in a process, and with each arm in processes of its own.
-
-    A sentence before it says how often the two disagree.
-    """
+    """Return a table of gaps with arms that alternate in a process, and with each arm in processes of its own."""
     kinds = ["alternating", "apart", "apart / alternating"]
     rows = []
     for row in gaps:
@@ -342,11 +339,14 @@ def alternation_bias(gaps: list[Row]) -> str:
         program = f"{framework} {execution} {recurrence}, {' '.join([*(workload or ['book']), pass_])}"
         place = [program, row.get("memory", "default"), f"{contender}/batched", row["processes"]]
         rows.append([*place, *("{:.3f} [{:.3f}, {:.3f}]".format(*row[kind]) for kind in kinds)])
+    return table(["", "memory", "gap", "processes of each kind", *kinds], rows)
+
+
+def alternation_sentence(gaps: list[Row]) -> str:
+    """Say how often a gap differs between arms that alternate and arms in processes of their own."""
     biased = [row for row in gaps if not row["apart / alternating"][1] <= 1 <= row["apart / alternating"][2]]
-    verdict = (
-        f"**They disagree in {len(biased)} of {len(gaps)}.**" if biased else f"They disagree in none of {len(gaps)}."
-    )
-    return f"{verdict}\n\n{table(['', 'memory', 'gap', 'processes of each kind', *kinds], rows)}"
+    count = f"**{len(biased)} of {len(gaps)} gaps**" if biased else f"none of {len(gaps)} gaps"
+    return f"Arms that alternate in a process, and arms in processes of their own, disagree on {count}"
 
 
 def idiomatic_table(rows: list[dict[str, str]]) -> str:

@@ -24,7 +24,7 @@ from harness.report.markdown import FRAMEWORKS, bold_interval, execution_name, p
 FIGURE = "compiling"
 STAGES = ("eager", "graph", "compiled")
 STAGE = {"eager": 0, "graph": 1, "v1": 1, "xla": 2, "inductor": 2, "inductor-batched": 2, "cudagraph": 2}
-BESIDE = {"v1": -0.22, "inductor-batched": 0.12, "cudagraph": -0.12}  # executions beside a framework's line
+BESIDE = {"v1": -0.1, "inductor-batched": 0.1, "cudagraph": -0.1}  # executions beside a framework's line
 TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4)
 EFFECTS = {
     REMOVES: "removed",
@@ -120,9 +120,7 @@ def _draw(frame: pd.DataFrame, margin: float, path: Path) -> None:
     """Draw a panel for each workload and pass: the gap from eager to compiled, a line for each framework."""
     from matplotlib.figure import Figure
 
-    places = list(
-        frame[["workload", "pass"]].drop_duplicates().sort_values(["workload", "pass"]).itertuples(index=False)
-    )
+    places = sorted(set(zip(frame.workload, frame["pass"], strict=True)))
     columns = min(3, len(places))
     rows = -(-len(places) // columns)
     figure = Figure(figsize=(4.0 * columns, 3.3 * rows), layout="constrained")
@@ -136,7 +134,7 @@ def _draw(frame: pd.DataFrame, margin: float, path: Path) -> None:
         axes.axhline(1, color="black", linewidth=0.8)
         _draw_lines(axes, frame[(frame.workload == workload) & (frame["pass"] == pass_)])
         axes.set_xticks(range(len(STAGES)), STAGES)
-        axes.set_xlim(-0.3, len(STAGES) - 0.1)
+        axes.set_xlim(-0.3, len(STAGES) + 0.25)
         axes.set_title(f"{workload} {pass_}", loc="left", fontweight="bold")
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axes.set_yticks([], minor=True)
@@ -159,24 +157,20 @@ def _draw_lines(axes: Any, gaps: pd.DataFrame) -> None:
             x, error = _stage(row["execution"]), [[row["ratio"] - row["ci_low"]], [row["ci_high"] - row["ratio"]]]
             mark = EXECUTION_MARKS.get(row["execution"], "P")
             axes.errorbar(x, row["ratio"], yerr=error, fmt=mark, color=colour, markersize=5, elinewidth=0.8)
-            if row["execution"] in BESIDE:
-                axes.annotate(row["execution"], (x, row["ratio"]), (4, 4), textcoords="offset points", **_small(colour))
-        if len(line):
-            last = line.iloc[-1]
-            name = f"{FRAMEWORKS.get(framework, framework)} {last.execution}"
-            labels.append((float(np.log(last.ratio)), _stage(last.execution), name, colour))
-    gap = float(np.diff(np.log(axes.get_ylim()))[0]) / 16
-    for height, (_, x, name, colour) in zip(spread([label[0] for label in labels], gap), labels, strict=True):
-        axes.text(x + 0.08, np.exp(height), name, va="center", **_small(colour))
+            if row["execution"] in BESIDE or row["execution"] == line.execution.iloc[-1]:
+                name = f"{FRAMEWORKS.get(framework, framework)} {row['execution']}"
+                labels.append((round(x), float(np.log(row["ratio"])), name, colour))
+    gap = float(np.diff(np.log(axes.get_ylim()))[0]) / 17
+    for stage in range(len(STAGES)):
+        beside = [label for label in labels if label[0] == stage]
+        for height, (_, _, name, colour) in zip(spread([label[1] for label in beside], gap), beside, strict=True):
+            style = {"ha": "left" if stage != 1 else "right", "va": "center", "color": colour, "fontsize": 7.5}
+            axes.text(stage + (0.16 if stage != 1 else -0.16), np.exp(height), name, **style)
 
 
 def _stage(execution: str) -> float:
     """Return an execution's place on the axis from eager to compiled."""
     return STAGE.get(execution, len(STAGES) - 1) + BESIDE.get(execution, 0.0)
-
-
-def _small(colour: str) -> dict[str, Any]:
-    return {"color": colour, "fontsize": 7.5}
 
 
 def spread(heights: list[float], gap: float) -> list[float]:

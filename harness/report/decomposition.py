@@ -15,7 +15,7 @@ from harness.analysis.tables import Tables
 from harness.report.causes import format_by_form
 from harness.report.figures import Figures, configuration_name, execution_rank, save_figure
 from harness.report.markdown import FRAMEWORKS, Row, bold_interval, pluralize, table
-from harness.study.parts import BATCHED
+from harness.study.parts import BATCHED, LOOPS
 
 FIGURE = "steps"
 SHOWN = 10  # gaps on the first page
@@ -29,6 +29,7 @@ STEPS = {  # a step's forms -> what is changed in it
 }
 COLOURS = {"out of the loop": "#c0392b", "into one call": "#d08a1d", "into one product": "#2c6fbb"}
 OTHER = "#888888"
+PALE = 0.35  # opacity of a step that costs time
 
 
 def section(tables: Tables) -> Row | None:
@@ -49,8 +50,9 @@ def section(tables: Tables) -> Row | None:
 
 
 def counted_forms(tables: Tables) -> list[str]:
-    """Return the forms of which any program was counted."""
-    return [form for form in FORMS if (tables.evidence.projection == form).any()]
+    """Return the forms of which any program with a loop of ours was counted."""
+    evidence = tables.evidence[tables.evidence.recurrence.isin(LOOPS)]
+    return [form for form in FORMS if (evidence.projection == form).any()]
 
 
 def users_steps(tables: Tables) -> pd.DataFrame:
@@ -104,13 +106,12 @@ def _table(tables: Tables, rows: list[Row]) -> str:
             bold_interval(step["ratio"], step["ci_low"], step["ci_high"]) if (step := row["steps"].get(pair)) else "–"
             for pair in pairs
         ]
-        counts = [
-            format_by_form(forms, column, lambda number: f"{number:g}", names) for column in ("products", "kernels")
-        ]
+        counts = [format_by_form(forms, column, "{:g}".format, names) for column in ("products", "kernels")]
         label = f"{configuration_name(row)}, {row['workload']} {row['pass']}"
         lines.append([label, f"{row['gap']:.2f}", *steps, *counts])
     titles = [f"{STEPS[pair]}: {' / '.join(pair)}" for pair in pairs]
-    return table(["", "gap", *titles, "products of each form", "kernels of each form"], lines)
+    counted = [f"{what}: {' · '.join(names)}" for what in ("products", "kernels")]
+    return table(["", "gap", *titles, *counted], lines)
 
 
 def drawings(tables: Tables) -> Figures:
@@ -138,10 +139,15 @@ def _draw(frame: pd.DataFrame, path: Path) -> None:
         axes.set_title(" ".join(key), loc="left", fontweight="bold")
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    used = [name for name in COLOURS if any(STEPS[pair] == name for pair in zip(frame.form, frame.next_form))]
+    steps = {STEPS[pair] for pair in zip(frame.form, frame.next_form, strict=True)}
+    used = [name for name in COLOURS if name in steps]
     handles = [Patch(color=COLOURS[name], label=name) for name in used]
-    figure.supxlabel("time over batched, log scale: each bar goes from one form's to the next one's, until 1 is left")
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    handles += [
+        Patch(color=OTHER, label="no form between"),
+        Patch(color=OTHER, alpha=PALE, label="a step that costs time"),
+    ]
+    title = "time over batched, log scale: each bar goes from one form's time to the next one's, until 1 is left"
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, title=title)
     save_figure(figure, path)
 
 
@@ -169,15 +175,17 @@ def _draw_panel(axes: Any, part: pd.DataFrame, names: list[str]) -> None:
             end = level / row["ratio"]
             middle = y + 0.56 * ((lane + 0.5) / len(rows) - 0.5)
             colour = COLOURS.get(STEPS[row["form"], row["next_form"]], OTHER)
-            axes.barh(middle, level - end, left=end, height=0.56 / len(rows), color=colour)
-            if not np.isnan(row["ci_low"]):  # the step's own interval, where its bar ends
+            alpha = PALE if row["ratio"] < 1 else 1.0
+            axes.barh(middle, level - end, left=end, height=0.56 / len(rows), color=colour, alpha=alpha)
+            if not np.isnan(row["ci_low"]):  # the step's own interval, around where its bar begins
                 limits = [end * row["ci_low"], end * row["ci_high"]]
                 axes.plot(limits, [middle, middle], color="black", linewidth=0.6)
             level = end
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     ticks = [0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 4]
-    low, high = axes.get_xlim()
+    low, high = min(0.95, axes.get_xlim()[0]), axes.get_xlim()[1]
+    axes.set_xlim(low, high)
     axes.set_xticks([tick for tick in ticks if low <= tick <= high], [f"{t:g}" for t in ticks if low <= t <= high])
     axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(names)), names)

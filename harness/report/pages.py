@@ -1,4 +1,4 @@
-"""The pages of a report: the first, which answers, and an appendix of the complete tables, each on a page of its own."""
+"""The pages of a report: the first, which answers, and those of the appendix, which have the complete tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -75,7 +75,7 @@ def _draw_memory(pairs: pd.DataFrame, path: Path) -> None:
 def _figure() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5.2), layout="constrained")
+    figure = Figure(figsize=(8.6, 5.2), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -92,6 +92,6 @@ def _scatter(axes: Any, pairs: pd.DataFrame, x: pd.Series, y: pd.Series) -> None
 
 
 def _finish(figure: Any, path: Path) -> None:
-    figure.supxlabel("filled: forward; hollow: training", fontsize=8)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    title = "filled: forward; hollow: training"
+    figure.legend(loc="outside right upper", frameon=False, title=title, fontsize=8, title_fontsize=8)
     save_figure(figure, path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness.analysis.loading import read_tables
 from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine.folders import add_path_to_errors
@@ -15,7 +16,6 @@ from harness.report import (
     figures,
     make_folders,
     no_garbage_collection,
-    read_tables,
     summary,
     write_html,
     write_pages,

@@ -86,9 +86,7 @@ def context(
         "kills": appendix.kill_summary(script_results["kills"]) if script_results["kills"] else "",
         "repeat": appendix.repeat_summary(script_results["repeat"]) if script_results["repeat"] else "",
         "apart": appendix.alternation_bias(script_results["apart"]) if script_results["apart"] else "",
-        "apart_sentence": appendix.alternation_bias(script_results["apart"]).partition("\n")[0].replace("**", "")
-        if script_results["apart"]
-        else "",
+        "apart_sentence": appendix.alternation_sentence(script_results["apart"]) if script_results["apart"] else "",
         "environments": appendix.environments(
             tables.header.environments, {"cpu", *(block.configuration.device for block in tables.blocks)}
         ),

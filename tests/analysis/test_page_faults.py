@@ -59,7 +59,7 @@ def test_an_arm_that_faults_everywhere_is_told_beside_its_ratio_and_is_not_uneve
     assert memory.problems(alike) == []
     text = memory.section_text(alike)
     assert "in 1 of 1 gap" in text
-    assert "0.920 [0.900, 0.940] faster | 0 (0.0%) | 2,005 (15.0%) |  |" in text
+    assert "0.92 [0.90, 0.94] faster | 0 (0.0%) | 2,005 (15.0%) |  |" in text
 
 
 def test_no_faults_are_said_and_older_records_say_nothing():

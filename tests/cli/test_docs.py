@@ -15,10 +15,10 @@ from harness.study import study
 from impls.interface import CELLS, PRECISIONS, PROJECTIONS, RECURRENCES
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARTIFACT.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 README, USAGE = ((ROOT / page).read_text() for page in ("README.md", "docs/usage.md"))
-BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", TEXT, re.S))
+BLOCKS = "\n".join(text for language, text in re.findall(r"```(\w*)\n(.*?)```", TEXT, re.S) if not language)
 COMMANDS = list(dict.fromkeys(re.findall(r"python -m harness ([^`\n]+)", BLOCKS)))
 NAMES_IN_TABLE = {"TensorFlow": "tf", "PyTorch": "torch", "JAX": "jax"}
 

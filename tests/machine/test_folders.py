@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import report
+from harness.analysis import loading
 from harness.cli import app as cli
 from harness.cli import explain, verify
 from harness.errors import UsageError
@@ -188,7 +189,7 @@ def test_a_report_into_a_circle_of_links_is_refused(tmp_path, monkeypatch):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises(UsageError):
         several._check_folders([tmp_path, tmp_path / "circle"], tmp_path / "circle")
-    found = report.read_tables(min((Path(__file__).parents[2] / "reports").glob("*selftest*")))
+    found = loading.read_tables(min((Path(__file__).parents[2] / "reports").glob("*selftest*")))
     monkeypatch.setattr(report, "read_tables", lambda folder: found)
     with pytest.raises(UsageError, match="cannot be written into"):
         report.write(tmp_path, tmp_path / "circle")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import report
+from harness.analysis import loading
 from harness.analysis.tables import Tables
 from harness.cli import app as cli
 from harness.cli import verify
@@ -169,7 +169,7 @@ def test_a_run_counts_the_verification_beside_it_and_verifies_nothing_again(veri
 def test_a_run_without_one_verifies_few_steps_and_says_so(numpy_backend, tmp_path):
     records = session.run(study(processes=1), tmp_path / "run", False, "run")
     assert {record.steps for record in records if record.kind == "check"} == {3}
-    assert "none had both gates at full size" in summary.correctness_summary(report.read_tables(tmp_path / "run"))
+    assert "none had both gates at full size" in summary.correctness_summary(loading.read_tables(tmp_path / "run"))
 
 
 def test_a_run_beside_a_verification_of_other_code_verifies_by_itself(verified, monkeypatch):

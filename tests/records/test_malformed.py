@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from harness import report
+from harness.analysis import loading
 from harness.cli import app as cli
 from harness.cli import verify
 from harness.errors import UsageError
@@ -132,7 +133,7 @@ def test_records(lines, data, tmp_path):
 
 def written(folder):
     """What a report of a folder says; its figures are not drawn."""
-    tables = report.read_tables(folder)
+    tables = loading.read_tables(folder)
     pages = report.make_pages(tables, folder, figures.forest_plots(tables)[0], list(sweeps.drawings(tables)), None)
     return "\n".join(pages.values())
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 
 from harness.analysis.changes import changes
 from harness.analysis.gaps import GAPS
@@ -47,12 +48,19 @@ def test_a_run_without_such_gaps_has_no_such_section():
     assert compiling.drawings(alone) == {}
 
 
-def test_the_figure_has_the_frameworks_with_several_executions(tmp_path):
+def test_the_figure_has_all_frameworks_where_one_has_several_executions(tmp_path):
     draw = compiling.drawings(MADE)["compiling"]
-    assert set(draw.args[0].framework) == {"jax"}
+    assert set(draw.args[0].framework) == {"jax", "torch"}
     draw(tmp_path / "compiling")
     assert (tmp_path / "compiling.png").stat().st_size
     assert (tmp_path / "compiling.svg").stat().st_size
+
+
+def test_labels_are_moved_apart_in_their_order():
+    assert compiling.spread([0.0, 0.01, 0.5], 0.1) == pytest.approx([-0.045, 0.055, 0.5])
+    moved = compiling.spread([0.2, 0.2, 0.2], 0.1)
+    assert sorted(moved)[1] - sorted(moved)[0] == pytest.approx(0.1)
+    assert compiling.spread([], 0.1) == []
 
 
 def test_a_committed_report_has_it_on_page_one():

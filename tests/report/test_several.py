@@ -95,7 +95,7 @@ def files(folder):
 
 def cells(text):
     """Of the side-by-side tables: what is compared, the column and the cell."""
-    for part in re.findall(r"^##+ Side by side: (.*?)(?=^#)", text, re.M | re.S):
+    for part in re.findall(r"^##+ Side by side: (.*?)(?=^#|\Z)", text, re.M | re.S):
         workload, pass_ = re.match(r"(\w+), (\w+) ", part).groups()
         columns, _, *rows = (line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("|"))
         for program, contender, *ratios in rows:

@@ -77,7 +77,7 @@ def test_direction_and_size_are_told_apart():
     assert "in_loop takes longer in 3, shorter in 1, unknown in 1 (the interval holds 1)" in said
     assert "slower in 1, faster in 1, equivalent in 1, inconclusive in 2" in said
     assert ratio(dict(zip(GAPS, tables(BEYOND).gaps.iloc[0], strict=True))).endswith(
-        "[1.030, 1.090] longer, inconclusive"
+        "[1.03, 1.09] longer, inconclusive"
     )
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from harness import report
 from harness.analysis import stats
 from harness.analysis.gaps import GAPS
 from harness.errors import UsageError
@@ -162,7 +161,7 @@ def test_the_report_tells_what_lies_beside_its_records(tmp_path):
     shutil.copy(SELFTEST / FILE, tmp_path)
     (tmp_path / "repeat.json").write_text(json.dumps(found))
     text = written(tmp_path)
-    assert "## Do two runs agree?" in text
+    assert "The same study was measured twice" in text
     assert "| in_loop, per_step | 1 | 1: 100.0% [2.5%, 100.0%] | 0.0% | 1 | 0 |" in text
 
 
@@ -178,7 +177,7 @@ def folders(tmp_path, monkeypatch):
 
     monkeypatch.setattr(repeat.session, "run", run)
     tables = made(gap(0.0))
-    monkeypatch.setattr(report, "read_tables", lambda folder: tables)
+    monkeypatch.setattr(repeat, "read_tables", lambda folder: tables)
     return tmp_path / "first", tmp_path / "second", measured
 
 
