@@ -176,6 +176,7 @@ def _run_arguments(generator: random.Random) -> list[str]:
     options = {
         "--sweep": ("none", *TINY),
         "--no-report": (),
+        "--no-html": (),
         "--quick": (),
         "--rigorous": (),
         "--all": (),

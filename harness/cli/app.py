@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
@@ -17,6 +18,7 @@ from harness.cli.options import (
     InputsFlag,
     LimitFlag,
     MemoryFlag,
+    NoHtmlFlag,
     PassFlag,
     PrecisionFlag,
     ProjectionFlag,
@@ -87,6 +89,7 @@ def run(
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Records only: needs no pandas, scipy or matplotlib, given --processes.")
     ] = False,
+    no_html: NoHtmlFlag = False,
 ) -> None:
     """Measure, verify and report."""
     from harness.study.study import load_study
@@ -103,7 +106,7 @@ def run(
     run_study = apply_limits(load_study(study, preset, flags), budget, unroll_limit)
     if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _is_installed(name)]):
         raise UsageError(f"planning how many processes a gap needs takes {' and '.join(missing)}: give --processes")
-    _run(run_study, out, resume, not no_report)
+    _run(run_study, out, resume, report=not no_report, html=not no_html)
 
 
 @app.command()
@@ -222,6 +225,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The report's folder; by default the run's own.")
     ] = None,
+    no_html: NoHtmlFlag = False,
 ) -> None:
     """Write the report of a run or a training from its records; of several runs, one that compares them."""
     from harness import report as reports
@@ -231,9 +235,9 @@ def report(
     first = folders[0]
     is_training = any(os.path.lexists(first / name) for name in (TRAINING.file, f"{TRAINING.file}.gz"))
     if len(folders) > 1:
-        print(several.write(folders, out))
+        print(several.write(folders, out, not no_html))
     else:
-        print(training.write(first, out) if is_training else reports.write(first, out))
+        print(training.write(first, out) if is_training else reports.write(first, out, not no_html))
 
 
 @app.command(name="list")
@@ -270,14 +274,14 @@ def doctor() -> None:
     raise typer.Exit(doctors.say())
 
 
-def _run(study: "Study", out: Path, resume: bool, report: bool = True) -> None:
+def _run(study: "Study", out: Path, resume: bool, report: bool = True, html: bool = True) -> None:
     """Measure a study into a folder, print the path of its report, and exit: with 1 where anything went wrong."""
     from harness.records.outcome import no_times_reason
     from harness.records.schema import BlockRecord
     from harness.records.store import FILE, budgets, latest_blocks, latest_records
     from harness.run import session as runs
 
-    write = _write_run_report if report else lambda folder: folder / FILE
+    write = partial(_write_run_report, html=html) if report else lambda folder: folder / FILE
     files = ResultFiles(out, FILE, write)
     records, path = _measure_and_report(files, lambda command: runs.run(study, out, resume, command))
     statuses = [arm.status for record in latest_records(records, BlockRecord) for arm in record.arms.values()]
@@ -298,10 +302,10 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _write_run_report(folder: Path) -> Path:
+def _write_run_report(folder: Path, html: bool) -> Path:
     from harness import report as reports
 
-    return reports.write(folder)
+    return reports.write(folder, html=html)
 
 
 class ResultFiles(NamedTuple):

@@ -65,6 +65,7 @@ WeightsFlag = Annotated[str | None, typer.Option("--weights", metavar="FILE", he
 InputsFlag = Annotated[
     str | None, typer.Option("--inputs", metavar="FILE", help="Inputs to use (safetensors): x, target.")
 ]
+NoHtmlFlag = Annotated[bool, typer.Option("--no-html", help="Leave out report.html, the report in one file.")]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from harness.report import (
     summary,
     sweeps,
 )
-from harness.report.pages import APPENDIX, FIRST, Pages, render_pages
+from harness.report.pages import APPENDIX, FIRST, HTML, Pages, render_pages
 
 
 @contextmanager
@@ -42,11 +42,11 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 @no_garbage_collection()
-def write(folder: Path, out: Path | None = None) -> Path:
+def write(folder: Path, out: Path | None = None, html: bool = True) -> Path:
     """Write report.md, appendix/, figures/, the tables and environment.json for the records in `folder`.
 
-    They go into `out` (by default `folder`). Returns the report's path. Raises UsageError if the records cannot be
-    read or `out` cannot be used.
+    With `html`, report.html too. They go into `out` (by default `folder`). Returns the path of report.md. Raises
+    UsageError if the records cannot be read or `out` cannot be used.
     """
     run_tables = read_tables(folder)
     if out and os.path.realpath(out) != os.path.realpath(folder):
@@ -54,7 +54,26 @@ def write(folder: Path, out: Path | None = None) -> Path:
     else:
         folders.check_writable(folder)
     with folders.add_path_to_errors(out or folder):
-        return write_pages(body(run_tables, folder, out or folder), out or folder)
+        return write_report(run_tables, folder, out or folder, html)
+
+
+def write_report(run_tables: Tables, folder: Path, out: Path, html: bool) -> Path:
+    """Write a run's report into `out`, with `html` also as report.html, and return the path of report.md.
+
+    The results of scripts that lie beside the records are read from `folder`.
+    """
+    pages = body(run_tables, folder, out)
+    path = write_pages(pages, out)
+    if html:
+        write_html(pages, out, run_tables)
+    return path
+
+
+def write_html(pages: Pages, out: Path, run_tables: Tables | None = None) -> None:
+    """Write report.html of a report's pages, and of a run's complete tables where there is one run, into `out`."""
+    from harness.report import data_tables, html  # late: a report without HTML needs neither
+
+    html.write(pages, out, data_tables.data_tables(run_tables) if run_tables else ())
 
 
 def make_folders(destinations: list[Path]) -> None:
@@ -110,9 +129,12 @@ def make_pages(
 
 
 def write_pages(pages: Pages, out: Path) -> Path:
-    """Write a report's pages into `out`, remove those that an earlier report had, and return the first one's path."""
-    for page in APPENDIX:
-        (out / page.path).unlink(missing_ok=True)
+    """Write a report's pages into `out`, and return the first one's path.
+
+    The pages and the report.html that an earlier report had are removed.
+    """
+    for name in (HTML, *(page.path for page in APPENDIX)):
+        (out / name).unlink(missing_ok=True)
     for name, text in pages.items():
         (out / name).parent.mkdir(exist_ok=True)
         write_markdown(text, out, name)

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from harness.report.markdown import Row
 
 FIRST = "report.md"
+HTML = "report.html"  # all pages in one file
 PROBLEMS = 12  # lines of what went wrong that are on the first page
 Pages = dict[str, str]  # path in the report's folder -> text
 

@@ -12,17 +12,17 @@ from harness.analysis.tables import Tables
 from harness.errors import UsageError
 from harness.machine.folders import add_path_to_errors
 from harness.report import (
-    body,
     comparison,
     figures,
     make_folders,
     no_garbage_collection,
     summary,
-    write_markdown,
+    write_html,
     write_pages,
+    write_report,
 )
 from harness.report.markdown import sizes, table
-from harness.report.pages import render
+from harness.report.pages import FIRST, render
 from harness.study.study import first_duplicate, slugify
 
 UNHELPFUL = ("", "latest", "run", "runs", "out", "report", "reports", "figures")  # as a run's label
@@ -42,11 +42,12 @@ Runs = dict[str, MeasuredRun]  # by label, sorted by label
 
 
 @no_garbage_collection()
-def write(folders: list[Path], out: Path | None) -> Path:
+def write(folders: list[Path], out: Path | None, html: bool = True) -> Path:
     """Write report.md of several runs into `out`, and each run's own report into `out` / its label.
 
-    Returns the path of the report of all. Nothing is changed in `folders`. Raises UsageError on records that cannot be
-    read, on a folder that is given twice, and on an `out` that is None or cannot be created.
+    With `html` each folder has its report.html, and that of all leads to those of the runs. Returns the path of the
+    report.md of all. Nothing is changed in `folders`. Raises UsageError on records that cannot be read, on a folder
+    that is given twice, and on an `out` that is None or cannot be created.
     """
     if out is None:
         raise UsageError("a report of several runs needs a folder of its own: give --out")
@@ -65,8 +66,12 @@ def write(folders: list[Path], out: Path | None) -> Path:
             with figures.draw_in_background(drawings, out / "figures"):
                 pass
         for label, run in runs.items():
-            write_pages(body(run.tables, run.folder, out / label), out / label)
-        return write_markdown(render("several.md.j2", variables), out)
+            write_report(run.tables, run.folder, out / label, html)
+        pages = {FIRST: render("several.md.j2", variables)}
+        path = write_pages(pages, out)
+        if html:
+            write_html(pages, out)
+        return path
 
 
 def _check_folders(folders: list[Path], out: Path) -> None:

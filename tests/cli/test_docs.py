@@ -26,7 +26,7 @@ NAMES_IN_TABLE = {"TensorFlow": "tf", "PyTorch": "torch", "JAX": "jax"}
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command, tmp_path, monkeypatch):
     """Down to the study it makes; what it would then do is tested elsewhere."""
-    monkeypatch.setattr(cli, "_run", lambda study, out, resume, report=True: None)
+    monkeypatch.setattr(cli, "_run", lambda study, out, resume, report=True, html=True: None)
     name, *arguments = shlex.split(command)
     app = typer.main.get_command(cli.app).commands[name]
     context = app.make_context(name, arguments)

@@ -41,7 +41,7 @@ def test_a_committed_report_is_what_its_records_give(folder, tmp_path, monkeypat
     for name in kept:
         if (REPORTS / folder / name).exists():
             shutil.copy(REPORTS / folder / name, tmp_path / "again")
-    report.write(tmp_path / "again")
+    report.write(tmp_path / "again", html=False)
     made = {file.name for file in (REPORTS / folder).glob("*.csv")} - {"idiomatic.csv"}
     assert made >= {"gaps.csv", "contrasts.csv", "times.csv", "identity.csv", "evidence.csv"}
     pages = {str(page.relative_to(REPORTS / folder)) for page in (REPORTS / folder).glob("appendix/*.md")}

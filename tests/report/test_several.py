@@ -167,6 +167,20 @@ def test_links_lead_to_what_is_there(out):
                 assert (page.parent / link).with_suffix(".svg").stat().st_size
 
 
+def test_the_one_file_of_all_leads_to_that_of_each(out):
+    links = re.findall(r'<a href="([^"#]+)"', (out / "report.html").read_text())
+    assert links == [f"{label}/report.html" for label in (CPU, GPU, SELFTEST)]
+    for link in links:
+        assert (out / link).stat().st_size
+
+
+def test_the_one_files_are_left_out_where_that_is_asked(runs, tmp_path):
+    for html in (True, False):
+        several.write([runs[CPU], runs[GPU]], tmp_path / "out", html)
+        made = {str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("*.html")}
+        assert made == ({"report.html", f"{CPU}/report.html", f"{GPU}/report.html"} if html else set())
+
+
 def test_the_report_of_all_has_a_page_of_its_own(text):
     headings = [line for line in text.splitlines() if re.match("#+ ", line)]
     assert [h for h in headings if h.startswith("# ")] == ["# Projecting per step against projecting once: 3 runs"]
@@ -184,7 +198,7 @@ def test_each_machine_is_answered_for_and_described(text):
 @pytest.fixture
 def without_bodies(monkeypatch):
     """Nothing is drawn or told of a run by itself."""
-    monkeypatch.setattr(several, "body", lambda *given: {"report.md": "# Its own report\n"})
+    monkeypatch.setattr(several, "write_report", lambda *given: None)
 
 
 def test_other_code_is_said_and_the_same_study_too(runs, text, tmp_path, without_bodies):
@@ -383,11 +397,12 @@ def test_what_can_not_be_had_is_refused_in_a_sentence(some, arguments, why, caps
 
 def test_the_command_line_takes_one_folder_or_several(monkeypatch, capsys):
     monkeypatch.setattr(report, "write", lambda *given: ("one", *map(str, given)))
-    monkeypatch.setattr(several, "write", lambda folders, out: ("several", *map(str, [*folders, out])))
+    monkeypatch.setattr(several, "write", lambda folders, *given: ("several", *map(str, [*folders, *given])))
     for arguments, said in [
-        (["a"], ("one", "a", "None")),
-        (["a", "--out", "o"], ("one", "a", "o")),
-        (["a", "b", "--out", "o"], ("several", "a", "b", "o")),
+        (["a"], ("one", "a", "None", "True")),
+        (["a", "--out", "o", "--no-html"], ("one", "a", "o", "False")),
+        (["a", "b", "--out", "o"], ("several", "a", "b", "o", "True")),
+        (["a", "b", "--out", "o", "--no-html"], ("several", "a", "b", "o", "False")),
     ]:
         monkeypatch.setattr("sys.argv", ["harness", "report", *arguments])
         with pytest.raises(SystemExit) as left:
