@@ -55,6 +55,7 @@ EVIDENCE = [
     *CONFIG, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
+LIBRARY = ["library", "library_proof"]  # further columns of the evidence, which older records have nothing for
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
 CSV: dict[str, Any] = {
@@ -214,7 +215,8 @@ def _evidence(counted_arms: list[CountedArm]) -> pd.DataFrame:
         _cell_columns(record) | parse_arm_name(name) | _evidence_row(record, name, evidence)
         for record, name, evidence in counted_arms
     ]
-    frame = pd.DataFrame(rows, columns=EVIDENCE)
+    states_library = any(evidence.libraries or "libraries" in evidence.missing for _, _, evidence in counted_arms)
+    frame = pd.DataFrame(rows, columns=[*EVIDENCE, *LIBRARY] if states_library else EVIDENCE)
     try:
         frame[COUNTS] = frame[COUNTS].astype("Int64")
     except (OverflowError, TypeError):
@@ -272,6 +274,8 @@ def _evidence_row(record: BlockRecord, name: str, evidence: Evidence) -> dict[st
         "device_kinds": "; ".join(f"{count}×{kind}" for kind, count in trace.kinds(device_kernels).items()),
         "graph_launches": evidence.graph_launches,
         "missing": "; ".join(f"{item}: {reason}" for item, reason in missing.items()),
+        "library": "; ".join(f"{count}×{library}" for library, count in sorted(evidence.libraries.items())),
+        "library_proof": "; ".join(f"{library}: {text}" for library, text in sorted(evidence.library_proof.items())),
     }
 
 

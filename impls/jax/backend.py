@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from impls import hlo, trace
+from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
     Data,
@@ -147,7 +147,9 @@ class Backend:
         from impls.jax import evidence
 
         result, texts = self._counted(program, run, inputs)
+        libraries.close(result)
         if self.gpu:
+            libraries.on_gpu(result)
             trace.profile(result, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
         return result, texts
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impls import hlo, trace
+from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
     PROJECTIONS,
@@ -26,6 +26,7 @@ from impls.interface import (
     prove_counting,
     require_layer,
 )
+from impls.tf.products import VerboseProcess
 
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
 EAGER_LOOP = "nobody writes an eager tf.while_loop"
@@ -53,6 +54,7 @@ class Backend:
     def __init__(self) -> None:
         self.functions: list[Any] = []
         self.graphs: list[Any] = []  # graphs of sessions
+        self.prober = VerboseProcess()
         self.programs: dict[Any, Any] = {}  # callable that `prepare` returned -> the function or session behind it
 
     def environment(self, settings: Settings) -> dict[str, str]:
@@ -93,6 +95,7 @@ class Backend:
         self.tf, self.model, self.threads = tf, model, settings.threads
         tf.get_logger().setLevel("ERROR")  # it warns of retracing when many functions share a name, as they do here
         self.gpu = settings.device == "gpu"
+        self.number = {"bf16": "bfloat16", "fp64": "float64"}.get(settings.precision, "float32")
         self.device = "/GPU:0" if self.gpu else "/CPU:0"
         self.dtype = tf.bfloat16 if settings.precision == "bf16" else None
         if settings.precision != "as_shipped":
@@ -217,6 +220,7 @@ class Backend:
 
         result, texts = self._counted(program, run, inputs)
         if self.gpu:
+            libraries.on_gpu(result)
             result.temp_bytes = self._peak_bytes(lambda: run(*inputs))
             result.missing.pop("temp_bytes", None)
             trace.profile(result, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
@@ -235,20 +239,21 @@ class Backend:
     def _counted(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.tf import evidence
 
-        function = self.programs[run]
+        function, prober = self.programs[run], None if self.gpu else evidence.Prober(self.prober, self.number)
         arguments = inputs if program.pass_ == "train" else inputs[:1]
         if program.execution == "eager":
-            return evidence.of_call(lambda: self.wait(run(*inputs)))
+            return evidence.of_call(lambda: self.wait(run(*inputs)), prober)
         if program.execution == ORIGINAL:
             traces = [function.traced(*arguments) for _ in range(TRACES)]
-            return evidence.of_traces(traces, function.variables())
+            return evidence.of_traces(traces, function.variables(), prober)
         graph = function.get_concrete_function(*arguments).graph
         if program.execution == "graph":
-            return evidence.of_graph(graph)
+            return evidence.of_graph(graph, prober)
         text = function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
         loops, written, missing = evidence.before_xla(graph)
         result = hlo.evidence(text, loops)
         result.written = written
+        libraries.close(result)
         result.missing |= missing | {"temp_bytes": evidence.NO_XLA_MEMORY}
         return result, {"optimised.hlo": text}
 

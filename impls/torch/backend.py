@@ -225,6 +225,7 @@ class Backend:
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
         result, text = evidence.of_call(lambda: call(run), self.device == "cuda")
+        evidence.add_libraries(result, lambda: call(run), self.device == "cuda")
         uncompiled = self.uncompiled.get(program)
         if uncompiled and any(1 in array.shape for array in (inputs[0], *uncompiled.w)):
             try:
