@@ -208,8 +208,11 @@ class Backend(Protocol):
         Each process proves that the counter works (`prove_counting`), when it is opened or before it first compiles.
         """
 
-    def product(self, size: int) -> Callable[[], None]:
-        """Return a blocking float32 product [size, size], used to prove the thread count and to measure its rate."""
+    def product(self, rows: int, inner: int, columns: int, execution: str = "") -> Callable[[], None]:
+        """Return a blocking float32 product [rows, inner] x [inner, columns], as an execution runs one.
+
+        Without an execution it is the framework's product by itself, which proves the thread count.
+        """
 
     def scale(self, count: int) -> Callable[[], None]:
         """Return a blocking call that writes twice a float32 array [count] (STREAM's scale), for memory bandwidth."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import attribution, changes, frameworks, gaps, page_faults, steps
+from harness.analysis import attribution, changes, frameworks, gaps, page_faults, rates, steps
 from harness.analysis.gaps import ARM, block_key, parse_arm_name
 from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
@@ -74,6 +74,7 @@ WHERE_THERE_ARE = (
     "slopes",
     "scores",
     "prototypes",
+    "rates",
 )
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 CountedArm = tuple[BlockRecord, str, Evidence]  # an arm whose calls were counted: its record, its name, the counts
@@ -130,6 +131,7 @@ class Tables:
         counted_arms = list(_first_counted_arms(self.blocks))
         self.evidence = _evidence(counted_arms)
         self.variables = _variables(counted_arms)
+        self.rates = rates.rates(self.blocks, self.study)
 
     def _whole_times(self) -> pd.DataFrame:
         """Return the times of the study's workloads, without those of the sweep's points."""

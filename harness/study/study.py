@@ -112,6 +112,12 @@ class Workload(BaseModel):
             "target": (self.T, self.B, self.O),
         }
 
+    @property
+    def products(self) -> tuple[tuple[int, int, int], ...]:
+        """Return rows, inner and columns of three products: a step's recurrent one, and projecting one step and all."""
+        width = len(GATES[self.cell]) * self.H
+        return (self.B, self.H, width), (self.B, self.H, self.O), (self.T * self.B, self.H, self.O)
+
 
 NAMED = {
     w.name: w

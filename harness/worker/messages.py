@@ -33,12 +33,17 @@ class FactsAnswer(Model):
 
 
 class OpenRequest(Model):
-    """Asks to open the framework: with `rate` also to measure its peak rates, with `prove` to prove its threads."""
+    """Asks to open the framework: with `rate` also to measure its peak rates, with `prove` to prove its threads.
+
+    `products`: shapes (rows, inner, columns) whose products are also measured with the rates, in the `execution`.
+    """
 
     kind: Literal["open"] = "open"
     settings: Settings
     prove: bool
     rate: bool
+    execution: str = ""
+    products: tuple[tuple[int, int, int], ...] = ()
 
 
 class OpenAnswer(Model):

@@ -171,10 +171,11 @@ class Backend:
     def compilations(self) -> int:
         return self.compiled
 
-    def product(self, size: int) -> Callable[[], None]:
-        a = self.jnp.ones((size, size), "float32")
-        multiply = self.jax.jit(lambda a: a @ a)
-        return lambda: self.wait(multiply(a))
+    def product(self, rows: int, inner: int, columns: int, execution: str = "") -> Callable[[], None]:
+        """Return a product; compiled, in eager too, where JAX would compile the same and then first calls find it."""
+        a, b = self.jnp.ones((rows, inner), "float32"), self.jnp.ones((inner, columns), "float32")
+        multiply = self.jax.jit(lambda a, b: a @ b)
+        return lambda: self.wait(multiply(a, b))
 
     def scale(self, count: int) -> Callable[[], None]:
         a = self.jnp.ones(count, "float32")

@@ -273,9 +273,14 @@ class Backend:
         with self.graphs[-1].as_default():
             self.tf.zeros(())
 
-    def product(self, size: int) -> Callable[[], None]:
-        a = self.tf.ones((size, size))
-        return lambda: self.wait(self.tf.matmul(a, a))
+    def product(self, rows: int, inner: int, columns: int, execution: str = "") -> Callable[[], None]:
+        """Return a product; that of a graph stands for v1, whose session runs the same operations."""
+        a, b, multiply = self.tf.ones((rows, inner)), self.tf.ones((inner, columns)), self.tf.matmul
+        if execution in ("graph", "xla", ORIGINAL):
+            multiply = self.tf.function(
+                lambda a, b: self.tf.matmul(a, b), jit_compile=execution == "xla", autograph=False
+            )
+        return lambda: self.wait(multiply(a, b))
 
     def scale(self, count: int) -> Callable[[], None]:
         a, two = self.tf.ones(count), self.tf.constant(2.0)
