@@ -1,0 +1,91 @@
+"""Which library multiplies in each framework and execution, what proves it, and at what rate."""
+
+import re
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis.tables import LIBRARY, Tables
+from harness.report.figures import execution_rank
+from harness.report.markdown import execution_name, pluralize, table
+from harness.study.configuration import CONFIG
+from harness.study.study import Workload
+
+SHOWN = ("vocab", "book")  # workloads; where a run has neither, its first ones
+MOST = 2  # workloads shown
+NAME = re.compile(r"(\d+)×(\S+)")
+NOT_KNOWN = "not known"
+Shape = tuple[int, int, int]
+
+
+def section(tables: Tables) -> str:
+    """Return a table with a row for each configuration, the first thread count first; "" if nothing is known.
+
+    For each workload and both shapes of its projection (a step's [B, H] x [H, O] and all steps' [T*B, H] x [H, O]) it
+    has the library, the rate and the rate's share of the best that any framework reached with as many threads.
+    """
+    states_library = LIBRARY[0] in tables.evidence and (tables.evidence[LIBRARY[0]] != "").any()
+    if not states_library and tables.rates.empty:
+        return ""
+    workloads = _shown_workloads(tables)
+    columns = [f"{w.name} [{shape[0]}×{shape[1]}×{shape[2]}]" for w in workloads for shape in _shapes(w)]
+    evidence = tables.evidence if states_library else tables.evidence.assign(**dict.fromkeys(LIBRARY, ""))
+    configurations = pd.concat([evidence[CONFIG], tables.rates[CONFIG]]).drop_duplicates().to_dict("records")
+    rows = []
+    for place in sorted(
+        configurations, key=lambda c: (c["threads"], execution_rank(c["execution"]), *map(str, c.values()))
+    ):
+        programs, rates = (_rows_of(frame, place) for frame in (evidence, tables.rates))
+        cells = [_cell(programs, rates, w, shape) for w in workloads for shape in _shapes(w)]
+        name = execution_name(place["framework"], place["execution"], place["device"], place["precision"])
+        rows.append([f"{name}, {pluralize(place['threads'], 'thread')}", *cells, _proofs(programs)])
+    return table(["", *columns, "shown by"], rows)
+
+
+def _shown_workloads(tables: Tables) -> list[Workload]:
+    by_name = {workload.name: workload for workload in tables.study.workloads}
+    return [by_name[name] for name in SHOWN if name in by_name] or list(by_name.values())[:MOST]
+
+
+def _shapes(workload: Workload) -> tuple[Shape, ...]:
+    """Return rows, inner and columns of projecting one step and all steps."""
+    return workload.products[1:]
+
+
+def _rows_of(frame: pd.DataFrame, place: dict[Any, Any]) -> pd.DataFrame:
+    return frame[(frame[CONFIG] == pd.Series(place)[CONFIG]).all(axis=1)]
+
+
+def _cell(programs: pd.DataFrame, rates: pd.DataFrame, workload: Workload, shape: Shape) -> str:
+    """Return the library of a product, its rate, and the rate's share of the best."""
+    of_shape = (rates[["rows", "inner", "columns"]] == list(shape)).all(axis=1)
+    measured = rates[(rates.workload == workload.name) & of_shape]
+    library = libraries_of(programs[programs.workload == workload.name], shape)
+    if measured.empty:
+        return f"{library}, –"
+    row = measured.iloc[0]
+    return f"{library}, {row.gflops:.3g} GFLOP/s ({row.share_of_best:.0%})"
+
+
+def libraries_of(programs: pd.DataFrame, shape: Shape) -> str:
+    """Return the library of a product: the one that all programs with products of that shape have.
+
+    Where they leave several, it is one of these. A program of which some products' library is missing tells nothing.
+    """
+    text = f"[{'×'.join(map(str, shape))}]"
+    left: set[str] | None = None
+    for row in programs.to_dict("records"):
+        is_whole = row["library"] and "libraries:" not in row["missing"]
+        if is_whole and any(product.partition("×")[2] == text for product in row["shapes"].split("; ")):
+            names = {name for _, name in NAME.findall(row["library"].replace(";", ""))}
+            left = names if left is None else left & names
+    return " or ".join(sorted(left)) if left else NOT_KNOWN
+
+
+def _proofs(programs: pd.DataFrame) -> str:
+    """Return the first text that shows each library of a configuration's programs."""
+    texts: dict[str, str] = {}
+    for proof in programs.library_proof:
+        for library, text in re.findall(r"(\w+): (.*?)(?=; \w+: |$)", proof):
+            texts.setdefault(library, text)
+    return "; ".join(f"{library}: `{text}`" for library, text in sorted(texts.items())) or NOT_KNOWN
