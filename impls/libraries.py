@@ -18,6 +18,7 @@ LINES = (  # library, and the lines that it prints of products, and of layers ma
     (MKL, re.compile(r"^MKL_VERBOSE (?P<call>[SDCZ]\w*(?:GEMM|GEMV|DOT)\w*\(.*?\))")),
     (ONEDNN, re.compile(r"^(?:onednn|dnnl)_verbose,.*\bexec,cpu,(?P<call>(?:gemm_api|matmul|inner_product|rnn),.*),")),
 )
+PLAIN = (EIGEN, XLA)  # what is left to multiply where all other libraries were taken out
 SHOWN = 120  # characters of a proof
 ON_GPU = "on a GPU the names of its kernels say it"
 NOT_FOUND = "no means to find it is known for this framework"

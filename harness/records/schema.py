@@ -28,7 +28,7 @@ from impls.evidence import Evidence
 Nanoseconds = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NOT_STATED = {"memory": "default", "budget_s": None}  # settings that older records do not state, as they were then
+NOT_STATED = {"memory": "default", "library": "as_shipped", "budget_s": None}  # settings that older records lack
 
 
 def _check_samples(values: Any) -> Any:

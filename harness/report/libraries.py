@@ -5,11 +5,13 @@ from typing import Any
 
 import pandas as pd
 
+from harness.analysis.gaps import ENGINE
 from harness.analysis.tables import LIBRARY, Tables
 from harness.report.figures import execution_rank
 from harness.report.markdown import execution_name, pluralize, table
 from harness.study.configuration import CONFIG
 from harness.study.study import Workload
+from impls.libraries import PLAIN
 
 SHOWN = ("vocab", "book")  # workloads; where a run has neither, its first ones
 MOST = 2  # workloads shown
@@ -40,6 +42,27 @@ def section(tables: Tables) -> str:
         name = execution_name(place["framework"], place["execution"], place["device"], place["precision"])
         rows.append([f"{name}, {pluralize(place['threads'], 'thread')}", *cells, _proofs(programs)])
     return table(["", *columns, "shown by"], rows)
+
+
+def problems(tables: Tables) -> list[str]:
+    """Return where `plain` took nothing out, one line for each framework and execution; none as shipped."""
+    if tables.study.library != "plain":
+        return []
+    lines = []
+    states_library = LIBRARY[0] in tables.evidence
+    for (framework, execution, device, precision), programs in tables.evidence.groupby(ENGINE, sort=True):
+        shown = {name for text in programs[LIBRARY[0]] for name in _names(text)} if states_library else set()
+        name = execution_name(framework, execution, device, precision)
+        if others := sorted(shown - set(PLAIN)):
+            lines.append(f"library plain did not take effect: {name} still multiplies with {' and '.join(others)}")
+        elif not shown and (programs.products != 0).any():
+            lines.append(f"library plain: nothing shows whether it took effect in {name}")
+    return lines
+
+
+def _names(text: str) -> list[str]:
+    """Return the libraries of a program, as the column `library` writes them: 3×MKL; 2×oneDNN."""
+    return [name for _, name in NAME.findall(text.replace(";", ""))]
 
 
 def _shown_workloads(tables: Tables) -> list[Workload]:
@@ -77,7 +100,7 @@ def libraries_of(programs: pd.DataFrame, shape: Shape) -> str:
     for row in programs.to_dict("records"):
         is_whole = row["library"] and "libraries:" not in row["missing"]
         if is_whole and any(product.partition("×")[2] == text for product in row["shapes"].split("; ")):
-            names = {name for _, name in NAME.findall(row["library"].replace(";", ""))}
+            names = set(_names(row["library"]))
             left = names if left is None else left & names
     return " or ".join(sorted(left)) if left else NOT_KNOWN
 

@@ -102,7 +102,9 @@ def facts(name: str, backend: Backend, request: FactsRequest) -> Framework:
     If the framework is not installed or does not start, its `missing` holds the reason instead.
     """
     environments = [
-        WorkerEnvironment(device, threads, backend.environment(Settings(device, threads, "fp32", request.cache)))
+        WorkerEnvironment(
+            device, threads, backend.environment(Settings(device, threads, "fp32", request.cache, request.library))
+        )
         for device in request.devices
         for threads in request.threads
     ]

@@ -16,13 +16,14 @@ from impls.interface import Arm, Settings
 class FactsRequest(Model):
     """Asks for the framework's facts about itself, and for the environments of its workers.
 
-    `cache` stands for the folder of the compilation caches, which is not known yet.
+    `cache` stands for the folder of the compilation caches, which is not known yet. `library`: the study's.
     """
 
     kind: Literal["facts"] = "facts"
     threads: list[int]
     devices: list[str]
     cache: str
+    library: str = "as_shipped"
 
 
 class FactsAnswer(Model):

@@ -46,7 +46,7 @@ class Backend:
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = {private.THREADS: str(settings.threads)} | ({"TMPDIR": settings.cache} if settings.cache else {})
         if settings.device == "cpu":
-            return threads | {"JAX_PLATFORMS": "cpu"}
+            return threads | {"JAX_PLATFORMS": "cpu"} | (private.PLAIN if settings.library == "plain" else {})
         # Workers that verify run side by side: none may reserve most of the GPU's memory in advance.
         return threads | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 

@@ -26,6 +26,7 @@ from impls.interface import (
     prove_counting,
     require_layer,
 )
+from impls.tf import private
 from impls.tf.products import VerboseProcess
 
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
@@ -61,16 +62,21 @@ class Backend:
         threads = str(settings.threads)
         flags = f"--tf_xla_persistent_cache_directory={settings.cache}"  # split at blanks: a cache's path has none
         cache = {"TF_XLA_FLAGS": flags, "TMPDIR": settings.cache} if settings.cache else {}
-        return {
-            "TF_NUM_INTRAOP_THREADS": threads,
-            "TF_NUM_INTEROP_THREADS": threads,
-            "OMP_NUM_THREADS": threads,
-            "PJRT_NPROC": threads,
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            "KERAS_BACKEND": "tensorflow",
-            "CUDA_VISIBLE_DEVICES": {"cpu": "-1", "gpu": "0"}[settings.device],
-            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run side by side
-        } | cache
+        plain = private.PLAIN if settings.library == "plain" else {}
+        return (
+            {
+                "TF_NUM_INTRAOP_THREADS": threads,
+                "TF_NUM_INTEROP_THREADS": threads,
+                "OMP_NUM_THREADS": threads,
+                "PJRT_NPROC": threads,
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                "KERAS_BACKEND": "tensorflow",
+                "CUDA_VISIBLE_DEVICES": {"cpu": "-1", "gpu": "0"}[settings.device],
+                "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run side by side
+            }
+            | cache
+            | plain
+        )
 
     def facts(self) -> Facts:
         import keras

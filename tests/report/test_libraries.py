@@ -26,13 +26,13 @@ def program(shapes, library, **other):
     return PLACE | {"shapes": shapes, "library": library, "library_proof": PROOF, "missing": ""} | other
 
 
-def tables(programs, rates=()):
+def tables(programs, rates=(), library="as_shipped"):
     columns = [*EVIDENCE, *LIBRARY] if any("library" in row for row in programs) else EVIDENCE
     place = ("tf", "eager", "cpu", 1, "fp32", "book")
     return SimpleNamespace(
         evidence=pd.DataFrame(programs, columns=columns),
         rates=pd.DataFrame([(*place, *row) for row in rates], columns=RATES),
-        study=SimpleNamespace(workloads=[W]),
+        study=SimpleNamespace(workloads=[W], library=library),
     )
 
 
@@ -73,3 +73,16 @@ def test_the_first_thread_count_comes_first():
 def test_older_records_have_no_table():
     assert libraries.section(tables([PLACE | {"shapes": "1×[1000×100×1]", "missing": ""}])) == ""
     assert libraries.section(tables([program("1×[1000×100×1]", "")])) == ""
+
+
+def test_plain_is_said_not_to_have_taken_effect_where_another_library_still_multiplies():
+    programs = [
+        program("1×[1000×100×1]", "1×Eigen", products=1),
+        program("1×[1000×100×1]", "2×Eigen; 1×MKL", products=3, framework="torch"),
+        program("1×[1000×100×1]", "", products=1, framework="numpy"),
+    ]
+    assert libraries.problems(tables(programs)) == []
+    assert libraries.problems(tables(programs, library="plain")) == [
+        "library plain: nothing shows whether it took effect in numpy eager",
+        "library plain did not take effect: PyTorch eager still multiplies with MKL",
+    ]
