@@ -6,6 +6,7 @@ holds. Grammar: the page "HLO text" of XLA's documentation.
 """
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ GEMM = re.compile(r"matmul|gemm|dot", re.IGNORECASE)
 OTHER_PRODUCT = re.compile(r"conv(?!ert)|rnn|lstm|gru|attention|fmha", re.IGNORECASE)
 UNKNOWN_PRODUCT = "products of a kind whose operands are not known here"
 YNN_FUSION, ONEDNN_CALL = "__ynn_fusion", "__onednn"  # kind of a fusion; start of the names of custom calls
+WITHOUT_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type="  # in XLA_FLAGS: nothing is handed to YNNPACK
 NO_PROGRAM = "the text holds no HLO program"
 UNKNOWN_BRANCH = "a conditional, whose branch is known only when it runs"
 UNKNOWN_TRIPS = "a loop whose trip count XLA does not know"
@@ -135,21 +137,25 @@ def _trips(instruction: Instruction, counts: Counts, known_trips: Mapping[str, i
     return trips
 
 
-def dot_library(dot: Instruction, fusion: Instruction | None) -> str:
-    """Return what multiplies on a CPU where the program has a dot, in a fusion or by itself.
+def dot_library(dot: Instruction, fusion: Instruction | None) -> str | None:
+    """Return what multiplies on a CPU where the program has a dot, in a fusion or by itself; None if it does not say.
 
     YNNPACK, where it is in a fusion that is handed to it. XLA itself, in a loop that it generates, where it is in
-    another fusion or its result is a vector. Eigen, which XLA calls for every other dot. The rule is XLA's; the tests
-    prove it by the kernels that XLA generates.
+    another fusion or its result is a vector. Every other dot XLA gives, after the last program that it shows, to
+    YNNPACK or to Eigen (in TensorFlow 2.21 profiles show both): it is Eigen's for certain only without YNNPACK.
     """
     if fusion:
         return YNNPACK if YNN_FUSION in fusion.rest else XLA
     result = sizes(dot.shape)
-    return XLA if len(result) < 2 or (len(result) == 2 and 1 in result) else EIGEN
+    if len(result) < 2 or (len(result) == 2 and 1 in result):
+        return XLA
+    return EIGEN if WITHOUT_YNNPACK in os.environ.get("XLA_FLAGS", "").split() else None
 
 
-def _add_library(counts: Counts, library: str, instruction: Instruction, times: int) -> None:
-    """Count products of a library, of which the instruction is the proof if it is the first."""
+def _add_library(counts: Counts, library: str | None, instruction: Instruction, times: int) -> None:
+    """Count products of a library, of which the instruction is the proof if it is the first; none if it is unknown."""
+    if library is None:
+        return
     kind = f", kind={YNN_FUSION}" if library == YNNPACK else ""
     operands = instruction.rest[: instruction.rest.index(")") + 1]
     counts.libraries[library] += times

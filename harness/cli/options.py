@@ -57,7 +57,7 @@ LibraryFlag = Annotated[
     str | None,
     typer.Option(
         "--library",
-        help="as_shipped, or plain (TensorFlow without oneDNN, JAX without YNNPACK; torch has no such setting).",
+        help="as_shipped, or plain (no oneDNN in TensorFlow, no YNNPACK in XLA; torch has no such setting).",
     ),
 ]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of weights, inputs and orders.")]
