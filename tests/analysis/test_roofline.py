@@ -3,9 +3,8 @@
 import pytest
 
 from harness.analysis import rates, roofline
-from harness.study.study import Workload
 from harness.records.schema import PeakRates
-from harness.study.study import Study
+from harness.study.study import Study, Workload
 from tests import made
 from tests.analysis.test_forecast import BOOK, RATES
 
