@@ -45,6 +45,7 @@ class Evidence:
     `temp_bytes`: peak memory for what is neither input nor output.
     `variables`: all variables in the program's graph, whether or not a call uses them; only for a program that creates
     its own.
+    `libraries`: library -> how many products it multiplied. `library_proof`: library -> the first text that shows it.
 
     On a GPU also:
     `device_kernels`: name -> how often a kernel ran there.
@@ -62,6 +63,8 @@ class Evidence:
     device_ns: float | None = None
     graph_launches: int | None = None
     variables: list[Variable] = field(default_factory=list)
+    libraries: dict[str, int] = field(default_factory=dict)
+    library_proof: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 

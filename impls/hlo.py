@@ -6,6 +6,7 @@ holds. Grammar: the page "HLO text" of XLA's documentation.
 """
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from impls.evidence import Evidence, counted
+from impls.libraries import EIGEN, ONEDNN, XLA, YNNPACK, shorten
 
 HEADING = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -23,6 +25,8 @@ SHOWN = 100  # characters shown of a line that cannot be read
 GEMM = re.compile(r"matmul|gemm|dot", re.IGNORECASE)
 OTHER_PRODUCT = re.compile(r"conv(?!ert)|rnn|lstm|gru|attention|fmha", re.IGNORECASE)
 UNKNOWN_PRODUCT = "products of a kind whose operands are not known here"
+YNN_FUSION, ONEDNN_CALL = "__ynn_fusion", "__onednn"  # kind of a fusion; start of the names of custom calls
+WITHOUT_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type="  # in XLA_FLAGS: nothing is handed to YNNPACK
 NO_PROGRAM = "the text holds no HLO program"
 UNKNOWN_BRANCH = "a conditional, whose branch is known only when it runs"
 UNKNOWN_TRIPS = "a loop whose trip count XLA does not know"
@@ -44,6 +48,8 @@ class Counts:
     loops: list[int]
     unknown: str = ""  # why the numbers are unknown
     unknown_products: set[str] = field(default_factory=set)  # names of what multiplies and is not counted
+    libraries: Counter[str] = field(default_factory=Counter)
+    library_proof: dict[str, str] = field(default_factory=dict)
 
 
 def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Evidence:
@@ -52,9 +58,10 @@ def evidence(text: str, trips: Mapping[str, int | None] | None = None) -> Eviden
     if not entry:
         return Evidence(missing={"everything": NO_PROGRAM})
     counts = Counts(Counter(), Counter(), [])
-    _walk(computations, entry, 1, False, counts, trips or {})
+    _walk(computations, entry, 1, None, counts, trips or {})
     result = counted(counts.products, counts.kernels)
     result.fusions, result.loops = counts.kernels["fusion"], counts.loops
+    result.libraries, result.library_proof = dict(sorted(counts.libraries.items())), counts.library_proof
     if counts.unknown:
         result.missing = dict.fromkeys(("products", "kernels", "fusions"), counts.unknown)
     if counts.unknown_products:
@@ -90,35 +97,70 @@ def _walk(
     computations: dict[str, list[Instruction]],
     name: str,
     times: int,
-    fused: bool,
+    fusion: Instruction | None,
     counts: Counts,
     known_trips: Mapping[str, int | None],
 ) -> None:
-    """Add to `counts` what `times` runs of a computation do."""
+    """Add to `counts` what `times` runs of a computation do. `fusion` is the fusion that it is the inside of."""
     shapes = {instruction.name: instruction.shape for instruction in computations[name]}
     for instruction in computations[name]:
         if instruction.opcode == "dot":
             counts.products[_dot(instruction, shapes)] += times
+            _add_library(counts, dot_library(instruction, fusion), fusion or instruction, times)
         target = _attribute(instruction, "custom_call_target")
         if instruction.opcode in ("convolution", "ragged-dot") or (target and OTHER_PRODUCT.search(target)):
             counts.unknown_products.add(target or instruction.opcode)
         if target and GEMM.search(target):
             counts.products[_gemm(instruction, shapes)] += times
-        if not fused and instruction.opcode not in FREE:
+            if target.startswith(ONEDNN_CALL):
+                _add_library(counts, ONEDNN, instruction, times)
+        if not fusion and instruction.opcode not in FREE:
             counts.kernels[f"{instruction.opcode} {target}" if target else instruction.opcode] += times
-        inner_times = times
-        if instruction.opcode == "while":
-            match = TRIPS.search(instruction.rest)
-            trips = int(match.group(1)) if match else known_trips.get(_attribute(instruction, "op_name"))
-            if trips is None:
-                counts.unknown = UNKNOWN_TRIPS
-            else:
-                counts.loops.append(trips)
-                inner_times = times * trips
+        inner_times = times * _trips(instruction, counts, known_trips)
         if instruction.opcode == "conditional":
             counts.unknown = UNKNOWN_BRANCH
         for callee in _called(instruction):
-            _walk(computations, callee, inner_times, fused or instruction.opcode == "fusion", counts, known_trips)
+            inside = fusion or (instruction if instruction.opcode == "fusion" else None)
+            _walk(computations, callee, inner_times, inside, counts, known_trips)
+
+
+def _trips(instruction: Instruction, counts: Counts, known_trips: Mapping[str, int | None]) -> int:
+    """Return how often an instruction runs what it calls: a loop its trips, which `counts` is told, all others once."""
+    if instruction.opcode != "while":
+        return 1
+    match = TRIPS.search(instruction.rest)
+    trips = int(match.group(1)) if match else known_trips.get(_attribute(instruction, "op_name"))
+    if trips is None:
+        counts.unknown = UNKNOWN_TRIPS
+        return 1
+    counts.loops.append(trips)
+    return trips
+
+
+def dot_library(dot: Instruction, fusion: Instruction | None) -> str | None:
+    """Return what multiplies on a CPU where the program has a dot, in a fusion or by itself; None if it does not say.
+
+    YNNPACK, where it is in a fusion that is handed to it. XLA itself, in a loop that it generates, where it is in
+    another fusion or its result is a vector. Every other dot XLA gives, after the last program that it shows, to
+    YNNPACK or to Eigen (in TensorFlow 2.21 profiles show both): it is Eigen's for certain only without YNNPACK.
+    """
+    if fusion:
+        return YNNPACK if YNN_FUSION in fusion.rest else XLA
+    result = sizes(dot.shape)
+    if len(result) < 2 or (len(result) == 2 and 1 in result):
+        return XLA
+    return EIGEN if WITHOUT_YNNPACK in os.environ.get("XLA_FLAGS", "").split() else None
+
+
+def _add_library(counts: Counts, library: str | None, instruction: Instruction, times: int) -> None:
+    """Count products of a library, of which the instruction is the proof if it is the first; none if it is unknown."""
+    if library is None:
+        return
+    kind = f", kind={YNN_FUSION}" if library == YNNPACK else ""
+    operands = instruction.rest[: instruction.rest.index(")") + 1]
+    counts.libraries[library] += times
+    proof = f"{instruction.name} = {instruction.shape} {instruction.opcode}({operands}{kind}"
+    counts.library_proof.setdefault(library, shorten(proof))
 
 
 def _called(instruction: Instruction) -> Iterator[str]:

@@ -29,6 +29,7 @@ NULL_ARM = ("given", "none")  # returns its input: what is left is the price of 
 PASSES = ("forward", "train")
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "as_shipped")  # as_shipped: float32 arrays, and nothing set
 DEVICES = ("cpu", "gpu")
+LIBRARIES = ("as_shipped", "plain")  # plain: without the libraries that can be taken out of a framework
 RATE, BETA_1, BETA_2, EPSILON = 0.001, 0.9, 0.999, 1e-8  # of Adam, as the chapter has them
 LOG_BETA_1, LOG_BETA_2 = math.log(BETA_1), math.log(BETA_2)
 
@@ -101,6 +102,7 @@ class Settings:
     cache: str | None = (
         None  # folder for the framework's persistent compilation cache and temporary files; a plain path
     )
+    library: str = "as_shipped"  # one of LIBRARIES
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,10 @@ class Backend(Protocol):
     """
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        """Return the environment variables to start the worker process with. Needs no framework."""
+        """Return the environment variables to start the worker process with. Needs no framework.
+
+        With library `plain` they take the libraries out that the framework can do without on a CPU, if it has any.
+        """
 
     def facts(self) -> Facts:
         """Return versions, executions and devices. Raises ImportError if the framework is not installed."""
@@ -208,8 +213,11 @@ class Backend(Protocol):
         Each process proves that the counter works (`prove_counting`), when it is opened or before it first compiles.
         """
 
-    def product(self, size: int) -> Callable[[], None]:
-        """Return a blocking float32 product [size, size], used to prove the thread count and to measure its rate."""
+    def product(self, rows: int, inner: int, columns: int, execution: str = "") -> Callable[[], None]:
+        """Return a blocking float32 product [rows, inner] x [inner, columns], as an execution runs one.
+
+        Without an execution it is the framework's product by itself, which proves the thread count.
+        """
 
     def scale(self, count: int) -> Callable[[], None]:
         """Return a blocking call that writes twice a float32 array [count] (STREAM's scale), for memory bandwidth."""

@@ -87,9 +87,8 @@ def count_agreement(runs: dict[str, Tables]) -> dict[str, Any]:
 
 def run_differences(first: Tables, second: Tables) -> list[str]:
     """List what differs between two runs besides chance, see gates.header_differences; "memory" is the allocator."""
-    return gates.header_differences(first.header, second.header) + ["memory"] * (
-        first.study.memory != second.study.memory
-    )
+    settings = [name for name in ("memory", "library") if getattr(first.study, name) != getattr(second.study, name)]
+    return gates.header_differences(first.header, second.header) + settings
 
 
 def _run_facts(tables: Tables) -> dict[str, str]:

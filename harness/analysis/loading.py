@@ -34,6 +34,7 @@ class Run:
     changes: pd.DataFrame
     steps: pd.DataFrame
     frameworks: pd.DataFrame
+    rates: pd.DataFrame
     faults: pd.DataFrame
     variables: pd.DataFrame
     costs: pd.DataFrame

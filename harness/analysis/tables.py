@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import attribution, changes, frameworks, gaps, page_faults, steps
+from harness.analysis import attribution, changes, frameworks, gaps, page_faults, rates, steps
 from harness.analysis.gaps import ARM, block_key, parse_arm_name
 from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
@@ -55,6 +55,7 @@ EVIDENCE = [
     *CONFIG, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
     "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
 ]  # fmt: skip
+LIBRARY = ["library", "library_proof"]  # further columns of the evidence, which older records have nothing for
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
 CSV: dict[str, Any] = {
@@ -63,7 +64,8 @@ CSV: dict[str, Any] = {
     "float_format": "%.7g",  # the last digits of a logarithm depend on the processor's instructions
 }
 WHERE_THERE_ARE = (
-    "changes", "steps", "frameworks", "faults", "variables", "costs", "swept", "slopes", "scores", "prototypes",
+    *("changes", "steps", "frameworks", "rates", "faults", "variables", "costs", "swept", "slopes", "scores"),
+    "prototypes",
 )  # fmt: skip
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 CountedArm = tuple[BlockRecord, str, Evidence]  # an arm whose calls were counted: its record, its name, the counts
@@ -120,6 +122,7 @@ class Tables:
         counted_arms = list(_first_counted_arms(self.blocks))
         self.evidence = _evidence(counted_arms)
         self.variables = _variables(counted_arms)
+        self.rates = rates.rates(self.blocks, self.study)
 
     def _whole_times(self) -> pd.DataFrame:
         """Return the times of the study's workloads, without those of the sweep's points."""
@@ -205,7 +208,8 @@ def _evidence(counted_arms: list[CountedArm]) -> pd.DataFrame:
         _cell_columns(record) | parse_arm_name(name) | _evidence_row(record, name, evidence)
         for record, name, evidence in counted_arms
     ]
-    frame = pd.DataFrame(rows, columns=EVIDENCE)
+    states_library = any(evidence.libraries or "libraries" in evidence.missing for _, _, evidence in counted_arms)
+    frame = pd.DataFrame(rows, columns=[*EVIDENCE, *LIBRARY] if states_library else EVIDENCE)
     try:
         frame[COUNTS] = frame[COUNTS].astype("Int64")
     except (OverflowError, TypeError):
@@ -263,6 +267,8 @@ def _evidence_row(record: BlockRecord, name: str, evidence: Evidence) -> dict[st
         "device_kinds": "; ".join(f"{count}×{kind}" for kind, count in trace.kinds(device_kernels).items()),
         "graph_launches": evidence.graph_launches,
         "missing": "; ".join(f"{item}: {reason}" for item, reason in missing.items()),
+        "library": "; ".join(f"{count}×{library}" for library, count in sorted(evidence.libraries.items())),
+        "library_proof": "; ".join(f"{library}: {text}" for library, text in sorted(evidence.library_proof.items())),
     }
 
 

@@ -16,6 +16,7 @@ from harness.cli.options import (
     ExecutionFlag,
     FrameworkFlag,
     InputsFlag,
+    LibraryFlag,
     LimitFlag,
     MemoryFlag,
     NoHtmlFlag,
@@ -79,6 +80,7 @@ def run(
     ] = None,
     sweep: SweepFlag = None,
     memory: MemoryFlag = None,
+    library: LibraryFlag = None,
     seed: SeedFlag = None,
     timeout: TimeoutFlag = None,
     unroll_limit: LimitFlag = None,
@@ -101,7 +103,7 @@ def run(
     selection = Selection(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
     flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
-    flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory}
+    flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory, "library": library}
     preset = "quick" if quick else "rigorous" if rigorous else None
     run_study = apply_limits(load_study(study, preset, flags), budget, unroll_limit)
     if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _is_installed(name)]):

@@ -53,6 +53,13 @@ MemoryFlag = Annotated[
         help="held (workers keep the memory they were given), default (glibc's), tcmalloc or jemalloc where installed.",
     ),
 ]
+LibraryFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--library",
+        help="as_shipped, or plain (no oneDNN in TensorFlow, no YNNPACK in XLA; torch has no such setting).",
+    ),
+]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of weights, inputs and orders.")]
 TimeoutFlag = Annotated[
     float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")

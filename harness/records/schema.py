@@ -4,7 +4,7 @@ A model is also what the harness itself works with: nothing is read from a file 
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -28,7 +28,7 @@ from impls.evidence import Evidence
 Nanoseconds = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NOT_STATED = {"memory": "default", "budget_s": None}  # settings that older records do not state, as they were then
+NOT_STATED = {"memory": "default", "library": "as_shipped", "budget_s": None}  # settings that older records lack
 
 
 def _check_samples(values: Any) -> Any:
@@ -114,17 +114,29 @@ class CallOverheads(Model):
     reason: str = ""
 
 
+class ProductTime(NamedTuple):
+    """Nanoseconds of a call that multiplies [rows, inner] x [inner, columns]."""
+
+    rows: Natural
+    inner: Natural
+    columns: Natural
+    ns: Positive
+
+
 class PeakRates(Model):
     """Peak rates of a framework.
 
     `flops_s`: floating-point operations per second of a large product.
     `scale_ns`: count of numbers -> nanoseconds of scaling them.
     `fault_ns`: nanoseconds of a page fault.
+    `products`: calls of products in the worker's execution; the first is of single numbers, so it is what a call costs.
+    Older records have none.
     """
 
     flops_s: Positive
     scale_ns: Annotated[dict[Natural, Positive], Field(min_length=1)]
     fault_ns: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    products: list[ProductTime] = []
 
 
 class ConfigurationRecord(Model):

@@ -20,6 +20,7 @@ from harness.report import (
     decomposition,
     figures,
     frameworks,
+    libraries,
     prediction,
     scatter,
     summary,
@@ -123,6 +124,8 @@ def make_pages(
     variables["prediction"] = prediction.context(run_tables, sweep_figure_names)
     variables["compiling"] = compiling.section(run_tables)
     variables["decomposition"] = decomposition.section(run_tables)
+    variables["libraries"] = libraries.section(run_tables)
+    variables["library_sentence"] = libraries.summary(run_tables)
     variables["frameworks"] = frameworks.section(run_tables)
     variables["scatters"] = list(scatter.drawings(run_tables))
     return render_pages(variables)

@@ -44,6 +44,12 @@ APPENDIX = (
     ),
     AppendixPage("evidence", "What one call does", "products, kernels, fusions", lambda v: bool(v["sections"])),
     AppendixPage(
+        "libraries",
+        "Which library multiplies, at what rate",
+        "with the line that proves it",
+        lambda v: bool(v["libraries"]),
+    ),
+    AppendixPage(
         "predictions", "Costs, sizes and predictions", "what each form adds", lambda v: v["prediction"] is not None
     ),
     AppendixPage("prototypes", "Prototypes", "what a framework marks as one", lambda v: bool(v["prototypes"])),

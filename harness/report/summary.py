@@ -26,7 +26,7 @@ from harness.records.gates import FULL, NONE
 from harness.records.outcome import no_times_reason
 from harness.records.schema import BlockRecord
 from harness.records.store import budgets
-from harness.report import appendix, causes, claims, compiling, decomposition, memory, sections
+from harness.report import appendix, causes, claims, compiling, decomposition, libraries, memory, sections
 from harness.report.figures import CONTROLS, FigureNames, configuration_name
 from harness.report.markdown import Row, duration, execution_name, one_line, table
 from harness.study.configuration import CONFIG
@@ -389,6 +389,7 @@ def problems(tables: Tables) -> list[str]:
     lines += [_throttling_line(block, "its times are kept") for block in tables.blocks if block.throttled]
     lines += [_throttling_line(block, "it was done again, and the second try counts") for block in tables.first_tries]
     lines += memory.problems(tables)
+    lines += libraries.problems(tables)
     for check in tables.checks:
         place = f"{execution_name(*check.configuration.engine)} at {check.steps} steps"
         lines += [

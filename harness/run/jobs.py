@@ -168,9 +168,15 @@ def open_(context: RunContext, job: Job, worker: Worker, rate: bool = False) -> 
     """
     configuration = job.configuration
     cache = str(_cache_folder(context, job))
-    settings = Settings(configuration.device, configuration.threads, configuration.precision, cache)
+    settings = Settings(
+        configuration.device, configuration.threads, configuration.precision, cache, context.study.library
+    )
     prove = configuration.device == "cpu" and any(block.timed for block in job.blocks)
-    return expect(worker.ask(OpenRequest(settings=settings, prove=prove, rate=rate)), OpenAnswer)
+    products = tuple(sorted({shape for workload in context.study.workloads for shape in workload.products}))
+    request = OpenRequest(
+        settings=settings, prove=prove, rate=rate, execution=configuration.execution, products=products
+    )
+    return expect(worker.ask(request), OpenAnswer)
 
 
 def _run_block(

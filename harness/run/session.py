@@ -73,7 +73,7 @@ def probe(study: Study, threads: list[int]) -> list[Framework]:
 
 def _probe_framework(name: str, study: Study, threads: list[int]) -> Framework:
     """Ask a new worker for its framework's facts; a worker that dies makes the framework missing, with the reason."""
-    request = FactsRequest(threads=threads, devices=list(DEVICES), cache=CACHE)
+    request = FactsRequest(threads=threads, devices=list(DEVICES), cache=CACHE, library=study.library)
     with Worker(name, {}, study.timeout_s) as worker:
         try:
             return expect(worker.ask(request), FactsAnswer).framework
@@ -277,13 +277,15 @@ def open_store(
 def _mismatch_reason(stored: Any, header: HeaderRecord, names: tuple[str, ...]) -> str | None:
     """Return why the records under the `stored` header cannot be added to by a run with `header`, or None.
 
-    The two headers must agree in every field of `names`, and in machine, versions, code and memory allocator.
+    The two headers must agree in every field of `names`, and in machine, versions, code, memory allocator and library.
     """
     for name, origin in (("machine", "another machine"), ("versions", "other versions"), ("code", "other code")):
         if getattr(stored.basis, name) != getattr(header.basis, name):
             return f"its records come from {origin}"
     if (stored_memory := stored.whole_study.memory) != (memory := header.study.memory):
         return f"its workers took memory otherwise: {stored_memory}, and now {memory}"
+    if (stored_library := stored.whole_study.library) != (library := header.study.library):
+        return f"its frameworks multiplied with other libraries: {stored_library}, and now {library}"
     for name in names:
         if getattr(stored, name) != getattr(header, name):
             return "its records belong to another study"

@@ -22,7 +22,7 @@ from pydantic import (
 
 from harness.errors import UsageError
 from harness.machine.allocator import SETTINGS
-from impls.interface import CELLS, DEVICES, GATES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
+from impls.interface import CELLS, DEVICES, GATES, LIBRARIES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 HEADLINE_PROCESSES = 5  # for the question, in the loop that users would write, before the rest is measured
@@ -112,6 +112,12 @@ class Workload(BaseModel):
             "target": (self.T, self.B, self.O),
         }
 
+    @property
+    def products(self) -> tuple[tuple[int, int, int], ...]:
+        """Return rows, inner and columns of three products: a step's recurrent one, and projecting one step and all."""
+        width = len(GATES[self.cell]) * self.H
+        return (self.B, self.H, width), (self.B, self.H, self.O), (self.T * self.B, self.H, self.O)
+
 
 NAMED = {
     w.name: w
@@ -196,6 +202,7 @@ class Study(BaseModel):
     `budget_s`: after this many seconds no further block is started (None: no limit).
     `block_s`: how many seconds a block's rounds should take. There are at least `rounds_min` and at most `rounds`.
     `memory`: how workers take memory from the kernel (harness.machine.allocator).
+    `library`: whether frameworks multiply with the libraries they are shipped with (impls.interface.LIBRARIES).
     `processes`: worker processes of a cell. With None there is first a pilot of `pilot` processes, or a few more for
     the question (harness.run.schedule). The question's arms then get as many processes, at most `processes_max`, as
     bring the 95% interval of each of their gaps to ±`target`.
@@ -213,6 +220,7 @@ class Study(BaseModel):
     passes: list[str] = list(PASSES)
     precisions: list[str] = ["fp32"]
     memory: str = "held"
+    library: str = "as_shipped"
     workloads: list[Workload] = list(NAMED.values())
     sweep: Workload | None = None
     processes: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -243,6 +251,11 @@ class Study(BaseModel):
     @classmethod
     def _check_memory(cls, value: str) -> str:
         return validate_choice("memory", value, SETTINGS)
+
+    @field_validator("library")
+    @classmethod
+    def _check_library(cls, value: str) -> str:
+        return validate_choice("library", value, LIBRARIES)
 
     @field_validator("workloads", mode="before")
     @classmethod

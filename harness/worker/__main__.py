@@ -102,7 +102,9 @@ def facts(name: str, backend: Backend, request: FactsRequest) -> Framework:
     If the framework is not installed or does not start, its `missing` holds the reason instead.
     """
     environments = [
-        WorkerEnvironment(device, threads, backend.environment(Settings(device, threads, "fp32", request.cache)))
+        WorkerEnvironment(
+            device, threads, backend.environment(Settings(device, threads, "fp32", request.cache, request.library))
+        )
         for device in request.devices
         for threads in request.threads
     ]
@@ -127,9 +129,15 @@ def open_framework(backend: Backend, request: OpenRequest) -> OpenAnswer:
     answer = OpenAnswer(numerics=backend.open(request.settings))
     if request.rate:
         answer.rates = peak_rates.measure_rates(backend, time.perf_counter_ns)
+        answer.rates.products = peak_rates.product_times(
+            backend, time.perf_counter_ns, request.execution, request.products
+        )
     if request.prove:
         answer.proven, answer.threads_used = timing.prove_threads(
-            request.settings.threads, backend.product(PRODUCT), time.process_time_ns, time.perf_counter_ns
+            request.settings.threads,
+            backend.product(PRODUCT, PRODUCT, PRODUCT),
+            time.process_time_ns,
+            time.perf_counter_ns,
         )
     return answer
 

@@ -16,13 +16,14 @@ from impls.interface import Arm, Settings
 class FactsRequest(Model):
     """Asks for the framework's facts about itself, and for the environments of its workers.
 
-    `cache` stands for the folder of the compilation caches, which is not known yet.
+    `cache` stands for the folder of the compilation caches, which is not known yet. `library`: the study's.
     """
 
     kind: Literal["facts"] = "facts"
     threads: list[int]
     devices: list[str]
     cache: str
+    library: str = "as_shipped"
 
 
 class FactsAnswer(Model):
@@ -33,12 +34,17 @@ class FactsAnswer(Model):
 
 
 class OpenRequest(Model):
-    """Asks to open the framework: with `rate` also to measure its peak rates, with `prove` to prove its threads."""
+    """Asks to open the framework: with `rate` also to measure its peak rates, with `prove` to prove its threads.
+
+    `products`: shapes (rows, inner, columns) whose products are also measured with the rates, in the `execution`.
+    """
 
     kind: Literal["open"] = "open"
     settings: Settings
     prove: bool
     rate: bool
+    execution: str = ""
+    products: tuple[tuple[int, int, int], ...] = ()
 
 
 class OpenAnswer(Model):

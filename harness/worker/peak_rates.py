@@ -3,14 +3,15 @@
 Runs in the worker.
 """
 
+import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from harness.records.schema import PeakRates
+from harness.records.schema import PeakRates, ProductTime
 from harness.worker.timing import time_calls
 from impls.interface import Backend
 
@@ -19,6 +20,8 @@ COUNTS = tuple(
     1 << power for power in range(10, 23, 2)
 )  # of the numbers scaled; a larger array is new memory each time, mapped page by page
 SAMPLES, SAMPLE_NS = 10, 1e6
+SINGLE = (1, 1, 1)  # a product of single numbers, which takes as long as the call itself
+PRODUCTS_NS = 1.5e9  # for all products, compiling included; those that are not reached are left out
 PAGES = 4096  # pages per sample, of the kernel's smallest size
 
 
@@ -28,9 +31,24 @@ def measure_rates(backend: Backend, clock: Callable[[], int]) -> PeakRates:
     The product is of float32 numbers. Scaling is that of STREAM (McCalpin 1995), which reads and writes every number
     once.
     """
-    flops_s = 2e9 * SIDE**3 / _call_ns(backend.product(SIDE), clock)
+    flops_s = 2e9 * SIDE**3 / _call_ns(backend.product(SIDE, SIDE, SIDE), clock)
     scale_ns = {count: _call_ns(backend.scale(count), clock) for count in COUNTS}
     return PeakRates(flops_s=flops_s, scale_ns=scale_ns, fault_ns=fault_ns(clock))
+
+
+def product_times(
+    backend: Backend, clock: Callable[[], int], execution: str, shapes: Iterable[tuple[int, int, int]]
+) -> list[ProductTime]:
+    """Return the nanoseconds of a call that multiplies, for SINGLE and for each shape, the smallest first.
+
+    No product is begun once PRODUCTS_NS are over.
+    """
+    start = clock()
+    return [
+        ProductTime(*shape, _call_ns(backend.product(*shape, execution), clock))
+        for shape in (SINGLE, *sorted(set(shapes) - {SINGLE}, key=math.prod))
+        if clock() - start < PRODUCTS_NS
+    ]
 
 
 def fault_ns(clock: Callable[[], int]) -> float:

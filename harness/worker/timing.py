@@ -16,6 +16,7 @@ import numpy as np
 from harness.records.schema import ArmTiming
 from harness.study.data import data_for, probe_data
 from harness.study.parts import BATCHED, PAIR, TWIN
+from impls import libraries
 from impls.evidence import Evidence
 from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable
 
@@ -264,9 +265,11 @@ class _BlockRun:
 def collect_evidence(backend: Backend, entry: PreparedArm) -> tuple[Evidence, dict[str, str]]:
     """Return an arm's evidence and its program's texts, or evidence whose `missing` names the error."""
     try:
-        return backend.evidence(entry.program, entry.run, entry.inputs)
+        evidence, texts = backend.evidence(entry.program, entry.run, entry.inputs)
     except Exception as error:  # whatever a framework raises is a reason, not a crash
         return Evidence(missing={"everything": f"{type(error).__name__}: {first_line(error)}"}), {}
+    libraries.state(evidence)
+    return evidence, texts
 
 
 def null_ns(backend: Backend, spec: TimingSpec, clock: Callable[[], int]) -> float:

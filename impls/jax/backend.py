@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from impls import hlo, trace
+from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
     Data,
@@ -46,7 +46,7 @@ class Backend:
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = {private.THREADS: str(settings.threads)} | ({"TMPDIR": settings.cache} if settings.cache else {})
         if settings.device == "cpu":
-            return threads | {"JAX_PLATFORMS": "cpu"}
+            return threads | {"JAX_PLATFORMS": "cpu"} | (private.PLAIN if settings.library == "plain" else {})
         # Workers that verify run side by side: none may reserve most of the GPU's memory in advance.
         return threads | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -147,7 +147,9 @@ class Backend:
         from impls.jax import evidence
 
         result, texts = self._counted(program, run, inputs)
+        libraries.close(result)
         if self.gpu:
+            libraries.on_gpu(result)
             trace.profile(result, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
         return result, texts
 
@@ -169,10 +171,11 @@ class Backend:
     def compilations(self) -> int:
         return self.compiled
 
-    def product(self, size: int) -> Callable[[], None]:
-        a = self.jnp.ones((size, size), "float32")
-        multiply = self.jax.jit(lambda a: a @ a)
-        return lambda: self.wait(multiply(a))
+    def product(self, rows: int, inner: int, columns: int, execution: str = "") -> Callable[[], None]:
+        """Return a product; compiled, in eager too, where JAX would compile the same and then first calls find it."""
+        a, b = self.jnp.ones((rows, inner), "float32"), self.jnp.ones((inner, columns), "float32")
+        multiply = self.jax.jit(lambda a, b: a @ b)
+        return lambda: self.wait(multiply(a, b))
 
     def scale(self, count: int) -> Callable[[], None]:
         a = self.jnp.ones(count, "float32")

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from impls import hlo
 from impls.evidence import Evidence, Product, listed
 from impls.trace import Row
 
@@ -40,6 +41,7 @@ def of_jaxpr(jaxpr: Any) -> Evidence:
     kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
     result = Evidence(products_of(jaxpr), kernels=dict(sorted(kernels.items())), fusions=0)
     result.missing = {"temp_bytes": NO_EAGER_MEMORY}
+    _add_libraries(result, jaxpr)
     if unknown := sorted({equation.primitive.name for _, equation in _equations(jaxpr)} & OTHER_PRODUCTS):
         result.missing["products"] = f"{UNKNOWN_PRODUCT}: {', '.join(unknown)}"
     return result
@@ -52,6 +54,27 @@ def products_of(jaxpr: Any) -> list[Product]:
         if equation.primitive.name == "dot_general":
             counts[_dot(equation)] += times
     return listed(counts)
+
+
+def _add_libraries(result: Evidence, jaxpr: Any) -> None:
+    """Add which libraries multiply: op by op, each product is a program of its own, which is compiled here again."""
+    found: dict[str, Evidence] = {}
+    for times, equation in _equations(jaxpr):
+        if equation.primitive.name != "dot_general":
+            continue
+        key = str((equation.params, [operand.aval for operand in equation.invars]))
+        if key not in found:
+            found[key] = hlo.evidence(_compiled_alone(equation))
+        for library, count in found[key].libraries.items():
+            result.libraries[library] = result.libraries.get(library, 0) + times * count
+        result.library_proof = found[key].library_proof | result.library_proof
+
+
+def _compiled_alone(equation: Any) -> str:
+    """Return the optimised HLO of an operation by itself."""
+    operands = [jax.ShapeDtypeStruct(operand.aval.shape, operand.aval.dtype) for operand in equation.invars]
+    alone = jax.jit(lambda *arrays: equation.primitive.bind(*arrays, **equation.params))
+    return str(alone.lower(*operands).compile().as_text())
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, Any]]:

@@ -9,4 +9,5 @@ NAMES = (  # module, and the name in it
     ("jax.profiler", "ProfileData.from_file"),
 )
 COMPILE_EVENTS = "/jax/core/compile/"  # start of the names of the events that JAX sends when it traces or compiles
+PLAIN = {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}  # hands nothing to YNNPACK
 THREADS = "PJRT_NPROC"  # environment variable: threads of XLA's CPU client

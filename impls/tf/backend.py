@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impls import hlo, trace
+from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
     PROJECTIONS,
@@ -26,6 +26,8 @@ from impls.interface import (
     prove_counting,
     require_layer,
 )
+from impls.tf import private
+from impls.tf.products import VerboseProcess
 
 NO_EAGER_VMAP = "vectorized_map traces a graph at every call outside tf.function: it has no eager form"
 EAGER_LOOP = "nobody writes an eager tf.while_loop"
@@ -53,22 +55,28 @@ class Backend:
     def __init__(self) -> None:
         self.functions: list[Any] = []
         self.graphs: list[Any] = []  # graphs of sessions
+        self.prober = VerboseProcess()
         self.programs: dict[Any, Any] = {}  # callable that `prepare` returned -> the function or session behind it
 
     def environment(self, settings: Settings) -> dict[str, str]:
         threads = str(settings.threads)
         flags = f"--tf_xla_persistent_cache_directory={settings.cache}"  # split at blanks: a cache's path has none
         cache = {"TF_XLA_FLAGS": flags, "TMPDIR": settings.cache} if settings.cache else {}
-        return {
-            "TF_NUM_INTRAOP_THREADS": threads,
-            "TF_NUM_INTEROP_THREADS": threads,
-            "OMP_NUM_THREADS": threads,
-            "PJRT_NPROC": threads,
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            "KERAS_BACKEND": "tensorflow",
-            "CUDA_VISIBLE_DEVICES": {"cpu": "-1", "gpu": "0"}[settings.device],
-            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run side by side
-        } | cache
+        plain = private.PLAIN if settings.library == "plain" else {}
+        return (
+            {
+                "TF_NUM_INTRAOP_THREADS": threads,
+                "TF_NUM_INTEROP_THREADS": threads,
+                "OMP_NUM_THREADS": threads,
+                "PJRT_NPROC": threads,
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                "KERAS_BACKEND": "tensorflow",
+                "CUDA_VISIBLE_DEVICES": {"cpu": "-1", "gpu": "0"}[settings.device],
+                "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run side by side
+            }
+            | cache
+            | plain
+        )
 
     def facts(self) -> Facts:
         import keras
@@ -93,6 +101,7 @@ class Backend:
         self.tf, self.model, self.threads = tf, model, settings.threads
         tf.get_logger().setLevel("ERROR")  # it warns of retracing when many functions share a name, as they do here
         self.gpu = settings.device == "gpu"
+        self.number = {"bf16": "bfloat16", "fp64": "float64"}.get(settings.precision, "float32")
         self.device = "/GPU:0" if self.gpu else "/CPU:0"
         self.dtype = tf.bfloat16 if settings.precision == "bf16" else None
         if settings.precision != "as_shipped":
@@ -217,6 +226,7 @@ class Backend:
 
         result, texts = self._counted(program, run, inputs)
         if self.gpu:
+            libraries.on_gpu(result)
             result.temp_bytes = self._peak_bytes(lambda: run(*inputs))
             result.missing.pop("temp_bytes", None)
             trace.profile(result, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
@@ -235,20 +245,21 @@ class Backend:
     def _counted(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.tf import evidence
 
-        function = self.programs[run]
+        function, prober = self.programs[run], None if self.gpu else evidence.Prober(self.prober, self.number)
         arguments = inputs if program.pass_ == "train" else inputs[:1]
         if program.execution == "eager":
-            return evidence.of_call(lambda: self.wait(run(*inputs)))
+            return evidence.of_call(lambda: self.wait(run(*inputs)), prober)
         if program.execution == ORIGINAL:
             traces = [function.traced(*arguments) for _ in range(TRACES)]
-            return evidence.of_traces(traces, function.variables())
+            return evidence.of_traces(traces, function.variables(), prober)
         graph = function.get_concrete_function(*arguments).graph
         if program.execution == "graph":
-            return evidence.of_graph(graph)
+            return evidence.of_graph(graph, prober)
         text = function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
         loops, written, missing = evidence.before_xla(graph)
         result = hlo.evidence(text, loops)
         result.written = written
+        libraries.close(result)
         result.missing |= missing | {"temp_bytes": evidence.NO_XLA_MEMORY}
         return result, {"optimised.hlo": text}
 
@@ -268,9 +279,14 @@ class Backend:
         with self.graphs[-1].as_default():
             self.tf.zeros(())
 
-    def product(self, size: int) -> Callable[[], None]:
-        a = self.tf.ones((size, size))
-        return lambda: self.wait(self.tf.matmul(a, a))
+    def product(self, rows: int, inner: int, columns: int, execution: str = "") -> Callable[[], None]:
+        """Return a product; that of a graph stands for v1, whose session runs the same operations."""
+        a, b, multiply = self.tf.ones((rows, inner)), self.tf.ones((inner, columns)), self.tf.matmul
+        if execution in ("graph", "xla", ORIGINAL):
+            multiply = self.tf.function(
+                lambda a, b: self.tf.matmul(a, b), jit_compile=execution == "xla", autograph=False
+            )
+        return lambda: self.wait(multiply(a, b))
 
     def scale(self, count: int) -> Callable[[], None]:
         a, two = self.tf.ones(count), self.tf.constant(2.0)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from impls import libraries
 from impls.evidence import Evidence, Product, Variable, counted
 from impls.tf import private
+from impls.tf.products import VerboseProcess
 from impls.trace import Row
 
 NO_XLA_MEMORY = "TensorFlow does not tell it of a program compiled by XLA"
@@ -29,6 +31,13 @@ PRODUCT = "MatMul"  # in the names of all products: MatMul, BatchMatMulV2, _Fuse
 OTHER_PRODUCT = re.compile(r"\w*(?:Einsum|Conv\dD|DepthwiseConv|RNN|LSTM|GRU|Dot|Gemm|Attention)\w*")  # names of more
 UNKNOWN_PRODUCT = "products of a kind whose operands are not known here"
 FUSED = "Fused"  # in the names of what Grappler combined from several operations
+
+
+class Prober(NamedTuple):
+    """What finds the library of a product: the process that is asked, and the type of the program's numbers."""
+
+    process: VerboseProcess
+    dtype: str
 
 
 class Operation(NamedTuple):
@@ -55,25 +64,29 @@ def profiled(call: Callable[[], None]) -> list[Row]:
         ]
 
 
-def of_call(call: Callable[[], None]) -> tuple[Evidence, dict[str, str]]:
+def of_call(call: Callable[[], None], prober: Prober | None = None) -> tuple[Evidence, dict[str, str]]:
     """Return the evidence of one eager call."""
     operations = _ran(call)
     result = _of_operations(operations, {})
     result.fusions = 0
     result.missing = {"temp_bytes": NO_MEMORY} | result.missing
+    add_libraries(result, operations, prober)
     return result, {"operations.txt": _lines(operations)}
 
 
-def of_graph(graph: Any) -> tuple[Evidence, dict[str, str]]:
+def of_graph(graph: Any, prober: Prober | None = None) -> tuple[Evidence, dict[str, str]]:
     """Return the evidence of one run of a concrete function's graph, before Grappler."""
     loops: dict[str, int | None] = {}
     operations = list(_in_graph(graph, 1, loops))
     result = _of_operations(operations, loops)
     result.missing = {"temp_bytes": NO_MEMORY, "fusions": NO_FUSIONS} | result.missing
+    add_libraries(result, operations, prober)
     return result, {"operations.txt": _lines(operations)}
 
 
-def of_traces(traces: Sequence[Any], variables: Sequence[Variable]) -> tuple[Evidence, dict[str, str]]:
+def of_traces(
+    traces: Sequence[Any], variables: Sequence[Variable], prober: Prober | None
+) -> tuple[Evidence, dict[str, str]]:
     """Return the evidence of runs of a session: what ran of its graph, after Grappler, TF1's loops taken apart.
 
     `traces` are the runs' RunMetadata, of FULL_TRACE, with their partition graphs. All runs do the same, but steps of a
@@ -91,7 +104,22 @@ def of_traces(traces: Sequence[Any], variables: Sequence[Variable]) -> tuple[Evi
     result = _of_operations(operations, loops)
     result.fusions = sum(count for kind, count in result.kernels.items() if FUSED in kind)
     result.temp_bytes, result.variables = max(map(_peak_bytes, runs)), list(variables)
+    add_libraries(result, operations, prober)
     return result, {"operations.txt": _lines(operations), "variables.txt": "".join(f"{v}\n" for v in variables)}
+
+
+def add_libraries(result: Evidence, operations: Sequence[Operation], prober: Prober | None) -> None:
+    """Add to the evidence which libraries multiply, each product as another process shows it; on a GPU, nothing."""
+    if prober is None:
+        return
+
+    def find() -> None:
+        for operation in operations:
+            if PRODUCT in operation.kind:
+                line = prober.process.library(operation.kind, operation.shapes, operation.transposed, prober.dtype)
+                libraries.add(result, [line] if line else [], operation.times)
+
+    libraries.look(result, find)
 
 
 def before_xla(graph: Any) -> tuple[dict[str, int | None], list[Product], dict[str, str]]:

@@ -15,6 +15,11 @@ NAMES = (  # module, and the name in it
     ("tensorflow.tsl.profiler.protobuf.xplane_pb2", "XSpace.FromString"),
     ("tf_keras.api._v1.keras.__internal__.legacy.rnn_cell", "BasicRNNCell"),
 )
+PLAIN = {  # take oneDNN out of TensorFlow's own operations and of Eigen's products, and YNNPACK out of XLA
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL": "false",
+    "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=",
+}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from impls import trace
+from impls import libraries, trace
 from impls.evidence import Evidence, Product, counted, listed
 from impls.torch import private
 
@@ -64,6 +64,19 @@ def of_call(call: Callable[[], Sequence[Tensor]], cuda: bool) -> tuple[Evidence,
     if result.graph_launches:
         result.missing |= dict.fromkeys(("products", "kernels"), REPLAYED)
     return result, "".join(f"{line}\n" for line in _lines(events))
+
+
+def add_libraries(result: Evidence, call: Callable[[], object], cuda: bool) -> None:
+    """Add to a call's evidence which libraries multiply in another such call, as they print it."""
+    if cuda:
+        libraries.on_gpu(result)
+        return
+
+    def verbose_call() -> None:
+        with private.libraries_verbose():
+            call()
+
+    libraries.look(result, lambda: libraries.add(result, libraries.lines_of(libraries.printed(verbose_call))))
 
 
 def products(call: Callable[[], object]) -> list[Product]:

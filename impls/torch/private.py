@@ -5,7 +5,8 @@ version, and what a changed name would falsify is proved where it is used. Every
 process needs little of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 NAMES = (  # module, and the name in it
@@ -18,6 +19,8 @@ NAMES = (  # module, and the name in it
     ("torch._inductor.graph", "GraphLowering.save_output_code"),
     ("torch", "_cudnn_rnn_flatten_weight"),
     ("torch.backends.cudnn.rnn", "get_cudnn_mode"),
+    ("torch.backends.mkl", "verbose"),
+    ("torch.backends.mkldnn", "verbose"),
 )
 CUDNN_MODES = {"rnn_relu": "RNN_RELU", "rnn_tanh": "RNN_TANH", "gru": "GRU", "lstm": "LSTM"}
 
@@ -75,3 +78,16 @@ def flatten_layer_weights(arrays: list[Any], cell: str) -> None:
     mode = torch.backends.cudnn.rnn.get_cudnn_mode(CUDNN_MODES[cell])
     inputs, hidden = arrays[0].shape[1], arrays[1].shape[1]
     torch._cudnn_rnn_flatten_weight(arrays, len(arrays), inputs, mode, hidden, 0, 1, False, False)
+
+
+@contextmanager
+def libraries_verbose() -> Iterator[None]:
+    """Have MKL and oneDNN print a line for each product in the context, where this build of torch has them."""
+    import torch
+
+    with ExitStack() as stack:
+        if torch.backends.mkl.is_available():
+            stack.enter_context(torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON))
+        if torch.backends.mkldnn.is_available():
+            stack.enter_context(torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON))
+        yield

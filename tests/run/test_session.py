@@ -188,6 +188,8 @@ def test_resume_refuses_another_study_and_no_records(tmp_path):
         session.run(study(processes=1, passes=["train"]), tmp_path / "run", True, "")
     with pytest.raises(UsageError, match="its workers took memory otherwise: held, and now default"):
         session.run(study(processes=1, passes=["forward"], memory="default"), tmp_path / "run", True, "")
+    with pytest.raises(UsageError, match="multiplied with other libraries: as_shipped, and now plain"):
+        session.run(study(processes=1, passes=["forward"], library="plain"), tmp_path / "run", True, "")
     with pytest.raises(UsageError, match="no records"):
         session.run(study(), tmp_path / "none", True, "")
     with pytest.raises(UsageError, match="not empty"):

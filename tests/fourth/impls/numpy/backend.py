@@ -112,11 +112,11 @@ class Backend:
     def compilations(self):
         return self.compiled
 
-    def product(self, size):
-        a = np.ones((size, size), np.float32)
+    def product(self, rows, inner, columns, execution=""):
+        a, b = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
         if _mischief() == "idle":
             return lambda: time.sleep(0.02)
-        return lambda: (a @ a, None)[1]
+        return lambda: (a @ b, None)[1]
 
     def scale(self, count):
         a = np.ones(count, np.float32)
