@@ -53,9 +53,9 @@ ERRORS = ["fp64_gate", "fp64_rel_error", "rel_error", "bound", "bitwise_equal_to
 IDENTITY = [*IDENTITY_KEYS, *ERRORS]
 EVIDENCE = [
     *CONFIG, "workload", "pass", *ARM, "products", "shapes", "flops", "product_bytes", "kernels", "kernel_names",
-    "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "missing",
+    "fusions", "loops", "temp_bytes", "device_ns", "device_kernels", "device_kinds", "graph_launches", "library",
+    "library_proof", "missing",
 ]  # fmt: skip
-LIBRARY = ["library", "library_proof"]  # further columns of the evidence, which older records have nothing for
 COUNTS = ["products", "flops", "product_bytes", "kernels", "fusions", "temp_bytes", "device_kernels", "graph_launches"]
 ALWAYS = ("times", "gaps", "contrasts", "identity", "evidence")
 CSV: dict[str, Any] = {
@@ -208,8 +208,7 @@ def _evidence(counted_arms: list[CountedArm]) -> pd.DataFrame:
         _cell_columns(record) | parse_arm_name(name) | _evidence_row(record, name, evidence)
         for record, name, evidence in counted_arms
     ]
-    states_library = any(evidence.libraries or "libraries" in evidence.missing for _, _, evidence in counted_arms)
-    frame = pd.DataFrame(rows, columns=[*EVIDENCE, *LIBRARY] if states_library else EVIDENCE)
+    frame = pd.DataFrame(rows, columns=EVIDENCE)
     try:
         frame[COUNTS] = frame[COUNTS].astype("Int64")
     except (OverflowError, TypeError):

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.gaps import ENGINE
-from harness.analysis.tables import LIBRARY, Tables
+from harness.analysis.tables import Tables
 from harness.report.figures import execution_rank
 from harness.report.markdown import execution_name, pluralize, table
 from harness.study.configuration import CONFIG
@@ -26,8 +26,8 @@ def section(tables: Tables) -> str:
     For each workload and both shapes of its projection (a step's [B, H] x [H, O] and all steps' [T*B, H] x [H, O]) it
     has the library, the rate and the rate's share of the best that any framework reached with as many threads.
     """
-    evidence = _evidence(tables)
-    if tables.rates.empty and (evidence[LIBRARY[0]] == "").all():
+    evidence = tables.evidence
+    if tables.rates.empty and (evidence.library == "").all():
         return ""
     workloads = _shown_workloads(tables)
     columns = [f"{w.name} [{shape[0]}×{shape[1]}×{shape[2]}]" for w in workloads for shape in _shapes(w)]
@@ -41,13 +41,6 @@ def section(tables: Tables) -> str:
         name = execution_name(place["framework"], place["execution"], place["device"], place["precision"])
         rows.append([f"{name}, {pluralize(place['threads'], 'thread')}", *cells, _proofs(programs)])
     return table(["", *columns, "shown by"], rows)
-
-
-def _evidence(tables: Tables) -> pd.DataFrame:
-    """Return the evidence with its columns of libraries, which are empty in older records."""
-    if LIBRARY[0] in tables.evidence:
-        return tables.evidence
-    return tables.evidence.assign(**dict.fromkeys(LIBRARY, ""))
 
 
 def summary(tables: Tables) -> str:
@@ -64,7 +57,7 @@ def summary(tables: Tables) -> str:
     configurations.sort(key=lambda c: (c["framework"], execution_rank(c["execution"]), *map(str, c.values())))
     cells = []
     for place in configurations:
-        programs, rates = (_rows_of(frame, place) for frame in (_evidence(tables), tables.rates))
+        programs, rates = (_rows_of(frame, place) for frame in (tables.evidence, tables.rates))
         name = execution_name(place["framework"], place["execution"], place["device"], place["precision"])
         cells.append(f"{name} {_cell(programs, rates, workload, shape)}")
     text = "×".join(map(str, shape))
@@ -76,8 +69,8 @@ def problems(tables: Tables) -> list[str]:
     if tables.study.library != "plain":
         return []
     lines = []
-    for (framework, execution, device, precision), programs in _evidence(tables).groupby(ENGINE, sort=True):
-        shown = {name for text in programs[LIBRARY[0]] for name in _names(text)}
+    for (framework, execution, device, precision), programs in tables.evidence.groupby(ENGINE, sort=True):
+        shown = {name for text in programs.library for name in _names(text)}
         name = execution_name(framework, execution, device, precision)
         if others := sorted(shown - set(PLAIN)):
             lines.append(f"library plain did not take effect: {name} still multiplies with {' and '.join(others)}")

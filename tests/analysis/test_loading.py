@@ -19,7 +19,20 @@ ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "reports" / "2026-11-26-amd-epyc-2-cores"
 PAGE = (ROOT / "docs" / "data.md").read_text()
 SHARED = "Columns of several tables"
-UNITS = {"–", "s", "ns", "ratio", "count", "number", "bytes", "operations", "probability", "logarithm", "ULP"}
+UNITS = {
+    "–",
+    "s",
+    "ns",
+    "ratio",
+    "count",
+    "number",
+    "bytes",
+    "operations",
+    "probability",
+    "logarithm",
+    "ULP",
+    "GFLOP/s",
+}
 UNITS |= {"true or false"}
 
 

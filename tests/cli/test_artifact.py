@@ -163,7 +163,7 @@ def test_an_experiment_is_the_claim_s_and_its_verdict_the_report_s(claim, monkey
     assert experiment == f"`python -m harness run {claim.experiment}`"
     (row,) = re.findall(rf"^\| {claim.name} \| .*$", (COMMITTED / "report.md").read_text(), re.M)
     assert re.search(r"\*\*.*?\*\*", expected).group() in row
-    monkeypatch.setattr(cli, "_run", lambda study, out, resume, report=True: None)
+    monkeypatch.setattr(cli, "_run", lambda study, out, resume, **options: None)
     app = typer.main.get_command(cli.app).commands["run"]
     app.invoke(app.make_context("run", shlex.split(claim.experiment)))
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from harness.analysis.rates import RATES
-from harness.analysis.tables import EVIDENCE, LIBRARY
+from harness.analysis.tables import EVIDENCE
 from harness.report import libraries
 from harness.study.study import Workload
 
@@ -27,10 +27,9 @@ def program(shapes, library, **other):
 
 
 def tables(programs, rates=(), library="as_shipped"):
-    columns = [*EVIDENCE, *LIBRARY] if any("library" in row for row in programs) else EVIDENCE
     place = ("tf", "eager", "cpu", 1, "fp32", "book")
     return SimpleNamespace(
-        evidence=pd.DataFrame(programs, columns=columns),
+        evidence=pd.DataFrame(programs, columns=EVIDENCE),
         rates=pd.DataFrame([(*place, *row) for row in rates], columns=RATES),
         study=SimpleNamespace(workloads=[W], library=library),
     )
@@ -71,8 +70,15 @@ def test_the_first_thread_count_comes_first():
 
 
 def test_older_records_have_no_table():
-    assert libraries.section(tables([PLACE | {"shapes": "1×[1000×100×1]", "missing": ""}])) == ""
     assert libraries.section(tables([program("1×[1000×100×1]", "")])) == ""
+    assert libraries.summary(tables([program("1×[1000×100×1]", "")])) == ""
+
+
+def test_page_one_says_what_multiplies_all_steps_with_the_fewest_threads():
+    programs = [program("1×[1000×100×1]", "1×oneDNN"), program("20×[50×100×1]", "20×Eigen")]
+    said = libraries.summary(tables(programs, [(*ONCE, 12.34, 0.5), (*STEP, 3.0, 0.1)]))
+    assert said.startswith("All steps of book in one product [1000×100×1], in brackets of the best rate: ")
+    assert said.endswith("TensorFlow eager oneDNN, 12.3 GFLOP/s (50%).")
 
 
 def test_plain_is_said_not_to_have_taken_effect_where_another_library_still_multiplies():
