@@ -15,7 +15,7 @@ from impls.evidence import Evidence, issued
 
 MKL, ONEDNN, YNNPACK, EIGEN, XLA = "MKL", "oneDNN", "YNNPACK", "Eigen", "XLA"  # XLA: in kernels that it generates
 LINES = (  # library, and the lines that it prints of products, and of layers made of them
-    (MKL, re.compile(r"^MKL_VERBOSE (?P<call>[SDCZ]\w*(?:GEMM|GEMV|DOT)\w*\(.*?\))")),
+    (MKL, re.compile(r"^MKL_VERBOSE (?P<call>\w*(?:GEMM|GEMV|DOT)\w*\(.*?\))")),
     (ONEDNN, re.compile(r"^(?:onednn|dnnl)_verbose,.*\bexec,cpu,(?P<call>(?:gemm_api|matmul|inner_product|rnn),.*),")),
 )
 PLAIN = (EIGEN, XLA)  # what is left to multiply where all other libraries were taken out
@@ -53,6 +53,8 @@ def close(evidence: Evidence) -> None:
     count, known = issued(evidence.products), sum(evidence.libraries.values())
     if known < count:
         evidence.missing["libraries"] = f"nothing shows what multiplied in {count - known} of {count} products"
+    if known > count:
+        evidence.missing["libraries"] = f"{known} products were shown where {count} were counted"
 
 
 def state(evidence: Evidence) -> None:

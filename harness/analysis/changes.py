@@ -20,7 +20,8 @@ from harness.analysis.stats import LEVEL
 FROM = "eager"  # the execution that the others are compared with
 UNROLLED = (FROM, "inductor", "inductor-batched", "cudagraph")  # executions whose users write a Python loop
 PLACE = ["framework", "device", "threads", "precision", "workload", "pass"]
-CHANGES = [*PLACE, "execution", "gap", "eager_gap", "change", "ci_low", "ci_high", "p", "effect"]
+USUAL, SAME = "usual", "same"  # which loop a change is measured in
+CHANGES = [*PLACE, "execution", "loop", "gap", "eager_gap", "change", "ci_low", "ci_high", "p", "effect"]
 REMOVES, REVERSES, NARROWS, WIDENS, OPENS = "removes", "reverses", "narrows", "widens", "opens"
 BLURS = "blurs"  # moves the gap to where neither a side of 1 nor its absence is shown
 NOT_SHOWN = "not shown"
@@ -32,9 +33,8 @@ def users_loop(framework: str, execution: str, loops: Loops) -> str:
     return loops.get((framework, execution), "unrolled" if execution in UNROLLED else "scan")
 
 
-def users_gaps(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
-    """Return the included gaps of in_loop that have an interval, in the loop that each execution's users write."""
-    frame = gaps[(gaps.contender == "in_loop") & is_included(gaps) & gaps.ci_low.notna()]
+def users_rows(frame: pd.DataFrame, loops: Loops) -> pd.DataFrame:
+    """Return the rows whose recurrence is the one that users of their execution write."""
     written = [
         recurrence == users_loop(framework, execution, loops)
         for framework, execution, recurrence in zip(frame.framework, frame.execution, frame.recurrence, strict=True)
@@ -42,16 +42,32 @@ def users_gaps(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
     return frame[pd.Series(written, index=frame.index, dtype=bool)]
 
 
+def users_gaps(gaps: pd.DataFrame, loops: Loops) -> pd.DataFrame:
+    """Return the included gaps of in_loop that have an interval, in the loop that each execution's users write."""
+    return users_rows(_known_gaps(gaps), loops)
+
+
+def _known_gaps(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Return the included gaps of in_loop that have an interval."""
+    return gaps[(gaps.contender == "in_loop") & is_included(gaps) & gaps.ci_low.notna()]
+
+
 def changes(gaps: pd.DataFrame, loops: Loops, margin: float) -> pd.DataFrame:
     """Return a row for each gap of another execution than FROM whose framework's eager gap was measured too.
 
-    `change` is gap over eager_gap, with its 95% interval, which is not corrected. `p` is that of no change, and
-    corrected. `margin`: the share of 1 within which a gap counts as none.
+    With `loop` USUAL, both are in the loop that users of the execution write: where these differ, the loop changes with
+    the execution. With `loop` SAME, the other execution has the eager gap's loop; where users write that anyway, there
+    is no such row. `change` is gap over eager_gap, with its 95% interval, which is not corrected. `p` is that of no
+    change, and corrected. `margin`: the share of 1 within which a gap counts as none.
     """
-    frame = users_gaps(gaps, loops)
-    pairs = frame[frame.execution != FROM].merge(
-        frame[frame.execution == FROM], on=PLACE, suffixes=("", "_eager"), validate="many_to_one"
-    )
+    known = _known_gaps(gaps)
+    usual = users_rows(known, loops)
+    eager = usual[usual.execution == FROM]
+    unusual = known.drop(usual.index)
+    pairs = pd.concat([
+        frame[frame.execution != FROM].assign(loop=loop).merge(eager, on=on, suffixes=("", "_eager"))
+        for loop, frame, on in ((USUAL, usual, PLACE), (SAME, unusual, [*PLACE, "recurrence"]))
+    ])  # fmt: skip
     if pairs.empty:
         return pd.DataFrame(columns=CHANGES)
     halves = [np.log(pairs[f"ci_high{run}"] / pairs[f"ci_low{run}"]) / 2 for run in ("", "_eager")]
@@ -65,11 +81,12 @@ def changes(gaps: pd.DataFrame, loops: Loops, margin: float) -> pd.DataFrame:
         change_high=np.exp(log_change + half),
         p=p,
     )
-    for _, family in pairs.groupby(["framework", "execution", "device", "precision"], sort=False):
+    pairs = pairs.reset_index(drop=True)
+    for _, family in pairs.groupby(["framework", "execution", "device", "precision", "loop"], sort=False):
         pairs.loc[family.index, "p"] = stats.holm_adjust(list(family.p))
     pairs["effect"] = [_effect(row, margin) for row in pairs.to_dict("records")]
     pairs = pairs.drop(columns=["ci_low", "ci_high"]).rename(columns={"change_low": "ci_low", "change_high": "ci_high"})
-    return pairs[CHANGES].sort_values([*PLACE, "execution"], kind="stable", ignore_index=True)
+    return pairs[CHANGES].sort_values(["loop", *PLACE, "execution"], ascending=[False, *[True] * 7], ignore_index=True)
 
 
 def _effect(row: Mapping[Any, Any], margin: float) -> str:

@@ -3,7 +3,8 @@
 A program's time is the geometric mean over processes of the median call. A ratio is that time over the shortest one of
 the same kind in any framework. The processes of two frameworks are independent, so its interval is Welch's, and
 frameworks take turns, so that what the machine does meanwhile meets all of them. A program is named the fastest of its
-framework by these same times: among programs that are equally fast, chance names one.
+framework by these same times: among programs that are equally fast chance names one, and its time is a little too
+short. So it is named among those of at least FEWEST processes, where there are such.
 
 Left out are programs that are no whole answer: precomputed hidden states, no projection, controls and prototypes.
 Pure: the same tables give the same comparison.
@@ -23,6 +24,7 @@ USUAL_EXECUTION = {"torch": "eager", "tf": "graph", "jax": "xla"}  # what a fram
 PLACE = ["device", "threads", "precision", "workload", "pass"]
 PROGRAM = ["framework", "execution", "recurrence", "projection"]
 FASTEST, USUAL = "fastest", "usual"
+FEWEST = 3  # processes of a program that is named the fastest, where its framework has such
 FRAMEWORKS = [*PLACE, "kind", *PROGRAM, "time_s", "ratio", "ci_low", "ci_high", "processes", "is_fastest"]
 
 
@@ -39,11 +41,17 @@ def frameworks(times: pd.DataFrame, loops: Loops, prototypes: PrototypeReasons) 
         return pd.DataFrame(columns=FRAMEWORKS)
     rows = []
     for _, place in programs.groupby(PLACE, sort=True):
-        fastest = place.loc[place.groupby("framework").time_s.idxmin()]
-        usual = place[[_is_usual(row, loops) for row in place.to_dict("records")]]
+        best_known = place.groupby("framework").processes.transform("max").clip(upper=FEWEST)
+        fastest = _fastest_of_each(place[place.processes >= best_known])
+        usual = _fastest_of_each(place[[_is_usual(row, loops) for row in place.to_dict("records")]])
         kinds = ((FASTEST, fastest), (USUAL, usual))
         rows += [_compared(part.assign(kind=kind)) for kind, part in kinds if len(part)]
     return pd.concat(rows, ignore_index=True)[FRAMEWORKS]
+
+
+def _fastest_of_each(programs: pd.DataFrame) -> pd.DataFrame:
+    """Return the fastest program of each framework."""
+    return programs.loc[programs.groupby("framework").time_s.idxmin()]
 
 
 def _program_times(times: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from harness.study.study import Workload
 from impls.interface import GATES, TRAIN_NONE, Weights
 
 ITEM = 4  # bytes of a float32, in which rates are measured
-TOLD_FROM_A_CALL = 0.1  # part of a call that a product must take, for its rate to be known
+TOLD_FROM_A_CALL = 0.5  # part of a call that a product must take, for its rate to be known
 MEASURED_IN = ("fp32", "tf32", "as_shipped")  # precisions whose arrays are float32
 
 

@@ -346,7 +346,11 @@ def alternation_sentence(gaps: list[Row]) -> str:
     """Say how often a gap differs between arms that alternate and arms in processes of their own."""
     biased = [row for row in gaps if not row["apart / alternating"][1] <= 1 <= row["apart / alternating"][2]]
     count = f"**{len(biased)} of {len(gaps)} gaps**" if biased else f"none of {len(gaps)} gaps"
-    return f"Arms that alternate in a process, and arms in processes of their own, disagree on {count}"
+    widths = [(high / low) ** 0.5 - 1 for _, low, high in (row["apart / alternating"] for row in gaps)]
+    return (
+        f"Arms that alternate in a process, and arms in processes of their own, disagree on {count}; the median gap "
+        f"could have shown a disagreement of more than {statistics.median(widths):.0%}"
+    )
 
 
 def idiomatic_table(rows: list[dict[str, str]]) -> str:

@@ -156,7 +156,9 @@ def _slower_verdict(gaps: pd.DataFrame, cells: str) -> Verdict:
     groups = [(device, part) for device, part in gaps.groupby("device", sort=True)]
     numbers = "; ".join(
         (f"{device}: " if len(groups) > 1 else "")
-        + f"{_format_verdict_counts(Counter(part.verdict))}; ratios {_range(part.ratio)}"
+        + f"{_format_verdict_counts(Counter(part.verdict))} (by the intervals alone, longer in "
+        f"{(part.direction == LONGER).sum()} and shorter in {(part.direction == SHORTER).sum()}); ratios "
+        f"{_range(part.ratio)}"
         for device, part in groups
     )
     return Verdict(_combine_verdicts(Counter(gaps.verdict)), numbers, f"{len(gaps)} gaps: {cells}")
@@ -186,13 +188,15 @@ def _format_verdict_counts(count: Counter[str]) -> str:
 
 
 def _range(ratios: pd.Series) -> str:
-    return f"{ratios.min():.2f} to {ratios.max():.2f}"
+    low, high = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _check_products(tables: Tables) -> Verdict:
     """Check whether in_loop has a layer for each step, and whether it makes T products where batched makes one."""
     products = _drop_prototypes(tables, causes.added_products(tables))
-    products = products[(products["pass"] == "forward") & products.recurrence.isin(LOOPS)]
+    is_several = products["T"] > 1  # with one step, a layer or product for each step is one for all
+    products = products[(products["pass"] == "forward") & products.recurrence.isin(LOOPS) & is_several]
     forms = products.pivot_table(index=[*causes.PLACE, "T"], columns="projection", values="found", aggfunc="first")
     layer_verdict, layer_numbers = _check_layers(tables)
     if not {"in_loop", BATCHED} <= set(forms.columns):
@@ -246,7 +250,8 @@ def _count_arrays(tables: Tables) -> pd.DataFrame:
         return pd.DataFrame()
     steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
     arrays = arrays[forms].dropna()
-    return arrays.assign(steps=arrays.index.get_level_values("workload").map(steps).astype(int))
+    arrays = arrays.assign(steps=arrays.index.get_level_values("workload").map(steps).astype(int))
+    return arrays[arrays.steps > 1]  # with one step, a layer for each step is one for all
 
 
 def _check_operations(tables: Tables) -> Verdict:
@@ -494,16 +499,22 @@ def _where_to_project(part: pd.DataFrame) -> str:
             f"no difference beyond the margin is certain: inside took longer in {directions[LONGER]} and shorter in "
             f"{directions[SHORTER]} of {total} comparisons, by how much is not known in {count[INCONCLUSIVE]}."
         )
+    shorter, longer = part[part.direction == SHORTER], part[part.direction == LONGER]
     worst = f"up to {slower.ratio.max():.2f} times ({_extreme_place(slower, 'idxmax')})" if count[SLOWER] else ""
     best = f"down to {faster.ratio.min():.2f} of the time ({_extreme_place(faster, 'idxmin')})" if count[FASTER] else ""
-    if not count[FASTER]:
+    if shorter.empty:
         return f"project once, after the loop: inside it was slower in {count[SLOWER]} of {total} comparisons, {worst}."
-    if not count[SLOWER]:
+    if longer.empty:
         return f"project inside the loop: it was faster in {count[FASTER]} of {total} comparisons, {best}."
-    return (
-        f"measure your own case: inside the loop was slower in {count[SLOWER]} of {total} comparisons, {worst}, and "
-        f"faster in {count[FASTER]}, {best}."
+    sides = (
+        (SLOWER, count[SLOWER], worst, "took longer", longer, "idxmax"),
+        (FASTER, count[FASTER], best, "took less time", shorter, "idxmin"),
     )
+    clauses = [
+        f"{verdict} in {number}, {extreme}" if number else f"{took} in {len(rows)} ({_extreme_place(rows, pick)})"
+        for verdict, number, extreme, took, rows, pick in sides
+    ]
+    return f"measure your own case: of {total} comparisons, inside the loop was {' and '.join(clauses)}."
 
 
 def _extreme_place(part: pd.DataFrame, pick: str) -> str:
@@ -516,11 +527,12 @@ def _own_layer_cost(tables: Tables, keys: tuple[str, ...]) -> str:
     """Say what a wrapper's projection inside the loop costs against the framework's own layer, which it rules out."""
     frame = tables.contrasts[is_included(tables.contrasts)]
     is_selected = frame[ENGINE].eq(list(keys)).all(axis=1)
-    frame = frame[is_selected & (frame.baseline == OWN) & frame.verdict.isin([SLOWER, FASTER])]
+    frame = frame[is_selected & (frame.baseline == OWN) & frame.ci_low.notna()]
     if frame.empty:
         return ""
-    slower_count = int((frame.verdict == SLOWER).sum())
+    directions = Counter(frame.direction)
     return (
-        f"Against the framework's own layer with one projection, which a projection inside the loop forbids, it took "
-        f"{_range(frame.ratio)} of the time (slower in {slower_count}, faster in {len(frame) - slower_count})."
+        "A projection inside the loop rules out the framework's own layer: against that, projected once, it took "
+        f"{_range(frame.ratio)} of the time (longer in {directions[LONGER]}, shorter in {directions[SHORTER]} of "
+        f"{pluralize(len(frame), 'comparison')})."
     )

@@ -10,8 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.changes import BLURS, NARROWS, NOT_SHOWN, OPENS, REMOVES, REVERSES, WIDENS, users_gaps
+from harness.analysis.changes import (
+    BLURS,
+    NARROWS,
+    NOT_SHOWN,
+    OPENS,
+    REMOVES,
+    REVERSES,
+    SAME,
+    USUAL,
+    WIDENS,
+    users_gaps,
+)
 from harness.analysis.tables import Tables
+from harness.report.causes import rows_with_fewest_threads
 from harness.report.figures import (
     EXECUTION_MARKS,
     FRAMEWORK_COLOURS,
@@ -49,10 +61,10 @@ def gap_table(tables: Tables) -> str:
     )
 
 
-def change_table(tables: Tables) -> str:
+def change_table(tables: Tables, loop: str = USUAL) -> str:
     """Return a table of what each other execution does to the eager gap, as a ratio of gaps; "" without any."""
     return _side_by_side(
-        tables.changes,
+        tables.changes[tables.changes.loop == loop],
         "gap / eager gap",
         lambda row: f"{bold_interval(row['change'], row['ci_low'], row['ci_high'])} {row['effect']}",
     )
@@ -73,8 +85,9 @@ def _side_by_side(frame: pd.DataFrame, title: str, describe: Callable[[dict[Any,
 def sentences(tables: Tables) -> list[str]:
     """Return for each execution what it does to the eager gap, and where."""
     lines = []
-    for engine in _engines(tables.changes):
-        part = tables.changes[[engine_of(row) == engine for row in tables.changes.to_dict("records")]]
+    changes = tables.changes[tables.changes.loop == USUAL]
+    for engine in _engines(changes):
+        part = changes[[engine_of(row) == engine for row in changes.to_dict("records")]]
         clauses = [
             f"{words} at {', '.join(_place(*keys) for keys in places)}"
             for effect, words in EFFECTS.items()
@@ -91,13 +104,14 @@ def sentences(tables: Tables) -> list[str]:
 
 def summary(tables: Tables) -> str:
     """Say in how many cases another execution changes the eager gap, and how; "" where none was compared."""
-    if tables.changes.empty:
+    changes = tables.changes[tables.changes.loop == USUAL]
+    if changes.empty:
         return ""
-    counts = Counter(tables.changes.effect)
+    counts = Counter(changes.effect)
     unknown = counts.pop(NOT_SHOWN, 0)
     named = ", ".join(f"{EFFECTS[effect]} in {counts[effect]}" for effect in EFFECTS if counts[effect])
     start = f"Against the eager gap of the same framework, that of another execution is {named or 'changed in none'}"
-    return f"{start} of {pluralize(len(tables.changes), 'case')}; in {unknown} a change is not shown."
+    return f"{start} of {pluralize(len(changes), 'case')}; in {unknown} a change is not shown."
 
 
 def _places(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
@@ -120,12 +134,15 @@ def _engines(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
 
 
 def drawings(tables: Tables) -> Figures:
-    """Return the figure of page one, where a framework has the gap in two executions."""
-    frame = users_gaps(tables.gaps, tables.loops)
-    first = frame[["device", "precision", "threads"]].drop_duplicates().sort_values(["device", "precision", "threads"])
-    frame = frame.merge(first.head(1))  # one device, precision and thread count
-    several = (frame.groupby("framework").execution.nunique() > 1).any()
-    return {FIGURE: partial(_draw, frame, tables.study.margin)} if several else {}
+    """Return the figure of page one for each device on which a framework has the gap in two executions."""
+    frame = rows_with_fewest_threads(users_gaps(tables.gaps, tables.loops))
+    figures: Figures = {}
+    for device, part in frame.groupby("device", sort=True):
+        part = part[part.precision == part.precision.iloc[0]]
+        if (part.groupby("framework").execution.nunique() > 1).any():
+            name = FIGURE if device == "cpu" else f"{FIGURE}-{device}"
+            figures[name] = partial(_draw, part, tables.study.margin)
+    return figures
 
 
 def _draw(frame: pd.DataFrame, margin: float, path: Path) -> None:
@@ -203,5 +220,6 @@ def section(tables: Tables) -> dict[str, Any] | None:
     gaps = gap_table(tables)
     if not gaps:
         return None
-    figures = list(drawings(tables))
-    return {"gaps": gaps, "changes": change_table(tables), "sentences": sentences(tables), "figures": figures}
+    same = change_table(tables, SAME)
+    texts = {"gaps": gaps, "changes": change_table(tables), "same": same, "sentences": sentences(tables)}
+    return texts | {"figures": list(drawings(tables))}

@@ -8,28 +8,37 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.changes import users_loop
-from harness.analysis.gaps import is_included
+from harness.analysis.changes import users_rows
+from harness.analysis.gaps import ENGINE, is_included
+from harness.analysis.stats import LONGER
 from harness.analysis.steps import FORMS, PLACE
 from harness.analysis.tables import Tables
-from harness.report.causes import format_by_form
+from harness.report.causes import format_by_form, rows_with_fewest_threads
 from harness.report.figures import Figures, configuration_name, execution_rank, save_figure
-from harness.report.markdown import FRAMEWORKS, Row, bold_interval, pluralize, table
+from harness.report.markdown import Row, bold_interval, execution_name, table
 from harness.study.parts import BATCHED, LOOPS
 
 FIGURE = "steps"
+LOOP_NAMES = {"unrolled": "unrolled loops", "scan": "symbolic loops"}
 SHOWN = 10  # gaps on the first page
-STEPS = {  # a step's forms -> what is changed in it
-    ("in_loop", "per_step"): "out of the loop",
+OUT, OWN_LOOP = "out of the loop", "into a loop of its own"
+STEPS = {  # a step's forms -> what is changed in it; of a symbolic loop see step_name
+    ("in_loop", "per_step"): OUT,
     ("per_step", "bmm"): "into one call",
     ("bmm", BATCHED): "into one product",
     ("per_step", BATCHED): "into one product",
-    ("in_loop", "bmm"): "out of the loop, into one call",
+    ("in_loop", "bmm"): f"{OUT}, into one call",
     ("in_loop", BATCHED): "all at once",
 }
-COLOURS = {"out of the loop": "#c0392b", "into one call": "#d08a1d", "into one product": "#2c6fbb"}
+COLOURS = {OUT: "#c0392b", OWN_LOOP: "#8e5bb5", "into one call": "#d08a1d", "into one product": "#2c6fbb"}
 OTHER = "#888888"
 PALE = 0.35  # opacity of a step that costs time
+
+
+def step_name(step: Row) -> str:
+    """Return what is changed in a step. After a symbolic loop, products of their own step are in a second such loop."""
+    name = STEPS[step["form"], step["next_form"]]
+    return OWN_LOOP if name == OUT and step["recurrence"] == "scan" else name
 
 
 def section(tables: Tables) -> Row | None:
@@ -37,8 +46,9 @@ def section(tables: Tables) -> Row | None:
     frame = users_steps(tables)
     if frame.groupby(PLACE).size().max() == 1 or frame.empty:
         return None
-    rows = _rows(tables, frame)
-    first = [row for row in rows if row["threads"] == rows[0]["threads"] and row["is_shown"]]
+    rows = _rows(frame)
+    fewest = rows_with_fewest_threads(frame).groupby("device").threads.first()
+    first = [row for row in rows if row["threads"] == fewest[row["device"]] and row["is_shown"]]
     return {
         "first": _table(tables, first[:SHOWN]),
         "count": len(rows),
@@ -57,31 +67,29 @@ def counted_forms(tables: Tables) -> list[str]:
 def users_steps(tables: Tables) -> pd.DataFrame:
     """Return the steps of the included gaps of in_loop, in the loop that each execution's users write."""
     gaps = tables.gaps[(tables.gaps.contender == "in_loop") & is_included(tables.gaps)]
-    frame = tables.steps.merge(gaps[[*PLACE, "ratio"]].rename(columns={"ratio": "gap"}), on=PLACE)
-    written = [
-        recurrence == users_loop(framework, execution, tables.loops)
-        for framework, execution, recurrence in zip(frame.framework, frame.execution, frame.recurrence, strict=True)
-    ]
-    return frame[pd.Series(written, index=frame.index, dtype=bool)]
+    gaps = gaps[[*PLACE, "ratio", "direction"]].rename(columns={"ratio": "gap"})
+    return users_rows(tables.steps.merge(gaps, on=PLACE), tables.loops)
 
 
 def summary(tables: Tables) -> str:
-    """Say which step is the largest in how many of the gaps with intervals; "" where no gap has several steps."""
+    """Say which step saves the most in how many of the gaps that are above 1; "" where none has several steps."""
     frame = users_steps(tables)
-    known = frame[frame.ci_low.notna() & (frame.groupby(PLACE).form.transform("size") > 1)]
+    known = frame[(frame.direction == LONGER) & (frame.groupby(PLACE).form.transform("size") > 1)]
     if known.empty:
         return ""
-    largest = known.loc[np.log(known.ratio).abs().groupby([known[name] for name in PLACE]).idxmax()]
-    counts = Counter(STEPS[row.form, row.next_form] for row in largest.itertuples())
-    named = ", ".join(f"*{name}* in {count}" for name, count in counts.most_common())
-    shown = int(((known.ci_low > 1) | (known.ci_high < 1)).sum())
+    sentences = []
+    for recurrence, part in known.groupby("recurrence", sort=False):
+        largest = part.loc[part.ratio.groupby([part[name] for name in PLACE]).idxmax()]
+        counts = Counter(step_name(row) for row in largest.to_dict("records"))
+        named = ", ".join(f"*{name}* in {count}" for name, count in counts.most_common())
+        sentences.append(f"of the {len(largest)} in {LOOP_NAMES[str(recurrence)]} it is {named}")
     return (
-        f"Of the {pluralize(len(largest), 'gap')} that were taken apart, the largest step is {named}; the intervals of "
-        f"{shown} of {pluralize(len(known), 'step')} do not hold 1."
+        "Gaps in which projecting inside takes longer were taken apart into steps, of which one saves the most: "
+        f"{'; '.join(sentences)}."
     )
 
 
-def _rows(tables: Tables, frame: pd.DataFrame) -> list[Row]:
+def _rows(frame: pd.DataFrame) -> list[Row]:
     """Return a row for each gap: first those of the fewest threads, and of these the largest that are shown."""
     rows = []
     for keys, part in frame.groupby(PLACE, sort=True):
@@ -116,8 +124,7 @@ def _table(tables: Tables, rows: list[Row]) -> str:
 
 def drawings(tables: Tables) -> Figures:
     """Return the figure of the steps with the fewest threads; none where no gap has more than one step."""
-    frame = users_steps(tables)
-    frame = frame[frame.threads == frame.threads.min()]
+    frame = rows_with_fewest_threads(users_steps(tables))
     if frame.empty or frame.groupby(PLACE).size().max() == 1:
         return {}
     return {FIGURE: partial(_draw, frame)}
@@ -139,7 +146,7 @@ def _draw(frame: pd.DataFrame, path: Path) -> None:
         axes.set_title(" ".join(key), loc="left", fontweight="bold")
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    steps = {STEPS[pair] for pair in zip(frame.form, frame.next_form, strict=True)}
+    steps = {step_name(row) for row in frame.to_dict("records")}
     used = [name for name in COLOURS if name in steps]
     handles = [Patch(color=COLOURS[name], label=name) for name in used]
     handles += [
@@ -153,16 +160,9 @@ def _draw(frame: pd.DataFrame, path: Path) -> None:
 
 def _names(frame: pd.DataFrame) -> list[str]:
     """Return the name of each execution, by framework and from the least compiled on."""
-    engines = frame[["framework", "execution", "device", "precision"]].drop_duplicates().to_dict("records")
+    engines = frame[ENGINE].drop_duplicates().to_dict("records")
     engines.sort(key=lambda row: (row["framework"], row["device"], row["precision"], execution_rank(row["execution"])))
-    return [_name(row) for row in engines]
-
-
-def _name(row: dict[Any, Any]) -> str:
-    device = "" if row["device"] == "cpu" else row["device"]
-    precision = "" if row["precision"] == "fp32" else row["precision"]
-    framework = FRAMEWORKS.get(row["framework"], row["framework"])
-    return " ".join(filter(None, (framework, row["execution"], device, precision)))
+    return [execution_name(*(row[name] for name in ENGINE)) for row in engines]
 
 
 def _draw_panel(axes: Any, part: pd.DataFrame, names: list[str]) -> None:
@@ -170,11 +170,11 @@ def _draw_panel(axes: Any, part: pd.DataFrame, names: list[str]) -> None:
     for _, steps in part.groupby(PLACE, sort=True):
         rows = steps.to_dict("records")
         level = float(np.prod([row["ratio"] for row in rows]))
-        y = names.index(_name(rows[0]))
+        y = names.index(execution_name(*(rows[0][name] for name in ENGINE)))
         for lane, row in enumerate(rows):
             end = level / row["ratio"]
             middle = y + 0.56 * ((lane + 0.5) / len(rows) - 0.5)
-            colour = COLOURS.get(STEPS[row["form"], row["next_form"]], OTHER)
+            colour = COLOURS.get(step_name(row), OTHER)
             alpha = PALE if row["ratio"] < 1 else 1.0
             axes.barh(middle, level - end, left=end, height=0.56 / len(rows), color=colour, alpha=alpha)
             if not np.isnan(row["ci_low"]):  # the step's own interval, around where its bar begins

@@ -6,6 +6,7 @@ import pandas as pd
 
 from harness.analysis.frameworks import FASTEST, USUAL
 from harness.analysis.tables import Tables
+from harness.report.causes import rows_with_fewest_threads
 from harness.report.markdown import FRAMEWORKS, Row, interval, pluralize, seconds, table
 
 TITLES = {FASTEST: "the fastest program of each", USUAL: "the loop that its users write, projected once"}
@@ -16,23 +17,27 @@ def section(tables: Tables) -> Row | None:
     frame = tables.frameworks
     if frame.empty:
         return None
-    first = frame[frame.threads == frame.threads.min()]
-    others = frame[frame.threads != frame.threads.min()]
+    first = rows_with_fewest_threads(frame)
+    others = frame.drop(first.index)
     return {
         "sentence": summary(frame),
-        "first": {TITLES[kind]: _table(first[first.kind == kind]) for kind in (FASTEST, USUAL)},
-        "others": {TITLES[kind]: _table(others[others.kind == kind]) for kind in (FASTEST, USUAL)},
+        "first": {TITLES[kind]: _table(first[first.kind == kind]) for kind in (USUAL, FASTEST)},
+        "others": {TITLES[kind]: _table(others[others.kind == kind]) for kind in (USUAL, FASTEST)},
     }
 
 
 def summary(frame: pd.DataFrame) -> str:
-    """Say where which framework's fastest program is shown to be the fastest of all."""
-    places = frame[frame.kind == FASTEST].drop_duplicates(["device", "threads", "precision", "workload", "pass"])
-    winners = frame[(frame.kind == FASTEST) & frame.is_fastest]
+    """Say how often which framework is shown to be the fastest, in the loop that its users write."""
+    usual = frame[frame.kind == USUAL]
+    sizes = usual.groupby(["device", "threads", "precision", "workload", "pass"]).size()
+    winners = usual[usual.is_fastest]
     counts = winners.groupby("framework", sort=True).size().sort_values(ascending=False, kind="stable")
     named = ", ".join(f"{FRAMEWORKS.get(name, name)} in {count}" for name, count in counts.items())
-    start = f"Of {pluralize(len(places), 'comparison')} one framework's fastest program is shown to be the fastest"
-    return f"{start} in {len(winners)}: {named}." if len(winners) else f"{start} in none."
+    start = (
+        f"In the loop that users write, projected once, one framework is shown to be the fastest in {len(winners)} of "
+        f"{pluralize(int((sizes > 1).sum()), 'comparison')}"
+    )
+    return f"{start}: {named}." if len(winners) else f"{start}."
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from harness.analysis.gaps import ENGINE
 from harness.analysis.tables import Tables
+from harness.report.causes import rows_with_fewest_threads
 from harness.report.figures import execution_rank
 from harness.report.markdown import execution_name, pluralize, table
 from harness.study.configuration import CONFIG
@@ -52,8 +53,7 @@ def summary(tables: Tables) -> str:
         return ""
     workload = _shown_workloads(tables)[0]
     shape = _shapes(workload)[1]
-    fewest = tables.rates[tables.rates.threads == tables.rates.threads.min()]
-    configurations = fewest[CONFIG].drop_duplicates().to_dict("records")
+    configurations = rows_with_fewest_threads(tables.rates)[CONFIG].drop_duplicates().to_dict("records")
     configurations.sort(key=lambda c: (c["framework"], execution_rank(c["execution"]), *map(str, c.values())))
     cells = []
     for place in configurations:
@@ -61,7 +61,8 @@ def summary(tables: Tables) -> str:
         name = execution_name(place["framework"], place["execution"], place["device"], place["precision"])
         cells.append(f"{name} {_cell(programs, rates, workload, shape)}")
     text = "×".join(map(str, shape))
-    return f"All steps of {workload.name} in one product [{text}], in brackets of the best rate: {'; '.join(cells)}."
+    start = f"The product of all steps of {workload.name} [{text}], with the share of the best rate of any framework"
+    return f"{start}: {'; '.join(cells)}."
 
 
 def problems(tables: Tables) -> list[str]:
@@ -110,18 +111,18 @@ def _cell(programs: pd.DataFrame, rates: pd.DataFrame, workload: Workload, shape
 
 
 def libraries_of(programs: pd.DataFrame, shape: Shape) -> str:
-    """Return the library of a product: the one that all programs with products of that shape have.
+    """Return the library of a product, from programs that have no other product, or else from any that have it.
 
-    Where they leave several, it is one of these. A program of which some products' library is missing tells nothing.
+    Where these have several libraries, it is one of them. A program of which some products' library is missing tells
+    nothing.
     """
     text = f"[{'×'.join(map(str, shape))}]"
-    left: set[str] | None = None
+    alone, among_others = set[str](), set[str]()
     for row in programs.to_dict("records"):
-        is_whole = row["library"] and "libraries:" not in row["missing"]
-        if is_whole and any(product.partition("×")[2] == text for product in row["shapes"].split("; ")):
-            names = set(_names(row["library"]))
-            left = names if left is None else left & names
-    return " or ".join(sorted(left)) if left else NOT_KNOWN
+        shapes = {product.partition("×")[2] for product in row["shapes"].split("; ")}
+        if text in shapes and row["library"] and "libraries:" not in row["missing"]:
+            (alone if shapes == {text} else among_others).update(_names(row["library"]))
+    return " or ".join(sorted(alone or among_others)) or NOT_KNOWN
 
 
 def _proofs(programs: pd.DataFrame) -> str:

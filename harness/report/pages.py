@@ -29,6 +29,12 @@ class AppendixPage:
 
 
 APPENDIX = (
+    AppendixPage(
+        "compiling",
+        "What compiling does to the gap of the same loop",
+        "eager and compiled, both unrolled",
+        lambda v: v["compiling"] is not None and bool(v["compiling"]["same"]),
+    ),
     AppendixPage("gaps", "Gaps by workload and pass", "every ratio with its times", lambda v: bool(v["sections"])),
     AppendixPage(
         "steps",

@@ -95,14 +95,17 @@ def _gap_rows(
     projections: Sequence[str],
     contenders: list[str],
 ) -> list[list[str]]:
-    """Return a row for each configuration and recurrence of one workload and pass, in the column order of `_names`."""
+    """Return a row for each configuration and recurrence of one workload and pass.
+
+    Those of which any contender's interval does not hold 1 come first. Columns are in the order of `_column_names`.
+    """
     key = [*CONFIG, "recurrence"]
     medians_s = times.groupby([*key, "projection"], sort=True).median_s.median().to_dict()
     places: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in gaps.to_dict("records"):
         places.setdefault(tuple(row[name] for name in key), {})[row["contender"]] = row
     rows = []
-    for values in sorted(places):
+    for values in sorted(places, key=lambda values: (not _has_direction(places[values]), values)):
         group = places[values]
         place = next(iter(group.values()))
         medians = [seconds(medians_s.get((*values, projection))) for projection in projections]
@@ -120,3 +123,8 @@ def _gap_rows(
             [configuration_name(place), *medians, *ratios, counts, control, f"{processes} × {rounds:g}{further}"]
         )
     return rows
+
+
+def _has_direction(group: dict[str, Row]) -> bool:
+    """Return whether the interval of any contender of a row, its A/A control apart, does not hold 1."""
+    return any(gap["direction"] != UNKNOWN for contender, gap in group.items() if contender != TWIN)

@@ -28,7 +28,7 @@ from harness.records.schema import BlockRecord
 from harness.records.store import budgets
 from harness.report import appendix, causes, claims, compiling, decomposition, libraries, memory, sections
 from harness.report.figures import CONTROLS, FigureNames, configuration_name
-from harness.report.markdown import Row, duration, execution_name, one_line, table
+from harness.report.markdown import Row, duration, execution_name, one_line, sizes, table
 from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, LOOPS, TWIN, part_of
 
@@ -49,6 +49,7 @@ def context(
     first_start, last_start = measurement_span(tables)
     return {
         "label": tables.study.label,
+        "sizes": sizes,
         "study": tables.study,
         "header": tables.header,
         "budget": budget_text(tables),
@@ -225,7 +226,8 @@ def comparison_counts(tables: Tables) -> str:
         f"interval: in_loop takes longer in {directions[LONGER]}, shorter in {directions[SHORTER]}, unknown in "
         f"{directions[UNKNOWN]} (the interval holds 1). *Size*, against a margin of {margin:.0%}: "
         f"{', '.join(f'{verdict} in {sizes[verdict]}' for verdict in VERDICTS)}. Equivalence could have been shown in "
-        f"{possible_count}, whose interval's half-width is below the margin, and was in {sizes[EQUIVALENT]}."
+        f"{possible_count}, whose interval's half-width is below the margin, before the correction for several "
+        f"comparisons, and was in {sizes[EQUIVALENT]}."
     )
 
 
@@ -235,7 +237,7 @@ def could_be_equivalent(gaps: pd.DataFrame, margin: float) -> pd.Series:
 
 
 def _left_out_note(count: int) -> str:
-    return f" Left out: {count} in blocks whose A/A control missed 1 (⚠ below)." if count else ""
+    return f" Left out: {count} in blocks whose A/A control missed 1 (⚠)." if count else ""
 
 
 def _extreme_sentence(gaps: pd.DataFrame, verdict: str) -> str:

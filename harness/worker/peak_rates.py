@@ -39,14 +39,14 @@ def measure_rates(backend: Backend, clock: Callable[[], int]) -> PeakRates:
 def product_times(
     backend: Backend, clock: Callable[[], int], execution: str, shapes: Iterable[tuple[int, int, int]]
 ) -> list[ProductTime]:
-    """Return the nanoseconds of a call that multiplies, for SINGLE and for each shape, the smallest first.
+    """Return the nanoseconds of a call that multiplies, for SINGLE and then for each shape, the largest first.
 
     No product is begun once PRODUCTS_NS are over.
     """
     start = clock()
     return [
         ProductTime(*shape, _call_ns(backend.product(*shape, execution), clock))
-        for shape in (SINGLE, *sorted(set(shapes) - {SINGLE}, key=math.prod))
+        for shape in (SINGLE, *sorted(set(shapes) - {SINGLE}, key=math.prod, reverse=True))
         if clock() - start < PRODUCTS_NS
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from impls import hlo
+from impls import hlo, libraries
 from impls.evidence import Evidence, Product, listed
 from impls.trace import Row
 
@@ -41,7 +41,7 @@ def of_jaxpr(jaxpr: Any) -> Evidence:
     kernels = Counter(equation.params.get("name", equation.primitive.name) for equation in jaxpr.eqns)
     result = Evidence(products_of(jaxpr), kernels=dict(sorted(kernels.items())), fusions=0)
     result.missing = {"temp_bytes": NO_EAGER_MEMORY}
-    _add_libraries(result, jaxpr)
+    libraries.look(result, lambda: _add_libraries(result, jaxpr))
     if unknown := sorted({equation.primitive.name for _, equation in _equations(jaxpr)} & OTHER_PRODUCTS):
         result.missing["products"] = f"{UNKNOWN_PRODUCT}: {', '.join(unknown)}"
     return result

@@ -89,3 +89,18 @@ def test_the_loop_is_the_one_that_the_records_say_users_write():
     assert found(*rows, loops={("jax", "xla"): "unrolled"}).gap.tolist() == [1.0]
     frame = pd.DataFrame(rows, columns=GAPS)
     assert users_gaps(frame, {}).recurrence.tolist() == ["unrolled", "scan"]
+
+
+def test_the_same_loop_is_compared_too_where_users_write_another():
+    rows = found(gap("eager", 1.3), gap("xla", 1.2), gap("xla", 1.02, recurrence="unrolled"), gap("inductor", 1.1,
+                 recurrence="unrolled"))  # fmt: skip
+    made = {(row.execution, row.loop): round(row.gap, 2) for row in rows.itertuples()}
+    assert made == {("xla", "usual"): 1.2, ("inductor", "usual"): 1.1, ("xla", "same"): 1.02}
+    assert list(rows.loop) == ["usual", "usual", "same"]
+    alone = found(gap("eager", 1.3), gap("xla", 1.2))
+    usual = rows[(rows.execution == "xla") & (rows.loop == "usual")]
+    assert usual.p.tolist() == alone.p.tolist()  # corrected over the changes of its own kind
+
+
+def test_a_loop_that_the_eager_gap_does_not_have_is_not_compared():
+    assert set(found(gap("eager", 1.3), gap("xla", 1.2), gap("eager", 1.1, recurrence="scan")).loop) == {"usual"}

@@ -82,3 +82,22 @@ def test_places_are_compared_by_themselves():
     frame = frameworks(pd.DataFrame(JAX + TORCH + other), {}, {})
     winners = frame[(frame.kind == "fastest") & frame.is_fastest]
     assert dict(zip(winners.workload, winners.framework, strict=True)) == {"book": "jax", "vocab": "torch"}
+
+
+def test_a_program_of_too_few_processes_is_the_fastest_only_where_there_is_no_other():
+    once = program("torch", "eager", "layer", "batched", 0.1)
+    assert compared(JAX, TORCH, once)["fastest", "torch"]["recurrence"] == "unrolled"
+    pair = program("torch", "eager", "unrolled", "batched", 2.0, 2.1)
+    assert compared(JAX, pair, once)["fastest", "torch"]["processes"] == 2
+    assert compared(JAX, once)["fastest", "torch"]["processes"] == 1
+
+
+def test_a_framework_that_is_not_ours_has_one_usual_program():
+    rows = [
+        *program("numpy", "eager", "unrolled", "batched", 3.0, 3.1, 2.9),
+        *program("numpy", "inductor", "unrolled", "batched", 2.0, 2.1, 1.9),
+    ]
+    frame = frameworks(pd.DataFrame(JAX + rows), {}, {})
+    (usual,) = frame[(frame.kind == "usual") & (frame.framework == "numpy")].to_dict("records")
+    assert usual["execution"] == "inductor"
+    assert frame[(frame.kind == "usual") & (frame.framework == "jax")].is_fastest.all()

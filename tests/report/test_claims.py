@@ -300,7 +300,19 @@ def test_a_smoke_run_judges_nothing_and_advises_nothing():
     [
         ([gap(1.5, "slower")], "project once, after the loop: inside it was slower in 1 of 1"),
         ([gap(0.9, "faster")], "project inside the loop: it was faster in 1 of 1"),
-        ([gap(1.5, "slower"), gap(0.9, "faster")], "measure your own case: inside the loop was slower in 1 of 2"),
+        (
+            [gap(1.5, "slower"), gap(0.9, "faster")],
+            "measure your own case: of 2 comparisons, inside the loop was slower in 1, up to 1.50",
+        ),
+        (
+            [gap(1.5, "slower"), gap(0.95, "inconclusive")],
+            "slower in 1, up to 1.50 times (book forward, scan, 1 thread) "
+            "and took less time in 1 (book forward, scan, 1 thread)",
+        ),
+        (
+            [gap(1.1, "inconclusive"), gap(0.9, "faster")],
+            "took longer in 1 (book forward, scan, 1 thread) and faster in",
+        ),
         ([gap(1.0, "equivalent")], "both forms cost the same in 1 of 1"),
         ([gap(1.1, "inconclusive")], "inside took longer in 1 and shorter in 0 of 1 comparisons"),
     ],
@@ -311,7 +323,7 @@ def test_advice_is_that_of_the_verdicts(gaps, said):
 
 def test_advice_names_the_layer_that_a_wrapper_forbids():
     made = tables([gap(1.5, "slower")], [contrast(2.5, "slower", "in_loop", "layer_batched")])
-    assert "took 2.50 to 2.50 of the time (slower in 1, faster in 0)" in claims.advice(made)
+    assert "took 2.50 of the time (longer in 1, shorter in 0 of 1 comparison)" in claims.advice(made)
 
 
 def test_causes_name_what_a_compiler_made_of_a_form():

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from harness import report
-from harness.report import decomposition, frameworks, scatter
+from harness.report import compiling, decomposition, frameworks, scatter
 
 REPORT = Path(__file__).parents[2] / "reports" / "2026-11-26-amd-epyc-2-cores-default"
 
@@ -65,4 +66,22 @@ def test_a_framework_is_bold_only_where_it_is_shown_to_be_the_fastest(tables):
     frame = tables.frameworks
     shown = frame[frame.is_fastest & (frame.threads == frame.threads.min())]
     assert sum(text.count("**") for text in made["first"].values()) == 2 * len(shown)
-    assert f"in {int((frame[frame.kind == 'fastest'].is_fastest).sum())}" in made["sentence"]
+    assert f"in {int((frame[frame.kind == 'usual'].is_fastest).sum())} of " in made["sentence"]
+
+
+def test_after_a_symbolic_loop_the_products_are_in_a_second_one():
+    step = {"form": "in_loop", "next_form": "per_step"}
+    assert decomposition.step_name(step | {"recurrence": "unrolled"}) == "out of the loop"
+    assert decomposition.step_name(step | {"recurrence": "scan"}) == "into a loop of its own"
+    assert decomposition.step_name({"form": "bmm", "next_form": "batched", "recurrence": "scan"}) == "into one product"
+
+
+def test_a_gpus_programs_are_among_the_first_though_their_host_has_more_threads(tables, monkeypatch):
+    on_gpu = {"device": "gpu", "threads": 16}
+    for name in ("steps", "gaps", "frameworks"):
+        frame = getattr(tables, name)
+        doctored = frame[frame.threads == 1].assign(**on_gpu)
+        monkeypatch.setattr(tables, name, pd.concat([frame, doctored], ignore_index=True))
+    assert "gpu" in decomposition.section(tables)["first"]
+    assert all("gpu" in text for text in frameworks.section(tables)["first"].values())
+    assert set(compiling.drawings(tables)) == {"compiling", "compiling-gpu"}

@@ -39,6 +39,8 @@ def test_a_library_is_that_which_all_programs_with_the_product_have():
     both = "20×[50×100×1]; 20×[50×100×100]"
     programs = pd.DataFrame([program(both, "20×Eigen; 20×oneDNN"), program("20×[50×100×100]", "20×oneDNN")])
     assert libraries.libraries_of(programs, STEP) == "Eigen or oneDNN"
+    fused = pd.DataFrame([program(both, "20×Eigen; 20×YNNPACK"), program(both, "20×XLA; 20×YNNPACK")])
+    assert libraries.libraries_of(fused, STEP) == "Eigen or XLA or YNNPACK"  # not the one that they share
     alone = pd.DataFrame([*programs.to_dict("records"), program("20×[50×100×1]", "20×Eigen")])
     assert libraries.libraries_of(alone, STEP) == "Eigen"
     assert libraries.libraries_of(alone, ONCE) == libraries.NOT_KNOWN
@@ -77,7 +79,7 @@ def test_older_records_have_no_table():
 def test_page_one_says_what_multiplies_all_steps_with_the_fewest_threads():
     programs = [program("1×[1000×100×1]", "1×oneDNN"), program("20×[50×100×1]", "20×Eigen")]
     said = libraries.summary(tables(programs, [(*ONCE, 12.34, 0.5), (*STEP, 3.0, 0.1)]))
-    assert said.startswith("All steps of book in one product [1000×100×1], in brackets of the best rate: ")
+    assert said.startswith("The product of all steps of book [1000×100×1], with the share of the best rate of any ")
     assert said.endswith("TensorFlow eager oneDNN, 12.3 GFLOP/s (50%).")
 
 

@@ -90,7 +90,8 @@ def test_of_how_many_gaps_equivalence_could_have_been_shown_is_told():
     narrow = ("in_loop", 1.03, 1.012, 1.048, "inconclusive", True)  # ±1.8%
     said = summary.comparison_counts(tables(SAME, narrow, UNSURE, SLOWER))
     assert (
-        "Equivalence could have been shown in 2, whose interval's half-width is below the margin, and was in 1." in said
+        "Equivalence could have been shown in 2, whose interval's half-width is below the margin, before the "
+        "correction for several comparisons, and was in 1." in said
     )
 
 
