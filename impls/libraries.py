@@ -59,8 +59,7 @@ def close(evidence: Evidence) -> None:
 
 def state(evidence: Evidence) -> None:
     """Say in `missing` that no library was looked for, in the evidence of a framework that does not say it itself."""
-    counts_nothing = {"everything", "products"} & evidence.missing.keys()
-    if not evidence.libraries and (evidence.products or counts_nothing):
+    if not evidence.libraries and (evidence.products or "products" in evidence.missing):
         evidence.missing.setdefault("libraries", NOT_FOUND)
 
 

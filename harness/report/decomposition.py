@@ -49,6 +49,7 @@ def section(tables: Tables) -> Row | None:
     rows = _rows(frame)
     fewest = rows_with_fewest_threads(frame).groupby("device").threads.first()
     first = [row for row in rows if row["threads"] == fewest[row["device"]] and row["is_shown"]]
+    first.sort(key=lambda row: -abs(np.log(row["gap"])))  # a GPU's beside a CPU's, whatever their hosts' threads
     return {
         "first": _table(tables, first[:SHOWN]),
         "count": len(rows),

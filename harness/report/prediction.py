@@ -155,7 +155,8 @@ def score_summary(tables: Tables) -> str:
         f"better than it; no share of a variance, for it is taken about 1 and not about the mean gap). The median of "
         f"these gaps, which is known only afterwards, would have a median error of {constant_errors.median():.1%} as "
         f"the forecast of all. Of {len(clear)} gaps judged slower or faster, {slower_count} of them slower, {hits} "
-        f"were forecast on that side of 1. The measured 95% interval holds the forecast in {int(coverage.sum())} of {len(intervals)}."
+        f"were forecast on that side of 1. The measured 95% interval holds the forecast in {int(coverage.sum())} of "
+        f"{len(intervals)}."
     )
 
 

@@ -59,9 +59,9 @@ def test_command_lines(arguments, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["harness", *arguments])
     for place, name in ((cli, "_run"), (verify, "verify"), (verify, "listing"), (report, "write")):
-        monkeypatch.setattr(place, name, lambda *given: 0)
+        monkeypatch.setattr(place, name, lambda *given, **options: 0)
     for name in ("harness.selftest.coverage.say", "harness.cli.doctor.say"):
-        monkeypatch.setattr(name, lambda *given: 0)
+        monkeypatch.setattr(name, lambda *given, **options: 0)
     with pytest.raises(SystemExit) as left:
         cli.main()
     said = capfd.readouterr().err

@@ -39,7 +39,7 @@ def counted(
     projection, products, flops=1000, temp=500.0, recurrence="scan", pass_="forward", configuration=CONFIG, moved=0
 ):
     place = (*configuration[:-1], pass_, recurrence, projection)
-    return (*place, products, "", flops, moved, 99, "", 0, "", temp, None, None, "", None, "")
+    return (*place, products, "", flops, moved, 99, "", 0, "", temp, None, None, "", None, "", "", "")
 
 
 def listed(projection, *shapes, pass_="train"):
@@ -208,7 +208,7 @@ def test_operations_that_leave_work_out_judge_no_claim(in_loop, batched, verdict
 def test_memory_waits_for_the_original_program_and_says_what_is_known():
     found = judged("C4", tables(evidence=[counted("in_loop", 60, temp=50.0), counted("batched", 41, temp=100.0)]))
     assert found.verdict == "not yet judged"
-    assert "0.50 to 0.50" in found.elsewhere
+    assert "0.50" in found.elsewhere
     assert found.elsewhere.startswith("of the arms here, peak temporary memory")
     assert judged("C4", tables()).verdict == "not yet judged"
 
@@ -240,7 +240,7 @@ def test_variables_and_bytes_are_those_of_tf1s_own_programs_on_the_book(variable
     others = [counted("in_loop", 60, temp=7.0), counted("batched", 41, temp=7.0)]
     found = judged("C4", tables(evidence=[*memory, *others], variables=variables))
     assert found.verdict == verdict
-    assert "peak temporary memory of in_loop/batched is 1.00 to 1.00" in found.elsewhere
+    assert "peak temporary memory of in_loop/batched is 1.00" in found.elsewhere
 
 
 def test_variables_that_differ_are_named():
