@@ -24,6 +24,7 @@ USUAL_EXECUTION = {"torch": "eager", "tf": "graph", "jax": "xla"}  # what a fram
 PLACE = ["device", "threads", "precision", "workload", "pass"]
 PROGRAM = ["framework", "execution", "recurrence", "projection"]
 FASTEST, USUAL = "fastest", "usual"
+LEAST_HALF = 1e-12  # half-width of the interval of times that agree to the last digit
 FEWEST = 3  # processes of a program that is named the fastest, where its framework has such
 FRAMEWORKS = [*PLACE, "kind", *PROGRAM, "time_s", "ratio", "ci_low", "ci_high", "processes", "is_fastest"]
 
@@ -60,7 +61,8 @@ def _program_times(times: pd.DataFrame) -> pd.DataFrame:
     for keys, part in times.groupby([*PLACE, *PROGRAM], sort=True):
         sample = stats.Sample(tuple(np.log(part.median_s)), 0.0)
         time = stats.estimate_gap(sample, 0.0)
-        rows.append((*keys, time.ratio, float(np.log(time.high / time.low) / 2), time.processes))
+        half = max(float(np.log(time.high / time.low) / 2), LEAST_HALF) if time.processes > 1 else np.nan
+        rows.append((*keys, time.ratio, half, time.processes))
     return pd.DataFrame(rows, columns=[*PLACE, *PROGRAM, "time_s", "half", "processes"])
 
 

@@ -52,7 +52,7 @@ def gaps_and_contrasts(blocks: list[BlockRecord], study: Study) -> tuple[pd.Data
 
 def configuration_key(configuration: Configuration) -> tuple[Any, ...]:
     """Return the values of CONFIG."""
-    return tuple(configuration.row().values())
+    return configuration.values
 
 
 def block_key(record: BlockRecord) -> tuple[Any, ...]:
