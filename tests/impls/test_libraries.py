@@ -60,9 +60,12 @@ def test_a_failure_to_look_loses_nothing_else():
 
 
 def test_a_framework_that_says_nothing_of_libraries_is_said_to():
-    for evidence in (Evidence([Product(1, 1, 2, 3, 4)]), Evidence(missing={"everything": "NumPy counts nothing"})):
+    for evidence in (Evidence([Product(1, 1, 2, 3, 4)]), Evidence(missing={"products": "of a kind not known"})):
         libraries.state(evidence)
         assert evidence.missing["libraries"] == libraries.NOT_FOUND
+    nothing_counted = Evidence(missing={"everything": "NumPy counts nothing"})
+    libraries.state(nothing_counted)
+    assert nothing_counted.missing == {"everything": "NumPy counts nothing"}  # which says it
     nothing_to_multiply = Evidence()
     libraries.state(nothing_to_multiply)
     assert nothing_to_multiply.missing == {}
