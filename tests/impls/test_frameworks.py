@@ -80,11 +80,10 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework):
     execution = ",".join(COMPILED[framework])
     arms = ["--recurrence", "scan,layer", "--projection", "library", "--precision", "fp32"]
     cells = [part for cell in ("gru", "lstm") for part in ("--workload", f"{ODD},cell={cell}")]
-    passes = ["train"] if framework == "torch" else ["forward", "train"]  # Inductor compiles for seconds an arm
-    flags = [*arms, *cells, *(part for name in passes for part in ("--pass", name))]
-    done = harness("verify", "--framework", framework, "--execution", execution, *flags)
+    done = harness("verify", "--framework", framework, "--execution", execution, *arms, *cells)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("2 of 2") == 2 * len(passes) * len(COMPILED[framework])  # cells, passes
+    whole = 2 * 2 * len(COMPILED[framework])  # cells, passes
+    assert done.stdout.count("2 of 2") == whole - (framework == "torch")  # Inductor has no forward pass of its LSTM
 
 
 @pytest.mark.timeout(600)
