@@ -41,19 +41,22 @@ def make_page(script: Path, folder: Path) -> str:
 
 def cells(text: str) -> list[tuple[str, str]]:
     """Return the marker and the text of each cell. Raises ValueError where lines stand before the first."""
-    found: list[tuple[str, list[str]]] = []
+    pairs: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith(MARKER):
-            found.append((line, []))
-        elif not found:
+            pairs.append((line, []))
+        elif not pairs:
             raise ValueError(f"a line stands before the first cell: {line}")
         else:
-            found[-1][1].append(line)
-    return [(marker, "\n".join(lines).strip()) for marker, lines in found]
+            pairs[-1][1].append(line)
+    return [(marker, "\n".join(lines).strip()) for marker, lines in pairs]
 
 
 def run_cell(text: str, variables: dict[str, Any]) -> Any:
-    """Run a code cell in a script's variables; return the value of its last statement, None if it is no expression."""
+    """Run a code cell in a script's variables; return the value of its last statement, None if it is no expression.
+
+    It takes exec and eval, because nothing else gives the value of a statement; what they run is this repository's.
+    """
     body = ast.parse(text).body
     last = body.pop() if isinstance(body[-1], ast.Expr) else None
     exec(compile(ast.Module(body, []), "cell", "exec"), variables)

@@ -29,6 +29,8 @@ from harness.report.figures import (
     FRAMEWORK_COLOURS,
     OTHER_COLOUR,
     Figures,
+    engine_of,
+    engines_of,
     execution_rank,
     save_figure,
 )
@@ -74,7 +76,7 @@ def _side_by_side(frame: pd.DataFrame, title: str, describe: Callable[[dict[Any,
     """Return a table with a column for each execution and a row for each place; `describe` writes a cell."""
     if frame.empty:
         return ""
-    engines = _engines(frame)
+    engines = engines_of(frame)
     rows = []
     for keys, part in frame.groupby(["workload", "pass", "threads"], sort=True):
         cells = {engine_of(row): describe(row) for row in part.to_dict("records")}
@@ -86,7 +88,7 @@ def sentences(tables: Tables) -> list[str]:
     """Return for each execution what it does to the eager gap, and where."""
     lines = []
     changes = tables.changes[tables.changes.loop == USUAL]
-    for engine in _engines(changes):
+    for engine in engines_of(changes):
         part = changes[[engine_of(row) == engine for row in changes.to_dict("records")]]
         clauses = [
             f"{words} at {', '.join(_place(*keys) for keys in places)}"
@@ -120,17 +122,6 @@ def _places(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 def _place(workload: str, pass_: str, threads: int) -> str:
     return f"{workload} {pass_}, {pluralize(threads, 'thread')}"
-
-
-def engine_of(row: dict[Any, Any]) -> tuple[str, str, str, str]:
-    """Return framework, execution, device and precision of a row."""
-    return row["framework"], row["execution"], row["device"], row["precision"]
-
-
-def _engines(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
-    """Return what ran the rows' programs, by framework, and from the least compiled execution on."""
-    engines = {engine_of(row) for row in frame.to_dict("records")}
-    return sorted(engines, key=lambda engine: (engine[0], engine[2:], execution_rank(engine[1]), engine[1]))
 
 
 def drawings(tables: Tables) -> Figures:

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.changes import users_rows
-from harness.analysis.gaps import ENGINE, is_included
+from harness.analysis.gaps import is_included
 from harness.analysis.stats import LONGER
 from harness.analysis.steps import FORMS, PLACE
 from harness.analysis.tables import Tables
 from harness.report.causes import format_by_form, rows_with_fewest_threads
-from harness.report.figures import Figures, configuration_name, execution_rank, save_figure
+from harness.report.figures import Figures, configuration_name, engine_of, engines_of, save_figure
 from harness.report.markdown import Row, bold_interval, execution_name, table
 from harness.study.parts import BATCHED, LOOPS
 
@@ -137,7 +137,7 @@ def _draw(frame: pd.DataFrame, path: Path) -> None:
     from matplotlib.patches import Patch
 
     panels = {(str(key[0]), str(key[1])): part for key, part in frame.groupby(["workload", "pass"], sort=True)}
-    names = _names(frame)
+    names = [execution_name(*engine) for engine in engines_of(frame)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1.4 + 3.6 * columns, 1.0 + rows * (0.6 + 0.34 * len(names))), layout="constrained")
@@ -159,19 +159,12 @@ def _draw(frame: pd.DataFrame, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _names(frame: pd.DataFrame) -> list[str]:
-    """Return the name of each execution, by framework and from the least compiled on."""
-    engines = frame[ENGINE].drop_duplicates().to_dict("records")
-    engines.sort(key=lambda row: (row["framework"], row["device"], row["precision"], execution_rank(row["execution"])))
-    return [execution_name(*(row[name] for name in ENGINE)) for row in engines]
-
-
 def _draw_panel(axes: Any, part: pd.DataFrame, names: list[str]) -> None:
     """Draw the waterfalls of one workload and pass: a row for each execution, a lane in it for each step."""
     for _, steps in part.groupby(PLACE, sort=True):
         rows = steps.to_dict("records")
         level = float(np.prod([row["ratio"] for row in rows]))
-        y = names.index(execution_name(*(rows[0][name] for name in ENGINE)))
+        y = names.index(execution_name(*engine_of(rows[0])))
         for lane, row in enumerate(rows):
             end = level / row["ratio"]
             middle = y + 0.56 * ((lane + 0.5) / len(rows) - 0.5)

@@ -251,6 +251,17 @@ def execution_rank(execution: str) -> int:
     return EXECUTION_ORDER.index(execution) if execution in EXECUTION_ORDER else len(EXECUTION_ORDER)
 
 
+def engine_of(row: dict[Any, Any]) -> tuple[str, str, str, str]:
+    """Return framework, execution, device and precision of a row."""
+    return row["framework"], row["execution"], row["device"], row["precision"]
+
+
+def engines_of(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Return what ran the rows' programs, by framework, and from the least compiled execution on."""
+    engines = {engine_of(row) for row in frame.to_dict("records")}
+    return sorted(engines, key=lambda engine: (engine[0], engine[2:], execution_rank(engine[1]), engine[1]))
+
+
 def configuration_name(row: dict[str, Any]) -> str:
     """Return the name of a row of a figure or table: program, device and threads."""
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"

@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
@@ -83,11 +85,7 @@ def context(
         "twins": appendix.control_table(tables),
         "alarms": appendix.false_alarm_table(tables),
         "absent": appendix.absent_cells(tables),
-        "idiomatic": appendix.idiomatic_table(idiomatic_rows),
-        "kills": appendix.kill_summary(script_results["kills"]) if script_results["kills"] else "",
-        "repeat": appendix.repeat_summary(script_results["repeat"]) if script_results["repeat"] else "",
-        "apart": appendix.alternation_bias(script_results["apart"]) if script_results["apart"] else "",
-        "apart_sentence": appendix.alternation_sentence(script_results["apart"]) if script_results["apart"] else "",
+        **_experiments(idiomatic_rows, script_results),
         "environments": appendix.environments(
             tables.header.environments, {"cpu", *(block.configuration.device for block in tables.blocks)}
         ),
@@ -101,6 +99,18 @@ def context(
         "steadiness": appendix.sample_quality_table(tables),
         "threads_used": appendix.threads_used(tables),
     }
+
+
+def _experiments(idiomatic_rows: list[dict[str, str]], script_results: Row) -> dict[str, str]:
+    """Return what scripts found that wrote their results beside the records; "" for each that wrote none."""
+    texts: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "kills": ("kills", appendix.kill_summary),
+        "repeat": ("repeat", appendix.repeat_summary),
+        "apart": ("apart", appendix.alternation_bias),
+        "apart_sentence": ("apart", appendix.alternation_sentence),
+    }
+    results = {name: text(script_results[file]) if script_results[file] else "" for name, (file, text) in texts.items()}
+    return results | {"idiomatic": appendix.idiomatic_table(idiomatic_rows)}
 
 
 def budget_text(tables: Tables) -> str:

@@ -58,23 +58,24 @@ def products_of(jaxpr: Any) -> list[Product]:
 
 def _add_libraries(result: Evidence, jaxpr: Any) -> None:
     """Add which libraries multiply: op by op, each product is a program of its own, which is compiled here again."""
-    found: dict[str, Evidence] = {}
+    evidence_by_product: dict[str, Evidence] = {}
     for times, equation in _equations(jaxpr):
         if equation.primitive.name != "dot_general":
             continue
         key = str((equation.params, [operand.aval for operand in equation.invars]))
-        if key not in found:
-            found[key] = hlo.evidence(_compiled_alone(equation))
-        for library, count in found[key].libraries.items():
+        if key not in evidence_by_product:
+            evidence_by_product[key] = hlo.evidence(_optimised_text(equation))
+        product = evidence_by_product[key]
+        for library, count in product.libraries.items():
             result.libraries[library] = result.libraries.get(library, 0) + times * count
-        result.library_proof = found[key].library_proof | result.library_proof
+        result.library_proof = product.library_proof | result.library_proof
 
 
-def _compiled_alone(equation: Any) -> str:
+def _optimised_text(equation: Any) -> str:
     """Return the optimised HLO of an operation by itself."""
     operands = [jax.ShapeDtypeStruct(operand.aval.shape, operand.aval.dtype) for operand in equation.invars]
-    alone = jax.jit(lambda *arrays: equation.primitive.bind(*arrays, **equation.params))
-    return str(alone.lower(*operands).compile().as_text())
+    operation = jax.jit(lambda *arrays: equation.primitive.bind(*arrays, **equation.params))
+    return str(operation.lower(*operands).compile().as_text())
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, Any]]:
