@@ -5,7 +5,7 @@ Times are those of arithmetic and memory alone. What a framework adds to a call,
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from harness.study.study import Workload
 from impls.interface import GATES, TRAIN_NONE, Weights
 
 ITEM = 4  # bytes of a float32, in which rates are measured
-TOLD_FROM_A_CALL = 0.5  # part of a call that a product must take, for its rate to be known
 MEASURED_IN = ("fp32", "tf32", "as_shipped")  # precisions whose arrays are float32
 
 
@@ -49,26 +48,13 @@ def curve(seconds: Mapping[float, float]) -> Curve:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Rates of one machine: operations a second in a large product, and seconds by bytes moved.
-
-    `measured`: (inner, columns) -> rows -> operations a second in a product of that shape.
-    """
+    """Rates of one machine: operations a second in a large product, and seconds by bytes moved."""
 
     flops_s: float
     memory: Curve
-    measured: Mapping[tuple[int, int], Mapping[int, float]] = field(default_factory=dict)
 
     def product(self, m: int, k: int, n: int) -> float:
-        """Return the seconds of [m, k] x [k, n].
-
-        Where products with this k and n were measured, they follow from the rate at m, interpolated in logarithms
-        between those measured and that of the nearest beyond them. Elsewhere they are those of its operations at the
-        best rate, or of moving its operands and result if longer.
-        """
-        if rates := self.measured.get((k, n)):
-            rows = sorted(rates)
-            log_rates = [math.log(rates[count]) for count in rows]
-            return 2.0 * m * k * n / math.exp(np.interp(math.log(m), np.log(rows), log_rates))
+        """Return the seconds of [m, k] x [k, n]: those of its operations, or of its operands and result if longer."""
         return max(2.0 * m * k * n / self.flops_s, self.moved(m * k + k * n + m * n))
 
     def moved(self, count: float) -> float:
@@ -79,26 +65,7 @@ class Roofline:
 def roofline_from_rates(rates: PeakRates) -> Roofline:
     """Return the roofline of a worker's rates, see harness.worker.peak_rates."""
     memory = {2.0 * ITEM * count: ns / 1e9 for count, ns in rates.scale_ns.items()}
-    measured: dict[tuple[int, int], dict[int, float]] = {}
-    for (rows, inner, columns), rate in product_rates(rates).items():
-        measured.setdefault((inner, columns), {})[rows] = rate
-    return Roofline(rates.flops_s, curve(memory), measured)
-
-
-def product_rates(rates: PeakRates) -> dict[tuple[int, int, int], float]:
-    """Return operations a second by rows, inner and columns, without what the call itself costs.
-
-    A call's cost is that of the first product, of single numbers. A product that takes less than TOLD_FROM_A_CALL of
-    its call has no rate: it could not be told from the call.
-    """
-    if not rates.products:
-        return {}
-    call_ns = rates.products[0].ns
-    return {
-        (rows, inner, columns): 2e9 * rows * inner * columns / (ns - call_ns)
-        for rows, inner, columns, ns in rates.products[1:]
-        if ns - call_ns >= TOLD_FROM_A_CALL * ns
-    }
+    return Roofline(rates.flops_s, curve(memory))
 
 
 @dataclass(frozen=True)
