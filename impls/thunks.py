@@ -18,7 +18,9 @@ SECTION = re.compile(r"^ *(condition|body):\s*$")
 METADATA = re.compile(r'profile_annotation: "([^"]*)"\s*thunk_id: (\d+)')
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 WHILE, GRAPH, SLICES = "kWhile", "kCommandBuffer", "kDynamicSliceFusion"
-HOLDERS = {WHILE, GRAPH, SLICES, "kSequential", "kConditional"}  # they launch only what they hold
+HOLDERS = {SLICES, "kSequential", "kAsyncStart"}  # they launch only what they hold
+NOTHING = {"kAsyncDone", "kWaitForStreams"}  # they make one stream wait for another
+ONE = {"kCopy", "kCustomKernel", "kKernel", "kMemzero", "kMemset32BitValue", "kCublasLtMatmul", "kGemm", "kCuDnn"}
 LIBRARY = {"kCublasLtMatmul": "cuBLASLt", "kGemm": "cuBLAS", "kCuDnn": "cuDNN"}
 TRITON = "Triton"
 INDENT = 4  # spaces for each level of the tree
@@ -151,10 +153,14 @@ class _Program:
             elif thunk.kind == GRAPH:
                 self.graphs.append(times)
                 self.walk(thunk.parts, times, len(self.graphs))
-            elif thunk.kind in HOLDERS and thunk.parts:
+            elif thunk.kind in HOLDERS:
+                if thunk.kind == SLICES:  # what it holds works on its operands
+                    self.names |= {part.number: self.names.get(thunk.number, "") for part in thunk.parts}
                 self.walk(thunk.parts, times, graph, sliced or thunk.kind == SLICES)
-            else:
+            elif thunk.kind in ONE:
                 self.found.append(self._launch(thunk, times, graph, sliced))
+            elif thunk.kind not in NOTHING:
+                raise ValueError(f"what a thunk of the kind {thunk.kind} launches is not known here")
 
     def _loop(self, loop: Thunk, times: int, graph: int) -> None:
         """Add a loop's launches. With a known trip count XLA's runtime does not evaluate the condition."""

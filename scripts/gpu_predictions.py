@@ -136,6 +136,7 @@ def work_of(row: dict[str, Any], group: pd.DataFrame) -> Operations:
 
 
 def launched_operations(row: dict[str, Any]) -> int:
+    """Return the operations of a form that launch something."""
     views = sum(int(n) for n, name in re.findall(r"(\d+)×(\w+)", row["kernel_names"]) if name in NOT_LAUNCHED)
     return int(row["kernels"]) - views
 
@@ -177,7 +178,7 @@ def form_rows(
     """Yield a row for each form: the range of its time, and of its time over the batched form's."""
     noisy = {p: time * model.unmodelled((card, *key.values(), p)) for p, time in times.items()}
     for projection, time in noisy.items():
-        row = {"card": card, "precision": "fp32"} | key | {"projection": projection}
+        row: dict[str, Any] = {"card": card, "precision": "fp32", **key, "projection": projection}
         row |= dict(zip(("ratio_low", "ratio_mid", "ratio_high"), rounded(time / noisy["batched"], 3), strict=True))
         row |= dict(zip(("call_low_us", "call_mid_us", "call_high_us"), rounded(time, 1), strict=True))
         if projection == "batched":
@@ -186,6 +187,7 @@ def form_rows(
 
 
 def rounded(values: Any, digits: int) -> list[float]:
+    """Return low, middle and high of draws, rounded."""
     return [round(value, digits) for value in model.percentiles(values)]
 
 

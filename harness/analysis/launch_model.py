@@ -138,11 +138,11 @@ def product_us(product: Product, card: Card, c: Draws) -> Any:
 
     Where tiles are fewer than multiprocessors, a library may cut K among those that are left, down to 256 each.
     """
-    tile = np.round(c["tile"] / 32) * 32
+    tile: Any = np.round(c["tile"] / 32) * 32
     tiles = product.batch * np.ceil(product.m / tile) * np.ceil(product.n / tile)
-    inner = np.maximum(min(product.k, 256), product.k * np.minimum(1, tiles / card.multiprocessors))
-    waves = np.ceil(tiles / card.multiprocessors)
-    share = np.where(tiles < card.multiprocessors, c["small_share"], c["large_share"])
+    inner: Any = np.maximum(min(product.k, 256), product.k * np.minimum(1, tiles / card.multiprocessors))
+    waves: Any = np.ceil(tiles / card.multiprocessors)
+    share: Any = np.where(tiles < card.multiprocessors, c["small_share"], c["large_share"])
     return 1e6 * waves * 2 * tile * tile * inner / (card.flops / card.multiprocessors * share)
 
 
