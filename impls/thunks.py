@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from impls import hlo
 
@@ -39,8 +40,7 @@ class Thunk:
     condition: list["Thunk"] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """A kernel, copy or library call of one call of the program.
 
     `name`: its HLO instruction. `times`: how often it runs in a call. `graph`: number of the CUDA graph that holds it,

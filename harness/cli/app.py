@@ -1,4 +1,4 @@
-"""The command line: python -m harness run | verify | explain | train | report | list | selftest | doctor."""
+"""The command line: python -m harness run | verify | explain | train | report | list | count | score | ..."""
 
 import os
 import sys
@@ -266,6 +266,41 @@ def selftest(
     if real:
         _run(tests.control_study(), out, resume)
     raise typer.Exit(tests.say(studies, seed))
+
+
+@app.command()
+def count(
+    card: Annotated[list[str] | None, typer.Option("--card", help="h100, a100; by default both.")] = None,
+    recurrence: RecurrenceFlag = None,
+    projection: ProjectionFlag = None,
+    pass_: PassFlag = None,
+    workload: WorkloadFlag = None,
+    unroll_limit: LimitFlag = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="A run on a CPU: eager frameworks are predicted from its evidence."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the counts; what it holds is not counted again.")] = Path(
+        "runs/counts"
+    ),
+) -> None:
+    """Count what XLA would launch on a GPU that this machine does not have, and predict each form from it."""
+    from harness.cli import count as counting
+
+    selection = Selection(recurrence=recurrence, projection=projection, pass_=pass_, workload=workload)
+    print(counting.count(split_values("--card", card), selection, unroll_limit, evidence, out))
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(metavar="FILE", help="The predictions.csv of `count`.")],
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run on a GPU.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every scored row into this CSV.")] = None,
+) -> None:
+    """Score predictions made from counts against a run on a GPU."""
+    from harness.cli import count as counting
+
+    counting.score(predictions, run, out)
 
 
 @app.command()

@@ -24,11 +24,12 @@ from harness.records.schema import CallOverheads
 from harness.study import weights
 from harness.study.data import DTYPES, cast
 from harness.study.matrix import Framework, WorkerEnvironment
-from harness.worker import peak_rates, timing, training
+from harness.worker import counting, peak_rates, timing, training
 from harness.worker.messages import (
     Answer,
     BlockAnswer,
     BlockRequest,
+    CountRequest,
     FactsAnswer,
     FactsRequest,
     OpenAnswer,
@@ -91,6 +92,8 @@ class Service:
                 return compute_oracle(request, self.stage)
             case TrainRequest():
                 return train(self.backend, request, self.stage)
+            case CountRequest():
+                return counting.count(self.framework, request, time.perf_counter)
             case BlockRequest():
                 assert self.settings is not None
                 return run_block(self.backend, self.settings, request, self.stage)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from harness.records.counts import CountRecord
 from harness.records.schema import ArmTiming, CallOverheads, Model, PeakRates
 from harness.records.training import OracleLosses, Trajectory
 from harness.study.matrix import Framework
@@ -136,6 +137,25 @@ class TrainAnswer(Model):
     forms: dict[str, Trajectory]
 
 
+class CountRequest(Model):
+    """Asks what an arm's program would launch on a card that this machine need not have. See CountRecord."""
+
+    kind: Literal["count"] = "count"
+    card: str
+    workload: Workload
+    arm: Arm
+    pass_: str
+    triton: bool
+
+
+class CountAnswer(Model):
+    """The count, or in `missing` why nothing can be counted at all; a program that fails has a reason in its record."""
+
+    kind: Literal["count"] = "count"
+    record: CountRecord | None = None
+    missing: str = ""
+
+
 class StageAnswer(Model):
     """Comes before an answer: what is about to happen, to which arm."""
 
@@ -144,8 +164,8 @@ class StageAnswer(Model):
     what: str
 
 
-Request = FactsRequest | OpenRequest | BlockRequest | OracleRequest | TrainRequest
-Answer = FactsAnswer | OpenAnswer | BlockAnswer | UnwrittenAnswer | OracleAnswer | TrainAnswer
+Request = FactsRequest | OpenRequest | BlockRequest | OracleRequest | TrainRequest | CountRequest
+Answer = FactsAnswer | OpenAnswer | BlockAnswer | UnwrittenAnswer | OracleAnswer | TrainAnswer | CountAnswer
 REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 ANSWER: TypeAdapter[Answer | StageAnswer] = TypeAdapter(Annotated[Answer | StageAnswer, Field(discriminator="kind")])
 

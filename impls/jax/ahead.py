@@ -7,6 +7,7 @@ which runs kernels, is absent: where it would choose between Triton and cuBLASLt
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,52 +19,69 @@ from impls.interface import Arm, Weights
 PRECISION = "highest"  # fp32 products as IEEE fp32, as impls.jax.backend sets it
 CARDS = Path(__file__).parent / "cards"
 PLUGINS = ("jax-cuda13-pjrt", "jax-cuda12-pjrt")
+NO_PLUGIN = (
+    "what compiles JAX's programs for a GPU is not installed: the extra gpu-aot has it, and its packages are installed "
+    "without what they need on a machine with a GPU (docs/gpu.md)"
+)
 PASSED = "sm_*_gpu_after_optimizations.txt"
 
 
-def open_card(name: str) -> tuple[str, Any]:
-    """Return the version of the CUDA plugin that compiles, and the device of a card whose text is in `cards/`.
+class Missing(Exception):  # noqa: N818  it reports a finding, not an error of the harness
+    """No program can be compiled for a card here. The message is a sentence that gives the reason."""
 
-    Raises RuntimeError if no plugin is installed.
+
+@cache
+def open_card(name: str) -> tuple[str, Any]:
+    """Return what compiles, a package and its version, and the device of a card whose text is in `cards/`.
+
+    Raises Missing if no package that compiles for GPUs is installed.
     """
     from jax.experimental import topologies
 
     text = (CARDS / f"{name}.textproto").read_text()
     try:
         topology = topologies.get_topology_desc(platform="cuda", target_config=text, topology="1x1x1")
-    except NotImplementedError as error:
-        raise RuntimeError("JAX's CUDA plugin is not installed") from error
+    except NotImplementedError:
+        raise Missing(NO_PLUGIN) from None
     return version(), topology.devices[0]
 
 
 def version() -> str:
-    """Return the name and version of the installed package that holds XLA for GPUs."""
+    """Return the name and version of the installed package that holds XLA for GPUs. Raises Missing without one."""
     for name in PLUGINS:
         with suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
-    raise RuntimeError("JAX's CUDA plugin is not installed")
+    raise Missing(NO_PLUGIN)
 
 
 def compiled(
     shapes: Mapping[str, tuple[int, ...]], cell: str, arm: Arm, pass_: str, card: Any, triton: bool
 ) -> tuple[thunks.Launches, Evidence, dict[str, str]]:
-    """Return what one call of an arm launches on a card, its evidence, and the texts: file name -> content."""
+    """Return what one call of an arm launches on a card, its evidence, and the texts: file name -> content.
+
+    `shapes`: those of a workload's weights and inputs. `card`: a device from `open_card`. `triton`: whether Triton may
+    multiply matrices; where not, cuBLASLt does.
+    """
     import jax
     import jax.numpy as jnp
 
     from impls.jax import model
 
+    steps, batch, _ = shapes["x"]
+    hidden = (steps, batch, shapes["w_rec"][0])
+    inputs = {
+        "x": hidden if arm.recurrence == "given" else shapes["x"],
+        "target": hidden if arm.projection == "none" else shapes["target"],
+    }
     sharding = jax.sharding.SingleDeviceSharding(card)
-    arrays = {name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding) for name, size in shapes.items()}
+    arrays = {
+        name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding) for name, size in {**shapes, **inputs}.items()
+    }
     weights = Weights(*(arrays[name] for name in Weights._fields))
     run = _function(model, model.arm(arm.recurrence, arm.projection), model.CELLS[cell], arm.projection, pass_)
-    target = arrays["target"]
-    if arm.projection == "none":
-        steps, batch, _ = shapes["x"]
-        target = jax.ShapeDtypeStruct((steps, batch, shapes["w_rec"][0]), jnp.float32, sharding=sharding)
     with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision(PRECISION):
         options = {"xla_gpu_enable_triton_gemm": triton, "xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        program = jax.jit(run).lower(weights, arrays["x"], target).compile(compiler_options=options)
+        program = jax.jit(run).lower(weights, arrays["x"], arrays["target"]).compile(compiler_options=options)
         texts = _dumped(Path(folder))
     found = thunks.launches(texts["thunk_sequence"], texts["thunk_metadata"], texts["optimised.hlo"])
     result = hlo.evidence(texts["optimised.hlo"])

@@ -1,0 +1,75 @@
+"""The commands `count` and `score`: what a GPU would launch, what is predicted from it, and how that turned out."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from harness.analysis import launch_scores
+from harness.analysis.launch_model import CARDS
+from harness.analysis.loading import load
+from harness.cli.options import Selection, apply_limits
+from harness.errors import UsageError
+from harness.report import counted
+from harness.run import count as counts
+from harness.run.progress import console
+from harness.study.study import NAMED, load_study, validate_choice
+from impls.interface import PASSES, RECURRENCES
+
+COLUMNS = ("framework", "execution", "ratios in their range", "off by", "no gap off by", "times in their range")
+
+
+def count(
+    cards: list[str] | None, selection: Selection, unroll_limit: int | None, evidence: Path | None, out: Path
+) -> Path:
+    """Count into `out`, write the page, and return its path. Raises UsageError."""
+    for card in cards or ():
+        try:
+            validate_choice("card", card, CARDS)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    study = apply_limits(load_study(None, None, selection.fields()), None, unroll_limit)
+    frame = load(evidence).evidence if evidence else None
+    counting = counts.Counting(
+        cards=cards or tuple(CARDS),
+        workloads=study.workloads if selection.workload else tuple(NAMED.values()),
+        recurrences=study.recurrences or RECURRENCES,
+        projections=study.projections,
+        passes=study.passes or PASSES,
+        unroll_limit=study.unroll_limit,
+    )
+    counts.count(counting, out)
+    return counted.write(out, frame)
+
+
+def score(predictions: Path, run: Path, out: Path | None) -> None:
+    """Print how many predictions a run on a GPU bore out. Raises UsageError where there is nothing to score."""
+    measured = load(run)
+    version = measured.versions.get("jax", {}).get("jax", "")
+    try:
+        frame = pd.read_csv(predictions)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{predictions} cannot be read: {error}") from None
+    if missing := {*launch_scores.FORM, launch_scores.COUNTED} - set(frame):
+        raise UsageError(f"{predictions} holds no predictions: it has no column {min(missing)}")
+    rows = launch_scores.scored(launch_scores.of_version(frame, version), measured.gaps, measured.times)
+    if rows.empty:
+        raise UsageError(f"{run} has no times of a GPU that {predictions} predicts")
+    if out:
+        rows.to_csv(out, index=False)
+    shown = Table(*COLUMNS)
+    for row in launch_scores.summarized(rows).to_dict("records"):
+        shown.add_row(
+            str(row["framework"]),
+            str(row["execution"]),
+            f"{row['ratios_inside']} of {row['ratios']}",
+            _percent(row["error"]),
+            _percent(row["error_of_none"]),
+            f"{row['times_inside']} of {row['times']}",
+        )
+    console().print(shown)
+
+
+def _percent(factor: float) -> str:
+    return "–" if math.isnan(factor) else f"{100 * (factor - 1):.0f} %"
