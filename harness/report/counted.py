@@ -22,10 +22,7 @@ CSV = (
     *("card", "xla", "workload", "pass", "recurrence", "projection", "triton", "from_host", "graphs", "in_graphs"),
     *("products", "trips", "temp_bytes", "reason"),
 )
-AUTOTUNED = "which of the two multiplies"
-SPLIT = "how K is split"
-LIBRARY_SPLIT = "whether cuBLASLt starts a second kernel a product"
-BESIDE = "whether copies run beside kernels"
+AUTOTUNED, SPLIT, SECOND, BESIDE = "library", "split of K", "second kernels", "overlap"  # explained on the page
 Programs = dict[bool, CountRecord]  # with Triton's products, and without
 
 
@@ -109,10 +106,10 @@ def left_open(programs: Programs) -> str:
     if any(launch.product and launch.product[0] > 1 for launch in triton.launches):
         reasons.append(SPLIT)
     if any(launch.library.startswith("cuBLAS") for record in programs.values() for launch in record.launches):
-        reasons.append(LIBRARY_SPLIT)
+        reasons.append(SECOND)
     if any(launch.sliced for record in programs.values() for launch in record.launches):
         reasons.append(BESIDE)
-    return "; ".join(reasons) or "nothing that is known of"
+    return ", ".join(reasons) or "–"
 
 
 def predicted_table(predicted: pd.DataFrame) -> str:
