@@ -12,7 +12,7 @@ from harness.analysis.launch_model import CARDS as MODELLED
 from tests.impls.test_thunks import BY_HAND
 
 pytest.importorskip("jax")
-from impls.jax import ahead  # noqa: E402  it needs no JAX by itself, but is of no use without
+from impls.jax import ahead
 
 SCRIPT = """
 import json

@@ -1,0 +1,68 @@
+"""Counts as they are stored: alike launches together, read back as they were written, and refused where malformed."""
+
+import gzip
+
+import pytest
+
+from harness.errors import UsageError
+from harness.records import counts
+from harness.records.counts import CountRecord
+from impls.thunks import Launch, Launches
+
+FOUND = Launches(
+    (
+        Launch("copy.1", "kCopy", 1, 0, None, "", 8, False),
+        Launch("copy.2", "kCopy", 1, 0, None, "", 8, False),
+        Launch("gemm", "kCublasLtMatmul", 20, 1, (1, 50, 100, 100), "cuBLASLt", 800, False),
+        Launch("tail", "kCustomKernel", 20, 1, (4, 50, 25, 100), "Triton", 800, False),
+    ),
+    (20,),
+)
+
+
+@pytest.fixture
+def record() -> CountRecord:
+    return CountRecord(
+        card="h100",
+        xla="jax-cuda12-pjrt 0.10.2",
+        triton=False,
+        workload="book",
+        pass_="forward",
+        recurrence="scan",
+        projection="in_loop",
+        graphs=list(FOUND.graphs),
+        launches=counts.grouped(FOUND),
+    )
+
+
+def test_launches_that_are_alike_are_one_line(record):
+    assert [(launch.kind, launch.alike, launch.total) for launch in record.launches] == [
+        ("kCopy", 2, 2),
+        ("kCublasLtMatmul", 1, 20),
+        ("kCustomKernel", 1, 20),
+    ]
+    assert (record.from_host, record.in_graphs) == (FOUND.from_host, FOUND.in_graphs) == (2, 40)
+    assert record.products == {"Triton": 20, "cuBLASLt": 20}
+
+
+def test_what_is_written_is_read_back_packed_or_not(record, tmp_path):
+    other = record.model_copy(update={"triton": True})
+    counts.append(tmp_path, [record])
+    assert counts.read(tmp_path) == [record]
+    (tmp_path / counts.PACKED).write_bytes(gzip.compress((tmp_path / counts.FILE).read_bytes()))
+    (tmp_path / counts.FILE).unlink()
+    counts.append(tmp_path, [other])
+    assert counts.read(tmp_path) == [record, other]
+    assert record.key != other.key
+
+
+def test_what_cannot_be_read_is_one_sentence(record, tmp_path):
+    with pytest.raises(UsageError, match="holds no counts"):
+        counts.read(tmp_path)
+    (tmp_path / counts.FILE).write_text('{"card": "h100"}\n')
+    with pytest.raises(UsageError, match="no count: Field required"):
+        counts.read(tmp_path)
+    (tmp_path / counts.FILE).unlink()
+    (tmp_path / counts.PACKED).write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match="cannot be read"):
+        counts.read(tmp_path)
