@@ -15,15 +15,11 @@ from typing import Any
 from impls import hlo, thunks
 from impls.evidence import Evidence
 from impls.interface import Arm, Weights
+from impls.jax import private
 
 PRECISION = "highest"  # fp32 products as IEEE fp32, as impls.jax.backend sets it
 CARDS = Path(__file__).parent / "cards"
-PLUGINS = ("jax-cuda13-pjrt", "jax-cuda12-pjrt")
-NO_PLUGIN = (
-    "what compiles JAX's programs for a GPU is not installed: the extra gpu-aot has it, and its packages are installed "
-    "without what they need on a machine with a GPU (docs/gpu.md)"
-)
-PASSED = "sm_*_gpu_after_optimizations.txt"
+NO_PLUGIN = "what compiles JAX's programs for a GPU is not installed: it is the extra gpu-aot, in the version of jaxlib"
 
 
 class Missing(Exception):  # noqa: N818  it reports a finding, not an error of the harness
@@ -48,7 +44,7 @@ def open_card(name: str) -> tuple[str, Any]:
 
 def version() -> str:
     """Return the name and version of the installed package that holds XLA for GPUs. Raises Missing without one."""
-    for name in PLUGINS:
+    for name in private.PLUGINS:
         with suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
     raise Missing(NO_PLUGIN)
@@ -80,7 +76,7 @@ def compiled(
     weights = Weights(*(arrays[name] for name in Weights._fields))
     run = _function(model, model.arm(arm.recurrence, arm.projection), model.CELLS[cell], arm.projection, pass_)
     with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision(PRECISION):
-        options = {"xla_gpu_enable_triton_gemm": triton, "xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = private.AHEAD | {private.DUMP: folder, private.TRITON: triton}
         program = jax.jit(run).lower(weights, arrays["x"], arrays["target"]).compile(compiler_options=options)
         texts = _dumped(Path(folder))
     found = thunks.launches(texts["thunk_sequence"], texts["thunk_metadata"], texts["optimised.hlo"])
@@ -112,7 +108,7 @@ def _function(model: Any, arm: Any, cell: Any, projection: str, pass_: str) -> A
 
 def _dumped(folder: Path) -> dict[str, str]:
     """Return the texts of the one program in a folder of dumps."""
-    (optimised,) = folder.glob(f"*.{PASSED}")
+    (optimised,) = folder.glob(f"*.{private.DUMPED}")
     (metadata,) = folder.glob("*.thunk_metadata.txt")
     sequences = sorted(folder.glob("*.thunk_sequence*.txt"), key=lambda file: len(file.name))
     return {

@@ -5,9 +5,14 @@ the version. The worker proves that the events are still sent, before it measure
 """
 
 NAMES = (  # module, and the name in it
+    ("jax.experimental.topologies", "get_topology_desc"),
     ("jax.monitoring", "register_event_duration_secs_listener"),
     ("jax.profiler", "ProfileData.from_file"),
 )
 COMPILE_EVENTS = "/jax/core/compile/"  # start of the names of the events that JAX sends when it traces or compiles
 PLAIN = {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}  # hands nothing to YNNPACK
+AHEAD = {"xla_dump_hlo_as_text": True}  # options of XLA's compiler: what it writes into DUMP
+DUMP, TRITON = "xla_dump_to", "xla_gpu_enable_triton_gemm"  # options: a folder; whether Triton may multiply
+PLUGINS = ("jax-cuda13-pjrt", "jax-cuda12-pjrt")  # packages, one of which holds XLA for GPUs
+DUMPED = "sm_*_gpu_after_optimizations.txt"  # end of the name of the file with the optimised program
 THREADS = "PJRT_NPROC"  # environment variable: threads of XLA's CPU client

@@ -1,11 +1,16 @@
 """Predictions from counts: what widens a range, and what is left out."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from harness.analysis import launch_predictions
 from harness.analysis.launch_predictions import OF_A_CPU, count_of, predictions
+from harness.records import counts
 from harness.records.counts import CountRecord, LaunchCount
+
+COMMITTED = Path(__file__).parents[2] / "reports" / "2026-11-26-gpu-predictions"
 
 CONFIGURATION = {"threads": 1, "precision": "fp32", "recurrence": "unrolled", "workload": "book", "pass": "forward"}
 
@@ -103,3 +108,14 @@ def test_what_is_not_predicted_has_a_reason():
     frame = predictions([], None, ())
     assert len(frame) == len(launch_predictions.NOT_PREDICTED)
     assert frame.not_predicted.str.len().min() > 20
+
+
+def test_the_committed_predictions_for_compiled_jax_follow_from_the_committed_counts():
+    """Until the model is changed on purpose; then this test goes, and the committed file stays as it was."""
+    committed = pd.read_csv(COMMITTED / "predictions.csv")
+    committed = committed[committed.execution.eq("xla") & committed.not_predicted.isna()].reset_index(drop=True)
+    made = predictions(counts.read(COMMITTED), None, ())
+    made = made[made.not_predicted.isna()].reset_index(drop=True)
+    numbers = ["ratio_low", "ratio_mid", "ratio_high", "call_low_us", "call_mid_us", "call_high_us"]
+    assert len(made) == len(committed) > 60
+    pd.testing.assert_frame_equal(made[numbers].astype(float), committed[numbers], rtol=2e-3)

@@ -100,7 +100,20 @@ def test_the_front_door_s_table_is_what_its_report_measured():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["verify"], ["explain"], ["train"], ["report"], ["list"], ["selftest"], ["doctor"]]
+    "command",
+    [
+        [],
+        ["run"],
+        ["verify"],
+        ["explain"],
+        ["train"],
+        ["report"],
+        ["list"],
+        ["count"],
+        ["score"],
+        ["selftest"],
+        ["doctor"],
+    ],
 )
 def test_help_says_what_each_command_does(command):
     done = subprocess.run(

@@ -56,6 +56,12 @@ def test_a_loop_s_products_are_counted_as_often_as_it_runs_and_a_fusion_s_too():
     assert (found.fusions, found.loops, found.missing) == (20, [20], {})
 
 
+def test_each_instruction_that_is_a_product_has_its_sizes_and_a_fusion_those_of_the_dot_in_it():
+    computations, _, _ = hlo.parsed(HLO.replace("KNOWN", TRIPS))
+    found = hlo.products_by_instruction(computations)
+    assert found == {"dot.3": (1, 3, 7, 4), "dot.1": (1, 3, 7, 7), "fusion.1": (1, 3, 7, 4), "dot.9": (5, 3, 7, 4)}
+
+
 def test_a_loop_of_unknown_length_is_said_to_be_one():
     found = hlo.evidence(HLO.replace(", KNOWN", ""))
     assert found.missing == dict.fromkeys(("products", "kernels", "fusions"), hlo.UNKNOWN_TRIPS)

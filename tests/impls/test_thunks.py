@@ -52,6 +52,11 @@ def test_launches_from_the_host_and_from_graphs_are_told_apart():
     assert (per_step.from_host, per_step.graphs, per_step.in_graphs) == (5 + 4 * STEPS, (STEPS,), 6 * STEPS)
 
 
+def test_copies_of_slices_are_marked_because_their_place_changes_at_every_trip():
+    sliced = [launch.name for launch in launches_of("vocab-scan_in_loop").launches if launch.sliced]
+    assert sliced == ["loop_dynamic_slice_fusion", "loop_dynamic_update_slice_fusion"]
+
+
 def test_what_launches_nothing_is_not_counted():
     """In the newer XLA copies start and end asynchronously: a start holds the copy, an end only waits."""
     older, newer = launches_of("vocab-scan_in_loop"), launches_of("asynchronous")

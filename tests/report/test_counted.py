@@ -1,6 +1,7 @@
 """The page of counts: every number beside what it leaves open, nothing that looks like a time."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from harness.records import counts
 from harness.records.counts import CountRecord, LaunchCount
 from harness.report import counted
+from tests.impls.test_thunks import BY_HAND
+
+COMMITTED = Path(__file__).parents[2] / "reports" / "2026-11-26-gpu-counted"
 
 
 def launch(**changed) -> LaunchCount:
@@ -59,6 +63,24 @@ def test_the_page_has_counts_and_predictions_and_says_what_is_missing(folder):
     assert "- TensorFlow, every execution, every loop: what TensorFlow launches on a GPU was not counted" in page
     assert {file.name for file in folder.iterdir()} >= {"counts.csv", "predictions.csv", "constants.csv"}
     assert pd.read_csv(folder / "counts.csv").from_host.tolist() == [3, 3, 3, 3, 0]
+
+
+@pytest.mark.parametrize("card", ["h100", "a100"])
+@pytest.mark.parametrize("form", BY_HAND)
+def test_the_committed_counts_are_what_was_worked_out_by_hand(card, form):
+    records = counts.read(COMMITTED)
+    (record,) = (record for record in records if record.key == (card, False, "vocab", "forward", "scan", form))
+    assert {each.product: each.total for each in record.launches if each.product} == BY_HAND[form]
+    assert record.products == {"cuBLASLt": sum(BY_HAND[form].values())}
+
+
+def test_the_committed_tables_are_of_the_committed_counts():
+    made = counted.csv_rows(counts.read(COMMITTED)).to_csv(index=False)
+    assert made == (COMMITTED / "counts.csv").read_text()
+    page = (COMMITTED / "counted.md").read_text()
+    for table in counted.count_tables(counts.read(COMMITTED)):
+        assert table["title"] in page
+        assert table["table"] in page
 
 
 def test_every_word_of_the_last_column_is_explained(folder):

@@ -12,7 +12,7 @@ from impls.evidence import Evidence
 from impls.interface import Arm
 from impls.thunks import Launch, Launches
 
-REQUEST = CountRequest(card="h100", workload=NAMED["book"], arm=Arm("scan", "in_loop"), pass_="train", triton=True)
+REQUEST = CountRequest(card="h100", workload=NAMED["book"], arm=Arm("scan", "in_loop"), pass_="train", triton=False)
 FOUND = Launches((Launch("copy", "kCopy", 20, 1, None, "", 8, False),), (20,))
 
 
@@ -36,7 +36,7 @@ def answer(seconds=(1.0, 3.5)):
 
 def test_a_program_s_count_has_all_that_tells_it_from_others(ahead):
     record = answer().record
-    assert record.key == ("h100", True, "book", "train", "scan", "in_loop")
+    assert record.key == ("h100", False, "book", "train", "scan", "in_loop")
     assert (record.xla, record.graphs, record.in_graphs, record.loops) == ("xla 1", [20], 20, [20])
     assert (record.temp_bytes, record.compile_s, record.reason) == (7, 2.5, "")
 
@@ -46,7 +46,7 @@ def test_the_program_asked_for_is_the_one_compiled(ahead):
     ahead.compiled = lambda *arguments: asked.append(arguments) or (FOUND, Evidence(), {})
     answer()
     book = NAMED["book"]
-    assert asked == [(book.shapes, book.cell, Arm("scan", "in_loop"), "train", "the h100", True)]
+    assert asked == [(book.shapes, book.cell, Arm("scan", "in_loop"), "train", "the h100", False)]
 
 
 def test_a_program_that_does_not_compile_has_a_reason(ahead):
