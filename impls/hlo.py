@@ -177,10 +177,32 @@ def _attribute(instruction: Instruction, name: str) -> str:
 
 
 def _operands(instruction: Instruction, shapes: dict[str, str]) -> list[tuple[int, ...]]:
-    """Return the sizes of an instruction's operands, whose types the text may or may not give."""
+    """Return the sizes of an instruction's operands, whose types the text may or may not give.
+
+    Newer texts name the elements of a tuple by their place in it: %arg#2 is the third element of %arg.
+    """
     operands = instruction.rest[: instruction.rest.index(")")]
-    names = re.findall(r"%?([\w.\-]+)(?:,|$)", re.sub(r"\{[^}]*\}|\w+\[[^\]]*\]", "", operands))
-    return [sizes(shapes[name]) for name in names if name in shapes]
+    names = re.findall(r"%?([\w.\-]+)((?:#\d+)*)(?:,|$)", re.sub(r"\{[^}]*\}|\w+\[[^\]]*\]", "", operands))
+    return [sizes(element(shapes[name], places)) for name, places in names if name in shapes]
+
+
+def element(shape: str, places: str) -> str:
+    """Return the shape of an element of a tuple's shape: of (f32[2], (s32[], f32[3])), #1#0 is s32[]."""
+    for place in re.findall(r"#(\d+)", places):
+        shape = _elements(shape)[int(place)]
+    return shape
+
+
+def _elements(shape: str) -> list[str]:
+    """Return the shapes in a tuple's shape, split at the commas that are in no bracket of their own."""
+    parts, depth = [""], 0
+    for character in re.sub(r"/\*.*?\*/", "", shape)[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def sizes(shape: str) -> tuple[int, ...]:

@@ -184,13 +184,14 @@ class _Program:
         callee = re.search(r"\bcalls=%?([\w.\-]+)", instruction.rest)
         if instruction.opcode == "fusion" and callee and callee.group(1) in self.computations:
             return fusion_bytes(instruction, self.computations[callee.group(1)])
-        shapes = [self.instructions[o].shape for o in operands(instruction) if o in self.instructions]
+        known = [(name, places) for name, places in operands(instruction) if name in self.instructions]
+        shapes = [hlo.element(self.instructions[name].shape, places) for name, places in known]
         return sum(map(shape_bytes, [instruction.shape, *shapes]))
 
 
-def operands(instruction: hlo.Instruction) -> list[str]:
-    """Return the names of an instruction's operands."""
-    return re.findall(r"%([\w.\-]+)", instruction.rest.partition(")")[0])
+def operands(instruction: hlo.Instruction) -> list[tuple[str, str]]:
+    """Return the names of an instruction's operands, each with its place in a tuple, as #0, or ""."""
+    return re.findall(r"%([\w.\-]+)((?:#\d+)*)", instruction.rest.partition(")")[0])
 
 
 def fusion_bytes(fusion: hlo.Instruction, inner: list[hlo.Instruction]) -> int:
@@ -200,10 +201,10 @@ def fusion_bytes(fusion: hlo.Instruction, inner: list[hlo.Instruction]) -> int:
     written = shape_bytes(fusion.shape)
     for each in inner:
         if each.opcode in ("dynamic-slice", "dynamic-update-slice"):
-            names = operands(each)
+            names = [name for name, _ in operands(each)]
             source = names[0]
             while source in by_name and by_name[source].opcode in ("bitcast", "copy"):
-                source = operands(by_name[source])[0]
+                source = operands(by_name[source])[0][0]
             if each.opcode == "dynamic-slice":
                 moved = shape_bytes(each.shape)
             else:

@@ -62,6 +62,21 @@ def test_each_instruction_that_is_a_product_has_its_sizes_and_a_fusion_those_of_
     assert found == {"dot.3": (1, 3, 7, 4), "dot.1": (1, 3, 7, 7), "fusion.1": (1, 3, 7, 4), "dot.9": (5, 3, 7, 4)}
 
 
+def test_newer_texts_name_the_elements_of_a_tuple_by_their_place():
+    """XLA of JAX 0.11: %arg#1 is what get-tuple-element(%arg), index=1 was."""
+    newer = HLO.replace("dot(%h, %w)", "dot(%arg#1, %arg#2)").replace("fusion(%dot.1, %v)", "fusion(%dot.1, %arg#3)")
+    assert newer != HLO
+    assert hlo.evidence(newer.replace("KNOWN", TRIPS)) == hlo.evidence(HLO.replace("KNOWN", TRIPS))
+
+
+def test_an_element_of_a_tuple_s_shape_is_found_in_tuples_of_tuples_too():
+    shape = "(f32[3,7]{1,0}, (s32[], f32[5,3]{1,0:T(8,128)}), /*index=2*/f32[2]{0})"
+    assert hlo.element(shape, "#0") == "f32[3,7]{1,0}"
+    assert hlo.element(shape, "#1#1") == "f32[5,3]{1,0:T(8,128)}"
+    assert hlo.element(shape, "#2") == "f32[2]{0}"
+    assert hlo.element("f32[4]{0}", "") == "f32[4]{0}"
+
+
 def test_a_loop_of_unknown_length_is_said_to_be_one():
     found = hlo.evidence(HLO.replace(", KNOWN", ""))
     assert found.missing == dict.fromkeys(("products", "kernels", "fusions"), hlo.UNKNOWN_TRIPS)
