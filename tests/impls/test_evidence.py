@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,9 @@ def test_newer_texts_name_the_elements_of_a_tuple_by_their_place():
     """XLA of JAX 0.11: %arg#1 is what get-tuple-element(%arg), index=1 was."""
     newer = HLO.replace("dot(%h, %w)", "dot(%arg#1, %arg#2)").replace("fusion(%dot.1, %v)", "fusion(%dot.1, %arg#3)")
     assert newer != HLO
-    assert hlo.evidence(newer.replace("KNOWN", TRIPS)) == hlo.evidence(HLO.replace("KNOWN", TRIPS))
+    found, expected = (hlo.evidence(text.replace("KNOWN", TRIPS)) for text in (newer, HLO))
+    assert found.library_proof == {"XLA": "fusion.1 = f32[3,4]{1,0} fusion(%dot.1, %arg#3)"}
+    assert replace(found, library_proof=expected.library_proof) == expected
 
 
 def test_an_element_of_a_tuple_s_shape_is_found_in_tuples_of_tuples_too():
