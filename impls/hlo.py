@@ -210,3 +210,26 @@ def _gemm(instruction: Instruction, shapes: dict[str, str]) -> tuple[int, int, i
     result = math.prod(sizes(instruction.shape.lstrip("("))) // b  # M N
     k = math.isqrt(rows * columns // result) if result else 1
     return b, rows // k, k, columns // k
+
+
+def products_by_instruction(computations: Mapping[str, list[Instruction]]) -> dict[str, tuple[int, int, int, int]]:
+    """Return batch, M, K and N of each instruction that is one matrix product: a library's call, or a fusion of a dot.
+
+    The computations inside fusions have no entry of their own: a fusion is one kernel.
+    """
+    found: dict[str, tuple[int, int, int, int]] = {}
+    for instructions in computations.values():
+        shapes = {instruction.name: instruction.shape for instruction in instructions}
+        for instruction in instructions:
+            target = _attribute(instruction, "custom_call_target")
+            if instruction.opcode == "dot":
+                found[instruction.name] = _dot(instruction, shapes)
+            elif target and GEMM.search(target):
+                found[instruction.name] = _gemm(instruction, shapes)
+    for instructions in computations.values():
+        for instruction in instructions:
+            for callee in _called(instruction) if instruction.opcode == "fusion" else ():
+                inner = [each.name for each in computations[callee] if each.name in found]
+                if inner:
+                    found[instruction.name] = found[inner[0]]
+    return found
