@@ -26,6 +26,7 @@ QUESTION = "--projection none,in_loop,per_step,bmm,batched"
 ODD = "--workload B=7,T=5,I=3,H=65,O=33,cell=lstm --workload B=5,T=4,I=31,H=64,O=1,cell=gru"
 RUN = "run --no-report --device {device} --sweep none"
 COARSE = {"gpu": "tf32", "cpu": "bf16"}  # a precision that breaks the bounds of fp32
+FIRST = f"{RUN} --compile-first"
 GRACE_S = 15.0  # beyond its budget, for the block that a run has begun and for what it writes at its end
 
 
@@ -47,7 +48,7 @@ class Part:
 
 
 PARTS = [
-    Part("verify", f"verify --device {{device}} --precision fp32 {QUESTION} {ODD}", 0.16, False),
+    Part("verify", f"verify --device {{device}} --precision fp32 {QUESTION} {ODD}", 0.12, False),
     Part(
         "planted",
         "verify --device {device} --framework torch,jax --precision {coarse} --bound fp32 --workload vocab "
@@ -57,24 +58,29 @@ PARTS = [
         (1,),
         ("wrong: torch", "wrong: jax"),
     ),
-    Part("main", f"{RUN} --execution eager,inductor,cudagraph,xla scripts/on_gpu.toml", 0.45),
+    Part("main", f"{RUN} --execution eager,inductor,cudagraph,xla scripts/on_gpu.toml", 0.4),
     Part(
-        "unrolled",
-        f"{RUN} --compile-first --framework torch --execution inductor,cudagraph --workload vocab --recurrence unrolled "
-        "--projection none,in_loop,batched --unroll-limit -1 --processes 2",
-        0.12,
+        "loops",
+        f"{FIRST} --framework jax --execution xla --workload vocab,stream --recurrence scan {QUESTION} --processes 3",
+        0.1,
     ),
     Part(
         "precisions",
-        f"{RUN} --compile-first --precision tf32,bf16 --execution eager,xla --workload vocab --recurrence unrolled,scan {QUESTION} "
+        f"{FIRST} --precision tf32,bf16 --execution eager,xla --workload vocab --recurrence unrolled,scan {QUESTION} "
         "--pass forward --unroll-limit 0 --processes 2",
-        0.12,
+        0.1,
+    ),
+    Part(
+        "unrolled",
+        f"{FIRST} --framework torch --execution inductor,cudagraph --workload book,vocab --recurrence unrolled "
+        "--projection in_loop,batched --unroll-limit -1 --processes 2",
+        0.15,
     ),
     Part(
         "deepbench",
-        f"{RUN} --compile-first --workload deepbench-rnn-1760-16 --workload deepbench-lstm-1024-64 --recurrence unrolled,scan "
+        f"{FIRST} --workload deepbench-rnn-1760-16 --workload deepbench-lstm-1024-64 --recurrence unrolled,scan "
         "--projection none,in_loop,batched --execution eager,xla --unroll-limit 0 --pass forward --processes 2",
-        0.12,
+        0.1,
     ),
 ]
 

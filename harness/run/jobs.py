@@ -89,7 +89,7 @@ def work(context: RunContext, job: Job, left_s: Callable[[], float], stage: Stag
         try:
             start_s = context.clock()
             with worker_of(context, job) as worker:
-                answer = open_(context, job, worker, rate=_measures_rates(job))
+                answer = open_(context, job, worker, rate=_measures_rates(context.study, job))
                 open_worker = OpenWorker(worker, answer, context.clock() - start_s)
                 opened = True
                 if answer.proven is False and (tries := tries - 1):
@@ -153,9 +153,13 @@ def worker_of(context: RunContext, job: Job) -> Worker:
     return context.worker(configuration.framework, variables, context.study.timeout_s)
 
 
-def _measures_rates(job: Job) -> bool:
-    """Return whether a job's worker measures the machine's peak rates: the first replicate's, if it times anything."""
-    return job.replicate == 0 and any(block.timed for block in job.blocks)
+def _measures_rates(study: Study, job: Job) -> bool:
+    """Return whether a job's worker measures the machine's peak rates.
+
+    The first replicate's does, if it times anything. A study that compiles first has no time for it: on a GPU, XLA
+    tries out dozens of kernels for every product.
+    """
+    return job.replicate == 0 and not study.compile_first and any(block.timed for block in job.blocks)
 
 
 def _cache_folder(context: RunContext, job: Job) -> Path:
