@@ -93,7 +93,7 @@ class Tables:
         blocks = [record for record in records if isinstance(record, BlockRecord)]
         self.first_tries = [record for record in blocks if record.first_try and record.key not in last_keys]
         wrong = _fp64_failures(self.checks)
-        with_guests = [_withhold_wrong_times(record, wrong) for record in last_tries]
+        with_guests = [_withhold_throttled(_withhold_wrong_times(record, wrong)) for record in last_tries]
         self.blocks = [record.without_guests() for record in with_guests]
         self.times = _times(self)
         self.faults = page_faults.faults(self.blocks)
@@ -156,6 +156,16 @@ def _withhold_wrong_times(record: BlockRecord, wrong: dict[tuple[str, ...], str]
         reason = wrong.get(gates.program_of(record, name.replace(TWIN, BATCHED)))
         arms[name] = arm.withheld("wrong", reason) if reason else arm
     return record.with_arms(arms)
+
+
+def _withhold_throttled(record: BlockRecord) -> BlockRecord:
+    """Return the block, without its times if the GPU was throttled: they are those of another machine."""
+    if not record.throttled:
+        return record
+    reason = f"the GPU was throttled: {', '.join(record.throttled)}"
+    return record.with_arms(
+        {name: arm.withheld("refused", reason) if arm.has_times else arm for name, arm in record.arms.items()}
+    )
 
 
 def _cell_columns(record: BlockRecord) -> dict[str, Any]:

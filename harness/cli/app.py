@@ -12,6 +12,7 @@ import typer
 
 from harness.cli import streams
 from harness.cli.options import (
+    CompileFirstFlag,
     DeviceFlag,
     ExecutionFlag,
     FrameworkFlag,
@@ -81,6 +82,7 @@ def run(
     sweep: SweepFlag = None,
     memory: MemoryFlag = None,
     library: LibraryFlag = None,
+    compile_first: CompileFirstFlag = None,
     seed: SeedFlag = None,
     timeout: TimeoutFlag = None,
     unroll_limit: LimitFlag = None,
@@ -104,6 +106,7 @@ def run(
     flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory, "library": library}
+    flags |= {"compile_first": compile_first}
     preset = "quick" if quick else "rigorous" if rigorous else None
     run_study = apply_limits(load_study(study, preset, flags), budget, unroll_limit)
     if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _is_installed(name)]):

@@ -163,12 +163,14 @@ def check_gpu(state: gpu.State | None) -> Finding:
     """Check the GPU for processes and for low clocks; `state` is None where there is no GPU."""
     if state is None:
         return Finding("GPU", "none that NVML can see")
-    causes = [reason for reason in state.reasons if reason not in gpu.HARMLESS]
+    causes = [reason for reason in state.reasons or () if reason not in gpu.HARMLESS]
     if causes:
         return Finding("GPU", f"its clocks are low: {', '.join(causes)}, {state.temperature_c} °C", "let it cool")
     if state.processes:
         names = ", ".join(map(str, state.processes[:3]))
         return Finding("GPU", f"used by {len(state.processes)} processes ({names})", "end them while measuring")
+    if state.reasons is None:
+        return Finding("GPU", "whether its clocks are lowered is not reported")
     return Finding("GPU", "its processes are not reported" if state.processes is None else "used by no process")
 
 

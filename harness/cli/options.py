@@ -60,6 +60,10 @@ LibraryFlag = Annotated[
         help="as_shipped, or plain (no oneDNN in TensorFlow, no YNNPACK in XLA; torch has no such setting).",
     ),
 ]
+CompileFirstFlag = Annotated[
+    bool | None,
+    typer.Option("--compile-first", help="Compile all programs first, several at once; first calls are no results."),
+]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of weights, inputs and orders.")]
 TimeoutFlag = Annotated[
     float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")

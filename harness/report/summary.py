@@ -398,7 +398,7 @@ def problems(tables: Tables) -> list[str]:
         f"{row['reason']}"
         for row in rows
     ]
-    lines += [_throttling_line(block, "its times are kept") for block in tables.blocks if block.throttled]
+    lines += [_throttling_line(block, "its times are not counted") for block in tables.blocks if block.throttled]
     lines += [_throttling_line(block, "it was done again, and the second try counts") for block in tables.first_tries]
     lines += memory.problems(tables)
     lines += libraries.problems(tables)

@@ -1,5 +1,6 @@
 """Carry out one job: start a worker, have it run the blocks one by one, check their outputs, and record them."""
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -18,8 +19,8 @@ from harness.study.matrix import BlockSpec, Framework, Job
 from harness.study.parts import is_question
 from harness.study.study import Study, Workload
 from harness.verify.output_check import ArmCheck, OutputCheck
-from harness.worker.messages import BlockAnswer, BlockRequest, OpenAnswer, OpenRequest, UnwrittenAnswer
-from harness.worker.timing import RoundLimits
+from harness.worker.messages import BlockAnswer, BlockRequest, OpenAnswer, OpenRequest, StageAnswer, UnwrittenAnswer
+from harness.worker.timing import ROUNDS, RoundLimits
 from impls.interface import Arm, Settings
 
 Stage = Callable[[str], None]
@@ -88,7 +89,7 @@ def work(context: RunContext, job: Job, left_s: Callable[[], float], stage: Stag
         try:
             start_s = context.clock()
             with worker_of(context, job) as worker:
-                answer = open_(context, job, worker, rate=_measures_rates(job))
+                answer = open_(context, job, worker, rate=_measures_rates(context.study, job))
                 open_worker = OpenWorker(worker, answer, context.clock() - start_s)
                 opened = True
                 if answer.proven is False and (tries := tries - 1):
@@ -142,7 +143,8 @@ def worker_of(context: RunContext, job: Job) -> Worker:
     configuration = job.configuration
     framework = context.frameworks[configuration.framework]
     cache = _cache_folder(context, job)
-    if job.replicate == 0:  # its first calls are results: an earlier worker's cache would shorten them
+    # In a first replicate first calls are results, which an earlier worker's cache would shorten.
+    if job.replicate == 0 and not context.study.compile_first:
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     variables = framework.environment(configuration.device, configuration.threads, str(cache)) | allocator.variables(
@@ -151,9 +153,13 @@ def worker_of(context: RunContext, job: Job) -> Worker:
     return context.worker(configuration.framework, variables, context.study.timeout_s)
 
 
-def _measures_rates(job: Job) -> bool:
-    """Return whether a job's worker measures the machine's peak rates: the first replicate's, if it times anything."""
-    return job.replicate == 0 and any(block.timed for block in job.blocks)
+def _measures_rates(study: Study, job: Job) -> bool:
+    """Return whether a job's worker measures the machine's peak rates.
+
+    The first replicate's does, if it times anything. A study that compiles first has no time for it: on a GPU, XLA
+    tries out dozens of kernels for every product.
+    """
+    return job.replicate == 0 and not study.compile_first and any(block.timed for block in job.blocks)
 
 
 def _cache_folder(context: RunContext, job: Job) -> Path:
@@ -196,13 +202,21 @@ def _run_block(
     label = " ".join(filter(None, (_job_label(job), block.workload.name, block.pass_, block.part)))
     record, start_s = _empty_record(context, job, block), context.clock()
     before = context.graphics() if job.configuration.device == "gpu" else None
+    watch = gpu.Watch(context.graphics) if before else None
     scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache_folder(context, job)))
     try:
         request = _request(context, job, block, Attempt(record.seed, left_s(), scratch))
-        answer = open_worker.worker.ask(request, lambda message: stage(f"{label} {message.arm}: {message.what}"))
+
+        def on_stage(message: StageAnswer) -> None:
+            if watch:
+                watch.set_active(message.what == ROUNDS)
+            stage(f"{label} {message.arm}: {message.what}")
+
+        with watch or contextlib.nullcontext():
+            answer = open_worker.worker.ask(request, on_stage)
         if isinstance(answer, UnwrittenAnswer):  # usually a full disk, which every later block would meet too
             raise OSError(answer.reason)
-        on_gpu = _gpu_fields(before, context.graphics()) if before else {}
+        on_gpu = _gpu_fields(before, watch.states, context.graphics()) if before and watch else {}
         stage(f"{label}: checking outputs")
         check = context.output_check.check(
             scratch, block.workload, block.steps, block.pass_, job.configuration.precision
@@ -213,6 +227,8 @@ def _run_block(
         shutil.rmtree(scratch, ignore_errors=True)
     measured = expect(answer, BlockAnswer)
     arms = {name: _apply_check(arm, check.arms.get(name)) for name, arm in measured.arms.items()} | pending.lost
+    if context.study.compile_first:
+        arms = {name: arm.model_copy(update={"first_call_ns": None}) for name, arm in arms.items()}
     status = "ok" if all(arm.status in ("ok", "not_reached", "unavailable") for arm in arms.values()) else "failed"
     results = {
         "status": status,
@@ -230,11 +246,15 @@ def _run_block(
     return record.model_copy(update=results | on_gpu)
 
 
-def _gpu_fields(before: gpu.State, after: gpu.State | None) -> dict[str, Any]:
-    """Return the GPU's state before and after a block, and why its clocks were low; empty without an `after` state."""
-    return (
-        {"gpu": {"before": before, "after": after}, "throttled": gpu.throttle_reasons(before, after)} if after else {}
-    )
+def _gpu_fields(before: gpu.State, during: list[gpu.State], after: gpu.State | None) -> dict[str, Any]:
+    """Return the GPU's state before a block, during its rounds and after it, and why its clocks were low.
+
+    Without a state `after` the block has none of these.
+    """
+    if after is None:
+        return {}
+    states = {"before": before, **({"during": gpu.merged(during)} if during else {}), "after": after}
+    return {"gpu": states, "throttled": gpu.throttle_reasons(states)}
 
 
 def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) -> BlockRequest:

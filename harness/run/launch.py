@@ -16,9 +16,10 @@ from harness.worker.messages import Answer, Request, StageAnswer, decode_answer,
 TAIL = 2000  # bytes of a dead worker's output that are kept with the failure
 INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH"),
-    *("VIRTUAL_ENV", "USER"),
+    *("VIRTUAL_ENV", "USER", "CUDA_VISIBLE_DEVICES"),
 )
 COMMON = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that an index names the same GPU to CUDA as to NVML
     "PYTHONHASHSEED": "0",
     "PYTHONUTF8": str(sys.flags.utf8_mode),  # so that a path in a request names the same file in both processes
     "PYTHONIOENCODING": "utf-8:backslashreplace",  # so that a framework can print any character

@@ -23,6 +23,7 @@ from harness.study.study import CALIBRATING
 from impls.interface import Arm
 
 CHECK_SHARE = 0.1  # largest share of the budget for the fp64 verification
+COMPILE_SHARE = 0.3  # largest share of the budget for compiling first, if the study asks for it
 COLD_SHARE = 0.5  # largest share of the time left for a first replicate, which compiles
 LEAST_S = 6.0  # least time of a job in a first replicate: with less its worker would hardly start
 Clock = Callable[[], float]
@@ -71,6 +72,8 @@ class Schedule:
         stages = self._stages()
         self._update_total([checks, *(stage for _, stage in stages)])
         yield from self._run_checks(checks)
+        if self.study.compile_first:
+            self._compile()
         check_records = [r for r in self.current_records if r.kind == "check"]
         for replicate, stage in stages:
             yield from (
@@ -111,6 +114,16 @@ class Schedule:
         for record in run_in_parallel(self.context, checks, lambda: end_s - self.spent_s(), self.report):
             self.current_records.append(record)
             yield record
+
+    def _compile(self) -> None:
+        """Fill the compilers' caches, which has COMPILE_SHARE of the budget to begin its blocks in.
+
+        The records are dropped: every program is called, checked and recorded again where it is timed.
+        """
+        end_s = self.spent_s() + COMPILE_SHARE * self.budget_s
+        compilations = matrix.compilation_jobs(self.plan, self.study)
+        for _ in run_in_parallel(self.context, compilations, lambda: end_s - self.spent_s(), self.report):
+            pass
 
     def _run_first_replicate(self, stage: list[Job]) -> Iterator[RunRecord]:
         """Yield the records of a first replicate, whose jobs get fair shares of the time for compiling."""

@@ -201,6 +201,8 @@ class Study(BaseModel):
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
     `budget_s`: after this many seconds no further block is started (None: no limit).
     `block_s`: how many seconds a block's rounds should take. There are at least `rounds_min` and at most `rounds`.
+    `compile_first`: programs are compiled before anything is timed, several at once, and later workers read the
+    compilers' caches. First calls are then no results, and no peak rates are measured. For a machine with many cores that is available for minutes.
     `memory`: how workers take memory from the kernel (harness.machine.allocator).
     `library`: whether frameworks multiply with the libraries they are shipped with (impls.interface.LIBRARIES).
     `processes`: worker processes of a cell. With None there is first a pilot of `pilot` processes, or a few more for
@@ -221,6 +223,7 @@ class Study(BaseModel):
     precisions: list[str] = ["fp32"]
     memory: str = "held"
     library: str = "as_shipped"
+    compile_first: bool = False
     workloads: list[Workload] = list(NAMED.values())
     sweep: Workload | None = None
     processes: Annotated[int, Field(ge=1, le=1000)] | None = None

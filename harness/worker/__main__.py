@@ -131,7 +131,7 @@ def open_framework(backend: Backend, request: OpenRequest) -> OpenAnswer:
     """Open the framework, measure its peak rates and prove its threads, as far as the request asks for it."""
     answer = OpenAnswer(numerics=backend.open(request.settings))
     if request.rate:
-        answer.rates = peak_rates.measure_rates(backend, time.perf_counter_ns)
+        answer.rates = peak_rates.measure_rates(backend, time.perf_counter_ns, request.settings.device)
         answer.rates.products = peak_rates.product_times(
             backend, time.perf_counter_ns, request.execution, request.products
         )

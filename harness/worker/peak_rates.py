@@ -7,7 +7,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,24 +15,35 @@ from harness.records.schema import PeakRates, ProductTime
 from harness.worker.timing import time_calls
 from impls.interface import Backend
 
-SIDE = 1024  # of the square product: large
-COUNTS = tuple(
-    1 << power for power in range(10, 23, 2)
-)  # of the numbers scaled; a larger array is new memory each time, mapped page by page
+
+class Sizes(NamedTuple):
+    """Sizes of what is measured on a device: the side of the square product, and the counts of the numbers scaled."""
+
+    side: int
+    counts: tuple[int, ...]
+
+
+SIZES = {
+    # On a CPU a larger array is new memory each time, mapped page by page.
+    "cpu": Sizes(1024, tuple(1 << power for power in range(10, 23, 2))),
+    # A GPU is full only under a large product, and its second-level cache holds up to 50 MB (H100).
+    "gpu": Sizes(8192, tuple(1 << power for power in (10, 14, 18, 22, 26, 28))),
+}
 SAMPLES, SAMPLE_NS = 10, 1e6
 SINGLE = (1, 1, 1)  # a product of single numbers, which takes as long as the call itself
 PRODUCTS_NS = 1.5e9  # for all products, compiling included; those that are not reached are left out
 PAGES = 4096  # pages per sample, of the kernel's smallest size
 
 
-def measure_rates(backend: Backend, clock: Callable[[], int]) -> PeakRates:
-    """Measure the peak rates of a framework and the cost of a page fault.
+def measure_rates(backend: Backend, clock: Callable[[], int], device: str = "cpu") -> PeakRates:
+    """Measure the peak rates of a framework on a device, and the cost of a page fault.
 
-    The product is of float32 numbers. Scaling is that of STREAM (McCalpin 1995), which reads and writes every number
-    once.
+    The product is of float32 numbers, multiplied in the precision that the backend was opened in. Scaling is that of
+    STREAM (McCalpin 1995), which reads and writes every number once.
     """
-    flops_s = 2e9 * SIDE**3 / _call_ns(backend.product(SIDE, SIDE, SIDE), clock)
-    scale_ns = {count: _call_ns(backend.scale(count), clock) for count in COUNTS}
+    side, counts = SIZES[device]
+    flops_s = 2e9 * side**3 / _call_ns(backend.product(side, side, side), clock)
+    scale_ns = {count: _call_ns(backend.scale(count), clock) for count in counts}
     return PeakRates(flops_s=flops_s, scale_ns=scale_ns, fault_ns=fault_ns(clock))
 
 

@@ -22,6 +22,7 @@ from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run,
 
 NULL = Arm(*NULL_ARM)
 NOT_REACHED = ("not_reached", "the time for this process ended before its first call")  # status and reason
+ROUNDS = "rounds"  # the stage in which arms are timed
 NULL_SAMPLES, NULL_CALLS = 50, 20
 TIMER_COSTS = 1000  # a sample lasts at least this many times what reading the clock costs
 BALLAST = 1 << 20  # maximum bytes allocated before an arm's arrays, so that their addresses differ between processes
@@ -131,8 +132,9 @@ def block(
     block_run.make_first_calls()
     timer = timer_ns(meters.clock)
     if spec.rounds and block_run.prepared_arms:
-        stage("", "rounds")
+        stage("", ROUNDS)
         block_run.run_rounds(timer)
+        stage("", "counting")
     return BlockResult(block_run.arms, timer, block_run.record_evidence())
 
 

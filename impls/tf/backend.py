@@ -71,7 +71,7 @@ class Backend:
                 "PJRT_NPROC": threads,
                 "TF_CPP_MIN_LOG_LEVEL": "2",
                 "KERAS_BACKEND": "tensorflow",
-                "CUDA_VISIBLE_DEVICES": {"cpu": "-1", "gpu": "0"}[settings.device],
+                **({"CUDA_VISIBLE_DEVICES": "-1"} if settings.device == "cpu" else {}),
                 "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # workers that verify run side by side
             }
             | cache

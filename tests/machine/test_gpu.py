@@ -1,5 +1,6 @@
 """What is asked of a GPU's driver, and what is done when it was throttled; the driver and the GPU are made up here."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -51,17 +52,77 @@ def test_the_machines_gpu_is_named():
 
 
 @pytest.mark.parametrize(
-    ("after", "why"),
+    ("states", "why"),
     [
-        ({}, []),
-        ({"reasons": ["power limit"]}, []),
-        ({"reasons": ["heat (software)"]}, ["heat (software)"]),
-        ({"limited_ns": {"heat": 6, "power limit": 9}}, ["heat"]),
-        ({"limited_ns": {"heat": 5, "reliability": 9}}, []),  # not told before: no growth is known
+        ({"after": {}}, []),
+        ({"after": {"reasons": ["power limit"]}}, []),
+        ({"after": {"reasons": ["heat (software)"]}}, ["heat (software)"]),
+        ({"after": {"limited_ns": {"heat": 6, "power limit": 9}}}, ["heat"]),
+        ({"after": {"limited_ns": {"heat": 5, "reliability": 9}}}, []),  # not told before: no growth is known
+        ({"during": {"reasons": ["heat (hardware)"]}, "after": {}}, ["heat (hardware)"]),
+        ({"during": {}, "after": {"reasons": ["heat (software)"]}}, []),  # not while it was timed
+        ({"after": {"reasons": None}}, []),
     ],
 )
-def test_what_counts_as_throttled(after, why):
-    assert gpu.throttle_reasons(CALM, replace(CALM, **after)) == why
+def test_what_counts_as_throttled(states, why):
+    seen = {"before": CALM} | {moment: replace(CALM, **told) for moment, told in states.items()}
+    assert gpu.throttle_reasons(seen) == why
+
+
+@pytest.mark.parametrize(
+    ("visible", "named"),
+    [
+        (None, ("nvmlDeviceGetHandleByIndex", 0)),
+        ("2,0", ("nvmlDeviceGetHandleByIndex", 2)),
+        ("GPU-8a,GPU-9b", ("nvmlDeviceGetHandleByUUID", "GPU-8a")),
+        ("MIG-1c", ("nvmlDeviceGetHandleByUUID", "MIG-1c")),
+        ("-1", None),
+        ("", None),
+    ],
+)
+def test_the_gpu_looked_at_is_the_one_that_workers_see(monkeypatch, visible, named):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    asked = []
+
+    class Driver(NVML):
+        def __getattr__(self, name):
+            def ask(*arguments):
+                asked.append((name, *arguments))
+                return "handle"
+
+            return ask if "GetHandle" in name else super().__getattr__(name)
+
+    found = gpu.state(Driver())
+    assert asked == ([named] if named else [])
+    assert (found is None) == (named is None)
+
+
+def test_no_error_of_a_driver_ends_a_run():
+    assert gpu.facts(NVML()) == {}
+    assert gpu.state(NVML()) is None
+    found = gpu.state(NVML(nvmlDeviceGetHandleByIndex=0))
+    assert found == State(None, None, None, None, None, None, {})
+    assert gpu.throttle_reasons({"before": found, "after": found}) == []
+
+
+def test_a_watch_looks_only_while_it_is_told_to_and_what_it_saw_is_merged():
+    looks = iter(range(10**6))
+    watch = gpu.Watch(lambda: replace(CALM, sm_mhz=1000 - next(looks) % 2, reasons=["power limit"]), every_s=0.001)
+    with watch:
+        time.sleep(0.02)
+        assert watch.states == []
+        watch.set_active(True)
+        while len(watch.states) < 3:
+            time.sleep(0.001)
+        watch.set_active(False)
+    count = len(watch.states)
+    time.sleep(0.01)
+    assert len(watch.states) == count
+    found = gpu.merged([*watch.states, replace(CALM, processes=None, temperature_c=50)])
+    assert (found.sm_mhz, found.temperature_c, found.reasons, found.processes) == (999, 50, ["power limit"], [7])
 
 
 def test_other_processes_are_counted_without_the_worker():
