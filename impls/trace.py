@@ -14,6 +14,7 @@ from impls.evidence import Evidence
 Row = tuple[str, str, str, float]
 DEVICE, STREAM = "/device:GPU", "Stream"
 GRAPH_LAUNCHES = ("cudaGraphLaunch", "cuGraphLaunch")
+NO_GRAPHS = "XLA launches no CUDA graph while it is profiled (xla_enable_command_buffers_during_profiling is false)"
 NOTHING_RAN = "the profiler saw no kernel"
 KINDS = (  # a kernel's kind by its name, the first that fits; names as cuBLAS, cuDNN, Triton, XLA and TF give them
     ("copy", re.compile(r"memcpy|memset|^copy|_copy|CatArray|concat|transpose", re.IGNORECASE)),
@@ -41,9 +42,14 @@ def add(evidence: Evidence, rows: Iterable[Row]) -> None:
 
 
 def profile(evidence: Evidence, rows: Callable[[], Iterable[Row]]) -> None:
-    """Add what a profiler's rows say to the evidence, or why there are none."""
+    """Add what the rows of XLA's profiler say to the evidence, or why there are none.
+
+    How many CUDA graphs a call launches cannot be seen: its kernels are then launched one by one.
+    """
     try:
         add(evidence, rows())
+        if evidence.device_kernels:
+            evidence.graph_launches, evidence.missing["graph_launches"] = None, NO_GRAPHS
     except Exception as error:  # a profiler without its libraries leaves what else was counted
         evidence.missing["device_kernels"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 

@@ -11,7 +11,7 @@ from harness.analysis.gaps import ARM, ENGINE
 from harness.analysis.stats import half_width, rate_interval
 from harness.analysis.tables import Tables
 from harness.machine import gpu
-from harness.report.markdown import Row, execution_name, pluralize, seconds, table
+from harness.report.markdown import Row, execution_name, pluralize, seconds, table, with_threads
 from harness.study.configuration import CONFIG
 from harness.study.matrix import WorkerEnvironment
 from harness.study.parts import BATCHED, LOOPS, TWIN
@@ -70,9 +70,8 @@ def first_calls(tables: Tables) -> str:
         later_s, eager_s = steady_s.get(key), steady_s.get(eager_key)
         break_even = _break_even(cost_s, later_s, first_s.get(eager_key), eager_s)
         framework, device, precision, threads, *labels = place
-        program = (
-            f"{execution_name(framework, execution, device, precision)} {recurrence}, {pluralize(threads, 'thread')}"
-        )
+        name = f"{execution_name(framework, execution, device, precision)} {recurrence}"
+        program = with_threads(name, device, threads)
         rows.append([program, *labels, seconds(cost_s), seconds(later_s), seconds(eager_s), break_even])
     header = ["", "workload", "pass", "projection", "first call", "later call", "eager call", COLD_BREAK_EVEN]
     return table(header, rows)

@@ -127,7 +127,7 @@ def _counts_table(tables: Tables) -> str:
             format_by_form(forms, "flops", lambda number: amount(number, ""), names),
             format_by_form(forms, "temp_bytes", lambda number: amount(number, "B"), names),
         ]
-        rows.append([f"{place['workload']}, {place['pass']}", configuration_name(place).rpartition(",")[0], *counts])
+        rows.append([f"{place['workload']}, {place['pass']}", engine_name(place), *counts])
     header = " · ".join(names)
     columns = ["products", "kernels", "fusions", "operations of the products", "temporary memory"]
     return f"Of each program, for {header}:\n\n" + table(["", "", *columns], rows)
@@ -152,7 +152,7 @@ def gpu_time_table(tables: Tables) -> str:
         call_s, device_s = wall_s.get(tuple(row[name] for name in keys), math.nan), row["device_ns"] / 1e9
         busy_share = device_s / call_s
         bound = "–" if math.isnan(busy_share) else "the GPU" if busy_share >= BOUND else "the host"
-        place = [f"{row['workload']}, {row['pass']}", configuration_name(row).rpartition(",")[0], row["projection"]]
+        place = [f"{row['workload']}, {row['pass']}", engine_name(row), row["projection"]]
         times = [seconds(call_s), seconds(device_s), "–" if math.isnan(busy_share) else f"{busy_share:.0%}", bound]
         rows.append([*place, *times, row["device_kinds"], row["graph_launches"]])
     names = ["", "", "", "call", "GPU's own", "share", "waits for", "kernels of a call", "graph launches"]

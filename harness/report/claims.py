@@ -18,7 +18,7 @@ from harness.analysis.gaps import ENGINE, is_included, is_prototype
 from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHORTER, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import causes
-from harness.report.markdown import Row, amount, execution_name, pluralize, ratio, table
+from harness.report.markdown import Row, amount, execution_name, pluralize, ratio, table, with_threads
 from harness.study.parts import BATCHED, LOOPS, OWN
 
 NOT_JUDGED = "not yet judged"
@@ -122,7 +122,7 @@ def _list_gaps(gaps: pd.DataFrame) -> str:
 
 def _format_place(row: Row) -> str:
     device = "" if row["device"] == "cpu" else f" on {row['device']}"
-    return f"{row['pass']}{device}, {pluralize(row['threads'], 'thread')}"
+    return with_threads(f"{row['pass']}{device}", row["device"], row["threads"])
 
 
 def _verdict_by_place(gaps: pd.DataFrame) -> str:
@@ -519,8 +519,7 @@ def _where_to_project(part: pd.DataFrame) -> str:
 
 def _extreme_place(part: pd.DataFrame, pick: str) -> str:
     row = part.loc[getattr(part.ratio, pick)()].to_dict()
-    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-    return f"{row['workload']} {row['pass']}, {row['recurrence']}, {threads}"
+    return with_threads(f"{row['workload']} {row['pass']}, {row['recurrence']}", row["device"], row["threads"])
 
 
 def _own_layer_cost(tables: Tables, keys: tuple[str, ...]) -> str:

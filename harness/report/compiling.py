@@ -34,11 +34,12 @@ from harness.report.figures import (
     execution_rank,
     save_figure,
 )
-from harness.report.markdown import FRAMEWORKS, bold_interval, execution_name, pluralize, table
+from harness.report.markdown import FRAMEWORKS, bold_interval, execution_name, pluralize, table, with_threads
 
 FIGURE = "compiling"
 STAGES = ("eager", "graph", "compiled")
 STAGE = {"eager": 0, "graph": 1, "v1": 1, "xla": 2, "inductor": 2, "inductor-batched": 2, "cudagraph": 2}
+PLACE = ["workload", "pass", "device", "threads"]
 BESIDE = {"v1": -0.1, "inductor-batched": 0.1, "cudagraph": -0.1}  # executions beside a framework's line
 TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4)
 EFFECTS = {
@@ -78,7 +79,7 @@ def _side_by_side(frame: pd.DataFrame, title: str, describe: Callable[[dict[Any,
         return ""
     engines = engines_of(frame)
     rows = []
-    for keys, part in frame.groupby(["workload", "pass", "threads"], sort=True):
+    for keys, part in frame.groupby(PLACE, sort=True):
         cells = {engine_of(row): describe(row) for row in part.to_dict("records")}
         rows.append([_place(*keys), *(cells.get(engine, "–") for engine in engines)])
     return table([title, *(execution_name(*engine) for engine in engines)], rows)
@@ -117,11 +118,11 @@ def summary(tables: Tables) -> str:
 
 
 def _places(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
-    return list(frame[["workload", "pass", "threads"]].itertuples(index=False, name=None))
+    return list(frame[PLACE].itertuples(index=False, name=None))
 
 
-def _place(workload: str, pass_: str, threads: int) -> str:
-    return f"{workload} {pass_}, {pluralize(threads, 'thread')}"
+def _place(workload: str, pass_: str, device: str, threads: int) -> str:
+    return with_threads(f"{workload} {pass_}", device, threads)
 
 
 def drawings(tables: Tables) -> Figures:

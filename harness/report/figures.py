@@ -16,6 +16,7 @@ import pandas as pd
 from harness.analysis.gaps import is_included
 from harness.analysis.tables import Tables
 from harness.machine.parent import end_with_parent
+from harness.report.markdown import with_threads
 from harness.report.style import draw_styled
 from harness.study.parts import LOOPS, TWIN
 
@@ -264,8 +265,12 @@ def engines_of(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
 
 def configuration_name(row: dict[str, Any]) -> str:
     """Return the name of a row of a figure or table: program, device and threads."""
-    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-    return f"{program_name(row, '' if row['device'] == 'cpu' else row['device'])}, {threads}"
+    return with_threads(engine_name(row), row["device"], row["threads"])
+
+
+def engine_name(row: dict[str, Any]) -> str:
+    """Return the name of a row that several thread counts share: program and device."""
+    return program_name(row, "" if row["device"] == "cpu" else row["device"])
 
 
 def program_name(row: dict[str, Any], device: str = "") -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from harness.analysis.frameworks import FASTEST, USUAL
 from harness.analysis.tables import Tables
 from harness.report.causes import rows_with_fewest_threads
-from harness.report.markdown import FRAMEWORKS, Row, interval, pluralize, seconds, table
+from harness.report.markdown import FRAMEWORKS, Row, interval, pluralize, seconds, table, with_threads
 
 TITLES = {FASTEST: "the fastest program of each", USUAL: "the loop that its users write, projected once"}
 
@@ -54,7 +54,7 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _place(workload: str, pass_: str, threads: int, device: str, precision: str) -> str:
     extra = [device] * (device != "cpu") + [precision] * (precision != "fp32")
-    return " ".join([f"{workload} {pass_},", pluralize(threads, "thread"), *extra])
+    return " ".join([with_threads(f"{workload} {pass_}", device, threads), *extra])
 
 
 def _cell(row: dict[Any, Any]) -> str:

@@ -9,7 +9,7 @@ from harness.analysis.gaps import ENGINE
 from harness.analysis.tables import Tables
 from harness.report.causes import rows_with_fewest_threads
 from harness.report.figures import execution_rank
-from harness.report.markdown import execution_name, pluralize, table
+from harness.report.markdown import execution_name, table, with_threads
 from harness.study.configuration import CONFIG
 from harness.study.study import Workload
 from impls.libraries import PLAIN
@@ -40,7 +40,7 @@ def section(tables: Tables) -> str:
         programs, rates = (_rows_of(frame, place) for frame in (evidence, tables.rates))
         cells = [_cell(programs, rates, w, shape) for w in workloads for shape in _shapes(w)]
         name = execution_name(place["framework"], place["execution"], place["device"], place["precision"])
-        rows.append([f"{name}, {pluralize(place['threads'], 'thread')}", *cells, _proofs(programs)])
+        rows.append([with_threads(name, place["device"], place["threads"]), *cells, _proofs(programs)])
     return table(["", *columns, "shown by"], rows)
 
 

@@ -52,6 +52,11 @@ def amount(value: float | None, unit: str) -> str:
     return f"{value:.0f} {unit}"
 
 
+def with_threads(place: str, device: str, threads: float) -> str:
+    """Return the name of a place with its thread count, which is not varied on a GPU and left out there."""
+    return f"{place}, {pluralize(int(threads), 'thread')}" if device == "cpu" else place
+
+
 def pluralize(number: int, thing: str) -> str:
     """Return a number with the thing that it counts, in the plural unless the number is 1."""
     return f"{number:,} {thing}{'s' if number != 1 else ''}"

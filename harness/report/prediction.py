@@ -180,7 +180,8 @@ def _errors_by_execution(tables: Tables) -> str:
         clear = part[part.verdict.isin([SLOWER, FASTER])]
         hits = int(((clear.forecast > 1) == (clear.verdict == SLOWER)).sum())
         numbers = [f"{errors.median():.1%}", f"{errors.max():.1%}", f"{log_ratios.median():.1%}"]
-        labels = [execution_name(*engine_key), pluralize(threads, "thread"), pass_, len(part)]
+        counted = pluralize(threads, "thread") if engine_key[2] == "cpu" else ""
+        labels = [execution_name(*engine_key), counted, pass_, len(part)]
         rows.append([*labels, *numbers, f"{hits} of {len(clear)}" if len(clear) else "–"])
     columns = ["", "", "pass", "gaps", "median error", "largest", "without a forecast (no gap)", "side right"]
     return table(columns, rows) if rows else ""

@@ -202,7 +202,8 @@ class Study(BaseModel):
     `budget_s`: after this many seconds no further block is started (None: no limit).
     `block_s`: how many seconds a block's rounds should take. There are at least `rounds_min` and at most `rounds`.
     `compile_first`: programs are compiled before anything is timed, several at once, and later workers read the
-    compilers' caches. First calls are then no results, and no peak rates are measured. For a machine with many cores that is available for minutes.
+    compilers' caches. First calls are then no results, and no peak rates are measured. For a machine with many cores
+    that is available for minutes.
     `memory`: how workers take memory from the kernel (harness.machine.allocator).
     `library`: whether frameworks multiply with the libraries they are shipped with (impls.interface.LIBRARIES).
     `processes`: worker processes of a cell. With None there is first a pilot of `pilot` processes, or a few more for
