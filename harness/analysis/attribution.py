@@ -13,7 +13,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from harness.analysis import forecast, stats
@@ -75,7 +74,7 @@ def _cost_intervals(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], Interval
     Each process gives its median over rounds.
     """
     return {
-        key: stats.mean_interval([float(np.median(form - none)) / 1e9 for form, none in processes])
+        key: stats.mean_interval([m / 1e9 for m in stats.row_medians([form - none for form, none in processes])])
         for key, processes in paired_times(blocks, none_pairs).items()
     }
 

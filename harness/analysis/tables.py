@@ -150,7 +150,9 @@ def _fp64_failures(checks: list[BlockRecord]) -> dict[tuple[str, ...], str]:
 
 
 def _withhold_wrong_times(record: BlockRecord, wrong: dict[tuple[str, ...], str]) -> BlockRecord:
-    """Return the block without the times of arms that failed the fp64 gate."""
+    """Return the block without the times of arms that failed the fp64 gate; itself where none did."""
+    if not wrong:
+        return record
     arms = {}
     for name, arm in record.arms.items():
         reason = wrong.get(gates.program_of(record, name.replace(TWIN, BATCHED)))

@@ -219,8 +219,9 @@ class BlockRecord(PassRecord):
         return self.model_copy(update={"arms": arms})
 
     def filter_arms(self, predicate: Callable[[str], bool]) -> Self:
-        """Return the record with only the arms whose names satisfy the predicate."""
-        return self.with_arms({name: arm for name, arm in self.arms.items() if predicate(name)})
+        """Return the record with only the arms whose names satisfy the predicate; itself where all of them do."""
+        arms = {name: arm for name, arm in self.arms.items() if predicate(name)}
+        return self.with_arms(arms) if len(arms) < len(self.arms) else self
 
     def without_guests(self) -> Self:
         """Return the record without its guests. Older records name no part and have no guests."""
