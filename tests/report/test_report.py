@@ -26,7 +26,7 @@ def test_no_proof_is_claimed_for_intervals_whose_variance_is_estimated_anew(file
 
 
 @contextmanager
-def tables_alone(figures, folder, tasks=()):
+def tables_alone(figures, folder, tasks=(), started=None):
     """Instead of drawing: figures are looked at elsewhere, and take longer than all the rest."""
     for task in tasks:
         task()
