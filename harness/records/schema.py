@@ -204,17 +204,14 @@ class BlockRecord(PassRecord):
     @model_validator(mode="after")
     def _check_completeness(self) -> Self:
         """Raise ValueError unless the bounds, the arms' counts of samples and of faults, and the sizes are complete."""
-        rounds = set()
         for name, arm in self.arms.items():
             if not arm.quantities.keys() <= (bounded := self.bounds.get(form_of(name), {}).keys()):
                 unbounded = arm.quantities.keys() - bounded
                 raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
-            if arm.faults and len(arm.faults) != len(arm.samples_ns):
-                raise ValueError("an arm has as many counts of page faults as samples, or none")
-            if arm.has_times:
-                rounds.add(len(arm.samples_ns))
-        if len(rounds) > 1:
+        if len({len(arm.samples_ns) for arm in self.arms.values() if arm.has_times}) > 1:
             raise ValueError("the arms of a block have as many samples, one a round")
+        if any(arm.faults and len(arm.faults) != len(arm.samples_ns) for arm in self.arms.values()):
+            raise ValueError("an arm has as many counts of page faults as samples, or none")
         if missing_fields := WORKLOAD_FIELDS - self.workload.model_fields_set:
             raise ValueError(f"the workload lacks {', '.join(sorted(missing_fields))}")
         return self

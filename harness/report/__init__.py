@@ -98,14 +98,16 @@ def body(run_tables: Tables, folder: Path, out: Path, drawers: ProcessPoolExecut
 
     The results of scripts that lie beside the records are read from `folder`. `drawers`: processes for the figures.
     """
-    figure_names, drawings = figures.forest_plots(run_tables)
-    devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
-    if devices is not None:
-        drawings |= comparison.drawings(devices, {run_tables.study.margin})
-    drawings |= compiling.drawings(run_tables) | decomposition.drawings(run_tables)
-    scatter_drawings, sweep_drawings = scatter.drawings(run_tables), sweeps.drawings(run_tables)
-    drawings = scatter_drawings | drawings | sweep_drawings  # the slowest first, so that no process waits for it
-    with figures.draw_in_background(drawings, out / "figures", run_tables.files(out), drawers):
+    with figures.in_background(out / "figures", drawers) as background:
+        figure_names, drawings = figures.forest_plots(run_tables)
+        background.draw(drawings)  # first, because they wait for no other tables than the gaps
+        devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
+        if devices is not None:
+            background.draw(comparison.drawings(devices, {run_tables.study.margin}))
+        scatter_drawings, sweep_drawings = scatter.drawings(run_tables), sweeps.drawings(run_tables)
+        background.draw(scatter_drawings | compiling.drawings(run_tables) | decomposition.drawings(run_tables))
+        background.draw(sweep_drawings)
+        background.run(run_tables.files(out))
         stated = {"basis", "environments", "weights", "study", "command"}
         facts = run_tables.header.model_dump(mode="json", include=stated, exclude_unset=True)
         (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")

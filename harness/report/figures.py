@@ -4,7 +4,7 @@ the same gaps in several runs and on several devices.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -59,25 +59,39 @@ def figure_group(gaps: pd.DataFrame) -> pd.Series:
     return gaps.recurrence.isin(LOOPS).map({True: LOOP, False: ALONE})
 
 
+class Background:
+    """What processes beside this one do: figures that they draw into a folder, and other tasks."""
+
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path) -> None:
+        self._pool, self._folder = pool, folder
+        self._futures: list[Future[None]] = []
+
+    def draw(self, figures: Figures) -> None:
+        """Have figures drawn."""
+        self._futures += [self._pool.submit(_draw, draw, self._folder / name) for name, draw in figures.items()]
+
+    def run(self, tasks: Iterable[Callable[[], None]]) -> None:
+        """Have tasks run."""
+        self._futures += [self._pool.submit(task) for task in tasks]
+
+    def wait(self) -> None:
+        """Wait until all is done. Raises what a figure or task raised."""
+        for future in self._futures:
+            future.result()
+
+
 @contextmanager
-def draw_in_background(
-    figures: Figures,
-    folder: Path,
-    tasks: Iterable[Callable[[], None]] = (),
-    started: ProcessPoolExecutor | None = None,
-) -> Iterator[None]:
-    """Draw figures into a folder, and run other tasks, in processes beside the body of the `with` statement.
+def in_background(folder: Path, started: ProcessPoolExecutor | None = None) -> Iterator[Background]:
+    """Draw figures into a folder, and run tasks, in processes beside the body of the `with` statement.
 
     The processes are those of `started`, which end here, or else new ones. On leaving, all files are written and all
     tasks done. Raises what a figure or task raised.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with started or drawers() as pool:
-        futures = [pool.submit(_draw, draw, folder / name) for name, draw in figures.items()]
-        futures += [pool.submit(task) for task in tasks]
-        yield
-        for future in futures:
-            future.result()
+        background = Background(pool, folder)
+        yield background
+        background.wait()
 
 
 def forest_plots(tables: Tables) -> tuple[FigureNames, Figures]:
