@@ -88,8 +88,8 @@ def _lower_bounds(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], Any]:
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
         configuration = configuration_key(block.configuration)
-        if block.rates and block.configuration.precision in MEASURED_IN:
-            rates.setdefault(configuration, roofline_from_rates(block.rates))
+        if block.rates and block.configuration.precision in MEASURED_IN and configuration not in rates:
+            rates[configuration] = roofline_from_rates(block.rates)
         if block.floors.null_ns:
             nulls.setdefault(configuration, []).append(block.floors.null_ns)
     null_s = {configuration: statistics.median(values) / 1e9 for configuration, values in nulls.items()}
@@ -135,8 +135,8 @@ def _sweep_points(blocks: list[BlockRecord], study: Study) -> tuple[SweepPoints,
         if block.workload.name in names and not forecast.missing_form(block):
             key = (*configuration_key(block.configuration), block.pass_, forecast.recurrence_of(block))
             points.setdefault(key, {}).setdefault(block.replicate, []).append(forecast.sweep_point(block))
-            if block.rates and block.configuration.precision in MEASURED_IN:
-                roofs.setdefault(key, roofline_times(roofline_from_rates(block.rates), centre, block.pass_).in_loop)
+            if block.rates and block.configuration.precision in MEASURED_IN and key not in roofs:
+                roofs[key] = roofline_times(roofline_from_rates(block.rates), centre, block.pass_).in_loop
     lines = {
         key: {number: line for number, line in processes.items() if len({point.workload.T for point in line}) > 1}
         for key, processes in points.items()

@@ -195,9 +195,10 @@ def _times(tables: Tables) -> pd.DataFrame:
     measured = set()
     for record in tables.blocks:
         place, key = tuple(_cell_columns(record).values()), block_key(record)
+        is_cold = record.replicate == 0 and record.key.endswith("-0")
         for name, arm in record.arms.items():
             arm_key = tuple(parse_arm_name(name).values())
-            rows.append((*place, *arm_key, record.replicate, *_timing_values(record, arm)))
+            rows.append((*place, *arm_key, record.replicate, *_timing_values(arm, is_cold)))
             measured.add((*key, *arm_key))
     keys = [*CONFIG, "workload", "pass", *ARM]
     budget = budgets(tables.sessions)[-1]
@@ -210,12 +211,11 @@ def _times(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TIMES).sort_values([*keys, "process"], kind="stable", ignore_index=True)
 
 
-def _timing_values(record: BlockRecord, arm: ArmTiming) -> tuple[Any, ...]:
+def _timing_values(arm: ArmTiming, is_cold: bool) -> tuple[Any, ...]:
     """Return the values of TIMES from median_s on, in seconds.
 
-    A first call is a result only in replicate 0, whose caches were empty.
+    A first call is a result only where `is_cold`: in replicate 0, whose caches were empty.
     """
-    is_cold = record.replicate == 0 and record.key.endswith("-0")
     return (
         median_call_s(arm) if arm.has_times else None,
         len(arm.samples_ns) or None,
@@ -349,21 +349,20 @@ class WorstErrors:
 
 def _worst_errors(records: list[BlockRecord]) -> list[WorstErrors]:
     """Return the worst errors of each quantity over the processes of a cell, beside the cell's bounds."""
-    first: dict[tuple[Any, ...], BlockRecord] = {}
-    errors: dict[tuple[Any, ...], list[QuantityErrors]] = {}
+    cells: dict[tuple[Any, ...], dict[str, list[tuple[BlockRecord, QuantityErrors]]]] = {}
     for record in records:
         place = (*block_key(record), record.steps)
         for name, arm in record.arms.items():
             if parse_arm_name(name)["projection"] != TWIN:
-                for quantity, process_errors in arm.quantities.items():
-                    key = (*place, name, quantity)
-                    first.setdefault(key, record)
-                    errors.setdefault(key, []).append(process_errors)
+                processes = cells.setdefault((*place, name), {})
+                for quantity, errors in arm.quantities.items():
+                    processes.setdefault(quantity, []).append((record, errors))
     worst = []
-    for key, record in first.items():
-        name, quantity = key[-2:]
-        bound = record.bounds[form_of(name)][quantity]
-        worst.append(WorstErrors(record, name, quantity, _merge_errors(errors[key]), bound))
+    for (*_, name), quantities in cells.items():
+        for quantity, processes_errors in quantities.items():
+            record = processes_errors[0][0]
+            merged = _merge_errors([errors for _, errors in processes_errors])
+            worst.append(WorstErrors(record, name, quantity, merged, record.bounds[form_of(name)][quantity]))
     return worst
 
 
