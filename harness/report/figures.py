@@ -133,7 +133,7 @@ def drawers() -> ProcessPoolExecutor:
     """
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
-    count = min(DRAWERS, os.cpu_count() or 1)
+    count = min(DRAWERS, len(os.sched_getaffinity(0)))
     return ProcessPoolExecutor(count, mp_context=get_context("fork"), initializer=_prepare_to_draw)
 
 
