@@ -13,7 +13,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from harness.analysis import forecast, stats
@@ -75,7 +74,7 @@ def _cost_intervals(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], Interval
     Each process gives its median over rounds.
     """
     return {
-        key: stats.mean_interval([float(np.median(form - none)) / 1e9 for form, none in processes])
+        key: stats.mean_interval([m / 1e9 for m in stats.row_medians([form - none for form, none in processes])])
         for key, processes in paired_times(blocks, none_pairs).items()
     }
 
@@ -89,8 +88,8 @@ def _lower_bounds(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], Any]:
     nulls: dict[tuple[Any, ...], list[float]] = {}
     for block in blocks:
         configuration = configuration_key(block.configuration)
-        if block.rates and block.configuration.precision in MEASURED_IN:
-            rates.setdefault(configuration, roofline_from_rates(block.rates))
+        if block.rates and block.configuration.precision in MEASURED_IN and configuration not in rates:
+            rates[configuration] = roofline_from_rates(block.rates)
         if block.floors.null_ns:
             nulls.setdefault(configuration, []).append(block.floors.null_ns)
     null_s = {configuration: statistics.median(values) / 1e9 for configuration, values in nulls.items()}
@@ -136,8 +135,8 @@ def _sweep_points(blocks: list[BlockRecord], study: Study) -> tuple[SweepPoints,
         if block.workload.name in names and not forecast.missing_form(block):
             key = (*configuration_key(block.configuration), block.pass_, forecast.recurrence_of(block))
             points.setdefault(key, {}).setdefault(block.replicate, []).append(forecast.sweep_point(block))
-            if block.rates and block.configuration.precision in MEASURED_IN:
-                roofs.setdefault(key, roofline_times(roofline_from_rates(block.rates), centre, block.pass_).in_loop)
+            if block.rates and block.configuration.precision in MEASURED_IN and key not in roofs:
+                roofs[key] = roofline_times(roofline_from_rates(block.rates), centre, block.pass_).in_loop
     lines = {
         key: {number: line for number, line in processes.items() if len({point.workload.T for point in line}) > 1}
         for key, processes in points.items()

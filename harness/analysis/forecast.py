@@ -110,8 +110,8 @@ def sweep_point(block: BlockRecord) -> SweepPoint:
     """Return the point of a sweep's block that nothing is missing from."""
     recurrence = recurrence_of(block)
     none, *forms = (call_times_ns(block.arms[f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
-    in_loop, batched = (float(np.median(form - none)) for form in forms)
-    return SweepPoint(block.workload, float(np.median(none)), in_loop, batched)
+    medians = np.median(np.stack([none, *(form - none for form in forms)]), axis=1)
+    return SweepPoint(block.workload, *medians.tolist())
 
 
 def missing_form(block: BlockRecord) -> str:

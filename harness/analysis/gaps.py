@@ -31,6 +31,7 @@ DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
 CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are separated from the loop's
 PairNames = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
+MeasuredPair = tuple[tuple[str, str, str], str, str]  # the first three of PairNames; the names of both arms
 PairedTimes = dict[
     tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]
 ]  # Found's keys -> nanoseconds a call, by process
@@ -100,15 +101,28 @@ def _all_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
 def paired_times(blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]]) -> PairedTimes:
     """Return nanoseconds a call of contender and baseline in the same rounds, a pair of arrays for each process."""
     times: PairedTimes = {}
+    known: dict[tuple[str, ...], list[MeasuredPair]] = {}  # names of arms -> their pairs; most blocks have the same
     for record in blocks:
-        place = block_key(record)
-        per_call = {name: call_times_ns(arm) for name, arm in record.arms.items() if arm.has_times}
-        for recurrence, projection, baseline, base in pairs(per_call):
-            if (name := f"{recurrence}_{projection}") in per_call and base in per_call:
-                times.setdefault((*place, recurrence, projection, baseline), []).append(
-                    (per_call[name], per_call[base])
-                )
+        names = tuple(name for name, arm in record.arms.items() if arm.has_times)
+        if names not in known:
+            known[names] = _measured_pairs(names, pairs)
+        if known[names]:
+            place = block_key(record)
+            per_call = {name: call_times_ns(record.arms[name]) for name in names}
+            for pair, name, base in known[names]:
+                times.setdefault((*place, *pair), []).append((per_call[name], per_call[base]))
     return times
+
+
+def _measured_pairs(
+    names: tuple[str, ...], pairs: Callable[[Iterable[str]], Iterator[PairNames]]
+) -> list[MeasuredPair]:
+    """Return the pairs whose arms are both among the names."""
+    named = [
+        ((recurrence, projection, baseline), f"{recurrence}_{projection}", base)
+        for recurrence, projection, baseline, base in pairs(names)
+    ]
+    return [(pair, name, base) for pair, name, base in named if name in names and base in names]
 
 
 def samples_by_gap(
@@ -204,8 +218,10 @@ def drop_prototypes(blocks: list[BlockRecord], reasons: PrototypeReasons) -> lis
 
 
 def select_prototypes(blocks: list[BlockRecord], reasons: PrototypeReasons) -> list[BlockRecord]:
-    """Return the blocks with only the arms that are a prototype's."""
-    return _filter_arms(blocks, lambda key: key in reasons)
+    """Return the blocks of executions that have prototypes, with only the arms that are a prototype's."""
+    engines = {(framework, execution) for framework, execution, _ in reasons}
+    of_engines = [b for b in blocks if (b.configuration.framework, b.configuration.execution) in engines]
+    return _filter_arms(of_engines, lambda key: key in reasons)
 
 
 def _filter_arms(blocks: list[BlockRecord], predicate: Callable[[tuple[str, str, str]], bool]) -> list[BlockRecord]:

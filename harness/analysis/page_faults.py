@@ -27,11 +27,13 @@ def faults(blocks: list[BlockRecord]) -> pd.DataFrame:
     fault_s = statistics.median(costs_ns) / 1e9 if costs_ns else np.nan
     rows = []
     for block in blocks:
+        place = block_key(block)
         for name, arm in block.arms.items():
             if arm.faults and arm.status == "ok":
                 count = statistics.median(arm.faults) / arm.calls
-                keys = [*block_key(block), *parse_arm_name(name).values(), block.replicate]
-                rows.append([*keys, count, min(count * fault_s / median_call_s(arm), 1.0)])
+                # Most arms have no faults, and need no median time.
+                share = min(count * fault_s / median_call_s(arm), 1.0) if count else 0 * fault_s
+                rows.append((*place, *parse_arm_name(name).values(), block.replicate, count, share))
     return pd.DataFrame(rows, columns=FAULTS).sort_values([*PLACE, "process"], kind="stable", ignore_index=True)
 
 

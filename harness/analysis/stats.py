@@ -30,12 +30,11 @@ for the number of gaps that a reader reads as one family.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special
-from scipy import stats as distributions
+from scipy import optimize, special  # not scipy.stats, which takes longer to import than a thousand blocks to read
 
 Times = Sequence[float] | np.ndarray
 LEVEL = 0.05
@@ -74,7 +73,7 @@ class Sample:
     log_ratios: tuple[float, ...]
     noise: float
 
-    @property
+    @cached_property
     def variance(self) -> float:
         """Return the variance over processes, whose degrees of freedom are the processes less one."""
         return float(np.var(self.log_ratios, ddof=1))
@@ -113,17 +112,18 @@ def gap_sample(processes: Sequence[tuple[Times, Times]]) -> Sample:
     log_ratios = [
         np.log(np.asarray(contender, float) / np.asarray(baseline, float)) for contender, baseline in processes
     ]
-    medians = _medians(log_ratios)
+    medians = row_medians(log_ratios)
     # The rounds of one process are too few to estimate their spread, so the rounds of all processes are pooled.
     deviations = np.concatenate([row - median for row, median in zip(log_ratios, medians, strict=True)])
     scale = np.mean([len(deviations) / len(row) for row in log_ratios])
     return Sample(tuple(medians), float(median_variance(deviations) * scale))
 
 
-def _medians(rows: Sequence[np.ndarray]) -> list[float]:
+def row_medians(rows: Sequence[np.ndarray]) -> list[float]:
     """Return the median of each row, at once where all are equally long, as the rows of processes mostly are."""
     if len({len(row) for row in rows}) == 1:
-        return [float(median) for median in np.median(np.stack(rows), axis=1)]
+        medians: list[float] = np.median(np.stack(rows), axis=1).tolist()
+        return medians
     return [float(np.median(row)) for row in rows]
 
 
@@ -169,7 +169,7 @@ def fit_prior(samples: Sequence[Sample]) -> Prior:
     def negative_log_likelihood(point: np.ndarray) -> float:
         candidate = prior_at(point)
         expected = candidate.between + candidate.factor * noises
-        density = distributions.f.logpdf(variances / expected, freedoms, candidate.freedom)
+        density = _f_log_density(variances / expected, freedoms, candidate.freedom)
         return -float(np.sum(density - np.log(expected)))
 
     fits = [
@@ -179,6 +179,15 @@ def fit_prior(samples: Sequence[Sample]) -> Prior:
     likeliest = prior_at(min(fits, key=lambda fit: fit.fun).x)
     correction = pooled / (pooled - 3)  # three fitted numbers make the likeliest variance too low, as in REML
     return replace(likeliest, between=likeliest.between * correction, factor=likeliest.factor * correction)
+
+
+def _f_log_density(ratio: np.ndarray, freedoms: np.ndarray, prior_freedom: float) -> np.ndarray:
+    """Return the logarithm of the density of the F distribution on (freedoms, prior_freedom), elementwise."""
+    half, prior_half = freedoms / 2, prior_freedom / 2
+    constant = prior_half * np.log(prior_freedom) + half * np.log(freedoms)
+    numerator = constant + special.xlogy(half - 1, ratio)
+    denominator = (freedoms + prior_freedom) / 2 * np.log(prior_freedom + freedoms * ratio)
+    return np.asarray(numerator - (denominator + special.betaln(half, prior_half)))
 
 
 def shrunken_variance(sample: Sample, prior: Prior) -> tuple[float, float]:
@@ -291,8 +300,9 @@ def verdicts(gaps: Sequence[Gap]) -> list[str]:
 
 def rate_interval(hits: int, cases: int) -> tuple[float, float, float]:
     """Return a rate and its 95% interval (Clopper and Pearson 1934); `cases` is at least 1."""
-    interval = distributions.binomtest(hits, cases).proportion_ci(1 - LEVEL, "exact")
-    return hits / cases, float(interval.low), float(interval.high)
+    low = special.betaincinv(hits, cases - hits + 1, LEVEL / 2) if hits else 0.0
+    high = special.betaincinv(hits + 1, cases - hits, 1 - LEVEL / 2) if hits < cases else 1.0
+    return hits / cases, float(low), float(high)
 
 
 def half_width(low: Any, high: Any) -> Any:

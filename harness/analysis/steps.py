@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis import stats
-from harness.analysis.gaps import block_key, parse_arm_name
+from harness.analysis.gaps import block_key
 from harness.records.samples import call_times_ns
 from harness.records.schema import BlockRecord
 from harness.study.configuration import CONFIG
@@ -25,7 +25,7 @@ from harness.study.study import Study
 FORMS = ("in_loop", "per_step", "bmm", BATCHED)
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]
 STEPS = [*PLACE, "form", "next_form", "ratio", "ci_low", "ci_high", "processes"]
-Levels = dict[str, float]  # form -> level in one process
+LogRatios = dict[str, np.ndarray]  # form -> log ratio to batched in each round of one process
 
 
 def steps(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
@@ -33,32 +33,30 @@ def steps(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
 
     Without the points of a sweep, which have no forms between.
     """
-    levels_by_place: dict[tuple[Any, ...], list[Levels]] = {}
+    processes_by_place: dict[tuple[Any, ...], list[LogRatios]] = {}
     swept = {point.name for point in study.swept}
     for block in blocks:
         if block.workload.name in swept:
             continue
         for recurrence in LOOPS:
-            if levels := _levels(block, recurrence):
-                levels_by_place.setdefault((*block_key(block), recurrence), []).append(levels)
+            if log_ratios := _log_ratios(block, recurrence):
+                processes_by_place.setdefault((*block_key(block), recurrence), []).append(log_ratios)
     rows = []
-    for place, processes in levels_by_place.items():
-        measured = [form for form in FORMS if all(form in levels for levels in processes)]
+    for place, processes in processes_by_place.items():
+        measured = [form for form in FORMS if all(form in log_ratios for log_ratios in processes)]
+        levels = {form: stats.row_medians([log_ratios[form] for log_ratios in processes]) for form in measured}
         for form, next_form in pairwise(measured):
-            log_ratios = tuple(levels[form] - levels[next_form] for levels in processes)
-            gap = stats.estimate_gap(stats.Sample(log_ratios, 0.0), study.margin)
+            level_steps = tuple(np.subtract(levels[form], levels[next_form]))
+            gap = stats.estimate_gap(stats.Sample(level_steps, 0.0), study.margin)
             rows.append((*place, form, next_form, gap.ratio, gap.low, gap.high, gap.processes))
     frame = pd.DataFrame(rows, columns=STEPS)
     return frame.sort_values(PLACE, kind="stable", ignore_index=True)
 
 
-def _levels(block: BlockRecord, recurrence: str) -> Levels:
-    """Return the level of each form of a recurrence that has times; none where in_loop or batched has none."""
-    times = {
-        parse_arm_name(name)["projection"]: call_times_ns(arm)
-        for name, arm in block.arms.items()
-        if arm.has_times and parse_arm_name(name)["recurrence"] == recurrence
-    }
+def _log_ratios(block: BlockRecord, recurrence: str) -> LogRatios:
+    """Return the log ratios of each form of a recurrence that has times; none where in_loop or batched has none."""
+    arms = {form: block.arms.get(f"{recurrence}_{form}") for form in FORMS}
+    times = {form: call_times_ns(arm) for form, arm in arms.items() if arm and arm.has_times}
     if not {"in_loop", BATCHED} <= times.keys():
         return {}
-    return {form: float(np.median(np.log(times[form] / times[BATCHED]))) for form in FORMS if form in times}
+    return {form: np.log(form_times / times[BATCHED]) for form, form_times in times.items()}

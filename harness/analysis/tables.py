@@ -5,7 +5,7 @@ Pure: the same records give the same tables.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Tables:
     sessions that resumed the run under other budgets. The gaps of what a framework marks as a prototype are in
     `prototypes` alone. `verification` is the records of a verification beside the run; `uncounted` says why they are
     not counted, if they are not.
+
+    Tables that take long are made when they are first asked for, so that figures of the gaps can be drawn meanwhile.
     """
 
     def __init__(self, records: Sequence[RunRecord], verification: Sequence[RunRecord] = ()) -> None:
@@ -95,8 +97,6 @@ class Tables:
         wrong = _fp64_failures(self.checks)
         with_guests = [_withhold_throttled(_withhold_wrong_times(record, wrong)) for record in last_tries]
         self.blocks = [record.without_guests() for record in with_guests]
-        self.times = _times(self)
-        self.faults = page_faults.faults(self.blocks)
         self.prototype_reasons = {prototype.key: prototype.reason for prototype in self.header.prototypes}
         blocks = gaps.drop_prototypes(with_guests, self.prototype_reasons)
         run_gaps, contrasts = gaps.gaps_and_contrasts(blocks, self.study)
@@ -110,23 +110,47 @@ class Tables:
             for execution, recurrence in executions.items()
         }
         self.changes = changes.changes(self.gaps, self.loops, self.study.margin)
-        self.steps = steps.steps(gaps.drop_prototypes(self.blocks, self.prototype_reasons), self.study)
-        self.frameworks = frameworks.frameworks(self._whole_times(), self.loops, self.prototype_reasons)
         over_none = contrasts.baseline == "none"
-        self.contrasts, added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
+        self.contrasts, self._added = (contrasts[rows].reset_index(drop=True) for rows in (~over_none, over_none))
         self.forecasts = latest_records(records, ForecastRecord)
-        self.costs = attribution.projection_costs(self.blocks, self.times, added)
-        self.slopes = attribution.slopes(self.blocks, self.study)
-        self.scores = attribution.forecast_scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
-        self.identity = _identity(self)
         counted_arms = list(_first_counted_arms(self.blocks))
         self.evidence = _evidence(counted_arms)
         self.variables = _variables(counted_arms)
         self.rates = rates.rates(self.blocks, self.study)
 
-    def _whole_times(self) -> pd.DataFrame:
-        """Return the times of the study's workloads, without those of the sweep's points."""
-        return self.times[~self.times.workload.isin({point.name for point in self.study.swept})]
+    @cached_property
+    def times(self) -> pd.DataFrame:
+        return _times(self)
+
+    @cached_property
+    def faults(self) -> pd.DataFrame:
+        return page_faults.faults(self.blocks)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        return steps.steps(gaps.drop_prototypes(self.blocks, self.prototype_reasons), self.study)
+
+    @cached_property
+    def frameworks(self) -> pd.DataFrame:
+        """The comparison of frameworks at the study's workloads, without the sweep's points."""
+        is_swept = self.times.workload.isin({point.name for point in self.study.swept})
+        return frameworks.frameworks(self.times[~is_swept], self.loops, self.prototype_reasons)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        return attribution.projection_costs(self.blocks, self.times, self._added)
+
+    @cached_property
+    def slopes(self) -> pd.DataFrame:
+        return attribution.slopes(self.blocks, self.study)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        return attribution.forecast_scores(self.forecasts, pd.concat([self.gaps, self.swept]), self.costs)
+
+    @cached_property
+    def identity(self) -> pd.DataFrame:
+        return _identity(self)
 
     def files(self, folder: Path) -> list[Callable[[], None]]:
         """Return functions that each write a table as a CSV file of its name, some only for tables that have rows."""
@@ -150,7 +174,9 @@ def _fp64_failures(checks: list[BlockRecord]) -> dict[tuple[str, ...], str]:
 
 
 def _withhold_wrong_times(record: BlockRecord, wrong: dict[tuple[str, ...], str]) -> BlockRecord:
-    """Return the block without the times of arms that failed the fp64 gate."""
+    """Return the block without the times of arms that failed the fp64 gate; itself where none did."""
+    if not wrong:
+        return record
     arms = {}
     for name, arm in record.arms.items():
         reason = wrong.get(gates.program_of(record, name.replace(TWIN, BATCHED)))
@@ -179,9 +205,10 @@ def _times(tables: Tables) -> pd.DataFrame:
     measured = set()
     for record in tables.blocks:
         place, key = tuple(_cell_columns(record).values()), block_key(record)
+        is_cold = record.replicate == 0 and record.key.endswith("-0")
         for name, arm in record.arms.items():
             arm_key = tuple(parse_arm_name(name).values())
-            rows.append((*place, *arm_key, record.replicate, *_timing_values(record, arm)))
+            rows.append((*place, *arm_key, record.replicate, *_timing_values(arm, is_cold)))
             measured.add((*key, *arm_key))
     keys = [*CONFIG, "workload", "pass", *ARM]
     budget = budgets(tables.sessions)[-1]
@@ -194,12 +221,11 @@ def _times(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TIMES).sort_values([*keys, "process"], kind="stable", ignore_index=True)
 
 
-def _timing_values(record: BlockRecord, arm: ArmTiming) -> tuple[Any, ...]:
+def _timing_values(arm: ArmTiming, is_cold: bool) -> tuple[Any, ...]:
     """Return the values of TIMES from median_s on, in seconds.
 
-    A first call is a result only in replicate 0, whose caches were empty.
+    A first call is a result only where `is_cold`: in replicate 0, whose caches were empty.
     """
-    is_cold = record.replicate == 0 and record.key.endswith("-0")
     return (
         median_call_s(arm) if arm.has_times else None,
         len(arm.samples_ns) or None,
@@ -333,21 +359,20 @@ class WorstErrors:
 
 def _worst_errors(records: list[BlockRecord]) -> list[WorstErrors]:
     """Return the worst errors of each quantity over the processes of a cell, beside the cell's bounds."""
-    first: dict[tuple[Any, ...], BlockRecord] = {}
-    errors: dict[tuple[Any, ...], list[QuantityErrors]] = {}
+    cells: dict[tuple[Any, ...], dict[str, list[tuple[BlockRecord, QuantityErrors]]]] = {}
     for record in records:
         place = (*block_key(record), record.steps)
         for name, arm in record.arms.items():
             if parse_arm_name(name)["projection"] != TWIN:
-                for quantity, process_errors in arm.quantities.items():
-                    key = (*place, name, quantity)
-                    first.setdefault(key, record)
-                    errors.setdefault(key, []).append(process_errors)
+                processes = cells.setdefault((*place, name), {})
+                for quantity, errors in arm.quantities.items():
+                    processes.setdefault(quantity, []).append((record, errors))
     worst = []
-    for key, record in first.items():
-        name, quantity = key[-2:]
-        bound = record.bounds[form_of(name)][quantity]
-        worst.append(WorstErrors(record, name, quantity, _merge_errors(errors[key]), bound))
+    for (*_, name), quantities in cells.items():
+        for quantity, processes_errors in quantities.items():
+            record = processes_errors[0][0]
+            merged = _merge_errors([errors for _, errors in processes_errors])
+            worst.append(WorstErrors(record, name, quantity, merged, record.bounds[form_of(name)][quantity]))
     return worst
 
 

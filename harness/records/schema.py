@@ -57,6 +57,7 @@ def _check_stored_file(file: str) -> str:
     return file
 
 
+WORKLOAD_FIELDS = frozenset(Workload.model_fields)
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 STORED = ("weights.safetensors", "inputs.safetensors", "batches.safetensors")
 Stored = Annotated[str, AfterValidator(_check_stored_file)]
@@ -150,8 +151,8 @@ class ConfigurationRecord(Model):
         """Gather the flat fields into a configuration."""
         if not isinstance(values, dict) or "configuration" in values:
             return values
-        configuration = {name: values[name] for name in CONFIG if name in values}
-        return {"configuration": configuration} | {key: values[key] for key in values if key not in CONFIG}
+        others = dict(values)
+        return {"configuration": {name: others.pop(name) for name in CONFIG if name in others}} | others
 
     @model_serializer(mode="wrap")
     def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -204,13 +205,14 @@ class BlockRecord(PassRecord):
     def _check_completeness(self) -> Self:
         """Raise ValueError unless the bounds, the arms' counts of samples and of faults, and the sizes are complete."""
         for name, arm in self.arms.items():
-            if unbounded := arm.quantities.keys() - self.bounds.get(form_of(name), {}).keys():
+            if not arm.quantities.keys() <= (bounded := self.bounds.get(form_of(name), {}).keys()):
+                unbounded = arm.quantities.keys() - bounded
                 raise ValueError(f"{name} has no bound for {', '.join(sorted(unbounded))}")
         if len({len(arm.samples_ns) for arm in self.arms.values() if arm.has_times}) > 1:
             raise ValueError("the arms of a block have as many samples, one a round")
         if any(arm.faults and len(arm.faults) != len(arm.samples_ns) for arm in self.arms.values()):
             raise ValueError("an arm has as many counts of page faults as samples, or none")
-        if missing_fields := Workload.model_fields.keys() - self.workload.model_fields_set:
+        if missing_fields := WORKLOAD_FIELDS - self.workload.model_fields_set:
             raise ValueError(f"the workload lacks {', '.join(sorted(missing_fields))}")
         return self
 
@@ -219,8 +221,9 @@ class BlockRecord(PassRecord):
         return self.model_copy(update={"arms": arms})
 
     def filter_arms(self, predicate: Callable[[str], bool]) -> Self:
-        """Return the record with only the arms whose names satisfy the predicate."""
-        return self.with_arms({name: arm for name, arm in self.arms.items() if predicate(name)})
+        """Return the record with only the arms whose names satisfy the predicate; itself where all of them do."""
+        arms = {name: arm for name, arm in self.arms.items() if predicate(name)}
+        return self.with_arms(arms) if len(arms) < len(self.arms) else self
 
     def without_guests(self) -> Self:
         """Return the record without its guests. Older records name no part and have no guests."""

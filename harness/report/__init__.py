@@ -4,7 +4,8 @@ import csv
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,21 +50,24 @@ def write(folder: Path, out: Path | None = None, html: bool = True) -> Path:
     With `html`, report.html too. They go into `out` (by default `folder`). Returns the path of report.md. Raises
     UsageError if the records cannot be read or `out` cannot be used.
     """
-    run_tables = read_tables(folder)
-    if out and os.path.realpath(out) != os.path.realpath(folder):
-        make_folders([out])
-    else:
-        folders.check_writable(folder)
-    with folders.add_path_to_errors(out or folder):
-        return write_report(run_tables, folder, out or folder, html)
+    with figures.drawers_started() as drawers:
+        run_tables = read_tables(folder)
+        if out and os.path.realpath(out) != os.path.realpath(folder):
+            make_folders([out])
+        else:
+            folders.check_writable(folder)
+        with folders.add_path_to_errors(out or folder):
+            return write_report(run_tables, folder, out or folder, html, drawers)
 
 
-def write_report(run_tables: Tables, folder: Path, out: Path, html: bool) -> Path:
+def write_report(
+    run_tables: Tables, folder: Path, out: Path, html: bool, drawers: ProcessPoolExecutor | None = None
+) -> Path:
     """Write a run's report into `out`, with `html` also as report.html, and return the path of report.md.
 
-    The results of scripts that lie beside the records are read from `folder`.
+    The results of scripts that lie beside the records are read from `folder`. `drawers`: processes for the figures.
     """
-    pages = body(run_tables, folder, out)
+    pages = body(run_tables, folder, out, drawers)
     path = write_pages(pages, out)
     if html:
         write_html(pages, out, run_tables)
@@ -89,22 +93,25 @@ def make_folders(destinations: list[Path]) -> None:
         folders.make_folder(folder)
 
 
-def body(run_tables: Tables, folder: Path, out: Path) -> Pages:
+def body(run_tables: Tables, folder: Path, out: Path, drawers: ProcessPoolExecutor | None = None) -> Pages:
     """Return the pages of a run's report, and write its figures, tables and environment.json into `out`.
 
-    The results of scripts that lie beside the records are read from `folder`.
+    The results of scripts that lie beside the records are read from `folder`. `drawers`: processes for the figures.
     """
-    figure_names, drawings = figures.forest_plots(run_tables)
-    devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
-    if devices is not None:
-        drawings |= comparison.drawings(devices, {run_tables.study.margin})
-    drawings |= compiling.drawings(run_tables) | decomposition.drawings(run_tables) | scatter.drawings(run_tables)
-    sweep_drawings = sweeps.drawings(run_tables)
-    with figures.draw_in_background(drawings | sweep_drawings, out / "figures", run_tables.files(out)):
+    with figures.in_background(out / "figures", drawers) as background:
+        figure_names, drawings = figures.forest_plots(run_tables)
+        background.draw(drawings)  # first, because they wait for no other tables than the gaps
+        devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None
+        if devices is not None:
+            background.draw(comparison.drawings(devices, {run_tables.study.margin}))
+        scatter_drawings, sweep_drawings = scatter.drawings(run_tables), sweeps.drawings(run_tables)
+        background.draw(scatter_drawings | compiling.drawings(run_tables) | decomposition.drawings(run_tables))
+        background.draw(sweep_drawings)
+        background.run(run_tables.files(out))
         stated = {"basis", "environments", "weights", "study", "command"}
         facts = run_tables.header.model_dump(mode="json", include=stated, exclude_unset=True)
         (out / "environment.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return make_pages(run_tables, folder, figure_names, list(sweep_drawings), devices)
+        return make_pages(run_tables, folder, figure_names, list(sweep_drawings), devices, list(scatter_drawings))
 
 
 def make_pages(
@@ -113,6 +120,7 @@ def make_pages(
     figure_names: figures.FigureNames,
     sweep_figure_names: list[str],
     devices: comparison.ComparedGaps | None,
+    scatter_figure_names: Sequence[str] = (),
 ) -> Pages:
     """Return the text and tables of a report as Markdown, which refers to its figures by name.
 
@@ -127,7 +135,7 @@ def make_pages(
     variables["libraries"] = libraries.section(run_tables)
     variables["library_sentence"] = libraries.summary(run_tables)
     variables["frameworks"] = frameworks.section(run_tables)
-    variables["scatters"] = list(scatter.drawings(run_tables))
+    variables["scatters"] = list(scatter_figure_names)
     return render_pages(variables)
 
 

@@ -25,8 +25,11 @@ def identity(tables: Tables) -> str:
 
     A row has the worst case over workloads, threads and quantities.
     """
-    rows = []
-    for (*keys, recurrence, projection, pass_), part in tables.identity.groupby([*ENGINE, *ARM, "pass"], sort=True):
+    rows, program = [], [*ENGINE, *ARM, "pass"]
+    cells = tables.identity.drop_duplicates([*CONFIG, "workload", "pass", *ARM])
+    gates = {key: _gate_counts(part) for key, part in cells.groupby(program, sort=False).fp64_gate}
+    for key, part in tables.identity.groupby(program, sort=True):
+        *keys, recurrence, projection, pass_ = key
         bound_share = (part.rel_error / part.bound.where(part.bound > 0)).max()
         equal = part.bitwise_equal_to_batched.dropna()
         bitwise = "–" if equal.empty else f"{int(equal.sum())} of {len(equal)}"
@@ -37,17 +40,16 @@ def identity(tables: Tables) -> str:
             "not checked" if math.isnan(fp64_error) else f"{fp64_error:.1e}",
             "–" if math.isnan(bound_share) else f"{bound_share:.2f}",
         ]
-        place = [execution_name(*keys), recurrence, projection, pass_, _fp64_gates(part)]
+        place = [execution_name(*keys), recurrence, projection, pass_, gates[key]]
         rows.append([*place, *cells, bitwise, ulp, "ok" if not wrong_count else f"wrong in {wrong_count}"])
     columns = ["execution", "recurrence", "projection", "pass", "fp64 gate: cells"]
     errors = ["fp64 error", "error / bound", "bitwise equal to batched", "max ULP to batched", "gates"]
     return table([*columns, *errors], rows)
 
 
-def _fp64_gates(part: pd.DataFrame) -> str:
+def _gate_counts(cell_gates: pd.Series) -> str:
     """Return how many cells passed the fp64 gate in which way, as text."""
-    cells = part.drop_duplicates([*CONFIG, "workload", "pass", *ARM])
-    return ", ".join(f"{gate}: {count}" for gate, count in cells.fp64_gate.value_counts(sort=False).items())
+    return ", ".join(f"{gate}: {count}" for gate, count in cell_gates.value_counts(sort=False).items())
 
 
 def first_calls(tables: Tables) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.analysis.gaps import ENGINE
 from harness.analysis.tables import Tables
-from harness.report.figures import configuration_name
+from harness.report.figures import engine_name
 from harness.report.markdown import Row, amount, execution_name, seconds, table
 from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, LOOPS

@@ -2,10 +2,13 @@
 the same gaps in several runs and on several devices.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +20,6 @@ from harness.analysis.gaps import is_included
 from harness.analysis.tables import Tables
 from harness.machine.parent import end_with_parent
 from harness.report.markdown import with_threads
-from harness.report.style import draw_styled
 from harness.study.parts import LOOPS, TWIN
 
 COLOURS = {
@@ -45,6 +47,7 @@ CONTROLS = "controls"  # the figure of all A/A intervals
 PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")
 COUNTS = ("o", "s", "^", "D", "v", "P")  # marks of the thread counts of a run and device
 FigureNames = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without suffix
+DRAWERS = 8  # processes that draw, at most: each of them imports matplotlib
 # File name without suffix -> function that draws the figure into a path without suffix.
 Figures = dict[str, Callable[[Path], None]]
 
@@ -57,20 +60,39 @@ def figure_group(gaps: pd.DataFrame) -> pd.Series:
     return gaps.recurrence.isin(LOOPS).map({True: LOOP, False: ALONE})
 
 
+class Background:
+    """What processes beside this one do: figures that they draw into a folder, and other tasks."""
+
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path) -> None:
+        self._pool, self._folder = pool, folder
+        self._futures: list[Future[None]] = []
+
+    def draw(self, figures: Figures) -> None:
+        """Have figures drawn."""
+        self._futures += [self._pool.submit(_draw, draw, self._folder / name) for name, draw in figures.items()]
+
+    def run(self, tasks: Iterable[Callable[[], None]]) -> None:
+        """Have tasks run."""
+        self._futures += [self._pool.submit(task) for task in tasks]
+
+    def wait(self) -> None:
+        """Wait until all is done. Raises what a figure or task raised."""
+        for future in self._futures:
+            future.result()
+
+
 @contextmanager
-def draw_in_background(figures: Figures, folder: Path, tasks: Iterable[Callable[[], None]] = ()) -> Iterator[None]:
-    """Draw figures into a folder, and run other tasks, in processes beside the body of the `with` statement.
+def in_background(folder: Path, started: ProcessPoolExecutor | None = None) -> Iterator[Background]:
+    """Draw figures into a folder, and run tasks, in processes beside the body of the `with` statement.
 
-    On leaving, all files are written and all tasks done. Raises what a figure or task raised.
-
+    The processes are those of `started`, which end here, or else new ones. On leaving, all files are written and all
+    tasks done. Raises what a figure or task raised.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with drawers() as pool:
-        futures = [pool.submit(task) for task in tasks]
-        futures += [pool.submit(draw_styled, draw, folder / name) for name, draw in figures.items()]
-        yield
-        for future in futures:
-            future.result()
+    with started or drawers() as pool:
+        background = Background(pool, folder)
+        yield background
+        background.wait()
 
 
 def forest_plots(tables: Tables) -> tuple[FigureNames, Figures]:
@@ -94,9 +116,42 @@ def forest_plots(tables: Tables) -> tuple[FigureNames, Figures]:
     return names, figures
 
 
+@contextmanager
+def drawers_started() -> Iterator[ProcessPoolExecutor]:
+    """Start the processes to draw in, which import matplotlib beside the body of the `with` statement."""
+    pool = drawers()
+    pool.submit(int)  # the first task starts all processes
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an error is told without waiting for an import
+
+
 def drawers() -> ProcessPoolExecutor:
-    """Return a pool of processes to draw in; they end when this process is killed."""
-    return ProcessPoolExecutor(mp_context=get_context("fork"), initializer=end_with_parent)
+    """Return a pool of processes to draw in; they end when this process is killed.
+
+    Raises ModuleNotFoundError where matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    count = min(DRAWERS, len(os.sched_getaffinity(0)))
+    return ProcessPoolExecutor(count, mp_context=get_context("fork"), initializer=_prepare_to_draw)
+
+
+def _prepare_to_draw() -> None:
+    """Tie this process to its parent, and import what takes longer than to draw a figure."""
+    end_with_parent()
+    from harness.report import style  # noqa: F401  before all else of matplotlib, for its settings
+
+    for module in ("figure", "backends.backend_agg", "backends.backend_svg"):
+        import_module(f"matplotlib.{module}")
+
+
+def _draw(draw: Callable[[Path], None], path: Path) -> None:
+    """Draw a figure into a path without suffix, in this project's style."""
+    from harness.report.style import draw_styled  # late: the report itself needs no matplotlib
+
+    draw_styled(draw, path)
 
 
 def _draw_controls(controls: pd.DataFrame, path: Path) -> None:

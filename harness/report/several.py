@@ -63,8 +63,8 @@ def write(folders: list[Path], out: Path | None, html: bool = True) -> Path:
     }
     with add_path_to_errors(out):
         if drawings := comparison.drawings(gaps, {run.tables.study.margin for run in runs.values()}):
-            with figures.draw_in_background(drawings, out / "figures"):
-                pass
+            with figures.in_background(out / "figures") as background:
+                background.draw(drawings)
         for label, run in runs.items():
             write_report(run.tables, run.folder, out / label, html)
         pages = {FIRST: render("several.md.j2", variables)}

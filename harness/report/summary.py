@@ -49,6 +49,7 @@ def context(
 ) -> Row:
     """Return the variables of the template report.md.j2."""
     first_start, last_start = measurement_span(tables)
+    memory_text = memory.section_text(tables)
     return {
         "label": tables.study.label,
         "sizes": sizes,
@@ -73,8 +74,8 @@ def context(
         "advice": claims.advice(tables),
         "causes": causes.section_text(tables),
         "unexpected": causes.unexpected_products(tables),
-        "memory": memory.section_text(tables),
-        "memory_sentence": memory.section_text(tables).partition(":\n")[0],
+        "memory": memory_text,
+        "memory_sentence": memory_text.partition(":\n")[0],
         "headline_processes": tables.study.headline_processes,
         "parted": any(block.part for block in tables.blocks),
         "original": not tables.variables.empty,

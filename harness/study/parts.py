@@ -13,6 +13,7 @@ as a guest, for that comparison alone.
 """
 
 from collections.abc import Iterable
+from functools import cache
 
 from harness.study.study import AROUND_THE_LOOP
 from impls.interface import Arm
@@ -25,6 +26,7 @@ QUESTION = (*AROUND_THE_LOOP, TWIN)
 PAIR = ("in_loop", BATCHED)  # a block without both answers nothing
 
 
+@cache
 def part_of(recurrence: str, projection: str) -> str:
     """Return the part that an arm belongs to."""
     return recurrence if recurrence not in LOOPS or projection in QUESTION else f"{recurrence}-others"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats as distributions
 
 from harness.analysis import stats
 
@@ -106,3 +107,17 @@ def test_the_prior_knows_noisy_gaps_from_quiet_ones():
 )
 def test_a_rate_s_interval_is_clopper_and_pearson_s(hits, cases, low, high):
     assert stats.rate_interval(hits, cases) == pytest.approx((hits / cases, low, high), abs=1e-4)
+
+
+def test_the_density_that_priors_are_fitted_by_is_scipys():
+    random = np.random.default_rng(3)
+    ratios, freedoms = random.exponential(size=200), random.integers(1, 40, 200)
+    for prior_freedom in (0.3, 4.0, 20.0):
+        expected = distributions.f.logpdf(ratios, freedoms, prior_freedom)
+        assert stats._f_log_density(ratios, freedoms, prior_freedom) == pytest.approx(expected, rel=1e-12)
+
+
+def test_medians_are_those_of_each_row_whether_or_not_all_are_equally_long():
+    rows = [np.array(row, float) for row in ([3, 1, 2], [4, 8, 6], [5, 1, 1])]
+    assert stats.row_medians(rows) == [2, 6, 1]
+    assert stats.row_medians([*rows, np.array([1.0, 4.0])]) == [2, 6, 1, 2.5]
