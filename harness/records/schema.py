@@ -170,6 +170,7 @@ class BlockRecord(PassRecord):
     """Record of a block: arms of one workload and pass in one worker.
 
     `part`: which arms (harness.study.parts); empty for all of them.
+    `compiled_anew`: whether the worker compiled its programs itself, instead of reading an earlier worker's cache.
     `bounds`: form -> quantity -> bounds of the rms and the worst error of `ArmTiming.quantities`.
     `gpu`: the GPU's state before and after; `throttled`: why its clocks were lowered.
     `first_try`: the GPU was throttled, and the block is measured again.
@@ -184,6 +185,7 @@ class BlockRecord(PassRecord):
     workload: Workload
     steps: int
     part: str = ""
+    compiled_anew: bool = False  # which older records lack
     load: float
     began: str
     seed: int = 0  # which older records lack

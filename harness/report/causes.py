@@ -17,7 +17,7 @@ from harness.study.parts import BATCHED, LOOPS
 FORMS = ("none", "in_loop", "per_step", "bmm", BATCHED)
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]
 ONE_CALL = (BATCHED, "bmm", "vmap", "library")  # projections that make one product for any T, by theory
-BOUND = 0.8  # least share of a call that the GPU's own time takes where the call waits for the GPU
+BOUND = 0.8  # least share of a call that kernels take where they decide its time
 MOST = 4  # kernels of a layer that are listed
 BACKWARD = 3  # products of a training step per product of a forward pass: y, and the gradients of h and of w_out
 
@@ -141,8 +141,8 @@ def rows_with_fewest_threads(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame.threads == frame.groupby("device").threads.transform("min")]
 
 
-def gpu_time_table(tables: Tables) -> str:
-    """Return a table of the GPU's own time beside the call's, and of what ran in it; "" if no GPU was counted."""
+def _gpu_programs(tables: Tables) -> list[Row]:
+    """Return the evidence of each program counted on a GPU, with `call_s` and `device_s`, and their ratio `share`."""
     frame = tables.evidence[tables.evidence.device_ns.notna()]
     frame = frame[frame.projection.isin(FORMS)]
     keys = [*CONFIG, "workload", "pass", "recurrence", "projection"]
@@ -150,12 +150,44 @@ def gpu_time_table(tables: Tables) -> str:
     rows = []
     for row in frame.sort_values(["workload", "pass", *keys[:5], "recurrence", "projection"]).to_dict("records"):
         call_s, device_s = wall_s.get(tuple(row[name] for name in keys), math.nan), row["device_ns"] / 1e9
-        busy_share = device_s / call_s
-        bound = "–" if math.isnan(busy_share) else "the GPU" if busy_share >= BOUND else "the host"
+        rows.append(row | {"call_s": call_s, "device_s": device_s, "share": device_s / call_s})
+    return rows
+
+
+def gpu_summary(tables: Tables) -> str:
+    """Say for each execution in a loop which share of a call the GPU works; "" if no GPU was counted."""
+    rows = [row for row in _gpu_programs(tables) if row["recurrence"] in LOOPS and not math.isnan(row["share"])]
+    if not rows:
+        return ""
+    shares: dict[str, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["share"]):
+        name = execution_name(*(row[key] for key in ENGINE))
+        shares.setdefault(name, []).append(row["share"])
+    clauses = [f"{name} {_range_text(values)}" for name, values in shares.items()]
+    waiting = sum(row["share"] < BOUND for row in rows)
+    return (
+        f"The GPU's kernels take this share of a call: {', '.join(clauses)}. In {waiting} of {len(rows)} programs it "
+        f"is below {BOUND:.0%}: launches and the gaps between kernels take the rest, and their number decides."
+    )
+
+
+def _range_text(shares: Sequence[float]) -> str:
+    """Return the smallest and the largest of sorted shares as text."""
+    first, last = f"{shares[0]:.0%}", f"{shares[-1]:.0%}"
+    return first if first == last else f"{first} to {last}"
+
+
+def gpu_time_table(tables: Tables) -> str:
+    """Return a table of the GPU's own time beside the call's, and of what ran in it; "" if no GPU was counted."""
+    rows = []
+    for row in _gpu_programs(tables):
+        unknown = math.isnan(row["share"])
+        bound = "–" if unknown else "its kernels" if row["share"] >= BOUND else "launches"
         place = [f"{row['workload']}, {row['pass']}", engine_name(row), row["projection"]]
-        times = [seconds(call_s), seconds(device_s), "–" if math.isnan(busy_share) else f"{busy_share:.0%}", bound]
-        rows.append([*place, *times, row["device_kinds"], row["graph_launches"]])
-    names = ["", "", "", "call", "GPU's own", "share", "waits for", "kernels of a call", "graph launches"]
+        times = [seconds(row["call_s"]), seconds(row["device_s"]), "–" if unknown else f"{row['share']:.0%}", bound]
+        graphs = "not known" if pd.isna(row["graph_launches"]) else row["graph_launches"]
+        rows.append([*place, *times, row["device_kinds"], graphs])
+    names = ["", "", "", "call", "GPU's own", "share", "decided by", "kernels of a call", "graph launches"]
     return table(names, rows) if rows else ""
 
 

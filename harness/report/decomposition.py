@@ -115,7 +115,8 @@ def _table(tables: Tables, rows: list[Row]) -> str:
             bold_interval(step["ratio"], step["ci_low"], step["ci_high"]) if (step := row["steps"].get(pair)) else "–"
             for pair in pairs
         ]
-        counts = [format_by_form(forms, column, "{:g}".format, names) for column in ("products", "kernels")]
+        kernels = "device_kernels" if row["device"] == "gpu" else "kernels"  # a CUDA graph hides the others
+        counts = [format_by_form(forms, column, "{:g}".format, names) for column in ("products", kernels)]
         label = f"{configuration_name(row)}, {row['workload']} {row['pass']}"
         lines.append([label, f"{row['gap']:.2f}", *steps, *counts])
     titles = [f"{STEPS[pair]}: {' / '.join(pair)}" for pair in pairs]

@@ -92,6 +92,8 @@ def context(
         ),
         "graphics": appendix.gpu_states(tables),
         "devices": causes.gpu_time_table(tables),
+        "gpu_sentence": causes.gpu_summary(tables),
+        "shares_compilation": shares_compilation(tables),
         "numerics": appendix.numeric_settings(tables),
         "began": first_start,
         "ended": last_start,
@@ -112,6 +114,14 @@ def _experiments(idiomatic_rows: list[dict[str, str]], script_results: Row) -> d
     }
     results = {name: text(script_results[file]) if script_results[file] else "" for name, (file, text) in texts.items()}
     return results | {"idiomatic": appendix.idiomatic_table(idiomatic_rows)}
+
+
+def shares_compilation(tables: Tables) -> bool:
+    """Return whether processes on a GPU shared what a compiler chose by measuring: intervals do not contain that."""
+    return any(
+        block.configuration.device == "gpu" and block.configuration.execution != "eager" and not block.compiled_anew
+        for block in tables.blocks
+    )
 
 
 def budget_text(tables: Tables) -> str:

@@ -143,14 +143,22 @@ def worker_of(context: RunContext, job: Job) -> Worker:
     configuration = job.configuration
     framework = context.frameworks[configuration.framework]
     cache = _cache_folder(context, job)
-    # In a first replicate first calls are results, which an earlier worker's cache would shorten.
-    if job.replicate == 0 and not context.study.compile_first:
+    if compiles_anew(context.study, job):
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     variables = framework.environment(configuration.device, configuration.threads, str(cache)) | allocator.variables(
         context.study.memory
     )
     return context.worker(configuration.framework, variables, context.study.timeout_s)
+
+
+def compiles_anew(study: Study, job: Job) -> bool:
+    """Return whether a job's worker compiles its programs itself, and reads no earlier worker's cache.
+
+    In a first replicate first calls are results, which a cache would shorten. On a GPU compilers choose kernels by
+    measuring them, and choose anew each time: with a shared cache, intervals would not contain that.
+    """
+    return not study.compile_first and (job.replicate == 0 or job.configuration.device == "gpu")
 
 
 def _measures_rates(study: Study, job: Job) -> bool:
@@ -323,6 +331,7 @@ def _empty_record(context: RunContext, job: Job, block: BlockSpec) -> BlockRecor
         steps=block.steps,
         pass_=block.pass_,
         part=block.part,
+        compiled_anew=compiles_anew(context.study, job),
         began=datetime.now(UTC).isoformat(timespec="seconds"),
         load=environment.load_average(),
         seed=int(digest([context.study.seed, key]), 16) % 2**31,

@@ -27,6 +27,14 @@ def test_kernels_are_those_of_the_streams_and_their_time_is_the_devices():
     assert not found.missing
 
 
+def test_xlas_profiler_cannot_tell_how_many_graphs_a_call_launches():
+    found = Evidence()
+    trace.profile(found, lambda: ROWS)
+    assert found.device_ns == 5500
+    assert found.graph_launches is None
+    assert found.missing == {"graph_launches": trace.NO_GRAPHS}
+
+
 def test_a_profiler_that_sees_nothing_or_fails_is_a_reason_and_no_number():
     def fails():
         raise OSError("libcupti.so: not found\nmore")
