@@ -52,7 +52,8 @@ def verify(
         context = jobs.RunContext(
             study_, by_name, private / "weights", private / "cache", check, header.basis.model_dump(), save_block
         )
-        records = _run_jobs(context, matrix.verification_jobs(plan), append)
+        verifications = matrix.split_jobs(matrix.verification_jobs(plan), environment.cores())
+        records = _run_jobs(context, verifications, append)
     return _print_results(records, plan, frameworks)
 
 
