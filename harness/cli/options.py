@@ -76,7 +76,9 @@ WeightsFlag = Annotated[str | None, typer.Option("--weights", metavar="FILE", he
 InputsFlag = Annotated[
     str | None, typer.Option("--inputs", metavar="FILE", help="Inputs to use (safetensors): x, target.")
 ]
-NoHtmlFlag = Annotated[bool, typer.Option("--no-html", help="Leave out report.html, the report in one file.")]
+NoHtmlFlag = Annotated[
+    bool, typer.Option("--no-html", help="Leave out report.html, the report in one file, and the figures as SVG.")
+]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def write_report(
 
     The results of scripts that lie beside the records are read from `folder`. `drawers`: processes for the figures.
     """
-    pages = body(run_tables, folder, out, drawers)
+    pages = body(run_tables, folder, out, html, drawers)
     path = write_pages(pages, out)
     if html:
         write_html(pages, out, run_tables)
@@ -93,12 +93,13 @@ def make_folders(destinations: list[Path]) -> None:
         folders.make_folder(folder)
 
 
-def body(run_tables: Tables, folder: Path, out: Path, drawers: ProcessPoolExecutor | None = None) -> Pages:
+def body(run_tables: Tables, folder: Path, out: Path, svg: bool, drawers: ProcessPoolExecutor | None = None) -> Pages:
     """Return the pages of a run's report, and write its figures, tables and environment.json into `out`.
 
-    The results of scripts that lie beside the records are read from `folder`. `drawers`: processes for the figures.
+    The results of scripts that lie beside the records are read from `folder`. `svg`: whether figures are SVG too.
+    `drawers`: processes for the figures.
     """
-    with figures.in_background(out / "figures", drawers) as background:
+    with figures.in_background(out / "figures", svg, drawers) as background:
         figure_names, drawings = figures.forest_plots(run_tables)
         background.draw(drawings)  # first, because they wait for no other tables than the gaps
         devices = comparison.shared_gaps({"": run_tables}) if comparison.has_both_devices(run_tables) else None

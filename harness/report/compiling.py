@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,6 @@ from harness.report.figures import (
     engine_of,
     engines_of,
     execution_rank,
-    save_figure,
 )
 from harness.report.markdown import FRAMEWORKS, bold_interval, execution_name, pluralize, table, with_threads
 
@@ -137,7 +135,7 @@ def drawings(tables: Tables) -> Figures:
     return figures
 
 
-def _draw(frame: pd.DataFrame, margin: float, path: Path) -> None:
+def _draw(frame: pd.DataFrame, margin: float) -> Any:
     """Draw a panel for each workload and pass: the gap from eager to compiled, a line for each framework."""
     from matplotlib.figure import Figure
 
@@ -163,7 +161,7 @@ def _draw(frame: pd.DataFrame, margin: float, path: Path) -> None:
     for axes in panels[len(places) :]:
         axes.set_visible(False)
     figure.supylabel("in_loop / batched, log scale, 95% interval: above 1, projecting once is faster", fontsize=9)
-    save_figure(figure, path)
+    return figure
 
 
 def _draw_lines(axes: Any, gaps: pd.DataFrame) -> None:

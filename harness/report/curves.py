@@ -1,13 +1,12 @@
 """The figure of a training: losses beside the notebook's, and each trajectory's difference from the float64 oracle."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.analysis.trajectories import EVERY, NOTEBOOK, FormTrajectory, relative_differences
 from harness.records.training import OracleLosses
-from harness.report.figures import COLOURS, save_figure
+from harness.report.figures import COLOURS
 from harness.study.parts import BATCHED
 
 SEATS = (
@@ -27,18 +26,17 @@ MARKS: dict[str, dict[str, Any]] = {  # the circles are drawn over the squares
 SMOOTH = 25  # steps in the window of a difference's running median
 
 
-def draw(lines: list[FormTrajectory], oracle: OracleLosses, path: Path) -> None:
-    """Write the figure as SVG and PNG; `path` has no suffix."""
+def draw(lines: list[FormTrajectory], oracle: OracleLosses) -> Any:
+    """Return the figure of losses and of differences from the oracle."""
     from matplotlib.figure import Figure
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_losses(left, lines, oracle)
     _draw_differences(right, lines, oracle)
     left.legend(frameon=False)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
 def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -> None:

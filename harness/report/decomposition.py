@@ -2,7 +2,6 @@
 
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from harness.analysis.stats import LONGER
 from harness.analysis.steps import FORMS, PLACE
 from harness.analysis.tables import Tables
 from harness.report.causes import format_by_form, rows_with_fewest_threads
-from harness.report.figures import Figures, configuration_name, engine_of, engines_of, save_figure
+from harness.report.figures import Figures, configuration_name, engine_of, engines_of
 from harness.report.markdown import Row, bold_interval, execution_name, table
 from harness.study.parts import BATCHED, LOOPS
 
@@ -132,7 +131,7 @@ def drawings(tables: Tables) -> Figures:
     return {FIGURE: partial(_draw, frame)}
 
 
-def _draw(frame: pd.DataFrame, path: Path) -> None:
+def _draw(frame: pd.DataFrame) -> Any:
     """Draw a waterfall for each gap, from its ratio down to 1: a panel for each workload and pass."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -157,7 +156,7 @@ def _draw(frame: pd.DataFrame, path: Path) -> None:
     ]
     title = "time over batched, log scale: each bar goes from one form's time to the next one's, until 1 is left"
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, title=title)
-    save_figure(figure, path)
+    return figure
 
 
 def _draw_panel(axes: Any, part: pd.DataFrame, names: list[str]) -> None:

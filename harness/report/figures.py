@@ -1,4 +1,4 @@
-"""Figures, as SVG and PNG: forest plots of the gaps of each workload and pass, the intervals of the A/A controls, and
+"""Figures, as PNG and SVG: forest plots of the gaps of each workload and pass, the intervals of the A/A controls, and
 the same gaps in several runs and on several devices.
 """
 
@@ -49,7 +49,7 @@ COUNTS = ("o", "s", "^", "D", "v", "P")  # marks of the thread counts of a run a
 FigureNames = dict[tuple[str, str, str], str]  # group of recurrences, workload, pass -> file name without suffix
 DRAWERS = 8  # processes that draw, at most: each of them imports matplotlib
 # File name without suffix -> function that draws the figure into a path without suffix.
-Figures = dict[str, Callable[[Path], None]]
+Figures = dict[str, Callable[[], Any]]  # name -> the function that draws a matplotlib Figure
 
 LOOP, ALONE = "loop", "alone"
 TITLES = {LOOP: "{}, {}", ALONE: "{}, {}: after a layer, and with hidden states given"}
@@ -63,13 +63,15 @@ def figure_group(gaps: pd.DataFrame) -> pd.Series:
 class Background:
     """What processes beside this one do: figures that they draw into a folder, and other tasks."""
 
-    def __init__(self, pool: ProcessPoolExecutor, folder: Path) -> None:
-        self._pool, self._folder = pool, folder
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path, svg: bool) -> None:
+        self._pool, self._folder, self._svg = pool, folder, svg
         self._futures: list[Future[None]] = []
 
     def draw(self, figures: Figures) -> None:
         """Have figures drawn."""
-        self._futures += [self._pool.submit(_draw, draw, self._folder / name) for name, draw in figures.items()]
+        self._futures += [
+            self._pool.submit(_draw, draw, self._folder / name, self._svg) for name, draw in figures.items()
+        ]
 
     def run(self, tasks: Iterable[Callable[[], None]]) -> None:
         """Have tasks run."""
@@ -82,15 +84,16 @@ class Background:
 
 
 @contextmanager
-def in_background(folder: Path, started: ProcessPoolExecutor | None = None) -> Iterator[Background]:
+def in_background(folder: Path, svg: bool, started: ProcessPoolExecutor | None = None) -> Iterator[Background]:
     """Draw figures into a folder, and run tasks, in processes beside the body of the `with` statement.
 
+    Figures are PNG, and with `svg` SVG too, which report.html holds and which take as long again to draw.
     The processes are those of `started`, which end here, or else new ones. On leaving, all files are written and all
     tasks done. Raises what a figure or task raised.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with started or drawers() as pool:
-        background = Background(pool, folder)
+        background = Background(pool, folder, svg)
         yield background
         background.wait()
 
@@ -147,14 +150,14 @@ def _prepare_to_draw() -> None:
         import_module(f"matplotlib.{module}")
 
 
-def _draw(draw: Callable[[Path], None], path: Path) -> None:
+def _draw(draw: Callable[[], Any], path: Path, svg: bool) -> None:
     """Draw a figure into a path without suffix, in this project's style."""
     from harness.report.style import draw_styled  # late: the report itself needs no matplotlib
 
-    draw_styled(draw, path)
+    draw_styled(draw, path, svg)
 
 
-def _draw_controls(controls: pd.DataFrame, path: Path) -> None:
+def _draw_controls(controls: pd.DataFrame) -> Any:
     """Draw all A/A intervals, in order of their ratios: 19 of 20 should contain 1."""
     from matplotlib.figure import Figure
 
@@ -174,16 +177,10 @@ def _draw_controls(controls: pd.DataFrame, path: Path) -> None:
     _set_ticks(axes.yaxis, *limits)
     axes.set_title(f"{len(controls)} controls in order of their ratio, 95% intervals over processes", loc="left")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Save as SVG and PNG, with the same bytes each time."""
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
-
-
-def _draw_forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> None:
+def _draw_forest(part: pd.DataFrame, title: str, margin: float) -> Any:
     from matplotlib.figure import Figure  # not pyplot, which takes longer to import than a figure to draw
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -218,10 +215,10 @@ def _draw_forest(part: pd.DataFrame, title: str, margin: float, path: Path) -> N
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)  # laid out once, for both files
-    save_figure(figure, path)
+    return figure
 
 
-def draw_side_by_side(rows: pd.DataFrame, title: str, margin: float | None, path: Path) -> None:
+def draw_side_by_side(rows: pd.DataFrame, title: str, margin: float | None) -> Any:
     """Draw the same gaps in several columns: a panel for each contender, a colour for each run and device.
 
     Columns of `rows`: program, contender, column, place (its run and device), ratio, ci_low, ci_high, kept.
@@ -243,7 +240,7 @@ def draw_side_by_side(rows: pd.DataFrame, title: str, margin: float | None, path
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     layout.execute(figure)
     figure.set_layout_engine(None)
-    save_figure(figure, path)
+    return figure
 
 
 def _column_styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:

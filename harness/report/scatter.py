@@ -1,14 +1,13 @@
 """Two pictures of all programs: inside the loop against once, and what a form saves in time against memory."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness.analysis.tables import Tables
-from harness.report.figures import EXECUTION_MARKS, FRAMEWORK_COLOURS, OTHER_COLOUR, Figures, save_figure
+from harness.report.figures import EXECUTION_MARKS, FRAMEWORK_COLOURS, OTHER_COLOUR, Figures
 from harness.report.markdown import FRAMEWORKS
 from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, LOOPS
@@ -43,7 +42,7 @@ def form_pairs(tables: Tables) -> pd.DataFrame:
     return frame[frame.in_loop_s.notna() & frame.batched_s.notna()].reset_index()
 
 
-def _draw_times(pairs: pd.DataFrame, path: Path) -> None:
+def _draw_times(pairs: pd.DataFrame) -> Any:
     """Draw each program's time inside the loop over its time projected once; on the diagonal both are the same."""
     figure, axes = _figure()
     limits = [pairs[["in_loop_s", "batched_s"]].min().min() / 1.3, pairs[["in_loop_s", "batched_s"]].max().max() * 1.3]
@@ -54,10 +53,10 @@ def _draw_times(pairs: pd.DataFrame, path: Path) -> None:
     _scatter(axes, pairs, pairs.batched_s, pairs.in_loop_s)
     axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, xlabel="projected once (batched), seconds a call")
     axes.set_ylabel("projected inside the loop (in_loop), seconds a call")
-    _finish(figure, path)
+    return _finish(figure)
 
 
-def _draw_memory(pairs: pd.DataFrame, path: Path) -> None:
+def _draw_memory(pairs: pd.DataFrame) -> Any:
     """Draw the ratio of times over the ratio of temporary memory, in_loop over batched."""
     figure, axes = _figure()
     axes.axhline(1, color="black", linewidth=0.8)
@@ -69,7 +68,7 @@ def _draw_memory(pairs: pd.DataFrame, path: Path) -> None:
     ticks = [tick for tick in (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4) if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
-    _finish(figure, path)
+    return _finish(figure)
 
 
 def _figure() -> tuple[Any, Any]:
@@ -91,7 +90,7 @@ def _scatter(axes: Any, pairs: pd.DataFrame, x: pd.Series, y: pd.Series) -> None
         axes.scatter([], [], facecolors=colour, label=label, **style)
 
 
-def _finish(figure: Any, path: Path) -> None:
+def _finish(figure: Any) -> Any:
     title = "filled: forward; hollow: training"
     figure.legend(loc="outside right upper", frameon=False, title=title, fontsize=8, title_fontsize=8)
-    save_figure(figure, path)
+    return figure

@@ -63,7 +63,7 @@ def write(folders: list[Path], out: Path | None, html: bool = True) -> Path:
     }
     with add_path_to_errors(out):
         if drawings := comparison.drawings(gaps, {run.tables.study.margin for run in runs.values()}):
-            with figures.in_background(out / "figures") as background:
+            with figures.in_background(out / "figures", html) as background:
                 background.draw(drawings)
         for label, run in runs.items():
             write_report(run.tables, run.folder, out / label, html)

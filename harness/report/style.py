@@ -77,7 +77,17 @@ def project_style() -> Iterator[None]:
         yield
 
 
-def draw_styled(draw: Callable[[Path], None], path: Path) -> None:
-    """Draw a figure into a path without suffix, in this project's style."""
+def draw_styled(draw: Callable[[], Any], path: Path, svg: bool = True) -> None:
+    """Draw a figure in this project's style, and save it with the same bytes each time.
+
+    `draw` returns the figure. `path` has no suffix: the figure is saved as PNG, and with `svg` as SVG too. Without it,
+    the SVG that an earlier report left is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with project_style():
-        draw(path)
+        figure = draw()
+        if svg:
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        else:
+            path.with_suffix(".svg").unlink(missing_ok=True)
+        figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})

@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ from harness.analysis.gaps import is_included
 from harness.analysis.stats import FASTER, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import causes
-from harness.report.figures import PLACES, Figures, program_name, save_figure
+from harness.report.figures import PLACES, Figures, program_name
 
 SIZES = "TBHO"
 COLOURS = (*PLACES, "black")
@@ -57,7 +56,7 @@ def _points_along(frame: pd.DataFrame, size: str) -> pd.DataFrame:
     return frame[frame.workload.str.contains(rf"-{size}\d+$")]
 
 
-def _draw_curves(frame: pd.DataFrame, varied: list[str], title: str, margin: float, path: Path) -> None:
+def _draw_curves(frame: pd.DataFrame, varied: list[str], title: str, margin: float) -> Any:
     """Draw a panel for each varied size: the ratio against it, a line for each program, other sizes the centre's."""
     from matplotlib.figure import Figure
 
@@ -88,7 +87,7 @@ def _draw_curves(frame: pd.DataFrame, varied: list[str], title: str, margin: flo
         axes.set_ylabel("in_loop / batched")
     figure.suptitle(f"The gap along each size {title} (95% intervals; above 1: projecting once is faster)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
 def _set_ratio_ticks(axis: Any, ratios: pd.Series) -> None:
@@ -99,7 +98,7 @@ def _set_ratio_ticks(axis: Any, ratios: pd.Series) -> None:
     axis.set_ticks([], minor=True)
 
 
-def _draw_map(frame: pd.DataFrame, title: str, path: Path) -> None:
+def _draw_map(frame: pd.DataFrame, title: str) -> Any:
     """Draw a map of programs and points, coloured by the ratio; bold where the verdict is slower or faster."""
     from matplotlib.figure import Figure
 
@@ -122,7 +121,7 @@ def _draw_map(frame: pd.DataFrame, title: str, path: Path) -> None:
     axes.set_title(f"{title}\nbold: judged slower (red) or faster (blue)", loc="left")
     bar = figure.colorbar(colours, ax=axes, ticks=[math.log(tick) for tick in (0.67, 0.8, 1, 1.25, 1.5)])
     bar.ax.set_yticklabels(["≤ 0.67", "0.8", "1", "1.25", "≥ 1.5"])
-    save_figure(figure, path)
+    return figure
 
 
 def _size_index(name: str) -> int:
@@ -130,7 +129,7 @@ def _size_index(name: str) -> int:
     return SIZES.find(name.rpartition("-")[2][0])
 
 
-def _draw_forecasts(scores: pd.DataFrame, path: Path) -> None:
+def _draw_forecasts(scores: pd.DataFrame) -> Any:
     """Draw forecast against measured ratios, a colour for each framework and execution; ±10% around the diagonal."""
     from matplotlib.figure import Figure
 
@@ -154,4 +153,4 @@ def _draw_forecasts(scores: pd.DataFrame, path: Path) -> None:
     _set_ratio_ticks(axes.yaxis, ratios)
     axes.set_title("in_loop / batched", loc="left")
     axes.legend(frameon=False)
-    save_figure(figure, path)
+    return figure

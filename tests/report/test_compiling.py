@@ -9,6 +9,7 @@ import pytest
 from harness.analysis.changes import changes
 from harness.analysis.gaps import GAPS
 from harness.report import compiling
+from harness.report.style import draw_styled
 from harness.study.study import Study
 from tests.analysis.test_changes import gap
 
@@ -51,9 +52,17 @@ def test_a_run_without_such_gaps_has_no_such_section():
 def test_the_figure_has_all_frameworks_where_one_has_several_executions(tmp_path):
     draw = compiling.drawings(MADE)["compiling"]
     assert set(draw.args[0].framework) == {"jax", "torch"}
-    draw(tmp_path / "compiling")
+    draw_styled(draw, tmp_path / "compiling")
     assert (tmp_path / "compiling.png").stat().st_size
     assert (tmp_path / "compiling.svg").stat().st_size
+
+
+def test_a_report_without_html_has_no_svg_and_keeps_none_of_an_earlier_one(tmp_path):
+    draw = compiling.drawings(MADE)["compiling"]
+    for svg in (True, False):
+        draw_styled(draw, tmp_path / "compiling", svg)
+        assert (tmp_path / "compiling.svg").exists() == svg
+    assert (tmp_path / "compiling.png").stat().st_size
 
 
 def test_labels_are_moved_apart_in_their_order():

@@ -26,7 +26,6 @@ from harness.analysis.tables import EVIDENCE, IDENTITY, TIMES
 from harness.cli import app as cli
 from harness.report import html
 from harness.report.data_tables import data_tables, trim
-from harness.report.figures import save_figure
 from harness.report.style import draw_styled
 from tests.made import lines
 from tests.report.test_several import block, put
@@ -68,12 +67,12 @@ Text with `code`, <b>no tag</b> and [a page](appendix/gaps.md), [a part](appendi
 }
 
 
-def draw(path):
+def draw():
     figure = Figure(figsize=(3, 2))
     axes = figure.subplots()
     axes.plot([0, 1], [1, 2], marker="o")
     axes.set_title("a title")
-    save_figure(figure, path)
+    return figure
 
 
 @pytest.fixture(scope="module")
