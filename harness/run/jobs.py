@@ -285,6 +285,7 @@ def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) 
         control=block.has_control,
         calls=block.calls,
         hurried=job.replicate == 0,
+        loop=framework.executions[job.configuration.execution].loop,
         overwrites=framework.executions[job.configuration.execution].overwrites,
         texts=str(context.texts) if context.texts else None,
     )

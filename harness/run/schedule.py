@@ -18,8 +18,9 @@ from harness.run.progress import ProgressReport
 from harness.study import matrix
 from harness.study.configuration import Configuration
 from harness.study.matrix import BlockSpec, Job, Plan, Rank, SampleSize, SampleSizes
-from harness.study.parts import BATCHED
+from harness.study.parts import BATCHED, PAIR
 from harness.study.study import CALIBRATING
+from harness.worker.timing import NOT_REACHED
 from impls.interface import Arm
 
 CHECK_SHARE = 0.1  # largest share of the budget for the fp64 verification
@@ -64,7 +65,7 @@ class Schedule:
 
         1. the question, once in every configuration;
         2. the question in more processes: `headline_processes` of them in the loop that users would write,
-           with the first thread count;
+           with the first thread count; and then again, for what the first process had no time for;
         3. the rest, first once and then in as many processes as the pilot has;
         4. the processes and rounds that the pilot asks for.
         """
@@ -75,12 +76,12 @@ class Schedule:
         if self.study.compile_first:
             self._compile()
         check_records = [r for r in self.current_records if r.kind == "check"]
-        for replicate, stage in stages:
-            yield from (
-                self._run_later_replicate(stage)
-                if replicate
-                else self._run_first_replicate(_sort_by_cost(stage, check_records))
-            )
+        question = [] if self.study.processes else stages[: self.study.headline_processes]
+        for number, (replicate, stage) in enumerate(stages):
+            if number == len(question):  # a first process has half of the time, and its jobs fair shares of that
+                for again, again_stage in question:
+                    yield from self._run_stage(again, [self._drop_tried(job) for job in again_stage], check_records)
+            yield from self._run_stage(replicate, stage, check_records)
         if self.study.processes is None and self.spent_s() < self.budget_s:
             sizes = yield from self._required_sample_sizes()
             processes = max((size.processes for size in sizes.values()), default=0)
@@ -91,6 +92,12 @@ class Schedule:
             self._update_total([checks, *(stage for _, stage in stages), *later_stages])
             for stage in later_stages:
                 yield from self._run_later_replicate(stage)
+
+    def _run_stage(self, replicate: int, stage: list[Job], checks: list[BlockRecord]) -> Iterator[RunRecord]:
+        """Yield the records of a stage's jobs, all of one replicate."""
+        if replicate:
+            return self._run_later_replicate(stage)
+        return self._run_first_replicate(_sort_by_cost([job for job in stage if job.blocks], checks))
 
     def _stages(self) -> list[tuple[int, list[Job]]]:
         """Return the stages that need no result of the pilot, in order: a replicate and its jobs."""
@@ -205,6 +212,24 @@ class Schedule:
             block for block in job.blocks if keys[block] not in self.complete_keys and not self._is_verified(job, block)
         )
         return replace(job, blocks=tuple(blocks))
+
+    def _drop_tried(self, job: Job) -> Job:
+        """Return a first replicate's job without the blocks in which the question's pair was tried, whatever came of it.
+
+        A block that lacks other arms alone keeps what it has. A later replicate's job stays as it is: what is complete
+        in it is dropped when it runs.
+        """
+        if job.replicate:
+            return job
+        first = [record for record in self._block_records(job.configuration) if record.replicate == 0]
+        records = {(record.workload.name, record.pass_, record.part): record for record in first}
+
+        def tried(block: BlockSpec) -> bool:
+            record = records.get((block.workload.name, block.pass_, block.part))
+            pair = [arm.name for arm in block.arms if arm.projection in PAIR]
+            return record is not None and all(record.arms[name].status != NOT_REACHED[0] for name in pair)
+
+        return replace(job, blocks=tuple(block for block in job.blocks if not tried(block)))
 
     def _is_verified(self, job: Job, block: BlockSpec) -> bool:
         """Return whether a verification beside the run covers, at full size, every arm of an untimed block."""

@@ -164,6 +164,7 @@ def run_block(
         control=request.control,
         calls=request.calls,
         hurried=request.hurried,
+        loop=request.loop,
         overwrites=request.overwrites,
     )
     folder = Path(request.outputs)

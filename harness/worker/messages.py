@@ -84,6 +84,7 @@ class BlockRequest(Model):
     control: bool
     calls: int | None
     hurried: bool
+    loop: str = ""
     overwrites: bool
     texts: str | None = None
 

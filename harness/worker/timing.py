@@ -50,6 +50,7 @@ class TimingSpec:
     `calls`: calls per sample, the same for every arm; None for as many as the shortest arm needs.
     `hurried`: whether the block's time may end before every arm has been called. The arms without which the others
     answer nothing are then called first.
+    `loop`: the recurrence that users would write, whose arms come before all others in a hurried block; "" for any.
     """
 
     cell: str
@@ -64,6 +65,7 @@ class TimingSpec:
     control: bool = True
     calls: int | None = None
     hurried: bool = False
+    loop: str = ""
     overwrites: bool = False  # whether the next call overwrites a call's outputs
 
 
@@ -154,14 +156,14 @@ class _BlockRun:
         """Prepare and call every arm and every A/A control, in a random order.
 
         Each process has an order of its own, so the arms' arrays have other addresses in every process. In a hurried
-        block the pair of the question (PAIR) comes first.
+        block the loop that users would write comes first, and in it the pair of the question (PAIR).
         """
         start_ns, arms = self.meters.clock(), self._arms_by_name()
         self.arms = {name: ArmTiming.without_times() for name in arms if not name.endswith(TWIN)}
         rng = random.Random(self.spec.seed)
         order = rng.sample(list(arms), len(arms))
         if self.spec.hurried:
-            order.sort(key=lambda name: (arms[name].projection not in PAIR, name.endswith(TWIN)))
+            order.sort(key=lambda name: (*self._comes_later(arms[name]), name.endswith(TWIN)))
         for name in order:
             if (self.meters.clock() - start_ns) / 1e9 > self.spec.seconds:
                 self.arms[name] = ArmTiming.without_times(*NOT_REACHED)
@@ -173,6 +175,10 @@ class _BlockRun:
             if name.endswith(TWIN) and arm.name not in self.prepared_arms:
                 self.prepared_arms.pop(name, None)
                 del self.arms[name]
+
+    def _comes_later(self, arm: Arm) -> tuple[bool, bool]:
+        """Return a key that sorts the loop that users would write first, and in it the question's pair."""
+        return bool(self.spec.loop) and arm.recurrence != self.spec.loop, arm.projection not in PAIR
 
     def _arms_by_name(self) -> dict[str, Arm]:
         """Return the arms by name, including the A/A controls of the batched arms."""

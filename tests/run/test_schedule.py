@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.machine import environment
+from harness.records.schema import ArmTiming
 from harness.run import jobs, schedule
 from harness.run.progress import ProgressReport
 from harness.study import matrix, study
@@ -117,6 +118,42 @@ def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_wit
     assert set(together) == set(
         next(job for job in matrix.replicate_jobs(made, study, 0) if job.configuration == CONFIG).blocks
     )
+
+
+@pytest.mark.parametrize("outcome", ["no time", "not_reached", "wrong", "ok"])
+def test_what_the_question_had_no_time_for_is_tried_once_more_before_the_rest(tmp_path, monkeypatch, outcome):
+    """A block that was tried and went wrong is not tried again."""
+    study, made = planned()
+    bench = jobs.RunContext(study, {"torch": SimpleNamespace(executions={})}, tmp_path, tmp_path, None, {})
+    started = []
+
+    def work(context, job, left_s, stage):
+        for todo in job.blocks:
+            started.append((job.configuration.threads, job.replicate, todo.part))
+            short = job.configuration == CONFIG and todo.part == "scan" and started.count(started[-1]) == 1
+            status = outcome if short and job.replicate == 0 else "ok"
+            if status != "no time":
+                arm = ArmTiming(status=status, reason="", first_call_ns=1, calls=1, samples_ns=[1, 1, 1])
+                arms = {one.name: arm if status == "ok" else arm.withheld(status, "") for one in todo.arms}
+                yield jobs._empty_record(bench, job, todo).model_copy(update={"arms": arms, "status": "ok"})
+
+    monkeypatch.setattr(schedule.jobs, "work", work)
+    monkeypatch.setattr(schedule.Schedule, "_required_sample_sizes", no_sizes)
+    report = SimpleNamespace(expect=lambda count: None, stage=None, block=lambda line: None)
+    run = schedule.Schedule(bench, made, [], lambda: 0.0, report)
+    monkeypatch.setattr(run, "_run_checks", lambda checks: iter(()))
+    list(run.records())
+    again = outcome in ("no time", "not_reached")
+    question = [entry for entry in started if entry[0] == 1 and entry[2] == "scan"]
+    measured = [] if outcome == "wrong" else [(1, number, "scan") for number in (1, 2, 3, 4)]
+    assert question == [(1, 0, "scan")] * (2 if again else 1) + measured
+    rest = started.index(next(entry for entry in started if entry[2] != "scan"))
+    assert max(place for place, entry in enumerate(started) if entry[2] == "scan") < rest or not again
+
+
+def no_sizes(run):
+    yield from ()
+    return {}
 
 
 def test_the_loop_that_one_would_write_comes_before_the_other_where_all_is_one_job():

@@ -215,6 +215,17 @@ def test_where_time_is_short_the_pair_comes_first_in_an_order_of_its_own():
     assert len(ends) > 1
 
 
+def test_where_time_is_short_the_loop_that_users_write_comes_before_all_others():
+    arms = [Arm(loop, form) for loop in ("scan", "unrolled") for form in ("none", "in_loop", "batched")]
+    for seed in range(8):
+        clock = Clock()
+        backend = Made(clock)
+        run(backend, clock, seed=seed, hurried=True, loop="unrolled", arms=arms)
+        names = [name for name, _ in backend.prepared]
+        assert {name.partition("_")[0] for name in names[:4]} == {"unrolled"}
+        assert set(names[:2]) == {"unrolled_in_loop", "unrolled_batched"}
+
+
 def test_a_control_that_fails_where_its_arm_does_not_is_named():
     class Once(Made):
         def prepare(self, program, w):
