@@ -214,7 +214,7 @@ class Schedule:
         return replace(job, blocks=tuple(blocks))
 
     def _drop_tried(self, job: Job) -> Job:
-        """Return a first replicate's job without the blocks in which the question's pair was tried, whatever came of it.
+        """Return a first replicate's job without the blocks whose pair of the question was tried, whatever came of it.
 
         A block that lacks other arms alone keeps what it has. A later replicate's job stays as it is: what is complete
         in it is dropped when it runs.

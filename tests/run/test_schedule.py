@@ -13,7 +13,7 @@ from harness.run.progress import ProgressReport
 from harness.study import matrix, study
 from harness.study.configuration import Configuration
 from harness.study.matrix import Cell, Framework, Job, Rank
-from harness.study.parts import arms_by_part
+from harness.study.parts import PAIR, arms_by_part
 from harness.study.study import Study
 from impls.interface import Arm
 from tests.conftest import SMALL
@@ -120,9 +120,9 @@ def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_wit
     )
 
 
-@pytest.mark.parametrize("outcome", ["no time", "not_reached", "wrong", "ok"])
+@pytest.mark.parametrize("outcome", ["no time", "not_reached", "others", "wrong", "ok"])
 def test_what_the_question_had_no_time_for_is_tried_once_more_before_the_rest(tmp_path, monkeypatch, outcome):
-    """A block that was tried and went wrong is not tried again."""
+    """A block that went wrong is not tried again, nor one that lacks other arms than in_loop and batched."""
     study, made = planned()
     bench = jobs.RunContext(study, {"torch": SimpleNamespace(executions={})}, tmp_path, tmp_path, None, {})
     started = []
@@ -133,8 +133,10 @@ def test_what_the_question_had_no_time_for_is_tried_once_more_before_the_rest(tm
             short = job.configuration == CONFIG and todo.part == "scan" and started.count(started[-1]) == 1
             status = outcome if short and job.replicate == 0 else "ok"
             if status != "no time":
-                arm = ArmTiming(status=status, reason="", first_call_ns=1, calls=1, samples_ns=[1, 1, 1])
-                arms = {one.name: arm if status == "ok" else arm.withheld(status, "") for one in todo.arms}
+                arm = ArmTiming(status="ok", reason="", first_call_ns=1, calls=1, samples_ns=[1, 1, 1])
+                late = [one.name for one in todo.arms if status != "others" or one.projection not in PAIR]
+                lost = arm.withheld("not_reached" if status == "others" else status, "")
+                arms = {one.name: lost if status != "ok" and one.name in late else arm for one in todo.arms}
                 yield jobs._empty_record(bench, job, todo).model_copy(update={"arms": arms, "status": "ok"})
 
     monkeypatch.setattr(schedule.jobs, "work", work)
