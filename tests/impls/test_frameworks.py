@@ -23,23 +23,16 @@ from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
 from impls.interface import CELLS, Arm, Settings
-from tests.conftest import HERE
+from tests.conftest import HERE, add_frameworks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asked_once", "compiler_known")]
 ROOT = Path(__file__).parents[2]
 ODD = "B=3,T=3,I=2,H=17,O=5"
 ARMS = {"tf": 25, "torch": 18, "jax": 10}  # that have an eager form; the others name their reason
 
 
-def harness(*arguments, path=""):
-    """A command of the harness, with one more folder on the import path."""
-    environment = {**os.environ, "PYTHONPATH": path} if path else None
-    command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 @pytest.mark.timeout(600)
-def test_every_arm_passes_both_gates(framework, tmp_path):
+def test_every_arm_passes_both_gates(framework, harness, tmp_path):
     """Eagerly, of every cell and of one unit; compiled ones are verified by the test below, which also counts what
     they do.
     """
@@ -75,7 +68,7 @@ ORIGINAL = {"tf": ["v1"], "torch": [], "jax": []}
 
 
 @pytest.mark.timeout(600)
-def test_cells_with_gates_pass_where_they_are_compiled(framework):
+def test_cells_with_gates_pass_where_they_are_compiled(framework, harness):
     """A loop, whose carried state differs between cells, and the framework's layer, whose weights do."""
     execution = ",".join(COMPILED[framework])
     arms = ["--recurrence", "scan,layer", "--projection", "library", "--precision", "fp32"]
@@ -177,7 +170,7 @@ about_tf = pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
 
 @about_tf
 @pytest.mark.timeout(300)
-def test_the_original_passes_both_gates_and_has_no_cell_with_gates_of_its_own(tmp_path):
+def test_the_original_passes_both_gates_and_has_no_cell_with_gates_of_its_own(harness, tmp_path):
     workloads = [part for cell in ("rnn_relu", "rnn_tanh", "gru") for part in ("--workload", f"{ODD},cell={cell}")]
     done = harness("verify", "--framework", "tf", "--execution", "v1", *workloads, "--save-outputs", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -211,13 +204,14 @@ def test_both_forms_of_the_original_make_the_same_fourteen_variables(tmp_path):
 
 @about_tf
 @pytest.mark.timeout(300)
-def test_a_wrong_wrapper_is_caught(tmp_path):
+def test_a_wrong_wrapper_is_caught(harness, tmp_path, monkeypatch):
     """It projects the state before the step: one step late."""
     place = tmp_path / "impls" / "late"
     place.mkdir(parents=True)
     (place / "__init__.py").touch()
     (place / "backend.py").write_text("from tests.faults import late_wrapper\n\nBackend = late_wrapper()\n")
-    done = harness("verify", "--framework", "late", "--execution", "v1", "--workload", ODD, path=str(tmp_path))
+    add_frameworks(monkeypatch, tmp_path)
+    done = harness("verify", "--framework", "late", "--execution", "v1", "--workload", ODD)
     assert done.returncode == 1, done.stdout + done.stderr
     wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: late v1")]
     assert len(wrong) == 2 * 2
@@ -259,7 +253,7 @@ def test_a_session_keeps_to_its_threads(threads, least, most):
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
-def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_path):
+def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(harness, tmp_path):
     selected = {
         "recurrences": ["unrolled"],
         "projections": ["none", "in_loop", "batched", "bmm"],
@@ -360,13 +354,11 @@ def test_a_product_that_is_not_known_is_said_to_be_missing():
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
-def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape():
+def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape(harness):
     """Inductor is wrong here but for project_each's third axis and the backend's allow_buffer_reuse."""
     cell = ["--execution", "inductor", "--recurrence", "scan", "--projection", "per_step,batched", "--pass", "train"]
     arguments = ["--framework", "torch", *cell, "--precision", "fp32", "--workload", "B=4,T=3,I=4,H=4,O=4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", "verify", *arguments], capture_output=True, text=True, check=False
-    )
+    done = harness("verify", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
