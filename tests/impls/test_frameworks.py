@@ -23,7 +23,7 @@ from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
 from impls.interface import CELLS, Arm, Settings
-from tests.conftest import HERE, add_frameworks
+from tests.conftest import HERE, add_frameworks, ask_once, start_knowing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asked_once", "compiler_known")]
 ROOT = Path(__file__).parents[2]
@@ -79,12 +79,26 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework, harness):
     assert done.stdout.count("2 of 2") == whole - (framework == "torch")  # Inductor has no forward pass of its LSTM
 
 
+@pytest.fixture(scope="module", params=HERE)
+def usual_and_ones(request, tmp_path_factory, compiler_facts):
+    """A framework, and what is counted of its usual arms, and of loops whose products are of size one.
+
+    Every arm is eager, compiled and of the original, and is verified. Both are counted by the same workers.
+    """
+    is_torch = request.param == "torch"  # Inductor compiles for seconds an arm
+    executions = ["eager", *COMPILED[request.param], *ORIGINAL[request.param]]
+    loops = {"recurrences": ["unrolled"] if is_torch else ["unrolled", "scan"], "projections": ["in_loop", "batched"]}
+    ones = list(OF_ONE.values())[is_torch:]
+    with pytest.MonkeyPatch.context() as patched:
+        ask_once(patched)
+        start_knowing(patched, compiler_facts)
+        parts = ([SMALL], SHORTENED if is_torch else {}), (ones, loops)
+        return request.param, *counted_together(request.param, executions, tmp_path_factory.mktemp("counted"), *parts)
+
+
 @pytest.mark.timeout(600)
-def test_the_projection_adds_the_products_that_were_written(framework, tmp_path):
-    """Every usual arm, eager, compiled and of the original, verified and counted."""
-    executions = ["eager", *COMPILED[framework], *ORIGINAL[framework]]
-    selected = SHORTENED if framework == "torch" else {}  # Inductor compiles for seconds an arm
-    found, arms = counted(framework, executions, tmp_path, **selected)
+def test_the_projection_adds_the_products_that_were_written(usual_and_ones):
+    framework, (found, arms), _ = usual_and_ones
     assert found.evidence.missing.str.contains("(?:^|; )(?:products|everything): ").sum() == 0
     assert len(found.evidence) == len(arms)
     added = causes.added_products(found)
@@ -101,24 +115,21 @@ def test_the_projection_adds_the_products_that_were_written(framework, tmp_path)
 
 
 SHORTENED = {"recurrences": ["unrolled", "given"], "projections": ["none", "in_loop", "per_step", "bmm", "batched"]}
+SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
 ONES = [{"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO", 1)]
+OF_ONE = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(ONES)}
 
 
 @pytest.mark.timeout(600)
-def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp_path):
-    """Products of size one: both forms take the same operations, and none is left out."""
-    sizes = ONES[1:] if framework == "torch" else ONES
-    workloads = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(sizes)}
-    loops = ["unrolled"] if framework == "torch" else ["unrolled", "scan"]  # Inductor compiles for seconds an arm
-    arms = {"recurrences": loops, "projections": ["in_loop", "batched"]}
-    executions = [*COMPILED[framework], *ORIGINAL[framework], "eager"]
-    found, _ = counted(framework, executions, tmp_path, *workloads.values(), **arms)
+def test_operations_are_whole_where_a_compiler_multiplies_instead(usual_and_ones):
+    """Both forms take the same operations, and none is left out."""
+    framework, _, (found, _) = usual_and_ones
     assert found.evidence.flops.notna().all()
-    assert set(found.evidence.workload) == set(workloads)
+    assert set(found.evidence.workload) == set(list(OF_ONE)[framework == "torch" :])
     for _, forms in found.evidence.groupby(["workload", "execution", "pass", "recurrence"]):
         assert forms.flops.nunique() == 1, forms.to_string()
     for row in found.evidence.to_dict("records"):
-        workload, arm = workloads[row["workload"]], Arm(row["recurrence"], row["projection"])
+        workload, arm = OF_ONE[row["workload"]], Arm(row["recurrence"], row["projection"])
         least = operations.least_operations(workload, row["pass"], arm)
         assert least <= row["flops"] <= most_operations(workload, row["pass"])
     assert claims._check_operations(found).verdict in ("true here", claims.NOT_JUDGED)
@@ -129,21 +140,32 @@ def most_operations(w, pass_):
     return 2 * w.T * w.B * ((w.I + w.H) * w.H + w.H * w.O) * (3 if pass_ == "train" else 1)
 
 
-SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
-
-
 def counted(framework, executions, folder, *workloads, **selected):
     """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
-    workloads = workloads or (SMALL,)
-    study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=list(workloads), **selected)
-    frameworks = matrix.select_frameworks(study, session.probe(study, [1]))
-    weights.write_files(folder / "weights", session.prepare_files(study))
+    (found,) = counted_together(framework, executions, folder, (workloads or (SMALL,), selected))
+    return found
+
+
+def counted_together(framework, executions, folder, *parts):
+    """The same of several studies, each of some workloads and with some selection, for which the same workers run."""
+    given = {"frameworks": [framework], "executions": executions, "threads": [1]}
+    studies = [Study(**given, workloads=list(workloads), **selected) for workloads, selected in parts]
+    frameworks = matrix.select_frameworks(studies[0], session.probe(studies[0], [1]))
+    blocks = {}
+    for study in studies:
+        weights.write_files(folder / "weights", session.prepare_files(study))
+        for job in matrix.verification_jobs(matrix.make_plan(study, frameworks, [1])):
+            blocks[job.configuration] = blocks.get(job.configuration, ()) + job.blocks
+    todo = [matrix.Job(configuration, 0, own) for configuration, own in blocks.items()]
     (folder / "texts").mkdir()
     places = folder / "weights", folder / "cache", OutputCheck(folder / "weights")
-    bench = jobs.RunContext(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
+    bench = jobs.RunContext(studies[0], {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
     with ProgressReport(0) as report:
-        todo = matrix.verification_jobs(matrix.make_plan(study, frameworks, [1]))
         records = list(schedule.run_in_parallel(bench, todo, lambda: math.inf, report))
+    return [evidence_of(workloads, [r for r in records if r.workload in workloads]) for workloads, _ in parts]
+
+
+def evidence_of(workloads, records):
     bad = [arm for r in records for arm in r.arms.values() if arm.status not in ("ok", "unavailable")]
     assert not bad
     found_in = list(tables._first_counted_arms(records))
