@@ -10,7 +10,7 @@ report: $(VENV)/ready
 	$(BIN)/python -m harness run --all --out $(OUT)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/ready

@@ -2,11 +2,17 @@
 
 import importlib.util
 import os
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import impls
 from harness.study import weights
@@ -68,3 +74,125 @@ def add_frameworks(monkeypatch, folder: Path) -> None:
     """Put a folder that holds impls/<name>/ on the import path, here and in the workers."""
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr(impls, "__path__", [*impls.__path__, str(folder / "impls")])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _matplotlib():
+    """What is imported here, the processes that draw need not import again for every report."""
+    from harness.report import style  # noqa: F401  before all else of matplotlib, for its settings
+
+    for module in ("figure", "backends.backend_agg", "backends.backend_svg"):
+        importlib.import_module(f"matplotlib.{module}")
+
+
+class TablesAlone:
+    """Instead of drawing: it takes longer than all the rest of a report."""
+
+    def draw(self, figures):
+        pass
+
+    def run(self, tasks):
+        for task in tasks:
+            task()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports are made without their figures and without report.html, which are looked at elsewhere."""
+    from harness import report
+
+    monkeypatch.setattr(report.figures, "drawers_started", nullcontext)
+    monkeypatch.setattr(report.figures, "in_background", lambda folder, started=None: nullcontext(TablesAlone()))
+    monkeypatch.setattr(report, "write_html", lambda pages, out, run_tables: None)
+
+
+FACTS = {}  # of each framework that was asked
+
+
+@pytest.fixture
+def asked_once(monkeypatch):
+    """Every framework is asked for its facts once in a session, and not for every study."""
+    ask_once(monkeypatch)
+
+
+def ask_once(monkeypatch):
+    from harness.run import session
+
+    ask = session._probe_framework
+
+    def known(name, study, threads):
+        key = (name, study.library, tuple(threads))
+        if key not in FACTS:
+            FACTS[key] = ask(name, study, threads)
+        return FACTS[key]
+
+    monkeypatch.setattr(session, "_probe_framework", known)
+
+
+COMPILED = """
+import torch
+torch.compile(lambda a: a.tanh() + 1)(torch.ones(8, 8))
+"""
+HEADERS = "precompiled_headers"
+NOT_KEPT = ("fxgraph", "aotautograd", "locks")  # Inductor's folders of what it has compiled, and of its locks
+
+
+@pytest.fixture(scope="session")
+def compiler_facts(tmp_path_factory):
+    """Make, when called, the folder with what Inductor finds out about the C++ compiler, and its headers compiled.
+
+    Every worker would find it out again, which takes it longer than to compile a program.
+    """
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+    def folder():
+        made = place / "compiler"
+        with FileLock(place / "compiler.lock"):
+            if not made.exists():
+                made.mkdir()
+                variables = {"TORCHINDUCTOR_CACHE_DIR": str(made), "TMPDIR": str(made), "OMP_NUM_THREADS": "1"}
+                command = [sys.executable, "-c", COMPILED]
+                subprocess.run(command, check=True, capture_output=True, env=os.environ | variables)
+        return made
+
+    return folder
+
+
+@pytest.fixture
+def compiler_known(monkeypatch, compiler_facts):
+    """Workers that compile with Inductor start with what it finds out about the C++ compiler."""
+    start_knowing(monkeypatch, compiler_facts)
+
+
+def start_knowing(monkeypatch, compiler_facts):
+    from harness.run.launch import Worker
+
+    start = Worker.__init__
+
+    def start_with_facts(self, framework, variables, timeout_s):
+        cache = Path(variables.get("TORCHINDUCTOR_CACHE_DIR", ""))
+        if "inductor" in cache.name:
+            known = compiler_facts()
+            shutil.copytree(known, cache, ignore=shutil.ignore_patterns(*NOT_KEPT, HEADERS), dirs_exist_ok=True)
+            (headers,) = known.rglob(HEADERS)  # large, and never changed
+            (cache / headers.relative_to(known)).symlink_to(headers)
+        start(self, framework, variables, timeout_s)
+
+    monkeypatch.setattr(Worker, "__init__", start_with_facts)
+
+
+@pytest.fixture
+def harness(monkeypatch, capsys, asked_once, compiler_known):
+    """Call the command line in this process; it returns the exit status and what was said."""
+    from harness.cli import app
+
+    def call(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["harness", *arguments])
+        with pytest.raises(SystemExit) as left:
+            app.main()
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=left.value.code or 0, stdout=said.out, stderr=said.err)
+
+    return call

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -85,7 +86,12 @@ def render_pages(variables: Row) -> Pages:
 
 def render(template: str, variables: Row) -> str:
     """Render a template of this package with the given variables."""
-    environment = Environment(
+    return _environment().get_template(template).render(variables)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what the templates are compiled in, once in a process."""
+    return Environment(
         loader=PackageLoader("harness.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(variables)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,14 +17,15 @@ from harness.run import session
 from harness.study import study
 from harness.study.configuration import Configuration
 from harness.study.matrix import Cell
-from harness.study.study import CALIBRATING, NAMED, points_around
+from harness.study.study import CALIBRATING, NAMED, Workload, points_around
 from impls.interface import Arm
+from tests.conftest import FOURTH, add_frameworks
 from tests.made import block as made_block
 from tests.made import lines
-from tests.run.test_session import WORKLOAD
 from tests.run.test_session import study as studied
 
 BOOK = NAMED["book"]
+SMALL = Workload(name="w", B=2, T=4, I=2, H=4, O=1)  # whose sweep is of small sizes too
 RATES = PeakRates(flops_s=1e11, scale_ns={1 << power: 5000 + 8 * (1 << power) / 30 for power in (10, 14, 18, 22)})
 
 
@@ -70,17 +72,35 @@ def block(workload, pass_, replicate=0, wobble=0.0):
     return made_block({**CONFIG, **own, "rates": RATES, "floors": {"null_ns": 1000.0, "harness_ns": 1.0}})
 
 
-def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(numpy_backend, tmp_path):
-    wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"])
-    records = session.run(wanted, tmp_path / "run", False, "")
+SWEPT = {"workloads": [SMALL], "sweep": SMALL, "recurrences": ["unrolled"], "processes": 1, "rounds": 3}
+WANTED = studied(**SWEPT, projections=["none", "in_loop", "batched"])
+
+
+@pytest.fixture(scope="module")
+def swept_run(tmp_path_factory):
+    """The folder and the records of a run with a sweep, and nothing left out."""
+    folder = tmp_path_factory.mktemp("swept") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        add_frameworks(patched, FOURTH)
+        return folder, session.run(WANTED, folder, False, "")
+
+
+@pytest.fixture
+def folder(swept_run, tmp_path):
+    """A copy of that run's folder."""
+    return shutil.copytree(swept_run[0], tmp_path / "run")
+
+
+def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(swept_run):
+    wanted, (_, records) = WANTED, swept_run
     (at,) = [number for number, record in enumerate(records) if record.kind == "forecast"]
     told = {point.name for point in wanted.swept[:CALIBRATING]}
     before = {r.workload.name for r in records[:at] if r.kind == "block"}
     foretold = {row.workload for row in records[at].expected}
     assert before == told
-    assert foretold == {point.name for point in wanted.swept[CALIBRATING:]} | {WORKLOAD.name}
+    assert foretold == {point.name for point in wanted.swept[CALIBRATING:]} | {SMALL.name}
     tables = Tables(records)
-    assert set(tables.gaps.workload) == {WORKLOAD.name}  # a sweep's gaps are no answer to the question
+    assert set(tables.gaps.workload) == {SMALL.name}  # a sweep's gaps are no answer to the question
     assert set(tables.swept.workload) == {point.name for point in wanted.swept}
     assert set(tables.scores.workload) <= foretold
     assert "were forecast and then measured" in prediction.score_summary(tables)
@@ -93,16 +113,13 @@ def test_a_forecast_is_recorded_before_what_it_is_about_and_sees_nothing_of_it(n
     assert "sweep-forward" not in sweeps.drawings(tables)
 
 
-def test_what_is_measured_already_is_not_foretold(numpy_backend, tmp_path):
+def test_what_is_measured_already_is_not_foretold(numpy_backend, folder):
     """The budget may end a sweep before its first points; they come later, after other cells."""
-    wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
-    folder = tmp_path / "run"
-    session.run(wanted, folder, False, "")
-    swept = {point.name for point in wanted.swept}
+    swept = {point.name for point in WANTED.swept}
     kept = [r for r in lines(folder) if r["kind"] != "forecast" and r.get("workload", {}).get("name") not in swept]
     (folder / FILE).write_text("".join(json.dumps(record) + "\n" for record in kept))
-    (again,) = [r for r in session.run(wanted, folder, True, "") if r.kind == "forecast"]
-    assert WORKLOAD.name not in {row.workload for row in again.expected}
+    (again,) = [r for r in session.run(WANTED, folder, True, "") if r.kind == "forecast"]
+    assert SMALL.name not in {row.workload for row in again.expected}
     assert len(again.expected) == 2 * (len(swept) - CALIBRATING)
 
 
@@ -121,15 +138,13 @@ def test_a_forecast_comes_from_the_last_try_and_says_what_is_lacking():
     assert "float32" in forecast.forecast_record(replace(configuration, precision="bf16"), blocks, cells, made).reason
 
 
-def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, tmp_path):
-    wanted = studied(sweep=WORKLOAD, projections=["none", "in_loop", "batched"], recurrences=["unrolled"], processes=1)
-    folder = tmp_path / "run"
-    records = session.run(wanted, folder, False, "")
+def test_a_run_that_goes_on_foretells_nothing_twice(numpy_backend, swept_run, folder):
+    _, records = swept_run
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     at = next(number for number, line in enumerate(lines) if json.loads(line)["kind"] == "forecast")
     for kept in (at, at + 3):  # cut just before the forecast, and after it
         (folder / FILE).write_text("".join(lines[:kept]))
-        again = session.run(wanted, folder, True, "")
+        again = session.run(WANTED, folder, True, "")
         assert [r.kind for r in again].count("forecast") == 1
         assert sum(r.kind == "block" for r in again) == sum(r.kind == "block" for r in records)
         assert [r.kind for r in again].index("forecast") == at

@@ -11,6 +11,7 @@ from harness.cli import doctor
 from harness.machine import environment
 from harness.machine.gpu import State
 from harness.run.launch import INHERITED
+from harness.study.study import Study
 from impls.torch import backend
 
 GPU = State(None, None, temperature_c=90, power_w=None, reasons=[], processes=[], limited_ns={})
@@ -147,12 +148,8 @@ def test_foreign_processes_on_the_gpu():
 
 
 def test_the_noise_floor_is_measured(monkeypatch):
-    everything = doctor.session.probe
-    monkeypatch.setattr(
-        doctor.session,
-        "probe",
-        lambda study, threads: [f for f in everything(study, threads) if f.name == "numpy"],
-    )
+    probe = doctor.session.probe
+    monkeypatch.setattr(doctor.session, "probe", lambda study, threads: probe(Study(frameworks=["numpy"]), threads))
     monkeypatch.setattr(doctor, "CONTROL", doctor.CONTROL | {"block_s": 0.05})
     assert "numpy eager, 4 processes" in doctor.measure_noise_floor()
     monkeypatch.setattr(doctor.session, "probe", lambda study, threads: [])

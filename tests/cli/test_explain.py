@@ -47,7 +47,7 @@ def test_what_names_no_cell_is_refused_in_one_sentence(words, said):
     assert "\n" not in str(refused.value)
 
 
-def test_a_cell_is_counted_and_its_program_saved(framework, tmp_path, capsys):
+def test_a_cell_is_counted_and_its_program_saved(framework, tmp_path, capsys, asked_once):
     words = [framework, "eager", "unrolled", "batched", "B=3,T=5,I=2,H=16,O=4", "train"]
     assert explain.explain(words, tmp_path / "out") == 0
     said = capsys.readouterr().out

@@ -39,7 +39,7 @@ def shell(redirections, *arguments, timeout=240, **variables):
         ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "harness", *arguments],
         capture_output=True,
         timeout=timeout,
-        env={**os.environ, "PYTHONPATH": str(FOURTH), **variables},
+        env={**os.environ, "PYTHONPATH": str(FOURTH)} | variables,
         check=False,
     )
 
@@ -81,7 +81,9 @@ def test_a_stdout_that_is_open_for_reading_alone_is_closed(tmp_path):
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], CELL, RUN])
 def test_a_full_stdout_is_one_sentence_and_loses_nothing(arguments, tmp_path):
     where = ["--out", str(tmp_path / "out")] if arguments in (CELL, RUN) else []
-    done = shell(">/dev/full", *arguments, *where)
+    for name in ("tensorflow", "torch", "jax"):  # which take seconds to import, and would fill nothing more
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError({name!r}, name={name!r})\n")
+    done = shell(">/dev/full", *arguments, *where, PYTHONPATH=f"{tmp_path}:{FOURTH}")
     assert done.returncode == 1
     assert "error: standard output cannot be written: No space left on device" in lines(done.stderr)
     assert b"Traceback" not in done.stderr

@@ -15,7 +15,7 @@ from tests.conftest import add_frameworks
 from tests.faults import FAULTS, PLANTED, SOUND, SWAPPED, size_of
 from tests.made import whole
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asked_once", "undrawn")]
 MISSED_IN_FORWARD = {"missing_gradient", "other_target"}  # a forward pass has no gradients to miss, and no target
 SPARED = {"dropped_bias": {"none"}, "lowered": {"none"}}  # projection none does not run the faulty line
 

@@ -23,23 +23,16 @@ from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
 from impls.interface import CELLS, Arm, Settings
-from tests.conftest import HERE
+from tests.conftest import HERE, add_frameworks, ask_once, start_knowing
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asked_once", "compiler_known")]
 ROOT = Path(__file__).parents[2]
 ODD = "B=3,T=3,I=2,H=17,O=5"
 ARMS = {"tf": 25, "torch": 18, "jax": 10}  # that have an eager form; the others name their reason
 
 
-def harness(*arguments, path=""):
-    """A command of the harness, with one more folder on the import path."""
-    environment = {**os.environ, "PYTHONPATH": path} if path else None
-    command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 @pytest.mark.timeout(600)
-def test_every_arm_passes_both_gates(framework, tmp_path):
+def test_every_arm_passes_both_gates(framework, harness, tmp_path):
     """Eagerly, of every cell and of one unit; compiled ones are verified by the test below, which also counts what
     they do.
     """
@@ -75,7 +68,7 @@ ORIGINAL = {"tf": ["v1"], "torch": [], "jax": []}
 
 
 @pytest.mark.timeout(600)
-def test_cells_with_gates_pass_where_they_are_compiled(framework):
+def test_cells_with_gates_pass_where_they_are_compiled(framework, harness):
     """A loop, whose carried state differs between cells, and the framework's layer, whose weights do."""
     execution = ",".join(COMPILED[framework])
     arms = ["--recurrence", "scan,layer", "--projection", "library", "--precision", "fp32"]
@@ -86,12 +79,26 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework):
     assert done.stdout.count("2 of 2") == whole - (framework == "torch")  # Inductor has no forward pass of its LSTM
 
 
+@pytest.fixture(scope="module", params=HERE)
+def usual_and_ones(request, tmp_path_factory, compiler_facts):
+    """A framework, and what is counted of its usual arms, and of loops whose products are of size one.
+
+    Every arm is eager, compiled and of the original, and is verified. Both are counted by the same workers.
+    """
+    is_torch = request.param == "torch"  # Inductor compiles for seconds an arm
+    executions = ["eager", *COMPILED[request.param], *ORIGINAL[request.param]]
+    loops = {"recurrences": ["unrolled"] if is_torch else ["unrolled", "scan"], "projections": ["in_loop", "batched"]}
+    ones = list(OF_ONE.values())[is_torch:]
+    with pytest.MonkeyPatch.context() as patched:
+        ask_once(patched)
+        start_knowing(patched, compiler_facts)
+        parts = ([SMALL], SHORTENED if is_torch else {}), (ones, loops)
+        return request.param, *counted_together(request.param, executions, tmp_path_factory.mktemp("counted"), *parts)
+
+
 @pytest.mark.timeout(600)
-def test_the_projection_adds_the_products_that_were_written(framework, tmp_path):
-    """Every usual arm, eager, compiled and of the original, verified and counted."""
-    executions = ["eager", *COMPILED[framework], *ORIGINAL[framework]]
-    selected = SHORTENED if framework == "torch" else {}  # Inductor compiles for seconds an arm
-    found, arms = counted(framework, executions, tmp_path, **selected)
+def test_the_projection_adds_the_products_that_were_written(usual_and_ones):
+    framework, (found, arms), _ = usual_and_ones
     assert found.evidence.missing.str.contains("(?:^|; )(?:products|everything): ").sum() == 0
     assert len(found.evidence) == len(arms)
     added = causes.added_products(found)
@@ -108,24 +115,21 @@ def test_the_projection_adds_the_products_that_were_written(framework, tmp_path)
 
 
 SHORTENED = {"recurrences": ["unrolled", "given"], "projections": ["none", "in_loop", "per_step", "bmm", "batched"]}
+SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
 ONES = [{"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO", 1)]
+OF_ONE = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(ONES)}
 
 
 @pytest.mark.timeout(600)
-def test_operations_are_whole_where_a_compiler_multiplies_instead(framework, tmp_path):
-    """Products of size one: both forms take the same operations, and none is left out."""
-    sizes = ONES[1:] if framework == "torch" else ONES
-    workloads = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(sizes)}
-    loops = ["unrolled"] if framework == "torch" else ["unrolled", "scan"]  # Inductor compiles for seconds an arm
-    arms = {"recurrences": loops, "projections": ["in_loop", "batched"]}
-    executions = [*COMPILED[framework], *ORIGINAL[framework], "eager"]
-    found, _ = counted(framework, executions, tmp_path, *workloads.values(), **arms)
+def test_operations_are_whole_where_a_compiler_multiplies_instead(usual_and_ones):
+    """Both forms take the same operations, and none is left out."""
+    framework, _, (found, _) = usual_and_ones
     assert found.evidence.flops.notna().all()
-    assert set(found.evidence.workload) == set(workloads)
+    assert set(found.evidence.workload) == set(list(OF_ONE)[framework == "torch" :])
     for _, forms in found.evidence.groupby(["workload", "execution", "pass", "recurrence"]):
         assert forms.flops.nunique() == 1, forms.to_string()
     for row in found.evidence.to_dict("records"):
-        workload, arm = workloads[row["workload"]], Arm(row["recurrence"], row["projection"])
+        workload, arm = OF_ONE[row["workload"]], Arm(row["recurrence"], row["projection"])
         least = operations.least_operations(workload, row["pass"], arm)
         assert least <= row["flops"] <= most_operations(workload, row["pass"])
     assert claims._check_operations(found).verdict in ("true here", claims.NOT_JUDGED)
@@ -136,21 +140,32 @@ def most_operations(w, pass_):
     return 2 * w.T * w.B * ((w.I + w.H) * w.H + w.H * w.O) * (3 if pass_ == "train" else 1)
 
 
-SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
-
-
 def counted(framework, executions, folder, *workloads, **selected):
     """The evidence of a small study's programs, none of which was timed, and the names of the arms it is of."""
-    workloads = workloads or (SMALL,)
-    study = Study(frameworks=[framework], executions=executions, threads=[1], workloads=list(workloads), **selected)
-    frameworks = matrix.select_frameworks(study, session.probe(study, [1]))
-    weights.write_files(folder / "weights", session.prepare_files(study))
+    (found,) = counted_together(framework, executions, folder, (workloads or (SMALL,), selected))
+    return found
+
+
+def counted_together(framework, executions, folder, *parts):
+    """The same of several studies, each of some workloads and with some selection, for which the same workers run."""
+    given = {"frameworks": [framework], "executions": executions, "threads": [1]}
+    studies = [Study(**given, workloads=list(workloads), **selected) for workloads, selected in parts]
+    frameworks = matrix.select_frameworks(studies[0], session.probe(studies[0], [1]))
+    blocks = {}
+    for study in studies:
+        weights.write_files(folder / "weights", session.prepare_files(study))
+        for job in matrix.verification_jobs(matrix.make_plan(study, frameworks, [1])):
+            blocks[job.configuration] = blocks.get(job.configuration, ()) + job.blocks
+    todo = [matrix.Job(configuration, 0, own) for configuration, own in blocks.items()]
     (folder / "texts").mkdir()
     places = folder / "weights", folder / "cache", OutputCheck(folder / "weights")
-    bench = jobs.RunContext(study, {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
+    bench = jobs.RunContext(studies[0], {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
     with ProgressReport(0) as report:
-        todo = matrix.verification_jobs(matrix.make_plan(study, frameworks, [1]))
         records = list(schedule.run_in_parallel(bench, todo, lambda: math.inf, report))
+    return [evidence_of(workloads, [r for r in records if r.workload in workloads]) for workloads, _ in parts]
+
+
+def evidence_of(workloads, records):
     bad = [arm for r in records for arm in r.arms.values() if arm.status not in ("ok", "unavailable")]
     assert not bad
     found_in = list(tables._first_counted_arms(records))
@@ -177,7 +192,7 @@ about_tf = pytest.mark.skipif("tf" not in HERE, reason="it is about TensorFlow")
 
 @about_tf
 @pytest.mark.timeout(300)
-def test_the_original_passes_both_gates_and_has_no_cell_with_gates_of_its_own(tmp_path):
+def test_the_original_passes_both_gates_and_has_no_cell_with_gates_of_its_own(harness, tmp_path):
     workloads = [part for cell in ("rnn_relu", "rnn_tanh", "gru") for part in ("--workload", f"{ODD},cell={cell}")]
     done = harness("verify", "--framework", "tf", "--execution", "v1", *workloads, "--save-outputs", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -211,13 +226,14 @@ def test_both_forms_of_the_original_make_the_same_fourteen_variables(tmp_path):
 
 @about_tf
 @pytest.mark.timeout(300)
-def test_a_wrong_wrapper_is_caught(tmp_path):
+def test_a_wrong_wrapper_is_caught(harness, tmp_path, monkeypatch):
     """It projects the state before the step: one step late."""
     place = tmp_path / "impls" / "late"
     place.mkdir(parents=True)
     (place / "__init__.py").touch()
     (place / "backend.py").write_text("from tests.faults import late_wrapper\n\nBackend = late_wrapper()\n")
-    done = harness("verify", "--framework", "late", "--execution", "v1", "--workload", ODD, path=str(tmp_path))
+    add_frameworks(monkeypatch, tmp_path)
+    done = harness("verify", "--framework", "late", "--execution", "v1", "--workload", ODD)
     assert done.returncode == 1, done.stdout + done.stderr
     wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: late v1")]
     assert len(wrong) == 2 * 2
@@ -259,7 +275,7 @@ def test_a_session_keeps_to_its_threads(threads, least, most):
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
-def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_path):
+def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(harness, tmp_path):
     selected = {
         "recurrences": ["unrolled"],
         "projections": ["none", "in_loop", "batched", "bmm"],
@@ -360,13 +376,11 @@ def test_a_product_that_is_not_known_is_said_to_be_missing():
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
-def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape():
+def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape(harness):
     """Inductor is wrong here but for project_each's third axis and the backend's allow_buffer_reuse."""
     cell = ["--execution", "inductor", "--recurrence", "scan", "--projection", "per_step,batched", "--pass", "train"]
     arguments = ["--framework", "torch", *cell, "--precision", "fp32", "--workload", "B=4,T=3,I=4,H=4,O=4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", "verify", *arguments], capture_output=True, text=True, check=False
-    )
+    done = harness("verify", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

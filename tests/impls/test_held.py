@@ -96,7 +96,7 @@ def test_keras_layers_are_built_once_and_called_as_layers(told):
 
 @pytest.mark.parametrize("framework", [name for name in ("tf", "jax") if name in HERE])
 @pytest.mark.timeout(300)
-def test_a_batched_product_takes_the_weights_as_they_are(framework, tmp_path):
+def test_a_batched_product_takes_the_weights_as_they_are(framework, tmp_path, asked_once):
     """No array [T, H, O] is in the program: w_out is broadcast, not copied for every step."""
     counted(framework, ["eager"], tmp_path, recurrences=["given"], projections=["bmm"], passes=["forward"])
     (file,) = (path for path in (tmp_path / "texts").rglob("*") if path.is_file())

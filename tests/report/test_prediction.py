@@ -25,7 +25,7 @@ def test_how_much_better_than_no_gap_a_forecast_is_is_called_a_skill_score(forec
 
 
 def test_a_report_has_the_sweep(numpy_backend, tmp_path):
-    flags = ["--framework", "numpy", "--threads", "1", "--sweep", "B=3,T=8,I=2,H=16,O=4", "--processes", "2"]
+    flags = ["--framework", "numpy", "--threads", "1", "--sweep", "B=2,T=4,I=2,H=4,O=1", "--processes", "2"]
     flags += ["--workload", "B=2,T=4,I=2,H=8,O=3", "--rounds", "3", "--out", str(tmp_path / "run")]
     done = command("run", *flags)
     assert done.returncode == 0, done.stderr

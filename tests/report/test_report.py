@@ -1,13 +1,14 @@
 """Committed reports are what their records give, and claim no more than that."""
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from harness import report
 from harness.report import training
+from harness.run import session
+from tests.run.test_session import study
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
@@ -25,27 +26,14 @@ def test_no_proof_is_claimed_for_intervals_whose_variance_is_estimated_anew(file
     )
 
 
-class TablesAlone:
-    """Instead of drawing: figures are looked at elsewhere, and take longer than all the rest."""
-
-    def draw(self, figures):
-        pass
-
-    def run(self, tasks):
-        for task in tasks:
-            task()
-
-
 @pytest.mark.parametrize("folder", [f.parent.name for f in REPORTS.glob("*/records.jsonl*")])
-def test_a_committed_report_is_what_its_records_give(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(report.figures, "drawers_started", nullcontext)
-    monkeypatch.setattr(report.figures, "in_background", lambda folder, started: nullcontext(TablesAlone()))
+def test_a_committed_report_is_what_its_records_give(folder, tmp_path, undrawn):
     kept = ("records.jsonl", "records.jsonl.gz", "idiomatic.csv", "kills.json", "apart.json", "repeat.json")
     (tmp_path / "again").mkdir()
     for name in kept:
         if (REPORTS / folder / name).exists():
             shutil.copy(REPORTS / folder / name, tmp_path / "again")
-    report.write(tmp_path / "again", html=False)
+    report.write(tmp_path / "again")
     made = {file.name for file in (REPORTS / folder).glob("*.csv")} - {"idiomatic.csv"}
     assert made >= {"gaps.csv", "contrasts.csv", "times.csv", "identity.csv", "evidence.csv"}
     pages = {str(page.relative_to(REPORTS / folder)) for page in (REPORTS / folder).glob("appendix/*.md")}
@@ -60,3 +48,13 @@ def test_a_committed_training_is_what_its_records_give(folder, tmp_path):
     shutil.copytree(REPORTS / folder, tmp_path / "again", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.md"))
     training.write(tmp_path / "again")
     assert (tmp_path / "again" / "train.md").read_bytes() == (REPORTS / folder / "train.md").read_bytes()
+
+
+def test_the_same_records_give_the_same_bytes(numpy_backend, tmp_path):
+    session.run(study(processes=1), tmp_path / "run", False, "")
+    for name in ("a", "b"):
+        report.write(tmp_path / "run", tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) >= 8
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file

@@ -38,7 +38,7 @@ def bare(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
 
 
-def test_records_are_measured_without_what_reports_need(tmp_path):
+def test_records_are_measured_without_what_reports_need(tmp_path, undrawn):
     flags = ["--framework", "numpy", "--threads", "1", "--workload", *WORKLOAD, "--rounds", "3"]
     done = bare("run", *flags, "--processes", "1", "--no-report", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def on_a_made_up_gpu(monkeypatch, folder, driver):
     return session.run(load_study(None, None, study), folder / "run", False, "a command")
 
 
-def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path):
+def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path, undrawn):
     records = on_a_made_up_gpu(monkeypatch, tmp_path, calm())
     assert records[0].basis.machine["gpu"] == "Made Up, 80 GiB"
     blocks = [record for record in records if record.kind == "block"]
@@ -84,7 +84,7 @@ def test_a_gpus_facts_and_state_are_in_records_and_report(monkeypatch, tmp_path)
     assert "throttled:" not in text
 
 
-def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path):
+def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path, undrawn):
     driver = calm()
     driver.told["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0x40
     records = on_a_made_up_gpu(monkeypatch, tmp_path, driver)
@@ -103,7 +103,7 @@ def test_a_block_that_stays_throttled_is_marked_and_named(monkeypatch, tmp_path)
     assert times.median_s.isna().all()
 
 
-def test_settings_that_a_worker_reads_back_are_shown(tmp_path):
+def test_settings_that_a_worker_reads_back_are_shown(tmp_path, undrawn):
     """Doctored: committed records whose blocks are made to say a setting."""
     folder = next(path.parent for path in sorted((ROOT / "reports").glob(f"*/{FILE}")))
     records = lines(folder)[:8]

@@ -167,7 +167,7 @@ class TestWithNumpy:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("tiny", "unproven")
+@pytest.mark.usefixtures("tiny", "unproven", "asked_once", "compiler_known")
 def test_every_framework_trains_in_its_own_executions(framework, tmp_path):
     records = made(tmp_path, framework=framework, processes=1)
     found = trajectories.latest_processes(records)
@@ -179,7 +179,7 @@ def test_every_framework_trains_in_its_own_executions(framework, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("tiny", "unproven")
+@pytest.mark.usefixtures("tiny", "unproven", "asked_once", "compiler_known")
 def test_mistakes_in_training_are_caught(framework, tmp_path, monkeypatch):
     place = tmp_path / "more" / "impls" / f"wrong_{framework}"
     place.mkdir(parents=True)

@@ -13,7 +13,7 @@ from harness.verify import output_check
 from impls import reference, rounding
 from impls.interface import NO_TF32
 from tests.conftest import data_of
-from tests.impls.test_frameworks import ODD, harness
+from tests.impls.test_frameworks import ODD
 from tests.made import execution
 
 COARSER = {"fp32": "tf32", "tf32": "bf16", "bf16": "fp8"}
@@ -125,7 +125,7 @@ def test_cells_that_a_precision_or_device_can_not_have_say_why():
 
 
 @pytest.mark.timeout(300)
-def test_every_framework_computes_in_bfloat16_and_as_shipped(framework):
+def test_every_framework_computes_in_bfloat16_and_as_shipped(framework, harness):
     """Eagerly, every arm; and what is bfloat16 does not pass for fp32."""
     arguments = ["--framework", framework, "--execution", "eager", "--workload", ODD]
     done = harness("verify", *arguments, "--precision", "bf16,as_shipped")
