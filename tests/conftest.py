@@ -112,18 +112,16 @@ FACTS = {}  # of each framework that was asked
 @pytest.fixture
 def asked_once(monkeypatch):
     """Every framework is asked for its facts once in a session, and not for every study."""
-    ask_once(monkeypatch)
-
-
-def ask_once(monkeypatch):
+    from harness.machine import environment
     from harness.run import session
 
     ask = session._probe_framework
 
     def known(name, study, threads):
-        key = (name, study.library, tuple(threads))
+        wanted = {1, environment.cores(), *threads}
+        key = (name, study.library, *sorted(wanted))
         if key not in FACTS:
-            FACTS[key] = ask(name, study, threads)
+            FACTS[key] = ask(name, study, sorted(wanted))
         return FACTS[key]
 
     monkeypatch.setattr(session, "_probe_framework", known)
@@ -162,10 +160,6 @@ def compiler_facts(tmp_path_factory):
 @pytest.fixture
 def compiler_known(monkeypatch, compiler_facts):
     """Workers that compile with Inductor start with what it finds out about the C++ compiler."""
-    start_knowing(monkeypatch, compiler_facts)
-
-
-def start_knowing(monkeypatch, compiler_facts):
     from harness.run.launch import Worker
 
     start = Worker.__init__
