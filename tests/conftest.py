@@ -97,13 +97,20 @@ class TablesAlone:
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def undrawn(monkeypatch, without_figures):
     """Reports are made without their figures and without report.html, which are looked at elsewhere."""
+    from harness import report
+
+    monkeypatch.setattr(report, "write_html", lambda pages, out, run_tables: None)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Reports are made without their figures; a report.html is made of figures that are there."""
     from harness import report
 
     monkeypatch.setattr(report.figures, "drawers_started", nullcontext)
     monkeypatch.setattr(report.figures, "in_background", lambda folder, started=None: nullcontext(TablesAlone()))
-    monkeypatch.setattr(report, "write_html", lambda pages, out, run_tables: None)
 
 
 FACTS = {}  # of each framework that was asked
