@@ -538,9 +538,7 @@ def test_in_a_browser_paper_has_every_row_and_no_controls(browser, page):
 
 
 @pytest.mark.slow
-def test_the_largest_report_is_small_enough_and_whole_in_a_browser(browser, tmp_path, without_figures):
-    """With the figures that are committed: to draw them again takes longer than all the rest."""
-    shutil.copytree(LARGEST / "figures", tmp_path / "out" / "figures")
+def test_the_largest_report_is_small_enough_and_whole_in_a_browser(browser, tmp_path):
     path = report.write(LARGEST, tmp_path / "out").parent / "report.html"
     assert path.stat().st_size <= MOST_BYTES
     for width in WIDTHS:
