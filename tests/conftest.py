@@ -97,13 +97,20 @@ class TablesAlone:
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def undrawn(monkeypatch, without_figures):
     """Reports are made without their figures and without report.html, which are looked at elsewhere."""
+    from harness import report
+
+    monkeypatch.setattr(report, "write_html", lambda pages, out, run_tables: None)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Reports are made without their figures; a report.html is made of figures that are there."""
     from harness import report
 
     monkeypatch.setattr(report.figures, "drawers_started", nullcontext)
     monkeypatch.setattr(report.figures, "in_background", lambda folder, started=None: nullcontext(TablesAlone()))
-    monkeypatch.setattr(report, "write_html", lambda pages, out, run_tables: None)
 
 
 FACTS = {}  # of each framework that was asked
@@ -112,18 +119,16 @@ FACTS = {}  # of each framework that was asked
 @pytest.fixture
 def asked_once(monkeypatch):
     """Every framework is asked for its facts once in a session, and not for every study."""
-    ask_once(monkeypatch)
-
-
-def ask_once(monkeypatch):
+    from harness.machine import environment
     from harness.run import session
 
     ask = session._probe_framework
 
     def known(name, study, threads):
-        key = (name, study.library, tuple(threads))
+        wanted = {1, environment.cores(), *threads}
+        key = (name, study.library, *sorted(wanted))
         if key not in FACTS:
-            FACTS[key] = ask(name, study, threads)
+            FACTS[key] = ask(name, study, sorted(wanted))
         return FACTS[key]
 
     monkeypatch.setattr(session, "_probe_framework", known)
@@ -162,10 +167,6 @@ def compiler_facts(tmp_path_factory):
 @pytest.fixture
 def compiler_known(monkeypatch, compiler_facts):
     """Workers that compile with Inductor start with what it finds out about the C++ compiler."""
-    start_knowing(monkeypatch, compiler_facts)
-
-
-def start_knowing(monkeypatch, compiler_facts):
     from harness.run.launch import Worker
 
     start = Worker.__init__

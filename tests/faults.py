@@ -110,17 +110,18 @@ TRAINING_FAULTS = ("fast", "frozen_bias")
 
 
 def broken_training(framework):
-    """The backend class of a framework whose executions are mistakes made in training, and one without."""
+    """The backend class of a framework whose executions are mistakes made in training: in in_loop, and in no other."""
     real = importlib.import_module(f"impls.{framework}.backend").Backend
 
     class Broken(real):
         def facts(self):
             found = super().facts()
-            executions = {name: Execution(traced=False) for name in (SOUND, *TRAINING_FAULTS)}
+            executions = {name: Execution(traced=False) for name in TRAINING_FAULTS}
             return Facts(found.versions, executions, found.devices)
 
         def trainer(self, program, w):
-            replacements = {SOUND: {}, **planted_in_training(self.model)}[program.execution]
+            is_sound = program.arm.projection != "in_loop"
+            replacements = {} if is_sound else planted_in_training(self.model)[program.execution]
             with replaced(self.model, replacements):
                 step = super().trainer(dataclasses.replace(program, execution="eager"), w)
 

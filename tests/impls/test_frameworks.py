@@ -23,7 +23,7 @@ from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
 from impls.interface import CELLS, Arm, Settings
-from tests.conftest import HERE, add_frameworks, ask_once, start_knowing
+from tests.conftest import HERE, add_frameworks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asked_once", "compiler_known")]
 ROOT = Path(__file__).parents[2]
@@ -79,26 +79,23 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework, harness):
     assert done.stdout.count("2 of 2") == whole - (framework == "torch")  # Inductor has no forward pass of its LSTM
 
 
-@pytest.fixture(scope="module", params=HERE)
-def usual_and_ones(request, tmp_path_factory, compiler_facts):
-    """A framework, and what is counted of its usual arms, and of loops whose products are of size one.
-
-    Every arm is eager, compiled and of the original, and is verified. Both are counted by the same workers.
-    """
-    is_torch = request.param == "torch"  # Inductor compiles for seconds an arm
-    executions = ["eager", *COMPILED[request.param], *ORIGINAL[request.param]]
-    loops = {"recurrences": ["unrolled"] if is_torch else ["unrolled", "scan"], "projections": ["in_loop", "batched"]}
-    ones = list(OF_ONE.values())[is_torch:]
-    with pytest.MonkeyPatch.context() as patched:
-        ask_once(patched)
-        start_knowing(patched, compiler_facts)
-        parts = ([SMALL], SHORTENED if is_torch else {}), (ones, loops)
-        return request.param, *counted_together(request.param, executions, tmp_path_factory.mktemp("counted"), *parts)
-
-
 @pytest.mark.timeout(600)
-def test_the_projection_adds_the_products_that_were_written(usual_and_ones):
-    framework, (found, arms), _ = usual_and_ones
+def test_the_products_that_were_written_and_all_operations_are_counted(framework, tmp_path):
+    """Of every usual arm, eager, compiled and of the original, which is verified too; and where products are of size
+    one. The same workers run both.
+    """
+    is_torch = framework == "torch"  # Inductor compiles for seconds an arm
+    executions = ["eager", *COMPILED[framework], *ORIGINAL[framework]]
+    loops = {"recurrences": ["unrolled"] if is_torch else ["unrolled", "scan"], "projections": ["in_loop", "batched"]}
+    ones = [*OF_ONE.values()][is_torch:]
+    parts = ([SMALL], SHORTENED if is_torch else {}), (ones, loops)
+    (usual, arms), (of_one, _) = counted_together(framework, executions, tmp_path, *parts)
+    check_that_the_projection_adds_the_products_that_were_written(framework, usual, arms)
+    assert set(of_one.evidence.workload) == {workload.name for workload in ones}
+    check_that_operations_are_whole_where_a_compiler_multiplies_instead(of_one)
+
+
+def check_that_the_projection_adds_the_products_that_were_written(framework, found, arms):
     assert found.evidence.missing.str.contains("(?:^|; )(?:products|everything): ").sum() == 0
     assert len(found.evidence) == len(arms)
     added = causes.added_products(found)
@@ -120,12 +117,9 @@ ONES = [{"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO
 OF_ONE = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(ONES)}
 
 
-@pytest.mark.timeout(600)
-def test_operations_are_whole_where_a_compiler_multiplies_instead(usual_and_ones):
+def check_that_operations_are_whole_where_a_compiler_multiplies_instead(found):
     """Both forms take the same operations, and none is left out."""
-    framework, _, (found, _) = usual_and_ones
     assert found.evidence.flops.notna().all()
-    assert set(found.evidence.workload) == set(list(OF_ONE)[framework == "torch" :])
     for _, forms in found.evidence.groupby(["workload", "execution", "pass", "recurrence"]):
         assert forms.flops.nunique() == 1, forms.to_string()
     for row in found.evidence.to_dict("records"):
@@ -172,6 +166,7 @@ def evidence_of(workloads, records):
     found = SimpleNamespace(
         evidence=tables._evidence(found_in),
         variables=tables._variables(found_in),
+        reasons={name: arm.reason for r in records for name, arm in r.arms.items()},
         times=pd.DataFrame([(workload.name, workload.T) for workload in workloads], columns=["workload", "T"]),
         prototype_reasons={},
     )
@@ -233,10 +228,10 @@ def test_a_wrong_wrapper_is_caught(harness, tmp_path, monkeypatch):
     (place / "__init__.py").touch()
     (place / "backend.py").write_text("from tests.faults import late_wrapper\n\nBackend = late_wrapper()\n")
     add_frameworks(monkeypatch, tmp_path)
-    done = harness("verify", "--framework", "late", "--execution", "v1", "--workload", ODD)
+    done = harness("verify", "--framework", "late", "--execution", "v1", "--precision", "fp32", "--workload", ODD)
     assert done.returncode == 1, done.stdout + done.stderr
     wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: late v1")]
-    assert len(wrong) == 2 * 2
+    assert len(wrong) == 2
     assert all(" scan_in_loop: " in line for line in wrong)
 
 
@@ -275,21 +270,17 @@ def test_a_session_keeps_to_its_threads(threads, least, most):
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif("torch" not in HERE, reason="it is about torch")
-def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(harness, tmp_path):
-    selected = {
-        "recurrences": ["unrolled"],
-        "projections": ["none", "in_loop", "batched", "bmm"],
-        "passes": ["forward"],
-    }
-    found, _ = counted("torch", ["inductor-batched"], tmp_path, **selected)
+def test_inductor_joins_products_when_told_to_and_only_then_keeps_the_label(tmp_path):
+    selected = {"recurrences": ["unrolled"], "passes": ["forward"]}
+    every = selected | {"projections": ["none", "in_loop", "batched", "bmm"]}
+    one = selected | {"projections": ["in_loop"]}
+    parts = ([SMALL], every), ([OF_ONE["w2"]], one)
+    (found, _), (alone, ok) = counted_together("torch", ["inductor-batched"], tmp_path, *parts)
     added = causes.added_products(found).set_index("projection").found
     assert dict(added) == {"in_loop": 1, "batched": 1}  # three products of three steps are one batched one
     assert "1×3·[3×16×4]" in found.evidence.set_index("projection").shapes["in_loop"]
-    arguments = ["--framework", "torch", "--execution", "inductor-batched", "--precision", "fp32", "--pass", "forward"]
-    one = ["--recurrence", "unrolled", "--projection", "in_loop", "--workload", "B=1,T=1,I=1,H=1,O=1"]
-    done = harness("verify", *arguments, *one)
-    assert done.returncode == 0
-    assert "fusion did not fire" in done.stdout
+    assert ok == []
+    assert "fusion did not fire" in alone.reasons["unrolled_in_loop"]
 
 
 RENAMED = """

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,6 @@ from harness.cli import app as cli
 from harness.report import html
 from harness.report.data_tables import data_tables, trim
 from harness.report.style import draw_styled
-from tests.conftest import TablesAlone
 from tests.made import lines
 from tests.report.test_several import block, put
 
@@ -539,11 +537,7 @@ def test_in_a_browser_paper_has_every_row_and_no_controls(browser, page):
 
 
 @pytest.mark.slow
-def test_the_largest_report_is_small_enough_and_whole_in_a_browser(browser, tmp_path, monkeypatch):
-    """With the figures that are committed: to draw them again takes longer than all the rest."""
-    monkeypatch.setattr(report.figures, "drawers_started", nullcontext)
-    monkeypatch.setattr(report.figures, "in_background", lambda folder, started: nullcontext(TablesAlone()))
-    shutil.copytree(LARGEST / "figures", tmp_path / "out" / "figures")
+def test_the_largest_report_is_small_enough_and_whole_in_a_browser(browser, tmp_path):
     path = report.write(LARGEST, tmp_path / "out").parent / "report.html"
     assert path.stat().st_size <= MOST_BYTES
     for width in WIDTHS:

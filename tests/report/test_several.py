@@ -174,7 +174,7 @@ def test_the_one_file_of_all_leads_to_that_of_each(out):
         assert (out / link).stat().st_size
 
 
-def test_the_one_files_are_left_out_where_that_is_asked(runs, out, tmp_path, undrawn):
+def test_the_one_files_are_left_out_where_that_is_asked(runs, out, tmp_path, without_figures):
     """Also where an earlier report had them."""
     again = shutil.copytree(out, tmp_path / "out")
     assert sum(1 for _ in again.rglob("*.html")) == 1 + 3

@@ -25,13 +25,31 @@ from harness.records.store import FILE, PACKED, lock_folder, read_run
 from harness.run import jobs, session
 from harness.study import matrix
 from scripts import kills
-from tests.conftest import FOURTH, HERE
+from tests.conftest import FOURTH, HERE, add_frameworks
 from tests.run.test_session import FLAGS, plant, statuses, study
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 KILLS = 5
 MODULE = "python -m harness"
 RUN = ["run", *FLAGS, "--processes", "2", "--rounds", "4", "--budget", "0"]
+
+
+SHORT = study(processes=1, passes=["forward"])
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("short") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        add_frameworks(patched, FOURTH)
+        session.run(SHORT, folder, False, "")
+    return folder
+
+
+@pytest.fixture
+def finished(short_run, tmp_path):
+    """A folder of this test's own in which the short study was measured."""
+    return shutil.copytree(short_run, tmp_path / "a run")
 
 
 def start(out, *more):
@@ -185,10 +203,8 @@ def full(path):
 
 @pytest.mark.parametrize("name", ["report.md", "times.csv", "environment.json", "figures/gap-w-forward.png"])
 @pytest.mark.parametrize("again", [["run", "--resume", "--out"], ["report"]])
-def test_a_disk_that_is_full_while_the_report_is_drawn_keeps_the_records(name, again, tmp_path, monkeypatch, capsys):
-    given = study(processes=1, passes=["forward"])
-    out = tmp_path / "a run"
-    session.run(given, out, False, "")
+def test_a_disk_that_is_full_while_the_report_is_drawn_keeps_the_records(name, again, finished, monkeypatch, capsys):
+    out = finished
     before = (out / FILE).read_bytes()
     full(out / name)
     monkeypatch.setattr(session, "run", lambda study, folder, resume, command: read_run(folder))
@@ -248,15 +264,13 @@ def test_nothing_is_said_to_be_kept_where_nothing_is(error, tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interruption_before_any_work_leaves_anothers_folder_as_it_is(tmp_path, monkeypatch, capsys):
+def test_an_interruption_before_any_work_leaves_anothers_folder_as_it_is(finished, monkeypatch, capsys):
     """It once drew a report into a folder that the run would have been refused."""
-    session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    capsys.readouterr()
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     monkeypatch.setattr(session, "probe", lambda study, threads: pytest.fail("work was begun"))
-    status, said = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"))
+    status, said = command(monkeypatch, capsys, *RUN, "--out", str(finished))
     assert (status, len(said.splitlines())) == (2, 1)
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
 def test_packed_records_are_gone_on_with(tmp_path, monkeypatch):
@@ -300,43 +314,40 @@ def test_caches_lie_apart_from_the_run_and_end_with_it(tmp_path, monkeypatch):
     caches = []
     real = jobs.worker_of
     monkeypatch.setattr(jobs, "worker_of", lambda bench, job: caches.append(bench.cache) or real(bench, job))
-    session.run(study(processes=1, passes=["forward"]), tmp_path / "a b", False, "")
-    session.run(study(processes=1, passes=["forward"]), tmp_path / "c", False, "")
+    session.run(SHORT, tmp_path / "a b", False, "")
+    session.run(SHORT, tmp_path / "c", False, "")
     assert len(set(caches)) == 2
     assert not any(place.parent.exists() or " " in str(place) for place in caches)
     assert {path.name for path in (tmp_path / "a b").iterdir()} == {FILE, "weights"}
 
 
-def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch, capsys):
-    session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
-    before = (tmp_path / "run" / FILE).read_bytes()
-    with lock_folder(tmp_path / "run"), pytest.raises(UsageError, match="another run is writing"):
-        session.run(study(processes=1, passes=["forward"]), tmp_path / "run", True, "")
-    assert (tmp_path / "run" / FILE).read_bytes() == before
+def test_two_runs_into_one_folder_are_refused(finished):
+    before = (finished / FILE).read_bytes()
+    with lock_folder(finished), pytest.raises(UsageError, match="another run is writing"):
+        session.run(SHORT, finished, True, "")
+    assert (finished / FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("what", "why"), [("machine", "another machine"), ("versions", "other versions"), ("code", "other code")]
 )
-def test_records_of_another_machine_or_code_are_not_added_to(what, why, tmp_path):
-    folder = tmp_path / "run"
-    session.run(study(processes=1, passes=["forward"]), folder, False, "")
+def test_records_of_another_machine_or_code_are_not_added_to(what, why, finished):
+    folder = finished
     heading, *lines = kills.record_lines(folder)
     changed = json.loads(heading)
     changed["basis"][what] = {"code": {"commit": "x", "hash": "x"}}.get(what, {"numpy": {"numpy": "0"}})
     (folder / FILE).write_text(json.dumps(changed) + "\n" + "".join(lines))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=why):
-        session.run(study(processes=1, passes=["forward"]), folder, True, "")
+        session.run(SHORT, folder, True, "")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_killed_before_its_first_record_can_be_gone_on_with(tmp_path):
-    folder = tmp_path / "run"
-    session.run(study(processes=1, passes=["forward"]), folder, False, "")
+def test_a_run_killed_before_its_first_record_can_be_gone_on_with(finished):
+    folder = finished
     (folder / FILE).write_text((folder / FILE).read_text()[:100])  # the heading, cut while written
-    assert len(session.run(study(processes=1, passes=["forward"]), folder, True, "")) == 4
+    assert len(session.run(SHORT, folder, True, "")) == 4
     for path in folder.iterdir():
         if path.name != "weights":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert len(session.run(study(processes=1, passes=["forward"]), folder, True, "")) == 4
+    assert len(session.run(SHORT, folder, True, "")) == 4

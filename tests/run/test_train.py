@@ -14,11 +14,11 @@ from harness.records.training import TRAINING
 from harness.report import training as report
 from harness.run import jobs, train
 from harness.run.launch import WorkerDied
-from harness.study.parts import BATCHED
+from harness.study.parts import BATCHED, TWIN
 from harness.study.study import Study, Workload
 from impls import interface
 from tests.conftest import add_frameworks
-from tests.faults import SOUND, TRAINING_FAULTS
+from tests.faults import TRAINING_FAULTS
 from tests.run.test_session import plant
 
 TINY = Workload(name="book", B=3, T=4, I=1, H=16, O=1, cell="rnn_relu")
@@ -190,10 +190,12 @@ def test_mistakes_in_training_are_caught(framework, tmp_path, monkeypatch):
     add_frameworks(monkeypatch, tmp_path / "more")
     records = made(tmp_path / "run", framework=f"wrong_{framework}", processes=1)
     statuses = {
-        p.configuration.execution: {form.status for form in p.forms.values()}
+        p.configuration.execution: {name: form.status for name, form in p.forms.items()}
         for p in trajectories.latest_processes(records)
     }
-    assert statuses == {SOUND: {"ok"}} | {fault: {"wrong"} for fault in TRAINING_FAULTS}
+    assert set(statuses) == set(TRAINING_FAULTS)
+    for forms in statuses.values():
+        assert forms == {"in_loop": "wrong", BATCHED: "ok", TWIN: "ok"}
 
 
 # What is made of records
