@@ -110,7 +110,7 @@ def without_figures(monkeypatch):
     from harness import report
 
     monkeypatch.setattr(report.figures, "drawers_started", nullcontext)
-    monkeypatch.setattr(report.figures, "in_background", lambda folder, started=None: nullcontext(TablesAlone()))
+    monkeypatch.setattr(report.figures, "in_background", lambda folder, svg, started=None: nullcontext(TablesAlone()))
 
 
 FACTS = {}  # of each framework that was asked
