@@ -5,14 +5,16 @@ import itertools
 import pytest
 from safetensors.numpy import load_file
 
+from tests.conftest import add_frameworks
 from tests.faults import SOUND, size_of
-from tests.impls.test_frameworks import harness
 
 FAULTS = ("missing_gradient", "other_target")
 
 
 @pytest.mark.timeout(300)
-def test_it_has_three_gradients_and_no_loss_and_a_fault_in_its_backward_pass_is_caught(framework, tmp_path):
+def test_it_has_three_gradients_and_no_loss_and_a_fault_in_its_backward_pass_is_caught(
+    framework, harness, tmp_path, monkeypatch
+):
     place = tmp_path / "impls" / f"broken_{framework}"
     place.mkdir(parents=True)
     (place / "__init__.py").touch()
@@ -20,10 +22,8 @@ def test_it_has_three_gradients_and_no_loss_and_a_fault_in_its_backward_pass_is_
     sizes = {fault: f"B=3,T=3,I=2,H={size_of(fault)},O=5" for fault in (SOUND, *FAULTS)}
     arm = ["--recurrence", "unrolled", "--projection", "none", "--pass", "train"]
     arm += [part for workload in sizes.values() for part in ("--workload", workload)]
-    done = harness(
-        "verify", "--framework", f"broken_{framework}", *arm, "--save-outputs", str(tmp_path / "saved"),
-        path=str(tmp_path),
-    )  # fmt: skip
+    add_frameworks(monkeypatch, tmp_path)
+    done = harness("verify", "--framework", f"broken_{framework}", *arm, "--save-outputs", str(tmp_path / "saved"))
     wrong = [line.split()[3:5] for line in done.stderr.splitlines() if line.startswith("wrong: ")]
     names = {fault: f"B3-T3-I2-H{size_of(fault)}-O5-rnn_tanh" for fault in sizes}
     expected = [[precision, names[fault]] for precision, fault in itertools.product(("fp32", "fp64"), FAULTS)]

@@ -9,7 +9,6 @@ from harness.machine import environment
 from harness.run import session
 from harness.study import weights
 from harness.study.study import NAMED, Study, Workload
-from tests.impls.test_frameworks import harness
 
 GROWING = Workload(name="growing", B=2, T=40, I=3, H=8, O=4, cell="rnn_relu")
 SMALL = "B=4,T=6,I=3,H=8,O=4"
@@ -59,7 +58,7 @@ def test_what_needs_more_memory_than_is_free_is_refused(monkeypatch):
 
 
 @pytest.mark.timeout(300)
-def test_zeros_and_a_dead_relu_pass_in_every_framework(framework, tmp_path):
+def test_zeros_and_a_dead_relu_pass_in_every_framework(framework, harness, tmp_path):
     """Their gradients are zeros, of which no bound of the probe's can be made, and none of theirs of the probe's."""
     workload = Workload(name="B4-T6-I3-H8-O4-rnn_tanh", B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh")
     files = of(workload, tmp_path, x=np.zeros((6, 4, 3)))
@@ -72,7 +71,7 @@ def test_zeros_and_a_dead_relu_pass_in_every_framework(framework, tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_who_flushes_denormals_is_told(framework, tmp_path):
+def test_who_flushes_denormals_is_told(framework, harness, tmp_path):
     workload = Workload(name="B4-T6-I3-H8-O4-rnn_tanh", B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh")
     files = of(workload, tmp_path, x=np.full((6, 4, 3), 1e-39), b_rec=np.zeros(8), b_out=np.zeros(4))
     flags = ["--execution", "eager", "--precision", "fp32", "--recurrence", "unrolled", "--projection", "batched"]
