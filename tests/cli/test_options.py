@@ -65,6 +65,8 @@ FLAGS = {
     "train": "framework execution threads steps processes seed timeout out",
     "explain": "out",
     "report": "out",
+    "count": "card workload pass recurrence projection unroll-limit run out",
+    "score": "out",
     "selftest": "studies seed out",
 }
 
