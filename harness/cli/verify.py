@@ -52,8 +52,7 @@ def verify(
         context = jobs.RunContext(
             study_, by_name, private / "weights", private / "cache", check, header.basis.model_dump(), save_block
         )
-        verifications = matrix.split_jobs(matrix.verification_jobs(plan), environment.cores())
-        records = _run_jobs(context, verifications, append)
+        records = _run_jobs(context, matrix.verification_jobs(plan), append)
     return _print_results(records, plan, frameworks)
 
 

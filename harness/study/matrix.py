@@ -420,13 +420,6 @@ def verification_jobs(plan: Plan) -> list[Job]:
     ]
 
 
-def split_jobs(whole_jobs: list[Job], cores: int) -> list[Job]:
-    """Return jobs as they are, or with one block each where there are fewer of them than cores."""
-    if len(whole_jobs) >= cores:
-        return whole_jobs
-    return [replace(job, blocks=(block,)) for job in whole_jobs for block in job.blocks]
-
-
 def compilation_jobs(plan: Plan, study: Study) -> list[Job]:
     """Return untimed jobs that compile every program of a first replicate, the most central blocks first."""
     timed = [(job, block) for job in replicate_jobs(plan, study, 0) for block in job.blocks]

@@ -7,6 +7,7 @@ import pytest
 
 from harness import report
 from harness.report import compiling, decomposition, frameworks, scatter
+from harness.report.style import draw_styled
 
 REPORT = Path(__file__).parents[2] / "reports" / "2026-11-26-amd-epyc-2-cores-default"
 
@@ -48,7 +49,7 @@ def test_figures_are_drawn(tables, tmp_path):
     drawings = decomposition.drawings(tables) | scatter.drawings(tables)
     assert set(drawings) == {"steps", "scatter-times", "scatter-memory"}
     for name, draw in drawings.items():
-        draw(tmp_path / name)
+        draw_styled(draw, tmp_path / name)
         assert (tmp_path / f"{name}.png").stat().st_size
 
 
