@@ -63,6 +63,11 @@ def listing(folder):
     return set(folder.rglob("*"))
 
 
+def in_folder(text, tmp_path):
+    (tmp_path / "matplotlibrc").write_text(text)
+    return {}
+
+
 def by_variable(text, tmp_path):
     (tmp_path / "mine").write_text(text)
     return {"MATPLOTLIBRC": str(tmp_path / "mine")}
@@ -81,12 +86,11 @@ def by_folder(text, tmp_path):
     return {"MPLCONFIGDIR": str(tmp_path / "settings")}
 
 
-def test_a_user_s_configuration_changes_no_byte_of_a_figure(records, tmp_path):
-    """It lies wherever matplotlib looks for one: if any were read, the figures would be dark."""
+@pytest.mark.parametrize("where", [in_folder, by_variable, in_home, by_folder])
+def test_a_user_s_configuration_changes_no_byte_of_a_figure(where, records, tmp_path):
+    """Each place by itself: matplotlib reads the first that it finds, so that one would hide another."""
     folder, plain = records
-    environment = by_variable(DARK, tmp_path) | in_home(DARK, tmp_path) | by_folder(DARK, tmp_path)
-    (tmp_path / "matplotlibrc").write_text(DARK)
-    assert drawn(folder, tmp_path / "out", tmp_path, **environment) == plain
+    assert drawn(folder, tmp_path / "out", tmp_path, **where(DARK, tmp_path)) == plain
 
 
 def test_configurations_that_are_none_change_no_byte_of_a_figure(records, tmp_path):
