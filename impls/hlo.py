@@ -239,19 +239,19 @@ def products_by_instruction(computations: Mapping[str, list[Instruction]]) -> di
 
     The computations inside fusions have no entry of their own: a fusion is one kernel.
     """
-    found: dict[str, tuple[int, int, int, int]] = {}
+    products: dict[str, tuple[int, int, int, int]] = {}
     for instructions in computations.values():
         shapes = {instruction.name: instruction.shape for instruction in instructions}
         for instruction in instructions:
             target = _attribute(instruction, "custom_call_target")
             if instruction.opcode == "dot":
-                found[instruction.name] = _dot(instruction, shapes)
+                products[instruction.name] = _dot(instruction, shapes)
             elif target and GEMM.search(target):
-                found[instruction.name] = _gemm(instruction, shapes)
+                products[instruction.name] = _gemm(instruction, shapes)
     for instructions in computations.values():
         for instruction in instructions:
             for callee in _called(instruction) if instruction.opcode == "fusion" else ():
-                inner = [each.name for each in computations[callee] if each.name in found]
-                if inner:
-                    found[instruction.name] = found[inner[0]]
-    return found
+                dots = [operation.name for operation in computations[callee] if operation.name in products]
+                if dots:
+                    products[instruction.name] = products[dots[0]]
+    return products

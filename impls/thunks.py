@@ -66,26 +66,6 @@ class Launches:
     launches: tuple[Launch, ...]
     graphs: tuple[int, ...]
 
-    @property
-    def from_host(self) -> int:
-        """Return the kernels, copies and library calls that the host launches one by one."""
-        return sum(launch.times for launch in self.launches if not launch.graph)
-
-    @property
-    def in_graphs(self) -> int:
-        """Return the kernels, copies and library calls that run from CUDA graphs."""
-        return sum(launch.times for launch in self.launches if launch.graph)
-
-    @property
-    def recorded(self) -> int:
-        """Return the nodes of all graphs, each counted once."""
-        return sum(1 for launch in self.launches if launch.graph)
-
-    @property
-    def products(self) -> int:
-        """Return the matrix products that a library or Triton multiplies."""
-        return sum(launch.times for launch in self.launches if launch.product)
-
 
 def launches(sequence: str, metadata: str, optimised: str) -> Launches:
     """Return the launches of one call.
@@ -93,11 +73,11 @@ def launches(sequence: str, metadata: str, optimised: str) -> Launches:
     Raises ValueError where a line of the sequence cannot be read, or a conditional leaves the number unknown.
     """
     program = _Program(metadata, optimised)
-    program.walk(parsed(sequence), 1, 0)
-    return Launches(tuple(program.found), tuple(program.graphs))
+    program.walk(parse(sequence), 1, 0)
+    return Launches(tuple(program.launches), tuple(program.graphs))
 
 
-def parsed(sequence: str) -> list[Thunk]:
+def parse(sequence: str) -> list[Thunk]:
     """Return the tree of thunks. Raises ValueError for a line that is neither a thunk nor the name of a loop's part."""
     top: list[Thunk] = []
     path: list[tuple[Thunk, str]] = []  # the thunk at each level, and which of its parts is being read
@@ -138,9 +118,11 @@ class _Program:
         self.computations, _, unread_lines = hlo.parsed(optimised)
         if unread_lines:
             raise ValueError(f"this line of the program cannot be read: {unread_lines[0][:100]}")
-        self.instructions = {each.name: each for inner in self.computations.values() for each in inner}
+        self.instructions = {
+            instruction.name: instruction for instructions in self.computations.values() for instruction in instructions
+        }
         self.products = hlo.products_by_instruction(self.computations)
-        self.found: list[Launch] = []
+        self.launches: list[Launch] = []
         self.graphs: list[int] = []
 
     def walk(self, thunks: Iterable[Thunk], times: int, graph: int, sliced: bool = False) -> None:
@@ -158,7 +140,7 @@ class _Program:
                     self.names |= {part.number: self.names.get(thunk.number, "") for part in thunk.parts}
                 self.walk(thunk.parts, times, graph, sliced or thunk.kind == SLICES)
             elif thunk.kind in ONE:
-                self.found.append(self._launch(thunk, times, graph, sliced))
+                self.launches.append(self._launch(thunk, times, graph, sliced))
             elif thunk.kind not in NOTHING:
                 raise ValueError(f"what a thunk of the kind {thunk.kind} launches is not known here")
 
@@ -184,8 +166,11 @@ class _Program:
         callee = re.search(r"\bcalls=%?([\w.\-]+)", instruction.rest)
         if instruction.opcode == "fusion" and callee and callee.group(1) in self.computations:
             return fusion_bytes(instruction, self.computations[callee.group(1)])
-        known = [(name, places) for name, places in operands(instruction) if name in self.instructions]
-        shapes = [hlo.element(self.instructions[name].shape, places) for name, places in known]
+        shapes = [
+            hlo.element(self.instructions[operand].shape, places)
+            for operand, places in operands(instruction)
+            if operand in self.instructions
+        ]
         return sum(map(shape_bytes, [instruction.shape, *shapes]))
 
 
@@ -194,25 +179,34 @@ def operands(instruction: hlo.Instruction) -> list[tuple[str, str]]:
     return re.findall(r"%([\w.\-]+)((?:#\d+)*)", instruction.rest.partition(")")[0])
 
 
-def fusion_bytes(fusion: hlo.Instruction, inner: list[hlo.Instruction]) -> int:
-    """Return the bytes that a fusion reads and writes: of an array that it reads or updates a slice of, the slice."""
-    by_name = {instruction.name: instruction for instruction in inner}
-    read = {each.name: shape_bytes(each.shape) for each in inner if each.opcode == "parameter"}
-    written = shape_bytes(fusion.shape)
-    for each in inner:
-        if each.opcode in ("dynamic-slice", "dynamic-update-slice"):
-            names = [name for name, _ in operands(each)]
-            source = names[0]
-            while source in by_name and by_name[source].opcode in ("bitcast", "copy"):
-                source = operands(by_name[source])[0][0]
-            if each.opcode == "dynamic-slice":
-                moved = shape_bytes(each.shape)
-            else:
-                moved = 0
-                written += shape_bytes(by_name[names[1]].shape) - shape_bytes(each.shape)
-            if source in read:
-                read[source] = min(read[source], moved)
-    return max(written, 0) + sum(read.values())
+def fusion_bytes(fusion: hlo.Instruction, instructions: list[hlo.Instruction]) -> int:
+    """Return the bytes that a fusion reads and writes: of an array that it reads or updates a slice of, the slice.
+
+    `instructions`: those of the computation that the fusion calls.
+    """
+    by_name = {instruction.name: instruction for instruction in instructions}
+    read_bytes = {i.name: shape_bytes(i.shape) for i in instructions if i.opcode == "parameter"}
+    written_bytes = shape_bytes(fusion.shape)
+    for instruction in instructions:
+        if instruction.opcode == "dynamic-slice":
+            source, slice_bytes = _source(instruction, by_name), shape_bytes(instruction.shape)
+        elif instruction.opcode == "dynamic-update-slice":
+            source, slice_bytes = _source(instruction, by_name), 0
+            update = operands(instruction)[1][0]
+            written_bytes += shape_bytes(by_name[update].shape) - shape_bytes(instruction.shape)
+        else:
+            continue
+        if source in read_bytes:
+            read_bytes[source] = min(read_bytes[source], slice_bytes)
+    return max(written_bytes, 0) + sum(read_bytes.values())
+
+
+def _source(instruction: hlo.Instruction, by_name: dict[str, hlo.Instruction]) -> str:
+    """Return the name of what an instruction's first operand views or copies, or of that operand itself."""
+    name = operands(instruction)[0][0]
+    while name in by_name and by_name[name].opcode in ("bitcast", "copy"):
+        name = operands(by_name[name])[0][0]
+    return name
 
 
 def shape_bytes(shape: str) -> int:

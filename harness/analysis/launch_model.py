@@ -84,7 +84,7 @@ CONSTANTS = {
 UNMODELLED = Range(0.95, 1.05, "whatever this model leaves out of one form and not of another; " + ESTIMATE)
 
 
-class Launched(NamedTuple):
+class LaunchGroup(NamedTuple):
     """`times` launches a call of one kind. Bytes are of one of them.
 
     `graph`: whether a CUDA graph holds them. `sliced`: each works on a slice whose place the host computes.
@@ -101,7 +101,7 @@ class Launched(NamedTuple):
 class Count:
     """What a call of one form launches: its kernels, graphs launched, and nodes in all graphs, each once."""
 
-    launched: tuple[Launched, ...]
+    groups: tuple[LaunchGroup, ...]
     graphs: int
     recorded: int
 
@@ -118,16 +118,16 @@ class Operations:
 def draws(seed: int = SEED, count: int = DRAWS) -> dict[str, Any]:
     """Return `count` draws of every constant, evenly in the logarithm unless the range says otherwise."""
     rng = np.random.default_rng(seed)
-    return {name: _drawn(rng, range_, count) for name, range_ in CONSTANTS.items()}
+    return {name: _draw(rng, range_, count) for name, range_ in CONSTANTS.items()}
 
 
 def unmodelled(key: Iterable[str], count: int = DRAWS) -> Any:
     """Return the draws of what the model leaves out of the form with this key. The same key gives the same draws."""
     seed = int.from_bytes(hashlib.sha256("/".join(key).encode()).digest()[:8], "big")
-    return _drawn(np.random.default_rng(seed), UNMODELLED, count)
+    return _draw(np.random.default_rng(seed), UNMODELLED, count)
 
 
-def _drawn(rng: Any, range_: Range, count: int) -> Any:
+def _draw(rng: Any, range_: Range, count: int) -> Any:
     if range_.even:
         return rng.uniform(range_.low, range_.high, count)
     return np.exp(rng.uniform(np.log(range_.low), np.log(range_.high), count))
@@ -146,34 +146,34 @@ def product_us(product: Product, card: Card, c: Draws) -> Any:
     return 1e6 * waves * 2 * tile * tile * inner / (card.flops / card.multiprocessors * share)
 
 
-def device_us(launched: Iterable[Launched], card: Card, c: Draws) -> Any:
+def device_us(groups: Iterable[LaunchGroup], card: Card, c: Draws) -> Any:
     """Return the GPU's time for kernels that wait for each other."""
-    total = np.zeros_like(c["launch_us"])
-    for each in launched:
-        one = c["graph_kernel_us"] if each.graph else c["kernel_us"]
-        one = one + 1e6 * each.moved_bytes / (card.bytes_s * c["bandwidth_share"])
-        if each.product:
-            one = one + product_us(each.product, card, c)
-        total = total + each.times * one
-    return total
+    total_us = np.zeros_like(c["launch_us"])
+    for group in groups:
+        kernel_us = c["graph_kernel_us"] if group.graph else c["kernel_us"]
+        kernel_us = kernel_us + 1e6 * group.moved_bytes / (card.bytes_s * c["bandwidth_share"])
+        if group.product:
+            kernel_us = kernel_us + product_us(group.product, card, c)
+        total_us = total_us + group.times * kernel_us
+    return total_us
 
 
 def compiled_us(count: Count, card: Card, c: Draws, call: str, launch: str = "launch_us") -> Any:
     """Return the time of a call of a compiled program. `call`, `launch`: the constants of its framework."""
-    host_launches = sum(each.times for each in count.launched if not each.graph)
-    slices = sum(each.times for each in count.launched if each.graph and each.sliced)
+    host_launches = sum(group.times for group in count.groups if not group.graph)
+    slices = sum(group.times for group in count.groups if group.graph and group.sliced)
     host = host_launches * c[launch] + count.graphs * c["graph_launch_us"]
     host = host + count.recorded * c["graph_update_us"] + slices * c["slice_update_us"]
-    device = device_us(count.launched, card, c) + count.graphs * c["graph_gap_us"]
+    device = device_us(count.groups, card, c) + count.graphs * c["graph_gap_us"]
     return c[call] + np.maximum(host, device)
 
 
 def eager_us(work: Operations, card: Card, c: Draws, operation: str, share: str, call: str) -> Any:
     """Return the time of a call whose operations are dispatched one by one, each a kernel."""
     host = c[operation] * (work.recurrence + c[share] * (work.operations - work.recurrence))
-    plain = work.operations - sum(product.times for product in work.products)
-    kernels = [Launched(plain, False, None, 0.0)]
-    kernels += [Launched(product.times, False, product, 0.0) for product in work.products]
+    other_operations = work.operations - sum(product.times for product in work.products)
+    kernels = [LaunchGroup(other_operations, False, None, 0.0)]
+    kernels += [LaunchGroup(product.times, False, product, 0.0) for product in work.products]
     return c[call] + np.maximum(host, device_us(kernels, card, c))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis import launch_model as model
-from harness.analysis.launch_model import CARDS, Card, Count, Draws, Launched, Operations
+from harness.analysis.launch_model import CARDS, Card, Count, Draws, LaunchGroup, Operations
 from harness.records.counts import CountRecord
 from impls.evidence import Product
 
@@ -63,11 +63,11 @@ def xla_rows(records: Iterable[CountRecord], draws: Draws) -> Iterator[dict[str,
             place = (record.card, record.xla, record.workload, record.pass_, record.recurrence)
             groups.setdefault(place, {}).setdefault(record.projection, {})[record.triton] = record
     for (card, xla, workload, pass_, recurrence), forms in groups.items():
-        both = {projection: form for projection, form in forms.items() if len(form) == 2}
-        if "batched" in both:
+        complete_forms = {projection: form for projection, form in forms.items() if len(form) == 2}
+        if "batched" in complete_forms:
             key = {"framework": "jax", "execution": "xla", "workload": workload, "pass": pass_}
-            times = {projection: _either_way(form, CARDS[card], draws) for projection, form in both.items()}
-            counts = {projection: summary(form) for projection, form in both.items()}
+            times = {projection: _either_way(form, CARDS[card], draws) for projection, form in complete_forms.items()}
+            counts = {projection: summary(form) for projection, form in complete_forms.items()}
             yield from form_rows(card, key | {"recurrence": recurrence}, times, counts, xla)
 
 
@@ -79,17 +79,17 @@ def _either_way(form: Mapping[bool, CountRecord], card: Card, draws: Draws) -> A
 
 def count_of(record: CountRecord) -> Count:
     """Return the count of one compiled program."""
-    launched = tuple(
-        Launched(
-            each.total,
-            bool(each.graph),
-            Product(1, *each.product) if each.product else None,
-            each.moved_bytes,
-            each.sliced,
+    groups = tuple(
+        LaunchGroup(
+            launch.total,
+            bool(launch.graph),
+            Product(1, *launch.product) if launch.product else None,
+            launch.moved_bytes,
+            launch.sliced,
         )
-        for each in record.launches
+        for launch in record.launches
     )
-    return Count(launched, sum(record.graphs), sum(each.alike for each in record.launches if each.graph))
+    return Count(groups, sum(record.graphs), sum(launch.alike for launch in record.launches if launch.graph))
 
 
 def summary(form: Mapping[bool, CountRecord]) -> dict[str, str]:
@@ -163,11 +163,11 @@ def _inductor_us(work: Operations, card: Card, draws: Draws, graphs: int, call: 
 def inductor_count(work: Operations, draws: Draws, graphs: int) -> Count:
     """Return what Inductor launches: the CPU's kernels, of which those of products with K = 1 may vanish in others."""
     products = [
-        Launched(p.times * (draws["k_one"] if p.k == 1 else 1), bool(graphs), p if p.k > 1 else None, 0.0)
+        LaunchGroup(p.times * (draws["k_one"] if p.k == 1 else 1), bool(graphs), p if p.k > 1 else None, 0.0)
         for p in work.products
     ]
-    other = work.operations - sum(p.times for p in work.products)
-    return Count((*products, Launched(other, bool(graphs), None, 0.0)), graphs, 0)
+    other_kernels = work.operations - sum(p.times for p in work.products)
+    return Count((*products, LaunchGroup(other_kernels, bool(graphs), None, 0.0)), graphs, 0)
 
 
 def form_rows(
@@ -176,12 +176,12 @@ def form_rows(
     """Yield a row for each form: the range of its time, and of its time over the batched form's."""
     order = ("framework", "execution", "workload", "pass", "recurrence")
     key = {name: key[name] for name in order}
-    noisy = {p: time * model.unmodelled((card, *key.values(), p), len(time)) for p, time in times.items()}
-    for projection, time in noisy.items():
+    form_times = {p: time * model.unmodelled((card, *key.values(), p), len(time)) for p, time in times.items()}
+    for projection, time in form_times.items():
         row: dict[str, Any] = {"card": card, "precision": "fp32", **key, "projection": projection}
         ratio = dict.fromkeys(("ratio_low", "ratio_mid", "ratio_high"), None)
         if projection != "batched":
-            ratio = dict(zip(ratio, _rounded(time / noisy["batched"], 3), strict=True))
+            ratio = dict(zip(ratio, _rounded(time / form_times["batched"], 3), strict=True))
         call = dict(zip(("call_low_us", "call_mid_us", "call_high_us"), _rounded(time, 1), strict=True))
         yield row | ratio | call | counts[projection] | {"counted_by": basis}
 

@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -136,38 +136,49 @@ def merged(states: Sequence[State]) -> State:
     )
 
 
-@dataclass
 class Watch:
-    """A look at a GPU every EVERY_S seconds, from a thread of its own, while `active` is set.
+    """Looks at a GPU before and after the body of a `with` statement, and while told to, every `every_s` seconds.
 
-    `look` returns the GPU's state. `states` are those seen so far.
+    `look` returns the GPU's state, or None where there is none to look at: then nothing is watched.
     """
 
-    look: Callable[[], State | None]
-    every_s: float = EVERY_S
-    states: list[State] = field(default_factory=list)
-    active: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, look: Callable[[], State | None], every_s: float = EVERY_S) -> None:
+        self.look, self.every_s = look, every_s
+        self.seen: list[State] = []  # while active
+        self.active, self.ended = threading.Event(), threading.Event()
+        self.before: State | None = None
+        self.after: State | None = None
 
     def __enter__(self) -> "Watch":
+        self.before = self.look()
         self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
+        if self.before is not None:
+            self.thread.start()
         return self
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.ended.set()
-        self.thread.join()
+        if self.before is not None:
+            self.ended.set()
+            self.thread.join()
+            self.after = self.look()
 
     def set_active(self, active: bool) -> None:
         """Look at the GPU from now on, or no longer."""
         (self.active.set if active else self.active.clear)()
 
+    @property
+    def states(self) -> dict[str, State]:
+        """Return the states "before", "during" if it was looked at then, and "after"; empty if one end is missing."""
+        if self.before is None or self.after is None:
+            return {}
+        return {"before": self.before, **({"during": merged(self.seen)} if self.seen else {}), "after": self.after}
+
     def _watch(self) -> None:
         while not self.ended.wait(self.every_s):
-            if self.active.is_set() and (seen := self.look()) is not None and self.active.is_set():
-                self.states.append(seen)
+            if self.active.is_set() and (state := self.look()) is not None and self.active.is_set():
+                self.seen.append(state)
 
 
 def throttle_reasons(states: dict[str, State]) -> list[str]:

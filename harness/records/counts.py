@@ -83,10 +83,10 @@ class CountRecord(Model):
         return dict(sorted(counts.items()))
 
 
-def grouped(found: Launches) -> list[LaunchCount]:
+def group_alike(program: Launches) -> list[LaunchCount]:
     """Return launches with those that are alike together, in the order in which each kind is first launched."""
     alike: dict[Launch, int] = {}
-    for launch in found.launches:
+    for launch in program.launches:
         nameless = launch._replace(name="")
         alike[nameless] = alike.get(nameless, 0) + 1
     return [
@@ -105,11 +105,15 @@ def grouped(found: Launches) -> list[LaunchCount]:
 
 
 def read(folder: Path) -> list[CountRecord]:
-    """Return the counts of a folder, packed ones first. Raises UsageError where there are none or one is malformed."""
+    """Return the counts of a folder, packed ones first. A program that was counted again has its last record alone.
+
+    Raises UsageError where there are no counts, or one is malformed.
+    """
     files = [path for path in (folder / PACKED, folder / FILE) if path.exists()]
     if not are_in(folder):
         raise UsageError(f"{folder} holds no counts: there is neither {FILE} nor {PACKED}")
-    return [record for path in files for record in _read_file(path)]
+    records = [record for path in files for record in _read_file(path)]
+    return list({(record.xla, *record.key): record for record in records}.values())
 
 
 def are_in(folder: Path) -> bool:

@@ -90,10 +90,7 @@ def context(
         "environments": appendix.environments(
             tables.header.environments, {"cpu", *(block.configuration.device for block in tables.blocks)}
         ),
-        "graphics": appendix.gpu_states(tables),
-        "devices": causes.gpu_time_table(tables),
-        "gpu_sentence": causes.gpu_summary(tables),
-        "shares_compilation": shares_compilation(tables),
+        **_gpu_variables(tables),
         "numerics": appendix.numeric_settings(tables),
         "began": first_start,
         "ended": last_start,
@@ -114,6 +111,16 @@ def _experiments(idiomatic_rows: list[dict[str, str]], script_results: Row) -> d
     }
     results = {name: text(script_results[file]) if script_results[file] else "" for name, (file, text) in texts.items()}
     return results | {"idiomatic": appendix.idiomatic_table(idiomatic_rows)}
+
+
+def _gpu_variables(tables: Tables) -> Row:
+    """Return what is said of a GPU alone; each "" or False in a run without one."""
+    return {
+        "graphics": appendix.gpu_states(tables),
+        "devices": causes.gpu_time_table(tables),
+        "gpu_sentence": causes.gpu_summary(tables),
+        "shares_compilation": shares_compilation(tables),
+    }
 
 
 def shares_compilation(tables: Tables) -> bool:

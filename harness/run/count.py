@@ -53,29 +53,28 @@ class Counting:
 def count(counting: Counting, out: Path) -> list[CountRecord]:
     """Count every program that `out` does not hold yet, and return all that it then holds.
 
-    What it holds is not counted again, whichever version of XLA counted it.
+    What it holds is not counted again, whichever version of XLA counted it, unless that failed.
 
     Raises UsageError where the compiler for GPUs is not installed, or its worker ends.
     """
     make_folder(out)
     stored = counts.read(out) if counts.are_in(out) else []
-    known = {record.key for record in stored}
+    complete_keys = {record.key for record in stored if not record.reason}
     framework = _framework()
     without = framework.executions[EXECUTION].without
-    requests = [request for request in counting.requests(without) if key_of(request) not in known]
+    requests = [request for request in counting.requests(without) if key_of(request) not in complete_keys]
     try:
         variables = framework.environments[0].variables
-        with Worker(FRAMEWORK, variables, TIMEOUT_S) as worker, ProgressReport(len(requests), "programs") as shown:
+        with Worker(FRAMEWORK, variables, TIMEOUT_S) as worker, ProgressReport(len(requests), "programs") as progress:
             for request in requests:
                 answer = expect(worker.ask(request), CountAnswer)
                 if answer.record is None:
                     raise UsageError(answer.missing)
                 counts.append(out, [answer.record])
-                stored.append(answer.record)
-                shown.block(f"{request.card} {request.workload.name} {request.pass_} {request.arm.name}")
+                progress.block(f"{request.card} {request.workload.name} {request.pass_} {request.arm.name}")
     except WorkerDied as error:
         raise UsageError(f"the worker that compiles did not answer: {error.reason}") from None
-    return stored
+    return counts.read(out)
 
 
 def key_of(request: CountRequest) -> tuple[str | bool, ...]:

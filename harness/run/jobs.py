@@ -1,6 +1,5 @@
 """Carry out one job: start a worker, have it run the blocks one by one, check their outputs, and record them."""
 
-import contextlib
 import shutil
 import tempfile
 import time
@@ -19,7 +18,15 @@ from harness.study.matrix import BlockSpec, Framework, Job
 from harness.study.parts import is_question
 from harness.study.study import Study, Workload
 from harness.verify.output_check import ArmCheck, OutputCheck
-from harness.worker.messages import BlockAnswer, BlockRequest, OpenAnswer, OpenRequest, StageAnswer, UnwrittenAnswer
+from harness.worker.messages import (
+    Answer,
+    BlockAnswer,
+    BlockRequest,
+    OpenAnswer,
+    OpenRequest,
+    StageAnswer,
+    UnwrittenAnswer,
+)
 from harness.worker.timing import ROUNDS, RoundLimits
 from impls.interface import Arm, Settings
 
@@ -209,22 +216,12 @@ def _run_block(
     block, opened = pending.spec, open_worker.answer
     label = " ".join(filter(None, (_job_label(job), block.workload.name, block.pass_, block.part)))
     record, start_s = _empty_record(context, job, block), context.clock()
-    before = context.graphics() if job.configuration.device == "gpu" else None
-    watch = gpu.Watch(context.graphics) if before else None
     scratch = Path(tempfile.mkdtemp(prefix="outputs-", dir=_cache_folder(context, job)))
     try:
         request = _request(context, job, block, Attempt(record.seed, left_s(), scratch))
-
-        def on_stage(message: StageAnswer) -> None:
-            if watch:
-                watch.set_active(message.what == ROUNDS)
-            stage(f"{label} {message.arm}: {message.what}")
-
-        with watch or contextlib.nullcontext():
-            answer = open_worker.worker.ask(request, on_stage)
+        answer, on_gpu = _ask_watched(context, job, open_worker.worker, request, lambda text: stage(f"{label} {text}"))
         if isinstance(answer, UnwrittenAnswer):  # usually a full disk, which every later block would meet too
             raise OSError(answer.reason)
-        on_gpu = _gpu_fields(before, watch.states, context.graphics()) if before and watch else {}
         stage(f"{label}: checking outputs")
         check = context.output_check.check(
             scratch, block.workload, block.steps, block.pass_, job.configuration.precision
@@ -254,15 +251,23 @@ def _run_block(
     return record.model_copy(update=results | on_gpu)
 
 
-def _gpu_fields(before: gpu.State, during: list[gpu.State], after: gpu.State | None) -> dict[str, Any]:
-    """Return the GPU's state before a block, during its rounds and after it, and why its clocks were low.
+def _ask_watched(
+    context: RunContext, job: Job, worker: Worker, request: BlockRequest, stage: Stage
+) -> tuple[Answer, dict[str, Any]]:
+    """Return a worker's answer to a request, and the GPU's states around and during the rounds, as a record has them.
 
-    Without a state `after` the block has none of these.
+    On a CPU, and where the GPU cannot be looked at, there are no states. Raises WorkerDied.
     """
-    if after is None:
-        return {}
-    states = {"before": before, **({"during": gpu.merged(during)} if during else {}), "after": after}
-    return {"gpu": states, "throttled": gpu.throttle_reasons(states)}
+    on_gpu = job.configuration.device == "gpu"
+    with gpu.Watch(context.graphics if on_gpu else lambda: None) as watch:
+
+        def on_stage(message: StageAnswer) -> None:
+            watch.set_active(message.what == ROUNDS)
+            stage(f"{message.arm}: {message.what}")
+
+        answer = worker.ask(request, on_stage)
+    states = watch.states
+    return answer, {"gpu": states, "throttled": gpu.throttle_reasons(states)} if states else {}
 
 
 def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) -> BlockRequest:

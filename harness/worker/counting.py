@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable
 
-from harness.records.counts import CountRecord, grouped
+from harness.records.counts import CountRecord, group_alike
 from harness.worker.messages import CountAnswer, CountRequest
 
 NOT_AHEAD = "no compiler for a GPU that is not here is known for this framework"
@@ -32,11 +32,13 @@ def count(framework: str, request: CountRequest, clock_s: Callable[[], float]) -
     )
     begin = clock_s()
     try:
-        found, evidence, _ = ahead.compiled(workload.shapes, workload.cell, arm, request.pass_, card, request.triton)
+        program, evidence, _ = ahead.compile_arm(
+            workload.shapes, workload.cell, arm, request.pass_, card, request.triton
+        )
     except Exception as error:  # whatever a compiler raises is a record, not a crash
         message = (str(error).splitlines() or [""])[0]
         return CountAnswer(record=record.model_copy(update={"reason": f"{type(error).__name__}: {message}"}))
-    record.launches, record.graphs = grouped(found), list(found.graphs)
+    record.launches, record.graphs = group_alike(program), list(program.graphs)
     record.loops, record.temp_bytes = evidence.loops, evidence.temp_bytes
     record.compile_s = round(clock_s() - begin, 2)
     return CountAnswer(record=record)

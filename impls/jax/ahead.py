@@ -50,7 +50,7 @@ def version() -> str:
     raise Missing(NO_PLUGIN)
 
 
-def compiled(
+def compile_arm(
     shapes: Mapping[str, tuple[int, ...]], cell: str, arm: Arm, pass_: str, card: Any, triton: bool
 ) -> tuple[thunks.Launches, Evidence, dict[str, str]]:
     """Return what one call of an arm launches on a card, its evidence, and the texts: file name -> content.
@@ -61,7 +61,7 @@ def compiled(
     import jax
     import jax.numpy as jnp
 
-    from impls.jax import model
+    from impls.jax import passes
 
     steps, batch, _ = shapes["x"]
     hidden = (steps, batch, shapes["w_rec"][0])
@@ -74,39 +74,18 @@ def compiled(
         name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding) for name, size in {**shapes, **inputs}.items()
     }
     weights = Weights(*(arrays[name] for name in Weights._fields))
-    run = _function(model, model.arm(arm.recurrence, arm.projection), model.CELLS[cell], arm.projection, pass_)
+    run = passes.function(arm.recurrence, arm.projection, cell, pass_)
     with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision(PRECISION):
         options = private.AHEAD | {private.DUMP: folder, private.TRITON: triton}
         program = jax.jit(run).lower(weights, arrays["x"], arrays["target"]).compile(compiler_options=options)
-        texts = _dumped(Path(folder))
-    found = thunks.launches(texts["thunk_sequence"], texts["thunk_metadata"], texts["optimised.hlo"])
-    result = hlo.evidence(texts["optimised.hlo"])
-    result.temp_bytes = int(program.memory_analysis().temp_size_in_bytes)
-    return found, result, texts
+        texts = _read_dumps(Path(folder))
+    launches = thunks.launches(texts["thunk_sequence"], texts["thunk_metadata"], texts["optimised.hlo"])
+    evidence = hlo.evidence(texts["optimised.hlo"])
+    evidence.temp_bytes = int(program.memory_analysis().temp_size_in_bytes)
+    return launches, evidence, texts
 
 
-def _function(model: Any, arm: Any, cell: Any, projection: str, pass_: str) -> Any:
-    """Return a pass of an arm as a function of weights, x and target, as impls.jax.backend runs it."""
-    import jax
-
-    def forward(w: Weights, x: Any, target: Any) -> Any:
-        return arm(w, cell, x)
-
-    def train(w: Weights, x: Any, target: Any) -> Any:
-        return model.loss(arm(w, cell, x), target)
-
-    def backward(w: Weights, x: Any, d_h: Any) -> Any:
-        def hidden(w_in: Any, w_rec: Any, b_rec: Any) -> Any:
-            return arm(w._replace(w_in=w_in, w_rec=w_rec, b_rec=b_rec), cell, x)
-
-        return jax.vjp(hidden, *w.recurrent)[1](d_h)
-
-    if pass_ == "forward":
-        return forward
-    return backward if projection == "none" else jax.value_and_grad(train)
-
-
-def _dumped(folder: Path) -> dict[str, str]:
+def _read_dumps(folder: Path) -> dict[str, str]:
     """Return the texts of the one program in a folder of dumps."""
     (optimised,) = folder.glob(f"*.{private.DUMPED}")
     (metadata,) = folder.glob("*.thunk_metadata.txt")

@@ -67,9 +67,9 @@ class Backend:
         import jax
         import jax.numpy as jnp
 
-        from impls.jax import model
+        from impls.jax import model, passes
 
-        self.jax, self.jnp, self.model = jax, jnp, model
+        self.jax, self.jnp, self.model, self.passes = jax, jnp, model, passes
         self.gpu = settings.device == "gpu"
         jax.config.update("jax_enable_x64", settings.precision == "fp64")
         self.dtype = jnp.bfloat16 if settings.precision == "bf16" else None
@@ -84,25 +84,8 @@ class Backend:
         return {"default_matmul_precision": str(getattr(jax.config, MATMUL))}
 
     def prepare(self, program: Program, w: Weights) -> Run:
-        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
-        cell, loss = self.model.CELLS[program.cell], self.model.loss
-        require_layer(program, cell.own)
-
-        def forward(w: Weights, x: Any, target: Any) -> Any:
-            return arm(w, cell, x)
-
-        def train(w: Weights, x: Any, target: Any) -> Any:
-            return loss(arm(w, cell, x), target)
-
-        def backward(w: Weights, x: Any, d_h: Any) -> Any:
-            def hidden(w_in: Any, w_rec: Any, b_rec: Any) -> Any:
-                return arm(w._replace(w_in=w_in, w_rec=w_rec, b_rec=b_rec), cell, x)
-
-            return self.jax.vjp(hidden, *w.recurrent)[1](d_h)
-
-        without_loss = program.arm.projection == "none"
-        gradients = backward if without_loss else self.jax.value_and_grad(train)
-        run = forward if program.pass_ == "forward" else gradients
+        require_layer(program, self.model.CELLS[program.cell].own)
+        run = self.passes.function(program.arm.recurrence, program.arm.projection, program.cell, program.pass_)
         return functools.partial(self.jax.jit(run) if program.execution == "xla" else run, w)
 
     def trainer(self, program: Program, w: Weights) -> Run:

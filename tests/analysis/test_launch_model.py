@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness.analysis import launch_model as model
-from harness.analysis.launch_model import Card, Count, Launched, Operations
+from harness.analysis.launch_model import Card, Count, LaunchGroup, Operations
 from impls.evidence import Product
 
 CARD = Card(flops=132e12, bytes_s=1e12, multiprocessors=132)  # 1 TFLOP/s a multiprocessor, 1 MB a microsecond
@@ -18,9 +18,9 @@ def constants(**changed: float) -> dict[str, np.ndarray]:
 
 def test_the_host_pays_for_launches_graphs_nodes_and_slices():
     launched = (
-        Launched(3, False, None, 0.0),
-        Launched(120, True, None, 0.0),
-        Launched(20, True, None, 0.0, sliced=True),
+        LaunchGroup(3, False, None, 0.0),
+        LaunchGroup(120, True, None, 0.0),
+        LaunchGroup(20, True, None, 0.0, sliced=True),
     )
     count = Count(launched, graphs=20, recorded=7)
     for constant, times in {"launch_us": 3, "graph_launch_us": 20, "graph_update_us": 7, "slice_update_us": 20}.items():
@@ -29,7 +29,7 @@ def test_the_host_pays_for_launches_graphs_nodes_and_slices():
 
 
 def test_the_gpu_pays_for_kernels_bytes_and_gaps():
-    launched = (Launched(3, False, None, 2e6), Launched(120, True, None, 0.0))
+    launched = (LaunchGroup(3, False, None, 2e6), LaunchGroup(120, True, None, 0.0))
     count = Count(launched, graphs=20, recorded=6)
     for constant, times in {"kernel_us": 3, "graph_kernel_us": 120, "graph_gap_us": 20}.items():
         (time,) = model.compiled_us(count, CARD, constants(**{constant: 1.0}), "jax_call_us")
@@ -37,7 +37,7 @@ def test_the_gpu_pays_for_kernels_bytes_and_gaps():
 
 
 def test_the_larger_of_host_and_gpu_counts():
-    count = Count((Launched(10, False, None, 0.0),), 0, 0)
+    count = Count((LaunchGroup(10, False, None, 0.0),), 0, 0)
     for kernel, launch, expected in ((1.0, 3.0, 30), (4.0, 3.0, 40)):
         c = constants(kernel_us=kernel, launch_us=launch)
         assert model.compiled_us(count, CARD, c, "jax_call_us") == pytest.approx(expected)
@@ -80,7 +80,7 @@ def test_a_ratio_s_range_is_narrower_than_what_its_times_ranges_allow():
     """The constants of a draw are shared: what a launch costs nearly cancels."""
     c = model.draws()
     one, two = (
-        model.compiled_us(Count((Launched(n, False, None, 0.0),), 0, 0), CARD, c, "jax_call_us") for n in (500, 1000)
+        model.compiled_us(Count((LaunchGroup(n, False, None, 0.0),), 0, 0), CARD, c, "jax_call_us") for n in (500, 1000)
     )
     low, middle, high = model.percentiles(two / one)
     (one_low, _, one_high), (two_low, _, two_high) = model.percentiles(one), model.percentiles(two)

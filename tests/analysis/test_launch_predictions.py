@@ -82,7 +82,7 @@ def test_a_count_tells_nodes_from_launches():
     launches = [launch(20, alike=6, graph=1), launch(1, alike=3), launch(20, product=(1, 50, 100, 100), graph=1)]
     count = count_of(record("in_loop", True, launches, graphs=[20]))
     assert (count.graphs, count.recorded) == (20, 7)
-    assert [each.times for each in count.launched] == [120, 3, 20]
+    assert [group.times for group in count.groups] == [120, 3, 20]
 
 
 @pytest.mark.parametrize(

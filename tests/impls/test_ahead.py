@@ -22,7 +22,7 @@ from impls.jax import ahead
 vocab, found = NAMED["vocab"], {}
 _, card = ahead.open_card("h100")
 for form in ("in_loop", "batched", "per_step"):
-    launches, _, _ = ahead.compiled(vocab.shapes, vocab.cell, Arm("scan", form), "forward", card, False)
+    launches, _, _ = ahead.compile_arm(vocab.shapes, vocab.cell, Arm("scan", form), "forward", card, False)
     products = {str(list(launch.product)): launch.times for launch in launches.launches if launch.product}
     found[form] = [products, sum(launches.graphs)]
 print(json.dumps(found))

@@ -113,16 +113,32 @@ def test_a_watch_looks_only_while_it_is_told_to_and_what_it_saw_is_merged():
     watch = gpu.Watch(lambda: replace(CALM, sm_mhz=1000 - next(looks) % 2, reasons=["power limit"]), every_s=0.001)
     with watch:
         time.sleep(0.02)
-        assert watch.states == []
+        assert watch.seen == []
         watch.set_active(True)
-        while len(watch.states) < 3:
+        while len(watch.seen) < 3:
             time.sleep(0.001)
         watch.set_active(False)
-    count = len(watch.states)
+    count = len(watch.seen)
     time.sleep(0.01)
-    assert len(watch.states) == count
-    found = gpu.merged([*watch.states, replace(CALM, processes=None, temperature_c=50)])
+    assert len(watch.seen) == count
+    found = gpu.merged([*watch.seen, replace(CALM, processes=None, temperature_c=50)])
     assert (found.sm_mhz, found.temperature_c, found.reasons, found.processes) == (999, 50, ["power limit"], [7])
+    assert list(watch.states) == ["before", "during", "after"]
+    assert watch.states["during"] == gpu.merged(watch.seen)
+
+
+@pytest.mark.parametrize("looks", [[None], [CALM, None]])
+def test_where_a_gpu_cannot_be_looked_at_there_are_no_states(looks):
+    given = iter(looks)
+    with gpu.Watch(lambda: next(given)) as watch:
+        watch.set_active(True)
+    assert watch.states == {}
+
+
+def test_a_gpu_that_was_not_looked_at_while_it_worked_has_its_states_around_that():
+    with gpu.Watch(lambda: CALM, every_s=60.0) as watch:
+        watch.set_active(True)
+    assert watch.states == {"before": CALM, "after": CALM}
 
 
 def test_other_processes_are_counted_without_the_worker():

@@ -87,6 +87,14 @@ def test_what_a_folder_holds_is_not_counted_again(worker, tmp_path):
     assert counts.read(tmp_path) == both
 
 
+def test_a_count_that_failed_is_made_again_and_replaced(worker, tmp_path):
+    first, second = count.count(counting(), tmp_path)
+    counts.append(tmp_path, [second.model_copy(update={"reason": "ValueError: out of memory"})])
+    worker.asked.clear()
+    assert count.count(counting(), tmp_path) == [first, second]
+    assert [request.triton for request in worker.asked] == [second.triton]
+
+
 def test_where_nothing_can_be_counted_one_sentence_says_why(worker, tmp_path):
     worker.missing = "it is not installed"
     with pytest.raises(UsageError, match="it is not installed"):

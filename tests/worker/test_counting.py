@@ -43,7 +43,7 @@ def test_a_program_s_count_has_all_that_tells_it_from_others(ahead):
 
 def test_the_program_asked_for_is_the_one_compiled(ahead):
     asked = []
-    ahead.compiled = lambda *arguments: asked.append(arguments) or (FOUND, Evidence(), {})
+    ahead.compile_arm = lambda *arguments: asked.append(arguments) or (FOUND, Evidence(), {})
     answer()
     book = NAMED["book"]
     assert asked == [(book.shapes, book.cell, Arm("scan", "in_loop"), "train", "the h100", False)]
@@ -53,7 +53,7 @@ def test_a_program_that_does_not_compile_has_a_reason(ahead):
     def fail(*arguments):
         raise ValueError("a kind that is not known\nand more")
 
-    ahead.compiled = fail
+    ahead.compile_arm = fail
     record = answer().record
     assert record.reason == "ValueError: a kind that is not known"
     assert record.launches == []
