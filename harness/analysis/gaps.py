@@ -101,15 +101,17 @@ def _all_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
 def paired_times(blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]]) -> PairedTimes:
     """Return nanoseconds a call of contender and baseline in the same rounds, a pair of arrays for each process."""
     times: PairedTimes = {}
-    known: dict[tuple[str, ...], list[MeasuredPair]] = {}  # names of arms -> their pairs; most blocks have the same
+    pairs_by_names: dict[
+        tuple[str, ...], list[MeasuredPair]
+    ] = {}  # names of arms -> their pairs; most blocks have the same
     for record in blocks:
         names = tuple(name for name, arm in record.arms.items() if arm.has_times)
-        if names not in known:
-            known[names] = _measured_pairs(names, pairs)
-        if known[names]:
+        if names not in pairs_by_names:
+            pairs_by_names[names] = _measured_pairs(names, pairs)
+        if pairs_by_names[names]:
             place = block_key(record)
             per_call = {name: call_times_ns(record.arms[name]) for name in names}
-            for pair, name, base in known[names]:
+            for pair, name, base in pairs_by_names[names]:
                 times.setdefault((*place, *pair), []).append((per_call[name], per_call[base]))
     return times
 

@@ -58,9 +58,9 @@ def score(predictions: Path, run: Path, out: Path | None) -> None:
         raise UsageError(f"{run} has no times of a GPU that {predictions} predicts")
     if out:
         rows.to_csv(out, index=False)
-    shown = Table(*COLUMNS)
+    table = Table(*COLUMNS)
     for row in launch_scores.summarized(rows).to_dict("records"):
-        shown.add_row(
+        table.add_row(
             str(row["framework"]),
             str(row["execution"]),
             f"{row['ratios_inside']} of {row['ratios']}",
@@ -68,7 +68,7 @@ def score(predictions: Path, run: Path, out: Path | None) -> None:
             _percent(row["error_of_none"]),
             f"{row['times_inside']} of {row['times']}",
         )
-    console().print(shown)
+    console().print(table)
 
 
 def _percent(factor: float) -> str:

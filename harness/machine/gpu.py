@@ -121,15 +121,15 @@ def merged(states: Sequence[State]) -> State:
     That is the lowest clocks, the highest temperature and power, every reason, every process, and the last limits.
     """
 
-    def known(name: str) -> list[Any]:
+    def reported(name: str) -> list[Any]:
         return [value for state in states if (value := getattr(state, name)) is not None]
 
-    reasons, processes = known("reasons"), known("processes")
+    reasons, processes = reported("reasons"), reported("processes")
     return State(
-        sm_mhz=min(known("sm_mhz"), default=None),
-        memory_mhz=min(known("memory_mhz"), default=None),
-        temperature_c=max(known("temperature_c"), default=None),
-        power_w=max(known("power_w"), default=None),
+        sm_mhz=min(reported("sm_mhz"), default=None),
+        memory_mhz=min(reported("memory_mhz"), default=None),
+        temperature_c=max(reported("temperature_c"), default=None),
+        power_w=max(reported("power_w"), default=None),
         reasons=list(dict.fromkeys(itertools.chain(*reasons))) if reasons else None,
         processes=sorted(set(itertools.chain(*processes))) if processes else None,
         limited_ns=states[-1].limited_ns,
@@ -144,7 +144,7 @@ class Watch:
 
     def __init__(self, look: Callable[[], State | None], every_s: float = EVERY_S) -> None:
         self.look, self.every_s = look, every_s
-        self.seen: list[State] = []  # while active
+        self.active_states: list[State] = []  # while active
         self.active, self.ended = threading.Event(), threading.Event()
         self.before: State | None = None
         self.after: State | None = None
@@ -173,12 +173,16 @@ class Watch:
         """Return the states "before", "during" if it was looked at then, and "after"; empty if one end is missing."""
         if self.before is None or self.after is None:
             return {}
-        return {"before": self.before, **({"during": merged(self.seen)} if self.seen else {}), "after": self.after}
+        return {
+            "before": self.before,
+            **({"during": merged(self.active_states)} if self.active_states else {}),
+            "after": self.after,
+        }
 
     def _watch(self) -> None:
         while not self.ended.wait(self.every_s):
             if self.active.is_set() and (state := self.look()) is not None and self.active.is_set():
-                self.seen.append(state)
+                self.active_states.append(state)
 
 
 def throttle_reasons(states: dict[str, State]) -> list[str]:
@@ -188,10 +192,10 @@ def throttle_reasons(states: dict[str, State]) -> list[str]:
     nothing lowers its clocks by itself, so reasons count during the rounds alone, where they are known.
     """
     before, after = states["before"], states["after"]
-    seen = [states["during"]] if "during" in states else [before, after]
+    counted_states = [states["during"]] if "during" in states else [before, after]
     limits = after.limited_ns
     violations = [name for name in limits if limits[name] > before.limited_ns.get(name, limits[name])]
-    reasons = dict.fromkeys([*(reason for state in seen for reason in state.reasons or ()), *violations])
+    reasons = dict.fromkeys([*(reason for state in counted_states for reason in state.reasons or ()), *violations])
     return [name for name in reasons if name not in HARMLESS]
 
 

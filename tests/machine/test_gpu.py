@@ -113,18 +113,18 @@ def test_a_watch_looks_only_while_it_is_told_to_and_what_it_saw_is_merged():
     watch = gpu.Watch(lambda: replace(CALM, sm_mhz=1000 - next(looks) % 2, reasons=["power limit"]), every_s=0.001)
     with watch:
         time.sleep(0.02)
-        assert watch.seen == []
+        assert watch.active_states == []
         watch.set_active(True)
-        while len(watch.seen) < 3:
+        while len(watch.active_states) < 3:
             time.sleep(0.001)
         watch.set_active(False)
-    count = len(watch.seen)
+    count = len(watch.active_states)
     time.sleep(0.01)
-    assert len(watch.seen) == count
-    found = gpu.merged([*watch.seen, replace(CALM, processes=None, temperature_c=50)])
+    assert len(watch.active_states) == count
+    found = gpu.merged([*watch.active_states, replace(CALM, processes=None, temperature_c=50)])
     assert (found.sm_mhz, found.temperature_c, found.reasons, found.processes) == (999, 50, ["power limit"], [7])
     assert list(watch.states) == ["before", "during", "after"]
-    assert watch.states["during"] == gpu.merged(watch.seen)
+    assert watch.states["during"] == gpu.merged(watch.active_states)
 
 
 @pytest.mark.parametrize("looks", [[None], [CALM, None]])
