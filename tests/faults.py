@@ -1,7 +1,7 @@
 """Faults planted in each framework's model, in a framework named `broken_<name>`.
 
-It runs the real model, eagerly, with one of its functions replaced while it runs. Which one, the hidden size says: so
-that one worker can run them all.
+It runs the real model, eagerly, with one of its functions replaced while it runs. Which one, the number of inputs says:
+so that one worker can run them all, and that what JAX has compiled for one of them serves the next.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
 FAULTS = ("dropped_bias", "shifted", "transposed", "stale", "lowered", "missing_gradient", "other_target")
 PLANTED = (SOUND, SWAPPED, *FAULTS)
-FIRST_SIZE = 16
+FIRST_SIZE = 2
 
 
 def size_of(fault):
-    """The hidden size that stands for a fault: a program is given it with its weights."""
+    """The number of inputs that stands for a fault: a program is given it with its weights."""
     return FIRST_SIZE + PLANTED.index(fault)
 
 
 def broken(framework):
-    """The backend class of a framework that has a fault for each hidden size from FIRST_SIZE on."""
+    """The backend class of a framework that has a fault for each number of inputs from FIRST_SIZE on."""
     real = importlib.import_module(f"impls.{framework}.backend").Backend
 
     class Broken(real):
@@ -44,7 +44,7 @@ def broken(framework):
         def prepare(self, program, w):
             if program.arm == Arm(*NULL_ARM):
                 return super().prepare(program, w)
-            fault = PLANTED[int(w.w_rec.shape[0]) - FIRST_SIZE]
+            fault = PLANTED[int(w.w_in.shape[0]) - FIRST_SIZE]
             if fault == SWAPPED and program.arm.projection == "in_loop":
                 program = dataclasses.replace(program, arm=Arm(program.arm.recurrence, "batched"))
             run = super().prepare(program, w)

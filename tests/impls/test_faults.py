@@ -31,7 +31,7 @@ def broken(framework, tmp_path, monkeypatch):
 
 
 def measured(broken, folder, planted):
-    workloads = [Workload(name=fault, B=3, T=5, I=2, H=size_of(fault), O=4, cell="rnn_tanh") for fault in planted]
+    workloads = [Workload(name=fault, B=3, T=5, I=size_of(fault), H=16, O=4, cell="rnn_tanh") for fault in planted]
     given = {"frameworks": [broken], "threads": [1], "workloads": workloads}
     study = Study(**given, processes=1, rounds=3, block_s=0.01)
     records = session.run(study, folder, False, "")

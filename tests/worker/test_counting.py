@@ -23,7 +23,7 @@ class Missing(Exception):  # noqa: N818  named as that of impls.jax.ahead
 @pytest.fixture
 def ahead(monkeypatch):
     module = SimpleNamespace(Missing=Missing, open_card=lambda name: ("xla 1", f"the {name}"))
-    module.compiled = lambda *arguments: (FOUND, Evidence(loops=[20], temp_bytes=7), {})
+    module.compile_arm = lambda *arguments: (FOUND, Evidence(loops=[20], temp_bytes=7), {})
     monkeypatch.setitem(sys.modules, "impls.made_up", SimpleNamespace(__path__=[]))
     monkeypatch.setitem(sys.modules, "impls.made_up.ahead", module)
     return module
