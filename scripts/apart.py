@@ -107,7 +107,7 @@ def time_arms(context: jobs.RunContext, job: Job, arms: tuple[Arm, ...], replica
     (record,) = jobs.work(context, Job(job.configuration, replicate, (block,)), lambda: ENOUGH_S, lambda text: None)
     if record.status != "ok":
         raise SystemExit(f"{job.configuration.framework}: {record.reason}")
-    return {name: list(call_times_ns(arm) / 1e9) for name, arm in record.arms.items()}
+    return {name: list(times_ns / 1e9) for name, times_ns in call_times_ns(record, list(record.arms)).items()}
 
 
 def gap_intervals(replicates: list[dict[str, Times]], contender: str, baseline: str) -> dict[str, list[float]]:

@@ -27,6 +27,7 @@ ODD = "--workload B=7,T=5,I=3,H=65,O=33,cell=lstm --workload B=5,T=4,I=31,H=64,O
 RUN = "run --no-report --device {device} --sweep none"
 COARSE = {"gpu": "tf32", "cpu": "bf16"}  # a precision that breaks the bounds of fp32
 FIRST = f"{RUN} --compile-first"
+COUNTS = "reports/2026-11-26-gpu-predictions"  # of two versions of XLA, for an H100
 GRACE_S = 15.0  # beyond its budget, for the block that a run has begun and for what it writes at its end
 
 
@@ -36,7 +37,8 @@ class Part:
 
     `share` is its share of the minutes; `measures` says whether it takes a budget and a folder. `statuses` are the exit
     statuses that it may have, and `says` the texts that its log must contain: the planted fault has to be found in each
-    framework, and not another one. A run ends with 1 where a program is wrong, which its report names.
+    framework, and not another one. A run ends with 1 where a program is wrong, which its report names. `needs_gpu`: it
+    is left out where the script is tried on a CPU.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Part:
     measures: bool = True
     statuses: tuple[int, ...] = (0,)
     says: tuple[str, ...] = ()
+    needs_gpu: bool = False
 
 
 PARTS = [
@@ -59,6 +62,7 @@ PARTS = [
         ("wrong: torch", "wrong: jax"),
     ),
     Part("main", f"{RUN} --execution eager,inductor,cudagraph,xla scripts/on_gpu.toml", 0.4),
+    Part("counts", f"score {COUNTS} {{out}}/main", 0.01, False, needs_gpu=True),
     Part(
         "loops",
         f"{FIRST} --framework jax --execution xla --workload vocab,stream --recurrence scan {QUESTION} --processes 3",
@@ -92,8 +96,8 @@ def run_part(part: Part, arguments: argparse.Namespace, end_s: float) -> bool:
     Ctrl-C, so that it ends its workers.
     """
     left_s = max(1.0, end_s - time.monotonic())
-    coarse = COARSE[arguments.device]
-    options = shlex.split(part.command.format(device=arguments.device, coarse=coarse))
+    words = {"device": arguments.device, "coarse": COARSE[arguments.device], "out": arguments.out}
+    options = [word.format(**words) for word in shlex.split(part.command)]
     if part.measures:
         options += ["--budget", f"{max(1.0, left_s - GRACE_S):.0f}", "--out", str(arguments.out / part.name)]
     with (arguments.out / f"{part.name}.log").open("w") as log:
@@ -139,7 +143,8 @@ def main() -> None:
         print("\n".join(f"{part.name}: python -m harness {part.command}" for part in PARTS))
         return
     folders.make_folder(arguments.out)
-    parts = [part for part in PARTS if not arguments.part or part.name in arguments.part]
+    wanted = [part for part in PARTS if not arguments.part or part.name in arguments.part]
+    parts = [part for part in wanted if arguments.device == "gpu" or not part.needs_gpu]
     start_s, total, share = time.monotonic(), sum(part.share for part in parts), 0.0
     outcomes = []
     for part in parts:

@@ -108,8 +108,8 @@ def predict_times(costs: Costs, roofline: Roofline, workload: Workload) -> Predi
 
 def sweep_point(block: BlockRecord) -> SweepPoint:
     """Return the point of a sweep's block that nothing is missing from."""
-    recurrence = recurrence_of(block)
-    none, *forms = (call_times_ns(block.arms[f"{recurrence}_{projection}"]) / 1e9 for projection in SWEPT)
+    names = [f"{recurrence_of(block)}_{projection}" for projection in SWEPT]
+    none, *forms = (times_ns / 1e9 for times_ns in call_times_ns(block, names).values())
     medians = np.median(np.stack([none, *(form - none for form in forms)]), axis=1)
     return SweepPoint(block.workload, *medians.tolist())
 

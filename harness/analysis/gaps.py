@@ -110,7 +110,7 @@ def paired_times(blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Ite
             pairs_by_names[names] = _measured_pairs(names, pairs)
         if pairs_by_names[names]:
             place = block_key(record)
-            per_call = {name: call_times_ns(record.arms[name]) for name in names}
+            per_call = call_times_ns(record, names)
             for pair, name, base in pairs_by_names[names]:
                 times.setdefault((*place, *pair), []).append((per_call[name], per_call[base]))
     return times

@@ -30,8 +30,8 @@ def faults(blocks: list[BlockRecord]) -> pd.DataFrame:
         place = block_key(block)
         for name, arm in block.arms.items():
             if arm.faults and arm.status == "ok":
-                count = statistics.median(arm.faults) / arm.calls
-                # Most arms have no faults, and need no median time.
+                # Most arms have no faults, and need no median.
+                count = statistics.median(arm.faults) / arm.calls if any(arm.faults) else 0.0
                 share = min(count * fault_s / median_call_s(arm), 1.0) if count else 0 * fault_s
                 rows.append((*place, *parse_arm_name(name).values(), block.replicate, count, share))
     return pd.DataFrame(rows, columns=FAULTS).sort_values([*PLACE, "process"], kind="stable", ignore_index=True)

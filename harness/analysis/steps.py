@@ -55,8 +55,9 @@ def steps(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
 
 def _log_ratios(block: BlockRecord, recurrence: str) -> LogRatios:
     """Return the log ratios of each form of a recurrence that has times; none where in_loop or batched has none."""
-    arms = {form: block.arms.get(f"{recurrence}_{form}") for form in FORMS}
-    times = {form: call_times_ns(arm) for form, arm in arms.items() if arm and arm.has_times}
-    if not {"in_loop", BATCHED} <= times.keys():
+    names = {form: f"{recurrence}_{form}" for form in FORMS}
+    measured = {form: name for form, name in names.items() if (arm := block.arms.get(name)) and arm.has_times}
+    if not {"in_loop", BATCHED} <= measured.keys():
         return {}
-    return {form: np.log(form_times / times[BATCHED]) for form, form_times in times.items()}
+    times = call_times_ns(block, list(measured.values()))
+    return {form: np.log(times[name] / times[names[BATCHED]]) for form, name in measured.items()}

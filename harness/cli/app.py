@@ -296,11 +296,13 @@ def count(
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(metavar="FILE", help="The predictions.csv of `count`.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The predictions.csv of `count`, or a folder of its counts.")
+    ],
     run: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run on a GPU.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every scored row into this CSV.")] = None,
 ) -> None:
-    """Score predictions made from counts against a run on a GPU."""
+    """Score predictions made from counts, or the counts themselves, against a run on a GPU."""
     from harness.cli import count as counting
 
     counting.score(predictions, run, out)

@@ -137,7 +137,7 @@ def drawers() -> ProcessPoolExecutor:
     """
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
-    count = min(DRAWERS, len(os.sched_getaffinity(0)))
+    count = min(DRAWERS, max(1, len(os.sched_getaffinity(0)) - 1))  # one core is left to what makes the tables
     return ProcessPoolExecutor(count, mp_context=get_context("fork"), initializer=_prepare_to_draw)
 
 

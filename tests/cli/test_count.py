@@ -57,3 +57,19 @@ def test_a_run_without_a_gpu_and_a_file_without_predictions_are_refused(monkeypa
         run(monkeypatch, "score", tmp_path / "other.csv", "run")
     with pytest.raises(UsageError, match="cannot be read"):
         run(monkeypatch, "score", tmp_path / "nowhere.csv", "run")
+
+
+def test_counts_are_compared_with_the_card_s_own(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, "score", PREDICTIONS.parent, REPORTS / "2026-11-26-h100", "--out", tmp_path / "checked.csv")
+    said = capsys.readouterr().out
+    assert "11 of 11 programs launch on the card what was counted without one" in said
+    assert pd.read_csv(tmp_path / "checked.csv").agrees.all()
+
+
+def test_counts_for_another_card_and_of_nothing_are_refused(monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match=r"has counts for h100, and the GPU of .* is none"):
+        run(monkeypatch, "score", PREDICTIONS.parent, REPORTS / "2026-11-26-amd-epyc-2-cores")
+    with pytest.raises(UsageError, match="has no profile of a program"):
+        run(monkeypatch, "score", PREDICTIONS.parent, REPORTS / "2026-11-26-h100-unrolled")
+    with pytest.raises(UsageError, match="holds no counts"):
+        run(monkeypatch, "score", tmp_path, REPORTS / "2026-11-26-h100")

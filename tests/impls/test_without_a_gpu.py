@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from impls import libraries
-from impls.interface import CELLS, Arm, Program, Settings
+from impls.interface import CELLS, Arm, Program, Settings, Unavailable
 from tests.conftest import HERE, SMALL, data_of
 
 pytestmark = pytest.mark.slow
@@ -169,3 +169,70 @@ def test_tf_reads_a_gpu_s_profile_and_its_allocator_besides_the_program(monkeypa
     assert found.missing["libraries"] == libraries.ON_GPU
     assert found.missing["device_kernels"] == "the profiler saw no kernel"
     assert found.temp_bytes == 5000 - 1240  # what is held after the call is its outputs
+
+
+@pytest.fixture
+def torch_on_cpu():
+    from impls.torch.backend import Backend
+
+    backend = Backend()
+    backend.open(Settings("cpu", 1, "fp32"))
+    return backend
+
+
+def flattened_on_cpu(arrays, cell):
+    """Does what cuDNN does with a layer's weights: they become views of one buffer, in the order given."""
+    import torch
+
+    buffer, start = torch.cat([a.flatten() for a in arrays]), 0
+    for array in arrays:
+        array.set_(buffer.untyped_storage(), start, array.shape)
+        start += array.numel()
+
+
+def biases_apart(arrays, cell):
+    w_in, w_rec, b_in, b_rec = arrays
+    flattened_on_cpu([b_in, w_in, w_rec, b_rec], cell)
+
+
+@about_torch
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_a_layer_s_weights_in_one_buffer_are_the_same_weights(cell, torch_on_cpu, monkeypatch):
+    """The CPU is taken for the GPU."""
+    import torch
+
+    from impls.torch import private
+
+    data = torch_on_cpu.put(data_of(SMALL.model_copy(update={"cell": cell})))
+    program = Program(Arm("layer", "batched"), cell, "forward", "eager")
+    expected = torch_on_cpu.prepare(program, data.weights)(*data[1:])
+    monkeypatch.setattr(private, "flatten_layer_weights", flattened_on_cpu)
+    torch_on_cpu.device = "cuda"
+    run = torch_on_cpu.prepare(program, data.weights)
+    assert torch.equal(run(*data[1:]), expected)
+    monkeypatch.setattr(private, "flatten_layer_weights", biases_apart)
+    with pytest.raises(AssertionError, match="cuDNN lays biases out otherwise"):
+        torch_on_cpu.prepare(program, data.weights)
+
+
+@about_torch
+def test_a_program_without_its_cuda_graph_is_not_called_one(torch_on_cpu, monkeypatch):
+    """Inductor is not called, and how many graphs it recorded is made up."""
+    import torch
+
+    from impls.torch.backend import Graphs
+
+    options, steps = [], []
+    monkeypatch.setattr(torch, "compile", lambda function, **given: options.append(given.get("options")) or function)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(None))
+    monkeypatch.setattr(torch_on_cpu, "_prove_counting", lambda: None)
+    data = torch_on_cpu.put(data_of(SMALL))
+    program = Program(Arm("unrolled", "batched"), SMALL.cell, "forward", "cudagraph")
+    graphs = iter([Graphs(0, 0), Graphs(1, 0)])
+    monkeypatch.setattr(torch_on_cpu, "_graphs", lambda: next(graphs))
+    torch_on_cpu.prepare(program, data.weights)(*data[1:])
+    assert {"triton.cudagraphs": True} in options
+    assert len(steps) == 3  # it warms up, records, and replays
+    monkeypatch.setattr(torch_on_cpu, "_graphs", lambda: Graphs(1, 0))
+    with pytest.raises(Unavailable, match="Inductor recorded no CUDA graph"):
+        torch_on_cpu.prepare(program, data.weights)(*data[1:])

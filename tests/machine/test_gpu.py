@@ -1,5 +1,6 @@
 """What is asked of a GPU's driver, and what is done when it was throttled; the driver and the GPU are made up here."""
 
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -98,6 +99,19 @@ def test_the_gpu_looked_at_is_the_one_that_workers_see(monkeypatch, visible, nam
     found = gpu.state(Driver())
     assert asked == ([named] if named else [])
     assert (found is None) == (named is None)
+
+
+@pytest.mark.parametrize(("told", "is_there"), [({"nvmlDeviceGetCount": 1}, True), ({"nvmlDeviceGetCount": 0}, False)])
+def test_nvml_is_there_where_it_knows_a_gpu(monkeypatch, told, is_there):
+    driver = NVML(nvmlInit=None, **told)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    assert (gpu.nvml.__wrapped__() is driver) == is_there
+
+
+@pytest.mark.parametrize("module", [NVML(), None])
+def test_nvml_that_cannot_start_or_is_not_installed_is_none(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    assert gpu.nvml.__wrapped__() is None
 
 
 def test_no_error_of_a_driver_ends_a_run():
