@@ -161,6 +161,8 @@ def _print_results(records: list[BlockRecord], plan: matrix.Plan, frameworks: li
         ]
     out = console()
     out.print(table)
+    for text in sorted({record.sample_text for record in records if record.sample_text}):
+        out.print(f"checked on a sample drawn afterwards: {text}", markup=False)
     for (status, reason), count in absent.items():
         out.print(f"{status}: {count} cells: {reason}", markup=False)
     for framework in frameworks:

@@ -172,6 +172,7 @@ class BlockRecord(PassRecord):
     `part`: which arms (harness.study.parts); empty for all of them.
     `compiled_anew`: whether the worker compiled its programs itself, instead of reading an earlier worker's cache.
     `bounds`: form -> quantity -> bounds of the rms and the worst error of `ArmTiming.quantities`.
+    `checked_sequences`: how many of the batch had their outputs checked; None for all of them.
     `gpu`: the GPU's state before and after; `throttled`: why its clocks were lowered.
     `first_try`: the GPU was throttled, and the block is measured again.
     `redone`: this is the second try of such a block.
@@ -201,6 +202,7 @@ class BlockRecord(PassRecord):
     redone: bool = False
     floors: Annotated[CallOverheads, Field(default_factory=CallOverheads)]
     bounds: dict[str, dict[str, tuple[float, float]]]
+    checked_sequences: int | None = None
     arms: dict[str, ArmTiming]
 
     @model_validator(mode="after")
@@ -217,6 +219,13 @@ class BlockRecord(PassRecord):
         if missing_fields := WORKLOAD_FIELDS - self.workload.model_fields_set:
             raise ValueError(f"the workload lacks {', '.join(sorted(missing_fields))}")
         return self
+
+    @property
+    def sample_text(self) -> str:
+        """Return how many sequences were checked, of which workload and pass; "" where all of them were."""
+        if self.checked_sequences is None:
+            return ""
+        return f"{self.workload.name} {self.pass_}: {self.checked_sequences} of {self.workload.B} sequences"
 
     def with_arms(self, arms: dict[str, ArmTiming]) -> Self:
         """Return the record with other arms."""

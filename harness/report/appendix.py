@@ -47,6 +47,11 @@ def identity(tables: Tables) -> str:
     return table([*columns, *errors], rows)
 
 
+def sampled_checks(tables: Tables) -> list[str]:
+    """Return what was checked on a sample of its sequences: the workload, the pass, and how many of how many."""
+    return sorted({block.sample_text for block in tables.blocks if block.sample_text})
+
+
 def _gate_counts(cell_gates: pd.Series) -> str:
     """Return how many cells passed the fp64 gate in which way, as text."""
     return ", ".join(f"{gate}: {count}" for gate, count in cell_gates.value_counts(sort=False).items())

@@ -81,6 +81,7 @@ def context(
         "original": not tables.variables.empty,
         "identity": appendix.identity(tables),
         "uncounted": tables.uncounted,
+        "sampled": appendix.sampled_checks(tables),
         "checked": sorted({f"{check.workload.name} at {check.steps} steps" for check in tables.checks}),
         "first_calls": appendix.first_calls(tables),
         "twins": appendix.control_table(tables),

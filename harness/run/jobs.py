@@ -246,6 +246,7 @@ def _run_block(
         "start_s": open_worker.start_s,
         "seconds": context.clock() - start_s,
         "bounds": check.bounds,
+        "checked_sequences": len(check.sequences) if check.sequences else None,
         "arms": arms,
     }
     return record.model_copy(update=results | on_gpu)

@@ -7,8 +7,12 @@ The bounds of harness.verify.tolerance make two gates:
     where a GPU has it, and are held to its bounds.
 
 A program that flushes denormals is wrong where the effect exceeds rounding, and the reason names the flushing.
+
+A forward pass that is too large for the oracle is checked on some sequences of its batch. They are drawn after the
+program has run, so that no program can know them.
 """
 
+import random
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -29,6 +33,7 @@ from harness.verify.tolerance import (
     Bound,
     Expected,
     bound_of,
+    checked_sequences,
     program_data,
     reference_with_deviations,
     root_mean_square,
@@ -73,8 +78,12 @@ class ArmCheck:
 
 @dataclass(frozen=True)
 class BlockCheck:
-    """Result of a block's output check: the bounds of each of the oracle's forms, and each arm's result by name."""
+    """Result of a block's output check: the bounds of each of the oracle's forms, and each arm's result by name.
 
+    `sequences`: those of the batch that were checked; None for all of them.
+    """
+
+    sequences: tuple[int, ...] | None = None
     bounds: dict[str, Bounds] = field(default_factory=dict)
     arms: dict[str, ArmCheck] = field(default_factory=dict)
 
@@ -127,29 +136,49 @@ class OutputCheck:
         is wrong when one does not, and refused when no bound could fail. Errors and bounds are relative to the truth on
         the real inputs.
         """
-        arms, result = _outputs_by_arm(saved), BlockCheck()
-        for name, moments in arms.items():
+        arms, result = _outputs_by_arm(saved), BlockCheck(draw_sequences(workload, pass_))
+        for name, whole in arms.items():
             recurrence, _, projection = name.partition("_")
             form = form_of(name)
-            key = (workload, steps, pass_, precision, form)
-            expected = {moment: self.expected(*key, moment) for moment in moments}
+            key = (workload, steps, pass_, precision, form, result.sequences)
+            expected = {moment: self.expected(*key, moment) for moment in whole}
             result.bounds[form] = {quantity: bound.relative for quantity, bound in expected["after"].items()}
             baseline = arms.get(f"{recurrence}_batched", {}).get("after") if projection != "none" else None
-            check = _check_arm(moments, expected, baseline, BFLOAT16 if precision == "bf16" else 1)
+            moments = {moment: _select_outputs(whole[moment], workload.B, result.sequences) for moment in whole}
+            unit = BFLOAT16 if precision == "bf16" else 1
+            differences = _differences(whole["after"], baseline or {}, unit)
+            check = _check_arm(moments, expected, differences, result.sequences)
             if check.status == "wrong" and precision != "fp64":
                 check = replace(check, reason=check.reason + self._flushing_reason(key, moments, expected))
             result.arms[name] = check
         return result
 
-    def _data(self, workload: Workload, steps: int, precision: str, form: str, moment: str) -> Data:
-        """Return the data that a program of a form is given, in float32 or float64, rounded as the backend does."""
+    def _data(
+        self, workload: Workload, steps: int, precision: str, form: str, sequences: tuple[int, ...] | None, moment: str
+    ) -> Data:
+        """Return the data that a program of a form is given, in float32 or float64, rounded as the backend does.
+
+        Only those of some sequences, where `sequences` names them.
+        """
         data = weights.load_data(self.folder, workload)
         data = data._replace(x=data.x[:steps], target=data.target[:steps])
-        return program_data(data, precision, form, moment)
+        data = program_data(data, precision, form, moment)
+        if sequences is None:
+            return data
+        return data._replace(x=data.x[:, list(sequences)], target=data.target[:, list(sequences)])
 
-    def _expected(self, workload: Workload, steps: int, pass_: str, precision: str, form: str, moment: str) -> Expected:
+    def _expected(
+        self,
+        workload: Workload,
+        steps: int,
+        pass_: str,
+        precision: str,
+        form: str,
+        sequences: tuple[int, ...] | None,
+        moment: str,
+    ) -> Expected:
         """Return the bound of every quantity of a program."""
-        data = cast(self._data(workload, steps, precision, form, moment), "float64")
+        data = cast(self._data(workload, steps, precision, form, sequences, moment), "float64")
         bound_precision = self.bound or precision
         true, deviations = reference_with_deviations(data, workload.cell, pass_, form, ROUNDINGS[bound_precision])
         lower_bound = FP64_BOUND * max(1.0, steps * workload.H**0.5 / 200) if bound_precision == "fp64" else 0.0
@@ -160,17 +189,17 @@ class OutputCheck:
 
         The result is empty when the program meets no denormals.
         """
-        workload, steps, pass_, precision, form = key
+        workload, steps, pass_, precision, form, sequences = key
         flushed_bounds, has_denormals = {}, False
         for moment in moments:
-            data = cast(self._data(workload, steps, precision, form, moment), "float64")
+            data = cast(self._data(workload, steps, precision, form, sequences, moment), "float64")
             ops = FlushToZero()
             true = reference.run(data, workload.cell, pass_, form, ops)
             has_denormals |= ops.has_denormals
             flushed_bounds[moment] = {name: bound._replace(true=true[name]) for name, bound in expected[moment].items()}
         if not has_denormals:
             return ""
-        is_match = _check_arm(moments, flushed_bounds, None, 1).status == "ok"
+        is_match = _check_arm(moments, flushed_bounds, {}).status == "ok"
         return f"; {FLUSHED if is_match else DENORMALS}"
 
 
@@ -251,14 +280,35 @@ def load_outputs(path: Path) -> Outputs:
     return {key: array for file in files for key, array in load_file(file).items()}
 
 
+def draw_sequences(workload: Workload, pass_: str) -> tuple[int, ...] | None:
+    """Return the sequences of a batch that are checked, drawn at random; None where all of them are."""
+    count = checked_sequences(workload, pass_)
+    if count == workload.B:
+        return None
+    return tuple(sorted(random.SystemRandom().sample(range(workload.B), count)))
+
+
+def _select_outputs(outputs: Outputs, batch: int, sequences: tuple[int, ...] | None) -> Outputs:
+    """Return the outputs [T, B, N] of some sequences; whole ones of another shape, and all where there is no sample."""
+    if sequences is None:
+        return outputs
+    return {
+        name: output[:, list(sequences)] if output.ndim == 3 and output.shape[1] == batch else output
+        for name, output in outputs.items()
+    }
+
+
 def _check_arm(
-    moments: dict[str, Outputs], expected: dict[str, Expected], baseline: Outputs | None, unit: int
+    moments: dict[str, Outputs],
+    expected: dict[str, Expected],
+    differences: dict[str, tuple[bool | None, int | None]],
+    sequences: tuple[int, ...] | None = None,
 ) -> ArmCheck:
     """Return an arm's result: one sentence on what does not hold, and its worst errors over its moments.
 
     `moments`: the outputs on the probe's inputs ("before") and on the real inputs ("after").
-    `baseline`: the batched arm's outputs, or None.
-    `unit`: ULP of the stored dtype in one ULP of the precision.
+    `differences`: those of each quantity from the batched arm's, where there is one.
+    `sequences`: the numbers of the outputs' sequences in their batch; None for the whole batch.
     """
     if _is_vacuous(expected["after"]):
         return ArmCheck("refused", VACUOUS, {})  # no quantity was verified
@@ -271,11 +321,10 @@ def _check_arm(
         }
         if failures := [moment for moment in sorted(errors) if not errors[moment].ok]:  # "after" comes first
             moment = failures[0]
-            reasons.append(_failure_message(name, moment, moments, expected[moment][name], errors[moment]))
+            reasons.append(_failure_message(name, moment, moments, expected[moment][name], errors[moment], sequences))
         worst = [max(error.rms for error in errors.values()), max(error.element for error in errors.values())]
         rms, largest = (ratio * limit if limit else ratio for ratio, limit in zip(worst, bound.relative, strict=True))
-        differences = _compare_with_batched(moments["after"].get(name), (baseline or {}).get(name), unit)
-        quantities[name] = QuantityErrors(rms, largest, *differences)
+        quantities[name] = QuantityErrors(rms, largest, *differences.get(name, (None, None)))
     return ArmCheck("wrong" if reasons else "ok", "; ".join(reasons), quantities)
 
 
@@ -284,7 +333,14 @@ def _excess_or_infinity(output: Array | None, bound: Bound) -> Excess:
     return NOTHING_HOLDS if output is None or output.shape != bound.true.shape else excess(output, bound)
 
 
-def _failure_message(name: str, moment: str, moments: dict[str, Outputs], bound: Bound, error: Excess) -> str:
+def _failure_message(
+    name: str,
+    moment: str,
+    moments: dict[str, Outputs],
+    bound: Bound,
+    error: Excess,
+    sequences: tuple[int, ...] | None,
+) -> str:
     """Return what is wrong with a quantity.
 
     That is an element with its truth and its bound, or the root mean square of all errors.
@@ -299,10 +355,18 @@ def _failure_message(name: str, moment: str, moments: dict[str, Outputs], bound:
     if not np.isfinite(bound.element).all():
         return f"{name} has no finite bound{suffix}"
     if error.element > 1:
-        index = f"{list(error.place)}" if error.place else ""
+        place = list(error.place)
+        if sequences is not None and len(place) == 3:
+            place[1] = sequences[place[1]]
+        index = f"{place}" if place else ""
         value, true, limit = (float(a[error.place]) for a in (output, bound.true, bound.element))
         return f"{name}{index} is {value:.9g} but should be {true:.9g} ± {limit:.2g}{suffix}"
     return f"{name} is off by {error.rms:.2g} times its bound in root mean square{suffix}"
+
+
+def _differences(outputs: Outputs, baseline: Outputs, unit: int) -> dict[str, tuple[bool | None, int | None]]:
+    """Return `_compare_with_batched` of each output. `unit`: ULP of the stored dtype in one ULP of the precision."""
+    return {name: _compare_with_batched(output, baseline.get(name), unit) for name, output in outputs.items()}
 
 
 def _compare_with_batched(output: Array | None, baseline: Array | None, unit: int) -> tuple[bool | None, int | None]:

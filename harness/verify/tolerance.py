@@ -28,6 +28,7 @@ RUNS = (16, 5)  # of the oracle with random roundings: for a small program, and 
 RUN_NUMBERS = 4e6  # numbers in all runs together of a program that is not small
 FP64_BOUND = 1e-12
 BYTES = {"forward": (60, 80), "train": (150, 80)}  # of the oracle and its bounds, see oracle_memory_bytes
+SAMPLED_BYTES = 2 * 2**30  # of the oracle: what would take more is checked on a sample of its sequences
 LEAST_NORMAL = 2.0**-126  # of float32 and bfloat16; smaller numbers are denormals
 LARGEST = {"fp64": float(np.finfo(np.float64).max), "bf16": (2 - 2.0**-7) * 2.0**127}
 LARGEST_FP32 = float(np.finfo(np.float32).max)
@@ -105,13 +106,28 @@ def reference_with_deviations(
 
 
 def oracle_memory_bytes(workload: Workload, pass_: str) -> float:
-    """Return the memory that the oracle and its bounds take.
+    """Return the memory that the oracle and its bounds take for the sequences that are checked."""
+    return checked_sequences(workload, pass_) * _bytes_per_sequence(workload, pass_)
 
-    It is fitted on measurements of a few sizes: BYTES for each of T*B*G*H and of T*B*O numbers.
+
+def checked_sequences(workload: Workload, pass_: str) -> int:
+    """Return how many of a batch's sequences are checked: of a large forward pass only as many as SAMPLED_BYTES hold.
+
+    The sequences of a forward pass do not depend on each other. A gradient is a sum over all of them.
+    """
+    if pass_ != "forward":
+        return workload.B
+    return min(workload.B, max(1, int(SAMPLED_BYTES // _bytes_per_sequence(workload, pass_))))
+
+
+def _bytes_per_sequence(workload: Workload, pass_: str) -> float:
+    """Return the memory that the oracle and its bounds take for one sequence.
+
+    It is fitted on measurements of a few sizes: BYTES for each of T*G*H and of T*O numbers.
     """
     bytes_per_state, bytes_per_output = BYTES[pass_]
-    rows, width = workload.T * workload.B, workload.shapes["w_rec"][1]
-    return float(rows * (width * bytes_per_state + workload.O * bytes_per_output))
+    width = workload.shapes["w_rec"][1]
+    return float(workload.T * (width * bytes_per_state + workload.O * bytes_per_output))
 
 
 def _separable_approximation(squares: Array) -> Array:

@@ -12,6 +12,7 @@ from harness.machine import environment
 from harness.study import matrix
 from harness.study.matrix import Framework
 from harness.study.study import NAMED, Study, points_around
+from harness.verify import tolerance
 from tests.conftest import SMALL
 from tests.made import execution
 
@@ -117,3 +118,11 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(place, tmp_path
     with pytest.raises(UsageError, match="cannot be written into"):
         verified(tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_sample_is_said_to_be_one(tmp_path, two_cores, capsys, monkeypatch):
+    monkeypatch.setattr(tolerance, "SAMPLED_BYTES", 1)
+    assert verified(tmp_path, threads=[1], precisions=["fp32"]) == 0
+    said = capsys.readouterr().out
+    assert "checked on a sample drawn afterwards: small forward: 1 of 3 sequences" in said
+    assert "small train" not in said

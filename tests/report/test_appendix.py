@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from harness.report import appendix
+from tests.made import block
 
 
 def test_the_idiomatic_comparison_is_shown_and_what_costs_more_is_bold():
@@ -72,3 +73,8 @@ def test_arms_apart_stand_beside_arms_that_alternate():
     row = {"cell": ["torch", "eager", "unrolled", "in_loop", "forward"], "processes": 10}
     row |= {"alternating": [1.1, 1.05, 1.15], "apart": [1.2, 1.0, 1.4], "apart / alternating": [1.09, 0.9, 1.3]}
     assert "1.100 [1.050, 1.150] | 1.200 [1.000, 1.400] | 1.090 [0.900, 1.300] |" in appendix.alternation_bias([row])
+
+
+def test_what_was_checked_on_a_sample_is_named_with_its_size():
+    blocks = [block({"checked_sequences": 2, "workload": {"B": 6}}), block({"replicate": 1}), block({"pass": "train"})]
+    assert appendix.sampled_checks(SimpleNamespace(blocks=blocks)) == ["w forward: 2 of 6 sequences"]

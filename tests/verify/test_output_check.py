@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from harness.study import weights
 from harness.study.data import cast, probe_data
@@ -174,7 +174,7 @@ def test_outputs_that_are_not_finite_are_infinitely_wrong(output):
 )
 def test_what_is_wrong_is_said_in_a_sentence(output, said):
     moments = {"after": {} if output is None else {"y": output}}
-    judged = output_check._check_arm(moments, {"after": {"y": bound([1.0, 2.0])}}, None, 1)
+    judged = output_check._check_arm(moments, {"after": {"y": bound([1.0, 2.0])}}, {})
     assert (judged.status, judged.reason) == ("wrong", said)
 
 
@@ -305,7 +305,7 @@ def test_a_bound_that_is_not_finite_is_a_sentence(moment):
     expected = {name: {"y": bound([1.0, 2.0])} for name in ("before", "after")}
     expected[moment] = {"y": bound([1.0, 2.0], np.inf)}
     output = {"y": np.array([1, 2], np.float32)}
-    judged = output_check._check_arm({"before": output, "after": output}, expected, None, 1)
+    judged = output_check._check_arm({"before": output, "after": output}, expected, {})
     assert judged.status == ("refused" if moment == "after" else "wrong")
     assert judged.reason
 
@@ -313,7 +313,7 @@ def test_a_bound_that_is_not_finite_is_a_sentence(moment):
 def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
     workload = Workload(name="w", B=4, T=5, I=3, H=8, O=3, cell="rnn_tanh")
     weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
-    places = [(workload, 5, pass_, "fp32", "projected", "after") for pass_ in ("forward", "train")]
+    places = [(workload, 5, pass_, "fp32", "projected", None, "after") for pass_ in ("forward", "train")]
     for room, asked_anew in ((10**9, 2), (1, 3)):
         monkeypatch.setattr(output_check, "KEPT_BYTES", room)
         check, asked = output_check.OutputCheck(tmp_path), []
@@ -324,3 +324,57 @@ def test_bounds_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
         for place in (places[0], places[0], places[1], places[0]):
             check.expected(*place)
         assert len(asked) == asked_anew
+
+
+LARGE = Workload(name="w", B=6, T=4, I=3, H=8, O=5, cell="lstm")
+PER_SEQUENCE = 4 * (32 * 60 + 5 * 80)  # bytes of the oracle, forward
+
+
+def forward_outputs(folder, broken_sequences):
+    """What a program saved that is wrong in some sequences of its batch, in one element each."""
+    weights.write_files(folder, weights.workload_files(LARGE, 1, None, None))
+    data, outputs = cast(data_of(LARGE), "float64"), {}
+    for moment, given in (("before", probe_data(data)), ("after", data)):
+        y = np.asarray(reference.run(given, LARGE.cell, "forward", "projected")["y"], np.float32)
+        outputs[f"unrolled_batched/{moment}/y"] = y
+        outputs[f"unrolled_in_loop/{moment}/y"] = y.copy()
+        outputs[f"unrolled_in_loop/{moment}/y"][2, list(broken_sequences), 1] += 1
+    save_file(outputs, folder / "saved.safetensors")
+    return folder / "saved.safetensors"
+
+
+def test_a_forward_pass_too_large_for_the_oracle_is_checked_on_sequences_drawn_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(tolerance, "SAMPLED_BYTES", 2.5 * PER_SEQUENCE)
+    saved = forward_outputs(tmp_path, [3])
+    drawn, verdicts = set(), set()
+    for _ in range(40):
+        judged = output_check.OutputCheck(tmp_path).check(saved, LARGE, 4, "forward", "fp32")
+        arm = judged.arms["unrolled_in_loop"]
+        assert len(judged.sequences) == 2
+        assert judged.arms["unrolled_batched"].status == "ok"
+        assert arm.status == ("wrong" if 3 in judged.sequences else "ok")
+        assert arm.status == "ok" or arm.reason.startswith("y[2, 3, 1] is ")
+        assert arm.quantities["y"].is_bitwise_batched is False  # which is compared whole
+        drawn.add(judged.sequences)
+        verdicts.add(arm.status)
+    assert len(drawn) > 5
+    assert verdicts == {"ok", "wrong"}
+
+
+def test_what_fits_is_checked_whole_and_so_is_every_training_and_every_wrong_shape(tmp_path, monkeypatch):
+    saved = forward_outputs(tmp_path, [])
+    assert output_check.OutputCheck(tmp_path).check(saved, LARGE, 4, "forward", "fp32").sequences is None
+    monkeypatch.setattr(tolerance, "SAMPLED_BYTES", 1)
+    assert output_check.draw_sequences(LARGE, "train") is None
+    assert len(output_check.draw_sequences(LARGE, "forward")) == 1
+    outputs = {name: array[:, :5] for name, array in load_file(saved).items()}
+    save_file(outputs, saved)
+    judged = output_check.OutputCheck(tmp_path).check(saved, LARGE, 4, "forward", "fp32").arms["unrolled_batched"]
+    assert (judged.status, judged.reason[:28]) == ("wrong", "y has shape [4, 5, 5], not [")
+
+
+def test_the_oracle_s_memory_is_that_of_what_is_checked(monkeypatch):
+    assert tolerance.oracle_memory_bytes(LARGE, "forward") == 6 * PER_SEQUENCE
+    monkeypatch.setattr(tolerance, "SAMPLED_BYTES", 2.5 * PER_SEQUENCE)
+    assert tolerance.oracle_memory_bytes(LARGE, "forward") == 2 * PER_SEQUENCE
+    assert tolerance.oracle_memory_bytes(LARGE, "train") == 6 * 4 * (32 * 150 + 5 * 80)

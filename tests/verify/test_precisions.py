@@ -47,7 +47,7 @@ def verdict(folder, workload, precision, how, bound=None):
     check = output_check.OutputCheck(folder, bound)
     outputs = {}
     for moment in ("before", "after"):
-        data = check._data(workload, workload.T, precision, "projected", moment)
+        data = check._data(workload, workload.T, precision, "projected", None, moment)
         outputs |= {
             f"unrolled_batched/{moment}/{name}": array for name, array in rounded(data, workload.cell, how).items()
         }
@@ -76,7 +76,7 @@ def test_bfloat16_is_rounded_to_the_nearest_ties_to_even():
 def test_the_judge_sees_bfloat16s_inputs_as_a_backend_puts_them(tmp_path):
     workload = WORKLOADS[0]
     weights.write_files(tmp_path, weights.workload_files(workload, 1, None, None))
-    data = output_check.OutputCheck(tmp_path)._data(workload, workload.T, "bf16", "projected", "before")
+    data = output_check.OutputCheck(tmp_path)._data(workload, workload.T, "bf16", "projected", None, "before")
     whole = probe_data(cast(data_of(workload), "float32"))
     assert not np.array_equal(data.x, whole.x)
     assert np.array_equal(data.x, reference.in_bfloat16(whole.x))
@@ -88,7 +88,7 @@ def test_ulp_of_bfloat16_are_its_own(tmp_path):
     check = output_check.OutputCheck(tmp_path)
     outputs = {}
     for moment in ("before", "after"):
-        data = check._data(workload, workload.T, "bf16", "projected", moment)
+        data = check._data(workload, workload.T, "bf16", "projected", None, moment)
         (y,) = reference.run(data, workload.cell, "forward", "projected").values()
         y = reference.in_bfloat16(y)
         outputs |= {f"unrolled_batched/{moment}/y": y, f"unrolled_in_loop/{moment}/y": next_bfloat16(y)}
