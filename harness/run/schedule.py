@@ -63,25 +63,29 @@ class Schedule:
 
         When the study sets a number of processes, every cell is measured in as many. When it sets none, the order is:
 
-        1. the question, once in every configuration;
-        2. the question in more processes: `headline_processes` of them in the loop that users would write,
-           with the first thread count; and then again, for what the first process had no time for;
-        3. the rest, first once and then in as many processes as the pilot has;
+        1. the question in `headline_processes` processes, in the loop and the executions that users would write and
+           run, with the first thread count; and then again, for what the first process had no time for;
+        2. the question with the other thread counts, in as many processes as the pilot has;
+        3. the rest in as many;
         4. the processes and rounds that the pilot asks for.
+
+        The fp64 verification of an execution comes before its times.
         """
         checks = [self._drop_complete(job) for job in matrix.fp64_check_jobs(self.plan, self.study)]
+        first_checks = [job for job in checks if self._is_usual(job.configuration)]
+        other_checks = [job for job in checks if not self._is_usual(job.configuration)]
         stages = self._stages()
         self._update_total([checks, *(stage for _, stage in stages)])
-        yield from self._run_checks(checks)
+        yield from self._run_checks(first_checks)
         if self.study.compile_first:
             self._compile()
-        check_records = [r for r in self.current_records if r.kind == "check"]
         question = [] if self.study.processes else stages[: self.study.headline_processes]
         for number, (replicate, stage) in enumerate(stages):
             if number == len(question):  # a first process has half of the time, and its jobs fair shares of that
                 for again, again_stage in question:
-                    yield from self._run_stage(again, [self._drop_tried(job) for job in again_stage], check_records)
-            yield from self._run_stage(replicate, stage, check_records)
+                    yield from self._run_stage(again, [self._drop_tried(job) for job in again_stage])
+                yield from self._run_checks(other_checks)
+            yield from self._run_stage(replicate, stage)
         if self.study.processes is None and self.spent_s() < self.budget_s:
             sizes = yield from self._required_sample_sizes()
             processes = max((size.processes for size in sizes.values()), default=0)
@@ -93,10 +97,15 @@ class Schedule:
             for stage in later_stages:
                 yield from self._run_later_replicate(stage)
 
-    def _run_stage(self, replicate: int, stage: list[Job], checks: list[BlockRecord]) -> Iterator[RunRecord]:
+    def _is_usual(self, configuration: Configuration) -> bool:
+        """Return whether users run in an execution on a device, whatever the threads and the precision."""
+        return _place(configuration) in {_place(usual) for usual in self.plan.loops}
+
+    def _run_stage(self, replicate: int, stage: list[Job]) -> Iterator[RunRecord]:
         """Yield the records of a stage's jobs, all of one replicate."""
         if replicate:
             return self._run_later_replicate(stage)
+        checks = [record for record in self.current_records if record.kind == "check"]
         return self._run_first_replicate(_sort_by_cost([job for job in stage if job.blocks], checks))
 
     def _stages(self) -> list[tuple[int, list[Job]]]:
@@ -106,9 +115,8 @@ class Schedule:
                 (number, matrix.replicate_jobs(self.plan, self.study, number)) for number in range(self.study.processes)
             ]
         pilot, (headline, other_threads, rest) = self.study.pilot, Rank
-        order = [(0, [headline, other_threads])]
-        order += [(number, [headline]) for number in range(1, self.study.headline_processes)]
-        order += [(number, [other_threads]) for number in range(1, pilot)]
+        order = [(number, [headline]) for number in range(self.study.headline_processes)]
+        order += [(number, [other_threads]) for number in range(pilot)]
         order += [(number, [rest]) for number in range(pilot)]
         return [(number, matrix.replicate_jobs(self.plan, self.study, number, ranks)) for number, ranks in order]
 

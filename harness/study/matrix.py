@@ -105,14 +105,14 @@ class Rank(IntEnum):
 
     HEADLINE = 0  # the question's arms, in the loop that users would write, with the first thread count
     OTHER_THREADS = 1  # the same arms with the other thread counts
-    REST = 2  # other loops, other projections, the framework's own layer, and the sweep
+    REST = 2  # other loops, projections and executions, the framework's own layer, and the sweep
 
 
 @dataclass
 class Plan:
     """The cells to measure, and those that cannot be measured, with status and reason.
 
-    `loops`: the loop that users would write in each configuration. `threads`: the first thread count.
+    `loops`: the loop that users would write in each configuration that they use. `threads`: the first thread count.
     """
 
     cells: list[Cell]
@@ -124,11 +124,14 @@ class Plan:
         """Return the rank of a configuration's block."""
         if block.is_swept or block.part != self.loops.get(configuration):
             return Rank.REST
-        return (
-            Rank.OTHER_THREADS
-            if configuration.device == "cpu" and configuration.threads != self.threads
-            else Rank.HEADLINE
-        )
+        return self.question_rank(configuration)
+
+    def question_rank(self, configuration: Configuration) -> Rank:
+        """Return the rank of the question's block in a configuration."""
+        if configuration not in self.loops:
+            return Rank.REST
+        has_other_threads = configuration.device == "cpu" and configuration.threads != self.threads
+        return Rank.OTHER_THREADS if has_other_threads else Rank.HEADLINE
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,9 @@ def make_plan(study: Study, frameworks: list[Framework], threads: list[int]) -> 
     points = {workload.name for workload in study.swept}
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
-            plan.loops[cell.configuration] = framework.executions[cell.configuration.execution].loop
+            execution = framework.executions[cell.configuration.execution]
+            if execution.is_usual:
+                plan.loops[cell.configuration] = execution.loop
             if absence := cell_absence(study, framework, cell, cell.workload.name in points):
                 plan.absent.append(AbsentCell(cell, *absence))
             else:
@@ -331,7 +336,7 @@ def replicate_jobs(
 
     Within a rank, blocks keep the study's order in every replicate, so that a budget that ends early cuts the least
     central cells.
-    In replicate 0, the points of the sweep that predictions are fitted on have the highest rank and come first.
+    In replicate 0, the points of the sweep that predictions are fitted on have the question's rank and come before it.
     """
     arms_by_configuration = group_by_configuration(plan.cells)
     timed_jobs = []
@@ -343,7 +348,7 @@ def replicate_jobs(
             )
             rank = plan.rank(configuration, block)
             if replicate == 0 and _is_calibration(block, study):
-                rank = Rank.HEADLINE
+                rank = plan.question_rank(configuration)
             if rank in ranks and (needs is None or (need and need.processes > replicate)):
                 blocks.append((rank, replace(block, rounds=need.rounds if need else None)))
         if blocks:

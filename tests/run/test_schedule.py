@@ -97,16 +97,36 @@ def staged(study, made, folder):
 def test_the_question_comes_first_and_then_the_rest_as_often_as_a_pilot(tmp_path):
     rest = set(arms_by_part(EVERY)) - {"scan"}
     stages = staged(*planned(), tmp_path)
-    assert stages[0] == (0, {1: {"scan"}, 2: {"scan"}})
-    assert stages[1:5] == [(number, {1: {"scan"}}) for number in (1, 2, 3, 4)]
-    assert stages[5:7] == [(number, {2: {"scan"}}) for number in (1, 2)]
-    assert stages[7:] == [(number, {1: rest, 2: rest}) for number in (0, 1, 2)]
+    assert stages[:5] == [(number, {1: {"scan"}}) for number in (0, 1, 2, 3, 4)]
+    assert stages[5:8] == [(number, {2: {"scan"}}) for number in (0, 1, 2)]
+    assert stages[8:] == [(number, {1: rest, 2: rest}) for number in (0, 1, 2)]
+
+
+def test_what_few_run_in_is_verified_and_measured_with_the_rest(tmp_path, monkeypatch):
+    usual, odd = execution(loop="unrolled"), replace(execution(loop="unrolled"), is_usual=False)
+    framework = Framework("torch", executions={"inductor": usual, "inductor-batched": odd}, devices={"cpu": None})
+    study = Study(workloads=[SMALL], sweep=SMALL, passes=["forward"])
+    made = matrix.make_plan(study, [framework], [1])
+    bench = jobs.RunContext(study, {"torch": framework}, tmp_path, tmp_path, None, {})
+    order = []
+
+    def note(context, job, left_s, stage):
+        order.extend((job.configuration.execution, todo.timed) for todo in job.blocks)
+        return iter(())
+
+    monkeypatch.setattr(schedule.jobs, "work", note)
+    monkeypatch.setattr(schedule.Schedule, "_required_sample_sizes", no_sizes)
+    with ProgressReport(0) as progress:
+        list(schedule.Schedule(bench, made, [], lambda: 0.0, progress).records())
+    first = list(dict.fromkeys(order))
+    assert first == [("inductor", False), ("inductor", True), ("inductor-batched", False), ("inductor-batched", True)]
 
 
 def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_with_the_rest(tmp_path):
     study, made = planned(SMALL)
     stages = staged(study, made, tmp_path)
-    assert stages[0] == (0, {1: {"sweep", "scan"}, 2: {"sweep", "scan"}})
+    assert stages[0] == (0, {1: {"sweep", "scan"}})
+    assert stages[5] == (0, {2: {"sweep", "scan"}})
     assert [("sweep" in parts_[1]) for _, parts_ in stages if 1 in parts_] == [True, *[False] * 4, *[True] * 3]
     first = matrix.replicate_jobs(made, study, 0)[0].blocks
     assert [todo.workload for todo in first[:2]] == study.swept[:2]
