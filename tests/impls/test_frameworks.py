@@ -23,7 +23,7 @@ from harness.run.progress import ProgressReport
 from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
-from impls.interface import CELLS, Arm, Settings
+from impls.interface import CELLS, PASSES, Arm, Settings
 from tests.conftest import HERE
 from tests.faults import LATE_SIZE
 
@@ -52,6 +52,7 @@ def test_every_arm_passes_both_gates(framework, harness, tmp_path):
             arrays = load_file(file)
             if pass_ == "train" and projection == "none":
                 assert set(arrays) == {"d_w_in", "d_w_rec", "d_b_rec"}
+                assert all(arrays[name].shape[-1:] == arrays["d_b_rec"].shape for name in arrays)
             elif pass_ == "train":
                 assert set(arrays) == {"loss", "d_w_in", "d_w_rec", "d_b_rec", "d_w_out", "d_b_out"}
             elif projection == "none":
@@ -65,20 +66,35 @@ EXPECTED = {  # (found, written) where a framework or compiler makes something e
     "torch": {},
     "jax": {},
 }
-COMPILED = {"tf": ["graph", "xla"], "torch": ["inductor"], "jax": ["xla"]}
+COMPILED = {"tf": ["graph", "xla"], "torch": ["inductor"], "jax": ["xla"]}  # the last by a compiler that multiplies
 ORIGINAL = {"tf": ["v1"], "torch": [], "jax": []}
 
 
 @pytest.mark.timeout(600)
-def test_cells_with_gates_pass_where_they_are_compiled(framework, harness):
-    """A loop, whose carried state differs between cells, and the framework's layer, whose weights do."""
-    execution = ",".join(COMPILED[framework])
-    arms = ["--recurrence", "scan,layer", "--projection", "library", "--precision", "fp32"]
-    cells = [part for cell in ("gru", "lstm") for part in ("--workload", f"{ODD},cell={cell}")]
-    done = harness("verify", "--framework", framework, "--execution", execution, *arms, *cells)
-    assert done.returncode == 0, done.stdout + done.stderr
-    whole = 2 * 2 * len(COMPILED[framework])  # cells, passes
-    assert done.stdout.count("2 of 2") == whole - (framework == "torch")  # Inductor has no forward pass of its LSTM
+def test_cells_with_gates_pass_where_they_are_compiled(framework, tmp_path):
+    """A loop, whose carried state differs between cells, and the framework's layer, whose weights do.
+
+    PyTorch's loop, which takes Inductor seconds, is that of the LSTM, which carries more than a GRU or a plain RNN.
+    """
+    given = {"executions": COMPILED[framework], "projections": ["library"], "precisions": ["fp32"]}
+    gru, lstm = (Workload(name=cell, B=3, T=3, I=2, H=17, O=5, cell=cell) for cell in ("gru", "lstm"))
+    loops = {"recurrences": ["scan", "layer"]}
+    parts = [([lstm], given | loops), ([gru], given | ({"recurrences": ["layer"]} if framework == "torch" else loops))]
+    records = records_together(framework, tmp_path, parts, counted=False)
+    arms = {(r.configuration.execution, r.workload.cell, r.pass_, n): a for r in records for n, a in r.arms.items()}
+    assert {arm.status for arm in arms.values()} <= {"ok", "unavailable"}, arms
+    ok = {key for key, arm in arms.items() if arm.status == "ok"}
+    expected = {
+        (execution, workload.cell, pass_, f"{recurrence}_library")
+        for workloads, selected in parts
+        for workload in workloads
+        for execution in selected["executions"]
+        for recurrence in selected["recurrences"]
+        for pass_ in PASSES
+    }
+    if framework == "torch":  # Inductor does not compile the training of its LSTM
+        expected -= {("inductor", "lstm", "train", "layer_library")}
+    assert ok == expected
 
 
 @pytest.mark.timeout(600)
@@ -92,7 +108,7 @@ def test_the_products_that_were_written_and_all_operations_are_counted(framework
     *ones, smallest = [*OF_ONE.values()][is_torch:]
     parts = [
         ([SMALL], {"executions": [*others, *compiled]} | (SHORTENED if is_torch else {})),
-        (ones, {"executions": compiled} | loops),
+        (ones, {"executions": [compiled[-1]]} | loops),
         ([smallest], {"executions": [*others, *compiled]} | loops),
     ]
     name = faulty("quiet", framework) if framework == "tf" else framework
@@ -124,7 +140,7 @@ def check_that_the_projection_adds_the_products_that_were_written(framework, fou
 
 SHORTENED = {"recurrences": ["unrolled", "given"], "projections": ["none", "in_loop", "per_step", "bmm", "batched"]}
 SMALL = Workload(name="w", B=3, T=3, I=2, H=16, O=4)
-ONES = [{"I": 1, "O": 1}, {"B": 1, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO", 1)]
+ONES = [{"T": 2, "I": 1, "O": 1}, {"B": 1, "T": 2, "I": 3, "H": 5, "O": 1}, dict.fromkeys("BTIHO", 1)]
 OF_ONE = {f"w{at}": SMALL.model_copy(update={"name": f"w{at}", **ones}) for at, ones in enumerate(ONES)}
 
 
@@ -165,10 +181,10 @@ def check_that_both_forms_of_the_original_make_the_same_fourteen_variables(found
     assert held["forward", "in_loop"] >= 20 * 50 * 1 * 4
 
 
-def records_together(framework, folder, parts):
+def records_together(framework, folder, parts, counted=True):
     """The records of several studies, none of which is timed: each of some workloads and with some selection.
 
-    The same workers run for all.
+    The same workers run for all, and count every program.
     """
     studies = [Study(frameworks=[framework], threads=[1], workloads=list(w), **selected) for w, selected in parts]
     frameworks = matrix.select_frameworks(studies[0], session.probe(studies[0], [1]))
@@ -178,9 +194,11 @@ def records_together(framework, folder, parts):
         for job in matrix.verification_jobs(matrix.make_plan(study, frameworks, [1])):
             blocks[job.configuration] = blocks.get(job.configuration, ()) + job.blocks
     todo = [matrix.Job(configuration, 0, own) for configuration, own in blocks.items()]
-    (folder / "texts").mkdir()
+    texts = folder / "texts"
+    texts.mkdir()
     places = folder / "weights", folder / "cache", OutputCheck(folder / "weights")
-    bench = jobs.RunContext(studies[0], {f.name: f for f in frameworks}, *places, {}, texts=folder / "texts")
+    by_name = {f.name: f for f in frameworks}
+    bench = jobs.RunContext(studies[0], by_name, *places, {}, texts=texts if counted else None)
     with ProgressReport(0) as report:
         return list(schedule.run_in_parallel(bench, todo, lambda: math.inf, report))
 
@@ -253,7 +271,7 @@ backend.open(Settings("cpu", int(sys.argv[1]), "fp32"))
 data = backend.put(Data(Weights(**weights.make_weights(w, 1)), **weights.make_inputs(w, 1)))
 run = backend.prepare(Program(Arm("scan", "batched"), w.cell, "train", "v1"), data.weights)
 run(*data[1:])
-before, end = spent(), time.monotonic() + 2
+before, end = spent(), time.monotonic() + 0.8
 while time.monotonic() < end:
     run(*data[1:])
 took = [total - before.get(thread, 0) for thread, total in spent().items()]

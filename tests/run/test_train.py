@@ -20,6 +20,7 @@ from impls import interface
 from tests.run.test_session import plant
 
 TINY = Workload(name="book", B=3, T=4, I=1, H=16, O=1, cell="rnn_relu")
+SHORT = TINY.model_copy(update={"T": 2})
 FEW = 12
 OPEN = jobs.open_
 
@@ -165,9 +166,11 @@ class TestWithNumpy:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("tiny", "unproven", "asked_once", "compiler_known")
-def test_every_framework_trains_in_its_own_executions(framework, tmp_path):
-    records = made(tmp_path, framework=framework, processes=1)
+@pytest.mark.usefixtures("unproven", "asked_once", "compiler_known")
+def test_every_framework_trains_in_its_own_executions(framework, tmp_path, monkeypatch):
+    """Of two steps each: a compiler unrolls them."""
+    monkeypatch.setattr(train, "BOOK", SHORT)
+    records = made(tmp_path, framework=framework, processes=1, workloads=[SHORT])
     found = trajectories.latest_processes(records)
     expected = {"tf": {"graph", "xla"}, "torch": {"eager", "inductor"}, "jax": {"xla"}}[framework]
     assert {process.configuration.execution for process in found} == expected
