@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from harness.cli import app as cli
 from harness.cli import verify
 from harness.errors import UsageError
 from harness.machine import environment
@@ -117,3 +118,12 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(place, tmp_path
     with pytest.raises(UsageError, match="cannot be written into"):
         verified(tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_files_and_a_seed_that_are_given_are_those_of_the_study(monkeypatch):
+    studies = []
+    monkeypatch.setattr(verify, "verify", lambda study, *others: studies.append(study) or 0)
+    monkeypatch.setattr("sys.argv", ["harness", "verify", "--weights", "a", "--inputs", "b", "--seed", "3"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert [(study.weights, study.inputs, study.seed) for study in studies] == [("a", "b", 3)]
