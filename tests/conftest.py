@@ -1,11 +1,14 @@
 """Shared: which frameworks are here, small data, and a worker-side backend made of NumPy."""
 
 import importlib.util
+import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,25 +116,85 @@ def without_figures(monkeypatch):
     monkeypatch.setattr(report.figures, "in_background", lambda folder, svg, started=None: nullcontext(TablesAlone()))
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all of pytest's processes have in common."""
+    place = tmp_path_factory.getbasetemp()
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+
 FACTS = {}  # of each framework that was asked
 
 
 @pytest.fixture
-def asked_once(monkeypatch):
-    """Every framework is asked for its facts once in a session, and not for every study."""
+def asked_once(monkeypatch, shared):
+    """Every framework is asked for its facts once, by whichever of pytest's processes, and not for every study."""
     from harness.machine import environment
     from harness.run import session
 
     ask = session._probe_framework
 
+    def of_all(key, name, study, wanted):
+        file = shared / f"facts-{'-'.join(map(str, key))}"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                file.write_bytes(pickle.dumps(ask(name, study, wanted)))
+        return pickle.loads(file.read_bytes())
+
     def known(name, study, threads):
-        wanted = {1, environment.cores(), *threads}
-        key = (name, study.library, *sorted(wanted))
+        wanted = sorted({1, environment.cores(), *threads})
+        key = (name, study.library, *wanted)
         if key not in FACTS:
-            FACTS[key] = ask(name, study, sorted(wanted))
+            FACTS[key] = of_all(key, name, study, wanted) if name in MODULES else ask(name, study, wanted)
         return FACTS[key]
 
     monkeypatch.setattr(session, "_probe_framework", known)
+
+
+@pytest.fixture
+def faulty(monkeypatch, tmp_path, asked_once):
+    """Add a framework of tests.faults, by its backend's class there and the real framework; it returns its name.
+
+    Its facts are the real one's, but for its executions.
+    """
+    from harness.run import session
+    from tests import faults
+
+    def add(kind, framework):
+        name = f"{kind}_{framework}"
+        place = tmp_path / "more" / "impls" / name
+        place.mkdir(parents=True)
+        (place / "__init__.py").touch()
+        (place / "backend.py").write_text(f"from tests.faults import {kind}\n\nBackend = {kind}({framework!r})\n")
+        add_frameworks(monkeypatch, tmp_path / "more")
+        ask = session._probe_framework
+
+        def probe(asked, study, threads):
+            if asked != name:
+                return ask(asked, study, threads)
+            real = ask(framework, study, threads)
+            return replace(real, name=name, executions=faults.EXECUTIONS[kind](real.executions))
+
+        monkeypatch.setattr(session, "_probe_framework", probe)
+        return name
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def inside(shared):
+    """What tests.inside finds out in a process that has imported a framework: lines, by the framework and the part."""
+
+    def lines(framework, part):
+        file = shared / f"inside-{framework}.json"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                subprocess.run([sys.executable, "-m", "tests.inside", framework, str(file)], check=True)
+        found = json.loads(file.read_text())[part]
+        assert not found["error"], found["error"]
+        return found["lines"]
+
+    return lines
 
 
 COMPILED = """
@@ -143,17 +206,15 @@ NOT_KEPT = ("fxgraph", "aotautograd", "locks")  # Inductor's folders of what it 
 
 
 @pytest.fixture(scope="session")
-def compiler_facts(tmp_path_factory):
+def compiler_facts(shared):
     """Make, when called, the folder with what Inductor finds out about the C++ compiler, and its headers compiled.
 
     Every worker would find it out again, which takes it longer than to compile a program.
     """
-    place = tmp_path_factory.getbasetemp()
-    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
 
     def folder():
-        made = place / "compiler"
-        with FileLock(place / "compiler.lock"):
+        made = shared / "compiler"
+        with FileLock(shared / "compiler.lock"):
             if not made.exists():
                 made.mkdir()
                 variables = {"TORCHINDUCTOR_CACHE_DIR": str(made), "TMPDIR": str(made), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Faults planted in each framework's model, in a framework named `broken_<name>`.
+"""Faults planted in each framework's model, in a framework named `broken_<name>`; and what is like it.
 
 It runs the real model, eagerly, with one of its functions replaced while it runs. Which one, the number of inputs says:
 so that one worker can run them all, and that what JAX has compiled for one of them serves the next.
@@ -10,7 +10,7 @@ import importlib
 import time
 
 from impls.evidence import Evidence
-from impls.interface import NULL_ARM, PROJECTIONS, Arm, Execution, Facts, Weights
+from impls.interface import NULL_ARM, PROJECTIONS, Arm, Execution, Weights
 
 SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
@@ -36,10 +36,6 @@ def broken(framework):
         def open(self, settings):
             time.process_time_ns = lambda: settings.threads * time.perf_counter_ns()  # proven, whatever else runs
             return super().open(settings)
-
-        def facts(self):
-            found = super().facts()
-            return Facts(found.versions, {"eager": Execution(traced=False, without=without())}, found.devices)
 
         def prepare(self, program, w):
             if program.arm == Arm(*NULL_ARM):
@@ -81,22 +77,23 @@ def with_fault(fault, run, framework, model):
     return call
 
 
-def late_wrapper():
-    """The backend class of TensorFlow's original with a wrapper that projects the state before the step."""
-    real = importlib.import_module("impls.tf.backend").Backend
+LATE_SIZE = 3  # the number of inputs at which the wrapper is late
+
+
+def late(framework):
+    """The backend class of the original, whose wrapper projects the state before the step at LATE_SIZE inputs."""
+    real = importlib.import_module(f"impls.{framework}.backend").Backend
 
     class Late(real):
-        def facts(self):
-            found = super().facts()
-            return dataclasses.replace(found, executions={"v1": found.executions["v1"]})
-
         def open(self, settings):
             numerics = super().open(settings)
             original = importlib.import_module("impls.tf.original")
 
             class Wrapper(original.OutputProjectionWrapper):
                 def __call__(self, inputs, state):
-                    _, after = super().__call__(inputs, state)
+                    projected, after = super().__call__(inputs, state)
+                    if inputs.shape[-1] != LATE_SIZE:
+                        return projected, after
                     with original.v1.variable_scope("output_projection_wrapper", reuse=True):
                         return original.dense(state, self.output_size), after
 
@@ -106,24 +103,23 @@ def late_wrapper():
     return Late
 
 
-TRAINING_FAULTS = ("fast", "frozen_bias")
+def wrong(framework):
+    """The backend class of a framework with mistakes made in training, eagerly.
 
-
-def broken_training(framework):
-    """The backend class of a framework whose executions are mistakes made in training: in in_loop, and in no other."""
+    Of the three forms `in_loop` has one, and so has the first that is made of the two others, which are the same.
+    """
     real = importlib.import_module(f"impls.{framework}.backend").Backend
 
-    class Broken(real):
-        def facts(self):
-            found = super().facts()
-            executions = {name: Execution(traced=False) for name in TRAINING_FAULTS}
-            return Facts(found.versions, executions, found.devices)
+    class Wrong(real):
+        def __init__(self):
+            super().__init__()
+            self.mistakes = {"in_loop": ["fast"], "batched": ["frozen_bias"]}
 
         def trainer(self, program, w):
-            is_sound = program.arm.projection != "in_loop"
-            replacements = {} if is_sound else planted_in_training(self.model)[program.execution]
+            mistakes = self.mistakes[program.arm.projection]
+            replacements = planted_in_training(self.model)[mistakes.pop()] if mistakes else {}
             with replaced(self.model, replacements):
-                step = super().trainer(dataclasses.replace(program, execution="eager"), w)
+                step = super().trainer(program, w)
 
             def call(x, target):
                 with replaced(self.model, replacements):
@@ -131,7 +127,31 @@ def broken_training(framework):
 
             return call
 
-    return Broken
+    return Wrong
+
+
+EXECUTIONS = {  # of each of these frameworks, from those of the real one
+    "broken": lambda real: {"eager": Execution(traced=False, without=without())},
+    "quiet": lambda real: real,
+    "late": lambda real: {"v1": real["v1"]},
+    "wrong": lambda real: {"eager": Execution(traced=False)},
+}
+
+
+def quiet(framework):
+    """The backend class of TensorFlow that asks no other process which library multiplies: that would import it too."""
+    real = importlib.import_module(f"impls.{framework}.backend").Backend
+
+    class Nothing:
+        def library(self, *product):
+            return None
+
+    class Quiet(real):
+        def __init__(self):
+            super().__init__()
+            self.prober = Nothing()
+
+    return Quiet
 
 
 def planted_in_training(model):

@@ -1,13 +1,9 @@
-"""A few steps of training in one framework and float64, in a process of its own.
+"""A few steps of training in one framework and float64, and what its own Adam makes of small gradients.
 
-    python -m tests.stepped torch eager OUT
-
-writes what they came to, and what the framework's own Adam makes of small gradients, as safetensors.
+The process that calls this has the framework's environment; what they came to is written as safetensors.
 """
 
 import importlib
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +25,10 @@ def batches():
     return [(data, probe_data(data))[at % 2] for at in range(STEPS)]
 
 
-def main(framework, execution, out):
+def write(framework, execution, out):
     backend = importlib.import_module(f"impls.{framework}.backend").Backend()
-    settings = Settings("cpu", 1, "fp64")
-    os.environ.update(backend.environment(settings))
     loop = backend.facts().executions[execution].loop
-    backend.open(settings)
+    backend.open(Settings("cpu", 1, "fp64"))
     for projection in ("in_loop", "batched"):
         program = Program(Arm(loop, projection), WORKLOAD.cell, "train", execution)
         step = backend.trainer(program, backend.put(data_of(WORKLOAD, "float64")).weights)
@@ -82,6 +76,3 @@ def own_tf():
 
 
 OWN = {"torch": own_torch, "jax": own_jax, "tf": own_tf}
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

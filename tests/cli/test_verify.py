@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from harness.cli import app as cli
 from harness.cli import verify
 from harness.errors import UsageError
 from harness.machine import environment
@@ -126,3 +127,12 @@ def test_a_sample_is_said_to_be_one(tmp_path, two_cores, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "checked on a sample drawn afterwards: small forward: 1 of 3 sequences" in said
     assert "small train" not in said
+
+
+def test_files_and_a_seed_that_are_given_are_those_of_the_study(monkeypatch):
+    studies = []
+    monkeypatch.setattr(verify, "verify", lambda study, *others: studies.append(study) or 0)
+    monkeypatch.setattr("sys.argv", ["harness", "verify", "--weights", "a", "--inputs", "b", "--seed", "3"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert [(study.weights, study.inputs, study.seed) for study in studies] == [("a", "b", 3)]

@@ -1,7 +1,6 @@
 """Adam, in the oracle and in every framework."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,15 +26,6 @@ def test_the_oracle_is_adam_written_out():
             np.testing.assert_allclose(np.concatenate(found), true, rtol=1e-12)
 
 
-def stepped(framework, execution, folder):
-    command = [sys.executable, "-m", "tests.stepped", framework, execution, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-EXECUTION = {"tf": "graph", "torch": "eager", "jax": "xla"}
-
-
 def truth():
     """The oracle's outputs after each step."""
     state = reference.untrained(batches()[0].weights)
@@ -45,13 +35,13 @@ def truth():
         yield dict(zip(interface.TRAINING, (loss, *state.leaves), strict=True))
 
 
-def test_steps_are_the_oracles_to_the_last_digits(framework, tmp_path):
+def test_steps_are_the_oracles_to_the_last_digits(framework, inside):
     """In float64: the loss, the weights, both moments and the count, after each of a few steps."""
-    stepped(framework, EXECUTION[framework], tmp_path)
+    folder = Path(*inside(framework, "steps"))
     for at, true in enumerate(truth()):
         for form in ("in_loop", BATCHED):
-            assert same(load_file(tmp_path / f"{form}-{at}.safetensors"), true)
-    own_adam_is(framework, load_file(tmp_path / "own.safetensors")["w"][0])
+            assert same(load_file(folder / f"{form}-{at}.safetensors"), true)
+    own_adam_is(framework, load_file(folder / "own.safetensors")["w"][0])
 
 
 def test_the_last_digits_tell_one_epsilon_from_another(monkeypatch):

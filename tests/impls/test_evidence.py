@@ -1,17 +1,12 @@
 """What is counted in HLO, on a small program written out here; and what is made of counts."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from impls import hlo
 from impls.evidence import Evidence, Product, flops, issued, moved_bytes
 from tests.conftest import HERE
-
-ROOT = Path(__file__).parents[2]
 
 HLO = """\
 HloModule jit_forward, is_scheduled=true, entry_computation_layout={(f32[5,3,2]{2,1,0})->f32[5,3,4]{2,1,0}}
@@ -162,33 +157,10 @@ def test_a_product_of_an_unknown_kind_is_said_to_be_missing(line, name):
     assert found.missing == {"products": f"{hlo.UNKNOWN_PRODUCT}: {name}"}
 
 
-OTHERS = {
-    "tf": """
-import tensorflow as tf
-from impls.tf import evidence
-a = tf.ones((2, 3, 3, 4))
-print(evidence.of_call(lambda: tf.nn.conv2d(a, tf.ones((2, 2, 4, 5)), 1, "SAME"))[0].missing.get("products"))
-print(evidence.of_call(lambda: tf.raw_ops.Einsum(inputs=[a, tf.ones((4, 5))], equation="abcd,de->abce"))[0].missing)
-print(evidence.of_call(lambda: tf.linalg.matmul(a, tf.ones((2, 3, 4, 5))))[0].missing.get("products"))
-""",
-    "jax": """
-import jax
-import jax.numpy as jnp
-from impls.jax import evidence
-def missing(f, *shapes):
-    return evidence.of_jaxpr(jax.make_jaxpr(f)(*map(jnp.ones, shapes)).jaxpr).missing.get("products")
-print(missing(lambda a, b: jax.lax.conv(a, b, (1, 1), "SAME"), (2, 4, 3, 3), (5, 4, 2, 2)))
-print(missing(lambda a, b, n: jax.lax.ragged_dot(a, b, n.astype(int)), (4, 3), (2, 3, 5), (2,)))
-print(missing(lambda a, b: a @ b, (2, 3), (3, 4)))
-""",
-}
-
-
-@pytest.mark.parametrize("name", [name for name in HERE if name in OTHERS])
-def test_a_frameworks_product_of_an_unknown_kind_is_said_to_be_missing(name):
-    done = subprocess.run([sys.executable, "-c", OTHERS[name]], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    first, second, known = done.stdout.splitlines()
+@pytest.mark.parametrize("name", [name for name in HERE if name != "torch"])
+def test_a_frameworks_product_of_an_unknown_kind_is_said_to_be_missing(name, inside):
+    """PyTorch's have a test of their own."""
+    first, second, known = inside(name, "products")
     assert "operands are not known" in first
     assert "operands are not known" in second
     assert known == "None"
@@ -207,34 +179,10 @@ def test_no_program_is_no_evidence(text):
     assert hlo.evidence(text) == Evidence(missing={"everything": hlo.NO_PROGRAM})
 
 
-COUNT = """
-from torch.utils.flop_counter import FlopCounterMode
-from impls.evidence import flops
-from impls.interface import Arm, Program, Settings
-from impls.torch.backend import Backend
-from tests.conftest import SMALL, data_of
-
-backend = Backend()
-backend.open(Settings("cpu", 1, "fp32"))
-for projection in ("none", "in_loop", "per_step", "batched", "bmm", "library"):
-    for pass_ in ("forward", "train"):
-        program = Program(Arm("unrolled", projection), SMALL.cell, pass_, "eager")
-        data = data_of(SMALL)
-        data = data._replace(target=data.x[:, :, :1].repeat(SMALL.H, 2)) if projection == "none" else data
-        w, *inputs = backend.put(data)
-        run = backend.prepare(program, w)
-        with FlopCounterMode(display=False) as counter:
-            run(*inputs)
-        print(counter.get_total_flops(), flops(backend.evidence(program, run, inputs)[0].products))
-"""
-
-
 @pytest.mark.skipif("torch" not in HERE, reason="it is about PyTorch")
-def test_operations_are_those_that_torch_s_own_counter_has():
+def test_operations_are_those_that_torch_s_own_counter_has(inside):
     """Another way to count: at each operation's dispatch, where the harness reads the profiler."""
-    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    counts = [line.split() for line in done.stdout.splitlines()]
+    counts = [line.split() for line in inside("torch", "operations")]
     assert len(counts) == 12
     assert [theirs for theirs, _ in counts] == [ours for _, ours in counts]
     assert len({ours for _, ours in counts}) > 3

@@ -11,23 +11,17 @@ from harness.report import causes
 from harness.run import session
 from harness.study.study import Study, Workload
 from harness.verify import output_check
-from tests.conftest import add_frameworks
 from tests.faults import FAULTS, PLANTED, SOUND, SWAPPED, size_of
 from tests.made import whole
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asked_once", "undrawn")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 MISSED_IN_FORWARD = {"missing_gradient", "other_target"}  # a forward pass has no gradients to miss, and no target
 SPARED = {"dropped_bias": {"none"}, "lowered": {"none"}}  # projection none does not run the faulty line
 
 
 @pytest.fixture
-def broken(framework, tmp_path, monkeypatch):
-    place = tmp_path / "more" / "impls" / f"broken_{framework}"
-    place.mkdir(parents=True)
-    (place / "__init__.py").touch()
-    (place / "backend.py").write_text(f"from tests.faults import broken\n\nBackend = broken({framework!r})\n")
-    add_frameworks(monkeypatch, tmp_path / "more")
-    return f"broken_{framework}"
+def broken(framework, faulty):
+    return faulty("broken", framework)
 
 
 def measured(broken, folder, planted):

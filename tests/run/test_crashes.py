@@ -93,7 +93,7 @@ def test_what_the_machine_is_does_not_depend_on_a_child_that_is_killed(monkeypat
 
 
 def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path, undrawn):
-    session.run(study(processes=3), tmp_path / "a", False, "")
+    session.run(study(), tmp_path / "a", False, "")
     (tmp_path / "b").mkdir()
     heading, *lines = kills.record_lines(tmp_path / "a")
     random.Random(1).shuffle(lines)
@@ -110,7 +110,8 @@ def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path, undraw
 )
 def test_what_a_worker_does_stays_with_its_arm(mischief, reason, tmp_path, monkeypatch):
     plant(mischief, tmp_path, monkeypatch)
-    found = session.run(study(processes=1, passes=["forward"]), tmp_path / "run", False, "")
+    wanted = study(processes=1, passes=["forward"], recurrences=["unrolled"])
+    found = session.run(wanted, tmp_path / "run", False, "")
     assert statuses(found)["forward", "unrolled_per_step"] == {"failed" if reason else "ok"}
     assert statuses(found)["forward", "unrolled_in_loop"] == {"ok"}
     assert any(reason in record.reason for record in found[1:])
@@ -172,7 +173,7 @@ def test_who_draws_figures_ends_with_a_report_that_is_killed():
     assert not alive
 
 
-def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys, undrawn):
     left = iter([True] * 3)
     real = os.fsync
 
@@ -273,19 +274,19 @@ def test_an_interruption_before_any_work_leaves_anothers_folder_as_it_is(finishe
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_packed_records_are_gone_on_with(tmp_path, monkeypatch):
+def test_packed_records_are_gone_on_with(finished):
     """Alone they went in a circle: not empty, give --resume; no records to go on from."""
-    folder = tmp_path / "run"
-    whole = session.run(study(processes=2, passes=["forward"]), folder, False, "")
+    folder = finished
+    whole = read_run(folder)
     lines = (folder / FILE).read_text().splitlines(keepends=True)
     (folder / FILE).unlink()
     packed = gzip.compress("".join(lines[:-1]).encode() + lines[-1][:40].encode())
     (folder / PACKED).write_bytes(packed)
     with pytest.raises(UsageError, match="another study"):
-        session.run(study(processes=2, passes=["train"]), folder, True, "")
+        session.run(study(processes=1, passes=["train"]), folder, True, "")
     assert (folder / PACKED).read_bytes() == packed
     assert not (folder / FILE).exists()
-    again = session.run(study(processes=2, passes=["forward"]), folder, True, "")
+    again = session.run(SHORT, folder, True, "")
     assert [record.key.rpartition("-")[0] for record in again] == [r.key.rpartition("-")[0] for r in whole]
     assert {path.name for path in folder.iterdir()} == {FILE, "weights"}
 

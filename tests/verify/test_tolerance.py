@@ -9,9 +9,9 @@ from harness.machine import environment
 from harness.run import session
 from harness.study import weights
 from harness.study.study import NAMED, Study, Workload
+from tests.impls.test_frameworks import records_together
 
 GROWING = Workload(name="growing", B=2, T=40, I=3, H=8, O=4, cell="rnn_relu")
-SMALL = "B=4,T=6,I=3,H=8,O=4"
 
 
 def of(workload, folder, **changed):
@@ -58,23 +58,25 @@ def test_what_needs_more_memory_than_is_free_is_refused(monkeypatch):
 
 
 @pytest.mark.timeout(300)
-def test_zeros_and_a_dead_relu_pass_in_every_framework(framework, harness, tmp_path):
-    """Their gradients are zeros, of which no bound of the probe's can be made, and none of theirs of the probe's."""
-    workload = Workload(name="B4-T6-I3-H8-O4-rnn_tanh", B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh")
-    files = of(workload, tmp_path, x=np.zeros((6, 4, 3)))
-    eager = ["verify", "--framework", framework, "--execution", "eager", "--precision", "fp32"]
-    eager += ["--recurrence", "unrolled,layer", "--projection", "none,in_loop,batched,library"]
-    done = harness(*eager, "--workload", SMALL, "--inputs", files["inputs"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = harness(*eager, "--workload", "B=1,T=2,I=1,H=1,O=1,cell=rnn_relu", "--seed", "3")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.timeout(300)
-def test_who_flushes_denormals_is_told(framework, harness, tmp_path):
-    workload = Workload(name="B4-T6-I3-H8-O4-rnn_tanh", B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh")
-    files = of(workload, tmp_path, x=np.full((6, 4, 3), 1e-39), b_rec=np.zeros(8), b_out=np.zeros(4))
-    flags = ["--execution", "eager", "--precision", "fp32", "--recurrence", "unrolled", "--projection", "batched"]
-    given = ["--workload", SMALL, "--weights", files["weights"], "--inputs", files["inputs"]]
-    done = harness("verify", "--framework", framework, *flags, "--pass", "forward", *given)
-    assert (done.returncode, "flushes denormals" in done.stderr) == ((0, False) if framework == "torch" else (1, True))
+def test_zeros_and_a_dead_relu_pass_in_every_framework_and_who_flushes_denormals_is_told(
+    framework, asked_once, tmp_path
+):
+    """Zeros' gradients are zeros, of which no bound of the probe's can be made, and none of theirs of the probe's."""
+    zeros, tiny = (Workload(name=name, B=4, T=6, I=3, H=8, O=4, cell="rnn_tanh") for name in ("zeros", "tiny"))
+    relu = Workload(name="relu", B=1, T=2, I=1, H=1, O=1, cell="rnn_relu")
+    eager = {"executions": ["eager"], "precisions": ["fp32"]}
+    arms = {"recurrences": ["unrolled", "layer"], "projections": ["none", "in_loop", "batched", "library"]}
+    one = {"recurrences": ["unrolled"], "projections": ["batched"], "passes": ["forward"]}
+    of_zeros, of_tiny = tmp_path / "of zeros", tmp_path / "of tiny"
+    of_zeros.mkdir()
+    of_tiny.mkdir()
+    inputs = of(zeros, of_zeros, x=np.zeros((6, 4, 3)))["inputs"]
+    denormals = of(tiny, of_tiny, x=np.full((6, 4, 3), 1e-39), b_rec=np.zeros(8), b_out=np.zeros(4))
+    parts = ([zeros], arms | {"inputs": inputs}), ([relu], arms | {"seed": 3}), ([tiny], one | denormals)
+    records = records_together(framework, tmp_path, [(w, eager | more) for w, more in parts], counted=False)
+    found = {(r.workload.name, r.pass_, name): arm for r in records for name, arm in r.arms.items()}
+    flushed = found.pop(("tiny", "forward", "unrolled_batched"))
+    assert len(found) == 2 * 2 * len({name for _, _, name in found})
+    assert {arm.status for arm in found.values()} == {"ok"}, found
+    told = flushed.status, "flushes denormals" in flushed.reason
+    assert told == (("ok", False) if framework == "torch" else ("wrong", True))
