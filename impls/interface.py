@@ -118,7 +118,7 @@ class Execution:
     `overwrites`: the next call writes into the memory of a call's outputs, so they are valid only until then.
     `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write for it.
     `on_request`: recurrences that are measured only if a study selects them by name -> the reason.
-    `is_usual`: whether users run in it, so that its answer comes before that of what few do.
+    `usual_passes`: what users run in it, so that its answer comes before that of what few do.
     """
 
     traced: bool
@@ -130,7 +130,7 @@ class Execution:
     trains: bool = True
     loop: str = "unrolled"
     on_request: dict[str, str] = field(default_factory=dict)
-    is_usual: bool = True
+    usual_passes: tuple[str, ...] = PASSES
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,10 @@ class Schedule:
         3. the rest in as many;
         4. the processes and rounds that the pilot asks for.
 
-        The fp64 verification of an execution comes before its times.
+        The fp64 verification of the question's arms comes before their times, and that of others before theirs.
         """
-        checks = [self._drop_complete(job) for job in matrix.fp64_check_jobs(self.plan, self.study)]
-        first_checks = [job for job in checks if self._is_usual(job.configuration)]
-        other_checks = [job for job in checks if not self._is_usual(job.configuration)]
+        first_checks, other_checks = self._check_jobs()
+        checks = [*first_checks, *other_checks]
         stages = self._stages()
         self._update_total([checks, *(stage for _, stage in stages)])
         yield from self._run_checks(first_checks)
@@ -97,9 +96,14 @@ class Schedule:
             for stage in later_stages:
                 yield from self._run_later_replicate(stage)
 
-    def _is_usual(self, configuration: Configuration) -> bool:
-        """Return whether users run in an execution on a device, whatever the threads and the precision."""
-        return _place(configuration) in {_place(usual) for usual in self.plan.loops}
+    def _check_jobs(self) -> tuple[list[Job], list[Job]]:
+        """Return the jobs of the fp64 verification: those that come first, and those that come after the question."""
+
+        def checks(of_question: bool | None) -> list[Job]:
+            jobs_ = matrix.fp64_check_jobs(self.plan, self.study, of_question)
+            return [self._drop_complete(job) for job in jobs_]
+
+        return (checks(None), []) if self.study.processes else (checks(True), checks(False))
 
     def _run_stage(self, replicate: int, stage: list[Job]) -> Iterator[RunRecord]:
         """Yield the records of a stage's jobs, all of one replicate."""

@@ -112,23 +112,24 @@ class Rank(IntEnum):
 class Plan:
     """The cells to measure, and those that cannot be measured, with status and reason.
 
-    `loops`: the loop that users would write in each configuration that they use. `threads`: the first thread count.
+    `loops`: the loop that users would write in each configuration and pass that they run. `threads`: the first thread
+    count.
     """
 
     cells: list[Cell]
     absent: list[AbsentCell]
-    loops: dict[Configuration, str] = field(default_factory=dict)
+    loops: dict[tuple[Configuration, str], str] = field(default_factory=dict)
     threads: int = 1
 
     def rank(self, configuration: Configuration, block: "BlockSpec") -> Rank:
         """Return the rank of a configuration's block."""
-        if block.is_swept or block.part != self.loops.get(configuration):
+        if block.is_swept or block.part != self.loops.get((configuration, block.pass_)):
             return Rank.REST
-        return self.question_rank(configuration)
+        return self.question_rank(configuration, block.pass_)
 
-    def question_rank(self, configuration: Configuration) -> Rank:
-        """Return the rank of the question's block in a configuration."""
-        if configuration not in self.loops:
+    def question_rank(self, configuration: Configuration, pass_: str) -> Rank:
+        """Return the rank of the question's block in a configuration and pass."""
+        if (configuration, pass_) not in self.loops:
             return Rank.REST
         has_other_threads = configuration.device == "cpu" and configuration.threads != self.threads
         return Rank.OTHER_THREADS if has_other_threads else Rank.HEADLINE
@@ -248,8 +249,8 @@ def make_plan(study: Study, frameworks: list[Framework], threads: list[int]) -> 
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
             execution = framework.executions[cell.configuration.execution]
-            if execution.is_usual:
-                plan.loops[cell.configuration] = execution.loop
+            if cell.pass_ in execution.usual_passes:
+                plan.loops[cell.configuration, cell.pass_] = execution.loop
             if absence := cell_absence(study, framework, cell, cell.workload.name in points):
                 plan.absent.append(AbsentCell(cell, *absence))
             else:
@@ -348,7 +349,7 @@ def replicate_jobs(
             )
             rank = plan.rank(configuration, block)
             if replicate == 0 and _is_calibration(block, study):
-                rank = plan.question_rank(configuration)
+                rank = plan.question_rank(configuration, block.pass_)
             if rank in ranks and (needs is None or (need and need.processes > replicate)):
                 blocks.append((rank, replace(block, rounds=need.rounds if need else None)))
         if blocks:
@@ -385,11 +386,12 @@ def _random_order(configurations: Iterable[Configuration], study: Study, replica
     return order
 
 
-def fp64_check_jobs(plan: Plan, study: Study) -> list[Job]:
+def fp64_check_jobs(plan: Plan, study: Study, of_question: bool | None = None) -> list[Job]:
     """Return the jobs of the fp64 verification inside `run`: each framework, device and execution once, at few steps.
 
     The first workload is verified with every arm. Each further kind of cell is verified with one arm of each
-    recurrence, because only the recurrences differ by cell.
+    recurrence, because only the recurrences differ by cell. `of_question`: only the question's arms, in the loop that
+    users would write, or only all others.
     """
     check_jobs: dict[tuple[str, str, str], Job] = {}
     by_cell: dict[str, Workload] = {}
@@ -404,17 +406,21 @@ def fp64_check_jobs(plan: Plan, study: Study) -> list[Job]:
             configuration.framework, configuration.device, configuration.threads, configuration.execution, "fp64"
         )
         by_recurrence = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
-        selection = {w: tuple(arms) if w is workloads[0] else tuple(by_recurrence.values()) for w in workloads}
-        blocks = [
-            BlockSpec(workload, pass_, workload_arms, min(workload.T, CHECK_STEPS), timed=False)
-            for workload, workload_arms in selection.items()
-            for pass_ in study.passes
-            if workload_arms
-        ]
+        selection = {w: list(arms) if w is workloads[0] else list(by_recurrence.values()) for w in workloads}
+        blocks = []
+        for (workload, workload_arms), pass_ in itertools.product(selection.items(), study.passes):
+            part, members = "", workload_arms
+            if of_question is not None:
+                loop = plan.loops.get((configuration, pass_), "")
+                part = loop if of_question else ""
+                members = [a for a in members if (part_of(a.recurrence, a.projection) == loop) == of_question]
+            if members:
+                steps = min(workload.T, CHECK_STEPS)
+                blocks.append(BlockSpec(workload, pass_, tuple(members), steps, timed=False, part=part))
         check_jobs[configuration.framework, configuration.device, configuration.execution] = Job(
             fp64_configuration, 0, tuple(blocks)
         )
-    return list(check_jobs.values())
+    return [job for job in check_jobs.values() if job.blocks]
 
 
 def verification_jobs(plan: Plan) -> list[Job]:

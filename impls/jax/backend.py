@@ -58,7 +58,7 @@ class Backend:
         versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
         without = {"time_distributed": NO_TIME_DISTRIBUTED}
         executions = {
-            "eager": Execution(traced=False, without=without | NOT_EAGER, trains=False),
+            "eager": Execution(False, without=without | NOT_EAGER, trains=False, usual_passes=("forward",)),
             "xla": Execution(traced=True, without=without, loop="scan"),
         }
         return Facts(versions, executions, {"cpu": None, "gpu": _why_no_gpu()})

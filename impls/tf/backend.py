@@ -84,7 +84,13 @@ class Backend:
 
         legacy = _legacy()
         executions = {
-            "eager": Execution(False, without={"vmap": NO_EAGER_VMAP}, on_request={"scan": EAGER_LOOP}, trains=False),
+            "eager": Execution(
+                False,
+                without={"vmap": NO_EAGER_VMAP},
+                on_request={"scan": EAGER_LOOP},
+                trains=False,
+                usual_passes=("forward",),
+            ),
             "graph": Execution(traced=True, loop="scan"),
             "xla": Execution(traced=True, loop="scan"),
             ORIGINAL: Execution(True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan"),

@@ -73,7 +73,7 @@ class Backend:
         executions = {
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
             "inductor": Execution(True, missing, without, UNROLLS, {"scan": PROTOTYPE}),
-            "inductor-batched": Execution(True, missing, without | unbatched, SLOW, trains=False, is_usual=False),
+            "inductor-batched": Execution(True, missing, without | unbatched, SLOW, trains=False, usual_passes=()),
             "cudagraph": Execution(
                 True,
                 missing,

@@ -81,7 +81,7 @@ def planned(sweep=None):
     cells = [
         Cell(configuration, workload, "forward", arm) for configuration in configurations for workload, arm in arms
     ]
-    return study, matrix.Plan(cells, [], dict.fromkeys(configurations, "scan"), 1)
+    return study, matrix.Plan(cells, [], dict.fromkeys(((each, "forward") for each in configurations), "scan"), 1)
 
 
 def staged(study, made, folder):
@@ -103,7 +103,7 @@ def test_the_question_comes_first_and_then_the_rest_as_often_as_a_pilot(tmp_path
 
 
 def test_what_few_run_in_is_verified_and_measured_with_the_rest(tmp_path, monkeypatch):
-    usual, odd = execution(loop="unrolled"), replace(execution(loop="unrolled"), is_usual=False)
+    usual, odd = execution(loop="unrolled"), replace(execution(loop="unrolled"), usual_passes=())
     framework = Framework("torch", executions={"inductor": usual, "inductor-batched": odd}, devices={"cpu": None})
     study = Study(workloads=[SMALL], sweep=SMALL, passes=["forward"])
     made = matrix.make_plan(study, [framework], [1])
