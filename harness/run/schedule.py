@@ -83,6 +83,7 @@ class Schedule:
             if number == len(question):  # a first process has half of the time, and its jobs fair shares of that
                 for again, again_stage in question:
                     yield from self._run_stage(again, [self._drop_tried(job) for job in again_stage])
+            if number == len(stages) - self.study.pilot:
                 yield from self._run_checks(other_checks)
             yield from self._run_stage(replicate, stage)
         if self.study.processes is None and self.spent_s() < self.budget_s:
@@ -97,7 +98,7 @@ class Schedule:
                 yield from self._run_later_replicate(stage)
 
     def _check_jobs(self) -> tuple[list[Job], list[Job]]:
-        """Return the jobs of the fp64 verification: those that come first, and those that come after the question."""
+        """Return the jobs of the fp64 verification: those that come first, and those that come before the rest."""
 
         def checks(of_question: bool | None) -> list[Job]:
             jobs_ = matrix.fp64_check_jobs(self.plan, self.study, of_question)
@@ -128,8 +129,11 @@ class Schedule:
         self.report.expect(sum(len(job.blocks) for stage in stages for job in stage))
 
     def _run_checks(self, checks: list[Job]) -> Iterator[RunRecord]:
-        """Yield the records of the fp64 verification, which has CHECK_SHARE of the budget to begin its blocks in."""
-        end_s = self.spent_s() + CHECK_SHARE * self.budget_s
+        """Yield the records of a part of the fp64 verification.
+
+        It has CHECK_SHARE of the budget, and no more than what is left of it, to begin its blocks in.
+        """
+        end_s = min(self.spent_s() + CHECK_SHARE * self.budget_s, self.budget_s)
         for record in run_in_parallel(self.context, checks, lambda: end_s - self.spent_s(), self.report):
             self.current_records.append(record)
             yield record

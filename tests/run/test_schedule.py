@@ -122,6 +122,16 @@ def test_what_few_run_in_is_verified_and_measured_with_the_rest(tmp_path, monkey
     assert first == [("inductor", False), ("inductor", True), ("inductor-batched", False), ("inductor-batched", True)]
 
 
+@pytest.mark.parametrize(("spent_s", "left_s"), [(0.0, 10.0), (85.0, 10.0), (95.0, 5.0), (130.0, -30.0)])
+def test_a_verification_has_its_share_and_no_more_than_is_left(tmp_path, monkeypatch, spent_s, left_s):
+    bench = jobs.RunContext(Study(workloads=[SMALL], budget_s=100.0), {}, tmp_path, tmp_path, None, {})
+    found = []
+    monkeypatch.setattr(schedule, "run_in_parallel", lambda context, checks, left, report: found.append(left()) or [])
+    run = schedule.Schedule(bench, matrix.Plan([], []), [], lambda: spent_s, SimpleNamespace())
+    assert list(run._run_checks([])) == []
+    assert found == [pytest.approx(left_s)]
+
+
 def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_with_the_rest(tmp_path):
     study, made = planned(SMALL)
     stages = staged(study, made, tmp_path)
