@@ -65,9 +65,10 @@ class Schedule:
 
         1. the question in `headline_processes` processes, in the loop and the executions that users would write and
            run, with the first thread count; and then again, for what the first process had no time for;
-        2. the question with the other thread counts, in as many processes as the pilot has;
-        3. the rest in as many;
-        4. the processes and rounds that the pilot asks for.
+        2. the same in passes that users seldom run, in as many processes as the pilot has;
+        3. the question with the other thread counts, in as many;
+        4. the rest in as many;
+        5. the processes and rounds that the pilot asks for.
 
         The fp64 verification of the question's arms comes before their times, and that of others before theirs.
         """
@@ -119,10 +120,9 @@ class Schedule:
             return [
                 (number, matrix.replicate_jobs(self.plan, self.study, number)) for number in range(self.study.processes)
             ]
-        pilot, (headline, other_threads, rest) = self.study.pilot, Rank
+        headline, *others = Rank
         order = [(number, [headline]) for number in range(self.study.headline_processes)]
-        order += [(number, [other_threads]) for number in range(pilot)]
-        order += [(number, [rest]) for number in range(pilot)]
+        order += [(number, [rank]) for rank in others for number in range(self.study.pilot)]
         return [(number, matrix.replicate_jobs(self.plan, self.study, number, ranks)) for number, ranks in order]
 
     def _update_total(self, stages: list[list[Job]]) -> None:

@@ -104,35 +104,40 @@ class Rank(IntEnum):
     """The order in which blocks are measured when the budget does not cover all of them."""
 
     HEADLINE = 0  # the question's arms, in the loop that users would write, with the first thread count
-    OTHER_THREADS = 1  # the same arms with the other thread counts
-    REST = 2  # other loops, projections and executions, the framework's own layer, and the sweep
+    SELDOM = (
+        1  # the same in passes that users of an execution seldom run in it: page one compares compiled ones with them
+    )
+    OTHER_THREADS = 2  # the same arms with the other thread counts
+    REST = 3  # other loops, projections and executions, the framework's own layer, and the sweep
 
 
 @dataclass
 class Plan:
     """The cells to measure, and those that cannot be measured, with status and reason.
 
-    `loops`: the loop that users would write in each configuration and pass that they run. `threads`: the first thread
-    count.
+    `loops`: the loop that users would write in each configuration that they use. `seldom`: configurations and passes
+    that they seldom run. `threads`: the first thread count.
     """
 
     cells: list[Cell]
     absent: list[AbsentCell]
-    loops: dict[tuple[Configuration, str], str] = field(default_factory=dict)
+    loops: dict[Configuration, str] = field(default_factory=dict)
+    seldom: set[tuple[Configuration, str]] = field(default_factory=set)
     threads: int = 1
 
     def rank(self, configuration: Configuration, block: "BlockSpec") -> Rank:
         """Return the rank of a configuration's block."""
-        if block.is_swept or block.part != self.loops.get((configuration, block.pass_)):
+        if block.is_swept or block.part != self.loops.get(configuration):
             return Rank.REST
         return self.question_rank(configuration, block.pass_)
 
     def question_rank(self, configuration: Configuration, pass_: str) -> Rank:
         """Return the rank of the question's block in a configuration and pass."""
-        if (configuration, pass_) not in self.loops:
+        if configuration not in self.loops:
             return Rank.REST
-        has_other_threads = configuration.device == "cpu" and configuration.threads != self.threads
-        return Rank.OTHER_THREADS if has_other_threads else Rank.HEADLINE
+        if configuration.device == "cpu" and configuration.threads != self.threads:
+            return Rank.OTHER_THREADS
+        return Rank.SELDOM if (configuration, pass_) in self.seldom else Rank.HEADLINE
 
 
 @dataclass(frozen=True)
@@ -249,8 +254,10 @@ def make_plan(study: Study, frameworks: list[Framework], threads: list[int]) -> 
     for framework in frameworks:
         for cell in _cells(study, framework, threads):
             execution = framework.executions[cell.configuration.execution]
-            if cell.pass_ in execution.usual_passes:
-                plan.loops[cell.configuration, cell.pass_] = execution.loop
+            if execution.usual_passes:
+                plan.loops[cell.configuration] = execution.loop
+            if cell.pass_ not in execution.usual_passes:
+                plan.seldom.add((cell.configuration, cell.pass_))
             if absence := cell_absence(study, framework, cell, cell.workload.name in points):
                 plan.absent.append(AbsentCell(cell, *absence))
             else:
@@ -411,7 +418,7 @@ def fp64_check_jobs(plan: Plan, study: Study, of_question: bool | None = None) -
         for (workload, workload_arms), pass_ in itertools.product(selection.items(), study.passes):
             part, members = "", workload_arms
             if of_question is not None:
-                loop = plan.loops.get((configuration, pass_), "")
+                loop = plan.loops.get(configuration, "")
                 part = loop if of_question else ""
                 members = [a for a in members if (part_of(a.recurrence, a.projection) == loop) == of_question]
             if members:

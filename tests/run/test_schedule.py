@@ -81,16 +81,17 @@ def planned(sweep=None):
     cells = [
         Cell(configuration, workload, "forward", arm) for configuration in configurations for workload, arm in arms
     ]
-    return study, matrix.Plan(cells, [], dict.fromkeys(((each, "forward") for each in configurations), "scan"), 1)
+    return study, matrix.Plan(cells, [], dict.fromkeys(configurations, "scan"), threads=1)
 
 
 def staged(study, made, folder):
-    """What each stage does: its replicate, and each thread count's parts, that of the sweep by its name."""
+    """What each stage with jobs does: its replicate, and each thread count's parts, that of the sweep by its name."""
     bench = jobs.RunContext(study, {}, folder, folder, None, {})
     run = schedule.Schedule(bench, made, [], lambda: 0.0, SimpleNamespace())
     return [
         (number, {job.configuration.threads: {"sweep" if b.is_swept else b.part for b in job.blocks} for job in some})
         for number, some in run._stages()
+        if some
     ]
 
 
@@ -100,6 +101,27 @@ def test_the_question_comes_first_and_then_the_rest_as_often_as_a_pilot(tmp_path
     assert stages[:5] == [(number, {1: {"scan"}}) for number in (0, 1, 2, 3, 4)]
     assert stages[5:8] == [(number, {2: {"scan"}}) for number in (0, 1, 2)]
     assert stages[8:] == [(number, {1: rest, 2: rest}) for number in (0, 1, 2)]
+
+
+def test_a_pass_that_users_seldom_run_comes_after_the_question_and_before_more_threads(tmp_path):
+    eager = replace(execution(loop="unrolled"), usual_passes=("forward",))
+    framework = Framework("jax", executions={"eager": eager, "xla": execution()}, devices={"cpu": None})
+    study = Study(workloads=[SMALL], frameworks=["jax"], recurrences=["unrolled"], sweep=None)
+    made = matrix.make_plan(study, [framework], [1, 2])
+    run = schedule.Schedule(jobs.RunContext(study, {}, tmp_path, tmp_path, None, {}), made, [], lambda: 0.0, None)
+    stages = [
+        (
+            number,
+            {(job.configuration.execution, job.configuration.threads, b.pass_) for job in some for b in job.blocks},
+        )
+        for number, some in run._stages()
+    ]
+    question = {("eager", 1, "forward"), ("xla", 1, "forward"), ("xla", 1, "train")}
+    seldom = {("eager", 1, "train")}
+    more = {(name, 2, pass_) for name in ("eager", "xla") for pass_ in ("forward", "train")}
+    expected = [(number, question) for number in range(5)]
+    expected += [(number, stage) for stage in (seldom, more) for number in range(study.pilot)]
+    assert stages[: len(expected)] == expected
 
 
 def test_what_few_run_in_is_verified_and_measured_with_the_rest(tmp_path, monkeypatch):
