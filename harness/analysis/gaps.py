@@ -101,9 +101,7 @@ def _all_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
 def paired_times(blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]]) -> PairedTimes:
     """Return nanoseconds a call of contender and baseline in the same rounds, a pair of arrays for each process."""
     times: PairedTimes = {}
-    pairs_by_names: dict[
-        tuple[str, ...], list[MeasuredPair]
-    ] = {}  # names of arms -> their pairs; most blocks have the same
+    pairs_by_names: dict[tuple[str, ...], list[MeasuredPair]] = {}  # most blocks have arms of the same names
     for record in blocks:
         names = tuple(name for name, arm in record.arms.items() if arm.has_times)
         if names not in pairs_by_names:

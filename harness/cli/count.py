@@ -63,7 +63,7 @@ def _score_counts(folder: Path, run: Path) -> tuple[pd.DataFrame, Table]:
     if not (own := [record for record in records if record.card in gpu.lower()]):
         raise UsageError(f"{folder} has counts for {', '.join(cards)}, and the GPU of {run} is {gpu}")
     version = measured.versions.get("jax", {}).get("jax", "")
-    rows = count_check.check_counts(count_check.of_version(own, version), measured.evidence)
+    rows = count_check.check_counts(own, measured.evidence, version)
     if rows.empty:
         raise UsageError(f"{run} has no profile of a program that {folder} counts")
     title = f"{rows.agrees.sum()} of {len(rows)} programs launch on the card what was counted without one"
