@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,12 @@ from harness.analysis.changes import (
 from harness.analysis.tables import Tables
 from harness.report.causes import rows_with_fewest_threads
 from harness.report.figures import (
-    EXECUTION_MARKS,
-    FRAMEWORK_COLOURS,
-    OTHER_COLOUR,
     Figures,
     engine_of,
     engines_of,
     execution_rank,
+    program_style,
+    spread,
 )
 from harness.report.markdown import FRAMEWORKS, bold_interval, execution_name, pluralize, table, with_threads
 
@@ -153,7 +151,7 @@ def _draw(frame: pd.DataFrame, margin: float) -> Any:
         axes.axhline(1, color="black", linewidth=0.8)
         _draw_lines(axes, frame[(frame.workload == workload) & (frame["pass"] == pass_)])
         axes.set_xticks(range(len(STAGES)), STAGES)
-        axes.set_xlim(-0.3, len(STAGES) + 0.25)
+        axes.set_xlim(-1.05, len(STAGES) + 0.2)
         axes.set_title(f"{workload} {pass_}", loc="left", fontweight="bold")
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axes.set_yticks([], minor=True)
@@ -169,13 +167,13 @@ def _draw_lines(axes: Any, gaps: pd.DataFrame) -> None:
     labels = []
     for framework, rows in gaps.groupby("framework", sort=True):
         rows = rows.sort_values("execution", key=lambda names: names.map(execution_rank))
-        colour = FRAMEWORK_COLOURS.get(framework, OTHER_COLOUR)
         line = rows[~rows.execution.isin(BESIDE)]
+        colour = program_style(framework, "")["color"]
         axes.plot(line.execution.map(_stage), line.ratio, color=colour, linewidth=1.4)
         for row in rows.to_dict("records"):
             x, error = _stage(row["execution"]), [[row["ratio"] - row["ci_low"]], [row["ci_high"] - row["ratio"]]]
-            mark = EXECUTION_MARKS.get(row["execution"], "P")
-            axes.errorbar(x, row["ratio"], yerr=error, fmt=mark, color=colour, markersize=5, elinewidth=0.8)
+            style = program_style(framework, row["execution"])
+            axes.errorbar(x, row["ratio"], yerr=error, linestyle="", markersize=5, elinewidth=0.8, **style)
             if row["execution"] in BESIDE or row["execution"] == line.execution.iloc[-1]:
                 name = f"{FRAMEWORKS.get(framework, framework)} {row['execution']}"
                 labels.append((round(x), float(np.log(row["ratio"])), name, colour))
@@ -183,26 +181,15 @@ def _draw_lines(axes: Any, gaps: pd.DataFrame) -> None:
     for stage in range(len(STAGES)):
         beside = [label for label in labels if label[0] == stage]
         for height, (_, _, name, colour) in zip(spread([label[1] for label in beside], gap), beside, strict=True):
-            style = {"ha": "left" if stage != 1 else "right", "va": "center", "color": colour, "fontsize": 7.5}
-            axes.text(stage + (0.16 if stage != 1 else -0.16), np.exp(height), name, **style)
+            side = 1 if stage == len(STAGES) - 1 else -1  # on the side where the fewest lines are
+            style = {"ha": "left" if side > 0 else "right", "va": "center", "color": colour, "fontsize": 7.5}
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+            axes.text(stage + 0.16 * side, np.exp(height), name, **style)
 
 
 def _stage(execution: str) -> float:
     """Return an execution's place on the axis from eager to compiled."""
     return STAGE.get(execution, len(STAGES) - 1) + BESIDE.get(execution, 0.0)
-
-
-def spread(heights: list[float], gap: float) -> list[float]:
-    """Return the heights moved apart, in their order, until neighbours are at least `gap` from each other."""
-    order = sorted(range(len(heights)), key=lambda index: heights[index])
-    moved = list(heights)
-    for _ in range(100):
-        for below, above in pairwise(order):
-            lack = gap - (moved[above] - moved[below])
-            if lack > 1e-9:
-                moved[below] -= lack / 2
-                moved[above] += lack / 2
-    return moved
 
 
 def section(tables: Tables) -> dict[str, Any] | None:

@@ -6,17 +6,10 @@ import numpy as np
 
 from harness.analysis.trajectories import EVERY, NOTEBOOK, FormTrajectory, relative_differences
 from harness.records.training import OracleLosses
-from harness.report.figures import COLOURS
+from harness.report.figures import COLOURS, program_style
 from harness.study.parts import BATCHED
 
-SEATS = (
-    "#2c6fbb",
-    "#27815a",
-    "#d08a1d",
-    "#8e5bb5",
-    "#17a2b8",
-    "#7f5539",
-)  # one for each configuration, then repeated
+MARKS_EACH = 8  # on a line
 DASHES = {"in_loop": "-", BATCHED: (0, (3, 1.5))}
 NAMES = {"in_loop": "notebook, wrapper (in_loop)", BATCHED: "notebook, reshape (batched)"}
 MARKS: dict[str, dict[str, Any]] = {  # the circles are drawn over the squares
@@ -41,7 +34,10 @@ def draw(lines: list[FormTrajectory], oracle: OracleLosses) -> Any:
 
 def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -> None:
     """Draw the trajectories of losses, the oracle's and the notebook's."""
-    for line, colour in zip(lines, _line_colours(lines), strict=True):
+    for line in lines:
+        colour = program_style(line.configuration.configuration.framework, line.configuration.configuration.execution)[
+            "color"
+        ]
         axes.plot(line.losses, color=colour, linestyle=DASHES[line.form], linewidth=0.8)
     axes.plot(oracle.losses, color="black", linewidth=0.6, label="float64 oracle, over all others")
     count = len(oracle.losses)
@@ -56,10 +52,15 @@ def _draw_losses(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -
 
 
 def _draw_differences(axes: Any, lines: list[FormTrajectory], oracle: OracleLosses) -> None:
-    """Draw the running median of each trajectory's relative difference from the oracle's."""
+    """Draw the running median of each trajectory's relative difference from the oracle's.
+
+    A colour is a framework, a mark an execution, and dashes are for `batched`.
+    """
     true = oracle.losses
-    for line, colour in zip(lines, _line_colours(lines), strict=True):
-        style = {"color": colour, "linestyle": DASHES[line.form], "linewidth": 1.1}
+    between = max(1, len(true) // MARKS_EACH)
+    for index, line in enumerate(lines):
+        style = _style(line) | {"linestyle": DASHES[line.form], "linewidth": 1.1, "markersize": 4}
+        style["markevery"] = (between * index // len(lines), between)  # lines have their marks at different steps
         axes.plot(running_median(relative_differences(line.losses, true)), label=f"{line.name} {line.form}", **style)
     axes.plot(
         running_median(relative_differences(oracle.float32, true)),
@@ -72,10 +73,10 @@ def _draw_differences(axes: Any, lines: list[FormTrajectory], oracle: OracleLoss
     axes.set_title(f"Divergence (running median of {SMOOTH} steps)", loc="left", fontweight="bold")
 
 
-def _line_colours(lines: list[FormTrajectory]) -> list[str]:
-    """Return a colour for each line; lines of one configuration share it."""
-    names = list(dict.fromkeys(line.name for line in lines))
-    return [SEATS[names.index(line.name) % len(SEATS)] for line in lines]
+def _style(line: FormTrajectory) -> dict[str, Any]:
+    """Return the colour and the mark of a trajectory's program."""
+    configuration = line.configuration.configuration
+    return program_style(configuration.framework, configuration.execution)
 
 
 def running_median(differences: np.ndarray) -> np.ndarray:

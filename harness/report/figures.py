@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import cycle
+from itertools import cycle, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -297,6 +297,27 @@ def _set_ticks(axis: Any, low: float, high: float) -> None:
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def program_style(framework: str, execution: str) -> dict[str, Any]:
+    """Return the colour of a framework and the mark of an execution, the same in every figure that compares them."""
+    return {
+        "color": FRAMEWORK_COLOURS.get(framework, OTHER_COLOUR),
+        "marker": EXECUTION_MARKS.get(execution, "P"),
+    }
+
+
+def spread(heights: list[float], gap: float) -> list[float]:
+    """Return the heights moved apart, in their order, until neighbours are at least `gap` from each other."""
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    moved = list(heights)
+    for _ in range(100):
+        for below, above in pairwise(order):
+            lack = gap - (moved[above] - moved[below])
+            if lack > 1e-9:
+                moved[below] -= lack / 2
+                moved[above] += lack / 2
+    return moved
 
 
 def execution_rank(execution: str) -> int:

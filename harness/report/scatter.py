@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.tables import Tables
-from harness.report.figures import EXECUTION_MARKS, FRAMEWORK_COLOURS, OTHER_COLOUR, Figures
+from harness.report.figures import Figures, program_style
 from harness.report.markdown import FRAMEWORKS
 from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, LOOPS
@@ -81,11 +81,12 @@ def _figure() -> tuple[Any, Any]:
 def _scatter(axes: Any, pairs: pd.DataFrame, x: pd.Series, y: pd.Series) -> None:
     """Draw a point for each row: a colour for its framework, a mark for its execution, hollow where it trains."""
     for (framework, execution), rows in pairs.groupby(["framework", "execution"], sort=True):
-        colour = FRAMEWORK_COLOURS.get(framework, OTHER_COLOUR)
+        program = program_style(framework, execution)
+        colour = program["color"]
         is_train = np.array(rows["pass"] == "train")
         faces = np.where(is_train, "none", colour)
         label = f"{FRAMEWORKS.get(framework, framework)} {execution}"
-        style = {"marker": EXECUTION_MARKS.get(execution, "P"), "edgecolors": colour, "linewidths": 0.9, "s": 26}
+        style = {"marker": program["marker"], "edgecolors": colour, "linewidths": 0.9, "s": 26}
         axes.scatter(x[rows.index], y[rows.index], facecolors=faces, **style)
         axes.scatter([], [], facecolors=colour, label=label, **style)
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.analysis.changes import changes
 from harness.analysis.gaps import GAPS
-from harness.report import compiling
+from harness.report import compiling, figures
 from harness.report.style import draw_styled
 from harness.study.study import Study
 from tests.analysis.test_changes import gap
@@ -66,10 +66,10 @@ def test_a_report_without_html_has_no_svg_and_keeps_none_of_an_earlier_one(tmp_p
 
 
 def test_labels_are_moved_apart_in_their_order():
-    assert compiling.spread([0.0, 0.01, 0.5], 0.1) == pytest.approx([-0.045, 0.055, 0.5])
-    moved = compiling.spread([0.2, 0.2, 0.2], 0.1)
+    assert figures.spread([0.0, 0.01, 0.5], 0.1) == pytest.approx([-0.045, 0.055, 0.5])
+    moved = figures.spread([0.2, 0.2, 0.2], 0.1)
     assert sorted(moved)[1] - sorted(moved)[0] == pytest.approx(0.1)
-    assert compiling.spread([], 0.1) == []
+    assert figures.spread([], 0.1) == []
 
 
 def test_a_committed_report_has_it_on_page_one():
