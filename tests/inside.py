@@ -203,6 +203,22 @@ def held(framework) -> Iterator[str]:
     yield f"called {sorted(counts.items())}"
 
 
+def function_names(framework) -> Iterator[str]:
+    """Yield the names of what TensorFlow makes of a program: alone, after another program, and of its second copy."""
+    data = data_of(SMALL)
+    programs = [Program(Arm("scan", form), SMALL.cell, "train", "xla") for form in ("in_loop", "batched")]
+    for made_before in ([], [programs[1]], [programs[0]]):
+        backend = opened("tf")
+        w, *inputs = backend.put(data)
+        for program in (*made_before, programs[0]):
+            run = backend.prepare(program, w)
+            run(*inputs)
+        function = backend.programs[run].get_concrete_function(*inputs)
+        yield " ".join(
+            [function.name.decode(), *sorted(f.signature.name for f in function.graph.as_graph_def().library.function)]
+        )
+
+
 def batched(framework) -> Iterator[str]:
     """Yield the text of a batched product's eager program."""
     backend = opened(framework)
@@ -255,7 +271,13 @@ def counters(framework) -> Iterator[str]:
 
 
 PARTS = {
-    "tf": {"products": unknown_products_tf, "kernels": kernels_tf, "batched": batched, "held": held},
+    "tf": {
+        "products": unknown_products_tf,
+        "kernels": kernels_tf,
+        "batched": batched,
+        "held": held,
+        "function_names": function_names,
+    },
     "torch": {"products": unknown_products_torch, "operations": operations},
     "jax": {"products": unknown_products_jax, "kernels": kernels_jax, "batched": batched},
 }

@@ -1,5 +1,7 @@
 """The TensorFlow backend. TensorFlow is imported late, inside the worker, so that no other process needs it."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -37,6 +39,7 @@ NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
 NO_OTHER_LOOP = "the original runs dynamic_rnn, a symbolic loop, and no other recurrence"
 NO_OTHER_FORM = "the original projects in the wrapper, or once on its reshaped outputs"
 NO_GATES = "the original's cell is BasicRNNCell: a plain RNN, with one of its activations"
+NAMES_EACH = 2**20  # numbers that a program's functions and loops have to themselves
 NO_TRAINING = "the original's programs give gradients here, and do not take steps"
 NO_BF16 = "a session is fed NumPy arrays, which hold no bfloat16"
 NO_HOST = "a session is fed and fetched through the host, and its copies from and to a GPU would be timed"
@@ -56,6 +59,7 @@ class Backend:
         self.functions: list[Any] = []
         self.graphs: list[Any] = []  # graphs of sessions
         self.prober = VerboseProcess()
+        self.traced: Counter[Any] = Counter()  # programs, with the shapes of their inputs
         self.programs: dict[Any, Any] = {}  # callable that `prepare` returned -> the function or session behind it
 
     def environment(self, settings: Settings) -> dict[str, str]:
@@ -146,12 +150,28 @@ class Backend:
         gradients = backward if program.arm.projection == "none" else train
         run: Any = forward if program.pass_ == "forward" else gradients
         if program.execution != "eager":
-            run = tf.function(run, jit_compile=program.execution == "xla", autograph=False)
-            self.functions.append(run)
+            run = self._function(program, run)
         # A traced function spends time on every argument, used or not: up to 5% of book's forward pass.
         call: Any = run if program.pass_ == "train" else lambda x, target: run(x)
         self.programs[call] = run
         return call
+
+    def _function(self, program: Program, body: Callable[..., Any]) -> Any:
+        """Return a tf.function of a program's body, which counts among the compilations.
+
+        What it makes has the same names in every process, so that XLA finds in its cache what another one compiled.
+        """
+
+        def named_body(*inputs: Any) -> Any:
+            key = (program, *(tuple(a.shape) for a in inputs))
+            digest = hashlib.sha256(repr((key, self.traced[key])).encode()).digest()
+            self.traced[key] += 1
+            private.number_names_from(int.from_bytes(digest[:5], "big") * NAMES_EACH)
+            return body(*inputs)
+
+        function = self.tf.function(named_body, jit_compile=program.execution == "xla", autograph=False)
+        self.functions.append(function)
+        return function
 
     def _original(self, program: Program, w: Weights) -> Run:
         """Return the run of the chapter's program for this arm, in a graph and a session of its own."""
@@ -183,8 +203,7 @@ class Backend:
             return out
 
         if program.execution != "eager":
-            update = tf.function(update, jit_compile=program.execution == "xla", autograph=False)
-            self.functions.append(update)
+            update = self._function(program, update)
         return lambda x, target: Stepped(update(x, target), variables)
 
     def put(self, data: Data) -> Data:

@@ -6,11 +6,13 @@ the version. Everything is imported late, because few programs need it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 NAMES = (  # module, and the name in it
     ("tensorflow.python.framework.op_callbacks", "add_op_callback"),
     ("tensorflow.python.framework.op_callbacks", "remove_op_callback"),
+    ("tensorflow.python.framework.ops", "uid"),
     ("tensorflow.python.ops.while_v2", "_get_graph"),
     ("tensorflow.tsl.profiler.protobuf.xplane_pb2", "XSpace.FromString"),
     ("tf_keras.api._v1.keras.__internal__.legacy.rnn_cell", "BasicRNNCell"),
@@ -32,6 +34,17 @@ def operation_callback(record: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         op_callbacks.remove_op_callback(record)
+
+
+def number_names_from(first: int) -> None:
+    """Have TensorFlow number the functions and loops that it makes next from `first` on.
+
+    It would number them by how many the process has made. XLA's cache finds a program by its names among others, and
+    would find none that another process has compiled after other programs.
+    """
+    from tensorflow.python.framework import ops
+
+    ops.uid = count(first).__next__
 
 
 def loop_body(operation: Any) -> Any:

@@ -24,6 +24,16 @@ def test_keras_layers_are_built_once_and_called_as_layers(inside):
     assert called == "called [(('Dense', '__call__'), 3), (('SimpleRNN', '__call__'), 3)]"
 
 
+@about_tf
+def test_a_program_has_the_same_names_whatever_was_made_before_it(inside):
+    """XLA's cache finds what another process compiled by these names. Two copies in one process must not share them."""
+    alone, after_another, second_copy = inside("tf", "function_names")
+    assert "__inference" in alone
+    assert "while" in alone
+    assert after_another == alone
+    assert set(second_copy.split()).isdisjoint(alone.split())
+
+
 @pytest.mark.parametrize("framework", [name for name in ("tf", "jax") if name in HERE])
 def test_a_batched_product_takes_the_weights_as_they_are(framework, inside):
     """No array [T, H, O] is in the program: w_out is broadcast, not copied for every step."""
