@@ -64,7 +64,8 @@ class Schedule:
         When the study sets a number of processes, every cell is measured in as many. When it sets none, the order is:
 
         1. the question in `headline_processes` processes, in the loop and the executions that users would write and
-           run, with the first thread count; and then again, for what the first process had no time for;
+           run, with the first thread count, and the projection alone in as many of them as the pilot has; and then
+           again, for what the first process had no time for;
         2. the same in passes that users seldom run, in as many processes as the pilot has;
         3. the question with the other thread counts, in as many;
         4. the rest in as many;
@@ -120,8 +121,9 @@ class Schedule:
             return [
                 (number, matrix.replicate_jobs(self.plan, self.study, number)) for number in range(self.study.processes)
             ]
-        headline, *others = Rank
-        order = [(number, [headline]) for number in range(self.study.headline_processes)]
+        headline, alone, *others = Rank
+        numbers = range(self.study.headline_processes)
+        order = [(number, [headline, alone] if number < self.study.pilot else [headline]) for number in numbers]
         order += [(number, [rank]) for rank in others for number in range(self.study.pilot)]
         return [(number, matrix.replicate_jobs(self.plan, self.study, number, ranks)) for number, ranks in order]
 

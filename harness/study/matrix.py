@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from harness.errors import UsageError
 from harness.study.configuration import Configuration
-from harness.study.parts import BATCHED, arms_by_part, is_question, part_of
+from harness.study.parts import BATCHED, PRECOMPUTED, arms_by_part, is_question, part_of
 from harness.study.study import CALIBRATING, SWEPT, Study, Workload, validate_choice
 from impls.interface import IMPOSSIBLE, NO_TF32, Arm, Execution
 
@@ -104,11 +104,12 @@ class Rank(IntEnum):
     """The order in which blocks are measured when the budget does not cover all of them."""
 
     HEADLINE = 0  # the question's arms, in the loop that users would write, with the first thread count
+    ALONE = 1  # the projection of precomputed hidden states, forward: what claim C6 is about
     SELDOM = (
-        1  # the same in passes that users of an execution seldom run in it: page one compares compiled ones with them
+        2  # the question in passes that users of an execution seldom run: page one compares compiled ones with them
     )
-    OTHER_THREADS = 2  # the same arms with the other thread counts
-    REST = 3  # other loops, projections and executions, the framework's own layer, and the sweep
+    OTHER_THREADS = 3  # the question with the other thread counts
+    REST = 4  # other loops, projections and executions, the framework's own layer, and the sweep
 
 
 @dataclass
@@ -127,7 +128,12 @@ class Plan:
 
     def rank(self, configuration: Configuration, block: "BlockSpec") -> Rank:
         """Return the rank of a configuration's block."""
-        if block.is_swept or block.part != self.loops.get(configuration):
+        if block.is_swept:
+            return Rank.REST
+        if block.part == PRECOMPUTED and block.pass_ == "forward":
+            rank = self.question_rank(configuration, block.pass_)
+            return Rank.ALONE if rank == Rank.HEADLINE else Rank.REST
+        if block.part != self.loops.get(configuration):
             return Rank.REST
         return self.question_rank(configuration, block.pass_)
 

@@ -19,6 +19,7 @@ from harness.study.study import AROUND_THE_LOOP
 from impls.interface import Arm
 
 LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
+PRECOMPUTED = "given"  # the recurrence of precomputed hidden states: the projection is alone
 BATCHED = "batched"
 TWIN = "twin"  # the batched arm a second time: the A/A control
 OWN = "layer_batched"  # the framework's own layer, projected once

@@ -98,9 +98,18 @@ def staged(study, made, folder):
 def test_the_question_comes_first_and_then_the_rest_as_often_as_a_pilot(tmp_path):
     rest = set(arms_by_part(EVERY)) - {"scan"}
     stages = staged(*planned(), tmp_path)
-    assert stages[:5] == [(number, {1: {"scan"}}) for number in (0, 1, 2, 3, 4)]
+    assert stages[:3] == [(number, {1: {"scan", "given"}}) for number in (0, 1, 2)]
+    assert stages[3:5] == [(number, {1: {"scan"}}) for number in (3, 4)]
     assert stages[5:8] == [(number, {2: {"scan"}}) for number in (0, 1, 2)]
-    assert stages[8:] == [(number, {1: rest, 2: rest}) for number in (0, 1, 2)]
+    assert stages[8:] == [(number, {1: rest - {"given"}, 2: rest}) for number in (0, 1, 2)]
+
+
+def test_the_projection_alone_comes_after_the_question_in_a_job_and_its_training_with_the_rest():
+    cells = [Cell(CONFIG, SMALL, pass_, arm) for pass_ in ("forward", "train") for arm in EVERY]
+    plan = matrix.Plan(cells, [], {CONFIG: "scan"}, threads=1)
+    ranks = [Rank.HEADLINE, Rank.ALONE]
+    (job,) = matrix.replicate_jobs(plan, Study(workloads=[SMALL], sweep=None), 0, ranks)
+    assert [(b.part, b.pass_) for b in job.blocks] == [("scan", "forward"), ("scan", "train"), ("given", "forward")]
 
 
 def test_a_pass_that_users_seldom_run_comes_after_the_question_and_before_more_threads(tmp_path):
@@ -157,14 +166,13 @@ def test_a_verification_has_its_share_and_no_more_than_is_left(tmp_path, monkeyp
 def test_forecasts_are_made_before_what_they_are_about_and_the_sweep_is_done_with_the_rest(tmp_path):
     study, made = planned(SMALL)
     stages = staged(study, made, tmp_path)
-    assert stages[0] == (0, {1: {"sweep", "scan"}})
+    assert stages[0] == (0, {1: {"sweep", "scan", "given"}})
     assert stages[5] == (0, {2: {"sweep", "scan"}})
     assert [("sweep" in parts_[1]) for _, parts_ in stages if 1 in parts_] == [True, *[False] * 4, *[True] * 3]
     first = matrix.replicate_jobs(made, study, 0)[0].blocks
     assert [todo.workload for todo in first[:2]] == study.swept[:2]
-    done = [
-        matrix.replicate_jobs(made, study, 0, ranks) for ranks in ([Rank.HEADLINE, Rank.OTHER_THREADS], [Rank.REST])
-    ]
+    *earlier, last = Rank
+    done = [matrix.replicate_jobs(made, study, 0, ranks) for ranks in (earlier, [last])]
     together = [todo for some in done for todo in next(job for job in some if job.configuration == CONFIG).blocks]
     assert len(together) == len(set(together))
     assert set(together) == set(
@@ -201,7 +209,7 @@ def test_what_the_question_had_no_time_for_is_tried_once_more_before_the_rest(tm
     question = [entry for entry in started if entry[0] == 1 and entry[2] == "scan"]
     measured = [] if outcome == "wrong" else [(1, number, "scan") for number in (1, 2, 3, 4)]
     assert question == [(1, 0, "scan")] * (2 if again else 1) + measured
-    rest = started.index(next(entry for entry in started if entry[2] != "scan"))
+    rest = started.index(next(entry for entry in started if entry[2] not in ("scan", "given")))
     assert max(place for place, entry in enumerate(started) if entry[2] == "scan") < rest or not again
 
 
