@@ -7,6 +7,7 @@ one is zero. A GRU applies its reset gate after the recurrent product, as cuDNN 
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,8 @@ IMPOSSIBLE = {  # arms that no framework can have
     "given_in_loop": "without a recurrence there is no loop to project in",
     "given_none": "without recurrence and projection nothing is left to compute",
 }
+CHUNKED = "chunked_k"  # the family of projections that cut time into k chunks
+WHOLE = "T"  # as a number of chunks: one for each step
 NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
 NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call
 PASSES = ("forward", "train")
@@ -80,6 +83,26 @@ class Arm:
     @property
     def name(self) -> str:
         return f"{self.recurrence}_{self.projection}"
+
+
+def family_of(projection: str) -> str:
+    """Return CHUNKED for every projection `chunked_<k>`, and any other projection itself.
+
+    `chunked_<k>` makes k products after the loop, each of a chunk of the steps: `chunked_4`, or `chunked_T` with one
+    for each step.
+    """
+    return CHUNKED if re.fullmatch("chunked_([1-9][0-9]{0,4}|T)", projection) else projection
+
+
+def chunk_sizes(projection: str, steps: int) -> list[int]:
+    """Return the steps of each chunk of `chunked_<k>`.
+
+    There are k chunks, or one for each step where there are fewer steps. Where k leaves a rest, the first are longer.
+    """
+    count = projection.removeprefix("chunked_")
+    chunks = steps if count == WHOLE else min(int(count), steps)
+    size, rest = divmod(steps, chunks)
+    return [size + 1] * rest + [size] * (chunks - rest)
 
 
 @dataclass(frozen=True)

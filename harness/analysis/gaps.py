@@ -17,8 +17,9 @@ from harness.analysis import stats
 from harness.records.samples import call_times_ns
 from harness.records.schema import BlockRecord
 from harness.study.configuration import CONFIG, Configuration
-from harness.study.parts import BATCHED, LOOPS, OWN, TWIN
-from harness.study.study import Study
+from harness.study.parts import BATCHED, OWN, TWIN
+from harness.study.study import LOOPS, Study
+from impls.interface import CHUNKED, family_of
 
 ENGINE = ["framework", "execution", "device", "precision"]  # what runs a program, whatever its threads
 ARM = ["recurrence", "projection"]
@@ -71,7 +72,7 @@ def _batched_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield the pairs of every other projection and batched, after the same recurrence."""
     for name in arms:
         recurrence, projection = parse_arm_name(name).values()
-        if projection in CONTENDERS:
+        if projection in CONTENDERS or family_of(projection) == CHUNKED:
             yield recurrence, projection, BATCHED, f"{recurrence}_{BATCHED}"
 
 

@@ -28,8 +28,8 @@ from harness.analysis.stats import Variances
 from harness.records.schema import BlockRecord, SampleSizeRecord
 from harness.study.configuration import CONFIG
 from harness.study.matrix import SampleSize
-from harness.study.parts import LOOPS, TWIN, part_of
-from harness.study.study import Study
+from harness.study.parts import TWIN, part_of
+from harness.study.study import LOOPS, Study
 
 HEADLINE = ("in_loop", "per_step")  # contenders whose gaps must be known to the target
 

@@ -19,8 +19,8 @@ from harness.analysis.gaps import block_key
 from harness.records.samples import call_times_ns
 from harness.records.schema import BlockRecord
 from harness.study.configuration import CONFIG
-from harness.study.parts import BATCHED, LOOPS
-from harness.study.study import Study
+from harness.study.parts import BATCHED
+from harness.study.study import LOOPS, Study
 
 FORMS = ("in_loop", "per_step", "bmm", BATCHED)
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]

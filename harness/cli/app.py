@@ -12,6 +12,7 @@ import typer
 
 from harness.cli import streams
 from harness.cli.options import (
+    ChunksFlag,
     CompileFirstFlag,
     DeviceFlag,
     ExecutionFlag,
@@ -69,6 +70,7 @@ def run(
     execution: ExecutionFlag = None,
     recurrence: RecurrenceFlag = None,
     projection: ProjectionFlag = None,
+    chunks: ChunksFlag = None,
     pass_: PassFlag = None,
     precision: PrecisionFlag = None,
     workload: WorkloadFlag = None,
@@ -100,9 +102,13 @@ def run(
 
     if quick and rigorous:
         raise UsageError("--quick and --rigorous contradict each other")
-    if all_ and (study or any((framework, device, threads, execution, recurrence, projection, pass_, workload))):
+    if all_ and (
+        study or any((framework, device, threads, execution, recurrence, projection, chunks, pass_, workload))
+    ):
         raise UsageError("--all means everything and takes no study file and no selection beside it")
-    selection = Selection(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    selection = Selection(
+        framework, device, threads, execution, recurrence, projection, pass_, precision, workload, chunks
+    )
     flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory, "library": library}
@@ -123,6 +129,7 @@ def verify(
     execution: ExecutionFlag = None,
     recurrence: RecurrenceFlag = None,
     projection: ProjectionFlag = None,
+    chunks: ChunksFlag = None,
     pass_: PassFlag = None,
     precision: PrecisionFlag = None,
     workload: WorkloadFlag = None,
@@ -152,9 +159,11 @@ def verify(
     """
     from harness.cli import verify
     from harness.study.study import load_study
-    from impls.interface import PRECISIONS, RECURRENCES
+    from impls.interface import PRECISIONS, PROJECTIONS, RECURRENCES
 
-    selection = Selection(framework, device, threads, execution, recurrence, projection, pass_, precision, workload)
+    selection = Selection(
+        framework, device, threads, execution, recurrence, projection, pass_, precision, workload, chunks
+    )
     flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     defaults: dict[str, Any] = {"precisions": ["fp32", "fp64"], "threads": ["all"]}
@@ -163,6 +172,8 @@ def verify(
     verify_study = apply_limits(load_study(study, None, flags, defaults), None, unroll_limit)
     if verify_study.recurrences is None:  # every arm, not the usual ones
         verify_study = verify_study.model_copy(update={"recurrences": list(RECURRENCES)})
+    if verify_study.projections is None and verify_study.chunks is None:
+        verify_study = verify_study.model_copy(update={"projections": [*PROJECTIONS, "chunked_2"]})
     if bound is not None and bound not in PRECISIONS:
         raise UsageError(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
     if bound is not None and out is not None:

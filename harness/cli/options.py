@@ -29,7 +29,15 @@ ExecutionFlag = Annotated[
 RecurrenceFlag = Annotated[Values, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
 ProjectionFlag = Annotated[
     Values,
-    typer.Option("--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed."),
+    typer.Option(
+        "--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed, chunked_<k>."
+    ),
+]
+ChunksFlag = Annotated[
+    Values,
+    typer.Option(
+        "--chunks", help="Cut the projection after the loop into so many chunks of time: numbers, or T for every step."
+    ),
 ]
 PassFlag = Annotated[Values, typer.Option("--pass", help="forward, train.")]
 PrecisionFlag = Annotated[Values, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
@@ -94,6 +102,7 @@ class Selection:
     pass_: Values = None
     precision: Values = None
     workload: Values = None
+    chunks: Values = None
 
     def fields(self) -> dict[str, Any]:
         """Return the flags as fields of a study. Raises UsageError where a value is malformed."""
@@ -104,6 +113,7 @@ class Selection:
             "executions": split_values("--execution", self.execution),
             "recurrences": split_values("--recurrence", self.recurrence),
             "projections": split_values("--projection", self.projection),
+            "chunks": [parse_chunks(c) for c in split_values("--chunks", self.chunks) or []] or None,
             "passes": split_values("--pass", self.pass_),
             "precisions": split_values("--precision", self.precision),
             "workloads": split_values("--workload", self.workload),
@@ -138,6 +148,15 @@ def parse_threads(text: str) -> int | str:
         return text
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise UsageError(f"--threads takes 'all' or a number of at least 1, not {text!r}")
+    return int(text)
+
+
+def parse_chunks(text: str) -> int | str:
+    """Return a number of chunks, or the letter T for as many as there are steps. Raises UsageError."""
+    if text == "T":
+        return text
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) < 1:
+        raise UsageError(f"--chunks takes 'T' or a number of at least 1, not {text!r}")
     return int(text)
 
 

@@ -14,7 +14,8 @@ from harness.machine import gpu
 from harness.report.markdown import Row, execution_name, pluralize, seconds, table, with_threads
 from harness.study.configuration import CONFIG
 from harness.study.matrix import WorkerEnvironment
-from harness.study.parts import BATCHED, LOOPS, TWIN
+from harness.study.parts import BATCHED, TWIN
+from harness.study.study import LOOPS
 
 COLD_BREAK_EVEN = "break-even, from one cold call"
 IDIOMATIC_LIMIT = 1.05  # a ratio above it is printed bold

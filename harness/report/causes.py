@@ -12,7 +12,9 @@ from harness.analysis.tables import Tables
 from harness.report.figures import engine_name
 from harness.report.markdown import Row, amount, execution_name, seconds, table
 from harness.study.configuration import CONFIG
-from harness.study.parts import BATCHED, LOOPS
+from harness.study.parts import BATCHED
+from harness.study.study import LOOPS
+from impls.interface import CHUNKED, chunk_sizes, family_of
 
 FORMS = ("none", "in_loop", "per_step", "bmm", BATCHED)
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]
@@ -56,6 +58,8 @@ def added_products(tables: Tables) -> pd.DataFrame:
                 continue
             length = int(steps[place["workload"]])
             forward = 1 if projection in ONE_CALL else length
+            if family_of(projection) == CHUNKED:
+                forward = len(chunk_sizes(projection, length))
             factor = BACKWARD - (place["recurrence"] == "given") if place["pass"] == "train" else 1
             numbers = {"found": int(products - baseline), "expected": forward * factor, "T": length}
             rows.append(place | {"projection": projection} | numbers)
@@ -91,9 +95,9 @@ def _unexpected_products(frame: pd.DataFrame) -> str:
     surprises = frame[frame.found != frame.expected]
     start = (
         f"In {len(frame) - len(surprises)} of {len(frame)} counted programs the projection adds exactly the matrix "
-        "products that were written to those of the recurrence alone: T in the loop or after it, one for all steps, "
-        "and three times that in training (for y and for the gradients of h and of w_out; where h is given, it has "
-        "none). "
+        "products that were written to those of the recurrence alone: T in the loop or after it, one for all steps or "
+        "for each chunk of them, and three times that in training (for y and for the gradients of h and of w_out; "
+        "where h is given, it has none). "
     )
     if surprises.empty:
         return start.strip()

@@ -19,7 +19,8 @@ from harness.analysis.stats import EQUIVALENT, FASTER, INCONCLUSIVE, LONGER, SHO
 from harness.analysis.tables import Tables
 from harness.report import causes
 from harness.report.markdown import Row, amount, execution_name, pluralize, ratio, table, with_threads
-from harness.study.parts import BATCHED, LOOPS, OWN
+from harness.study.parts import BATCHED, OWN
+from harness.study.study import LOOPS
 
 NOT_JUDGED = "not yet judged"
 UNDECIDED = "this run cannot tell"

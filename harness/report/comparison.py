@@ -17,7 +17,7 @@ from harness.analysis.tables import Tables
 from harness.report import figures
 from harness.report.figures import Figures, program_name
 from harness.report.markdown import Row, ratio, sizes, table
-from harness.study.parts import LOOPS
+from harness.study.study import LOOPS
 
 AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT = "agree", "opposite", "differ", "undecided", "left out ⚠"
 RELATIONS = (AGREE, OPPOSITE, DIFFER, UNDECIDED, LEFT_OUT)

@@ -15,7 +15,8 @@ from harness.analysis.tables import Tables
 from harness.report.causes import format_by_form, rows_with_fewest_threads
 from harness.report.figures import Figures, configuration_name, engine_of, engines_of
 from harness.report.markdown import Row, bold_interval, execution_name, table
-from harness.study.parts import BATCHED, LOOPS
+from harness.study.parts import BATCHED
+from harness.study.study import LOOPS
 
 FIGURE = "steps"
 LOOP_NAMES = {"unrolled": "unrolled loops", "scan": "symbolic loops"}

@@ -20,7 +20,8 @@ from harness.analysis.gaps import is_included
 from harness.analysis.tables import Tables
 from harness.machine.parent import end_with_parent
 from harness.report.markdown import with_threads
-from harness.study.parts import LOOPS, TWIN
+from harness.study.parts import BATCHED, TWIN, chunk_order
+from harness.study.study import LOOPS
 
 COLOURS = {
     "in_loop": "#c0392b",
@@ -42,6 +43,7 @@ EXECUTION_ORDER = ("v1", "eager", "graph", "inductor", "inductor-batched", "cuda
 EXECUTION_MARKS = {
     "eager": "o", "graph": "s", "v1": "X", "xla": "^", "inductor": "^", "inductor-batched": "v", "cudagraph": "D",
 }  # fmt: skip
+CHUNKED_STYLE = {"color": "#0b7285", "markersize": 6}  # of contenders with chunks, whose mark is their number
 CONTROLS = "controls"  # the figure of all A/A intervals
 # Colours, one for each run and device.
 PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")
@@ -194,12 +196,13 @@ def _draw_forest(part: pd.DataFrame, title: str, margin: float) -> Any:
     axes = figure.subplots()
     _draw_margin(axes, margin)
     contenders = [contender for contender in COLOURS if (part.contender == contender).any()]
+    contenders += sorted(set(part.contender) - set(COLOURS), key=chunk_order)
     offsets = [0.6 * (index / max(1, len(contenders) - 1) - 0.5) for index in range(len(contenders))]
     for offset, contender in zip(offsets, contenders, strict=True):
         for mask, alpha in ((is_included(part), 1.0), (~is_included(part), 0.3)):
             rows = part[mask & (part.contender == contender)]
-            style: dict[str, Any] = {"fmt": MARKS[contender], "color": COLOURS[contender], "alpha": alpha}
-            label = LABELS[contender] if alpha == 1 else None
+            style = contender_style(contender) | {"alpha": alpha}
+            label = contender_label(contender) if alpha == 1 else None
             _draw_intervals(
                 axes, rows, [configurations.index(name) + offset for name in rows.configuration], label=label, **style
             )
@@ -218,6 +221,18 @@ def _draw_forest(part: pd.DataFrame, title: str, margin: float) -> Any:
     return figure
 
 
+def contender_style(contender: str) -> dict[str, Any]:
+    """Return the colour and the mark of a contender in figures of gaps."""
+    if contender in COLOURS:
+        return {"marker": MARKS[contender], "color": COLOURS[contender], "linestyle": "", "markersize": 4}
+    return CHUNKED_STYLE | {"marker": f"${contender.removeprefix('chunked_')}$", "linestyle": ""}
+
+
+def contender_label(contender: str) -> str:
+    """Return what a contender's ratio is called in figures of gaps."""
+    return LABELS.get(contender, f"{contender} / {BATCHED}")
+
+
 def draw_side_by_side(rows: pd.DataFrame, title: str, margin: float | None) -> Any:
     """Draw the same gaps in several columns: a panel for each contender, a colour for each run and device.
 
@@ -234,7 +249,7 @@ def draw_side_by_side(rows: pd.DataFrame, title: str, margin: float | None) -> A
     panels = figure.subplots(1, len(contenders), sharey=True, squeeze=False)[0]
     for axes, contender in zip(panels, contenders, strict=True):
         _draw_panel(axes, rows[rows.contender == contender], programs, styles, margin)
-        axes.set_title(LABELS[contender])
+        axes.set_title(contender_label(contender))
         axes.set_xlabel("ratio of times, log scale (95% interval)\nright of 1: projecting once is faster")
     figure.suptitle(title, fontweight="bold")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -282,7 +297,7 @@ def _draw_margin(axes: Any, margin: float) -> None:
 def _draw_intervals(axes: Any, rows: pd.DataFrame, y: list[float], **style: Any) -> None:
     """Draw ratios with their intervals, where they have one."""
     error = [(rows.ratio - rows.ci_low).fillna(0), (rows.ci_high - rows.ratio).fillna(0)]
-    axes.errorbar(rows.ratio, y, xerr=error, markersize=4, linewidth=1.2, **style)
+    axes.errorbar(rows.ratio, y, xerr=error, **({"markersize": 4, "linewidth": 1.2} | style))
 
 
 def _set_ticks(axis: Any, low: float, high: float) -> None:

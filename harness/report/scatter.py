@@ -10,7 +10,8 @@ from harness.analysis.tables import Tables
 from harness.report.figures import Figures, program_style
 from harness.report.markdown import FRAMEWORKS
 from harness.study.configuration import CONFIG
-from harness.study.parts import BATCHED, LOOPS
+from harness.study.parts import BATCHED
+from harness.study.study import LOOPS
 
 TIMES, MEMORY = "scatter-times", "scatter-memory"
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]

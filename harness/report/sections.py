@@ -14,7 +14,8 @@ from harness.report import causes
 from harness.report.figures import ALONE, LOOP, FigureNames, configuration_name, figure_group
 from harness.report.markdown import Row, ratio, seconds, sizes, table
 from harness.study.configuration import CONFIG
-from harness.study.parts import BATCHED, TWIN
+from harness.study.parts import BATCHED, TWIN, chunk_order
+from impls.interface import CHUNKED, family_of
 
 LOOP_FORMS = ("none", "in_loop", "per_step", BATCHED)
 
@@ -79,7 +80,9 @@ def prototype_table(tables: Tables) -> str:
 
 
 def _contenders(gaps: pd.DataFrame) -> list[str]:
-    return [name for name in CONTENDERS if name != TWIN and (gaps.contender == name).any()]
+    """Return the contenders that any gap has, in order, chunked ones by their number of chunks."""
+    known = [name for name in CONTENDERS if name != TWIN and (gaps.contender == name).any()]
+    return known + sorted((name for name in set(gaps.contender) if family_of(name) == CHUNKED), key=chunk_order)
 
 
 def _column_names(projections: Sequence[str], contenders: list[str]) -> list[str]:

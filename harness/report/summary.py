@@ -32,7 +32,8 @@ from harness.report import appendix, causes, claims, compiling, decomposition, l
 from harness.report.figures import CONTROLS, FigureNames, configuration_name
 from harness.report.markdown import Row, duration, execution_name, one_line, sizes, table
 from harness.study.configuration import CONFIG
-from harness.study.parts import BATCHED, LOOPS, TWIN, part_of
+from harness.study.parts import BATCHED, TWIN, part_of
+from harness.study.study import LOOPS
 
 BAD = ("wrong", "failed", "timeout", "refused")
 QUESTION = "Is projecting inside the loop slower than projecting once?"

@@ -11,7 +11,7 @@ from harness.analysis.stats import FASTER, SLOWER
 from harness.analysis.tables import Tables
 from harness.report import causes
 from harness.report.figures import Figures, execution_rank, program_name, program_style, spread
-from harness.study.parts import LOOPS
+from harness.study.study import LOOPS
 
 SIZES = "TBHO"
 LINES = ("-", "--", ":")  # of our loops in their order, and of any other recurrence

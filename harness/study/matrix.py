@@ -5,6 +5,7 @@ precision. Every cell is either planned or listed as absent with the reason.
 """
 
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple
 
 from harness.errors import UsageError
 from harness.study.configuration import Configuration
-from harness.study.parts import BATCHED, PRECOMPUTED, arms_by_part, is_question, part_of
+from harness.study.parts import BATCHED, PRECOMPUTED, arms_by_part, chunk_order, is_question, part_of
 from harness.study.study import CALIBRATING, SWEPT, Study, Workload, validate_choice
-from impls.interface import IMPOSSIBLE, NO_TF32, Arm, Execution
+from impls.interface import CHUNKED, IMPOSSIBLE, NO_TF32, Arm, Execution, chunk_sizes, family_of
 
 CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
 
@@ -293,7 +294,7 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
     execution = framework.executions[cell.configuration.execution]
     if missing := framework.devices[cell.configuration.device] or execution.missing:
         return "unavailable", missing
-    if reason := IMPOSSIBLE.get(cell.arm.name):
+    if reason := IMPOSSIBLE.get(cell.arm.name) or _no_chunks(cell):
         return "impossible", reason
     if cell.configuration.device == "cpu" and cell.configuration.precision == "tf32":
         return "impossible", NO_TF32
@@ -303,10 +304,24 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
         return "skipped", reason
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution.unrolls)
+    what = "steps"
+    if family_of(cell.arm.projection) == CHUNKED and not unrolls:
+        unrolls, steps, what = {CHUNKED}, len(chunk_sizes(cell.arm.projection, steps)), "chunks"
     if limit is not None and execution.traced and unrolls and is_swept:
         return "skipped", "a sweep compiles every size's unrolled steps anew, and unroll_limit is set"
     if limit is not None and execution.traced and unrolls and steps > limit:
-        return "skipped", f"{steps} unrolled steps take long to compile, and unroll_limit is {limit}"
+        return (
+            "skipped",
+            f"{steps} unrolled {what} take long to compile, and unroll_limit is {limit}",
+        )
+    return None
+
+
+def _no_chunks(cell: Cell) -> str | None:
+    """Return why a workload's steps cannot be cut into the chunks of a cell's projection, or None."""
+    projection, steps = cell.arm.projection, cell.workload.T
+    if family_of(projection) == CHUNKED and math.inf > chunk_order(projection) > steps:
+        return f"{steps} steps make no {chunk_order(projection):.0f} chunks"
     return None
 
 
@@ -327,7 +342,7 @@ def missing_requirement(execution: Execution, cell: Cell) -> str | None:
         cell.configuration.device,
         cell.configuration.precision,
         cell.arm.recurrence,
-        cell.arm.projection,
+        family_of(cell.arm.projection),
         cell.arm.name,
     )
     return next(filter(None, map(execution.without.get, requirements)), None)

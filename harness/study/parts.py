@@ -12,19 +12,25 @@ Every arm belongs to one part, its home. Where another part compares its arms wi
 as a guest, for that comparison alone.
 """
 
+import math
 from collections.abc import Iterable
 from functools import cache
 
-from harness.study.study import AROUND_THE_LOOP
-from impls.interface import Arm
+from harness.study.study import AROUND_THE_LOOP, LOOPS
+from impls.interface import WHOLE, Arm
 
-LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
 PRECOMPUTED = "given"  # the recurrence of precomputed hidden states: the projection is alone
 BATCHED = "batched"
 TWIN = "twin"  # the batched arm a second time: the A/A control
 OWN = "layer_batched"  # the framework's own layer, projected once
 QUESTION = (*AROUND_THE_LOOP, TWIN)
 PAIR = ("in_loop", BATCHED)  # a block without both answers nothing
+
+
+def chunk_order(projection: str) -> float:
+    """Return by what projections `chunked_<k>` are ordered: their number of chunks, infinite for one for each step."""
+    count = projection.removeprefix("chunked_")
+    return math.inf if count == WHOLE else int(count)
 
 
 @cache

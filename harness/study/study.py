@@ -5,7 +5,7 @@ import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +22,19 @@ from pydantic import (
 
 from harness.errors import UsageError
 from harness.machine.allocator import SETTINGS
-from impls.interface import CELLS, DEVICES, GATES, LIBRARIES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
+from impls.interface import (
+    CELLS,
+    CHUNKED,
+    DEVICES,
+    GATES,
+    LIBRARIES,
+    PASSES,
+    PRECISIONS,
+    PROJECTIONS,
+    RECURRENCES,
+    Arm,
+    family_of,
+)
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 HEADLINE_PROCESSES = 5  # for the question, in the loop that users would write, before the rest is measured
@@ -146,6 +158,8 @@ DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), wi
 }
 KNOWN = NAMED | DEEPBENCH
 
+LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
+BETWEEN = ("in_loop", "per_step", "batched")  # what a study of chunks compares them with
 AROUND_THE_LOOP = ("none", "in_loop", "per_step", "bmm", "batched")
 USUAL = {  # the arms of a study that selects neither recurrences nor projections: each form where it is informative
     "unrolled": AROUND_THE_LOOP,
@@ -196,6 +210,8 @@ class Study(BaseModel):
     A selection of None means everything that this machine has. The exceptions are recurrences and projections: with
     neither selected, the arms are those of USUAL; with one of the two selected, the other has all its values.
 
+    `chunks`: into how many chunks of time the projection is cut after a loop of ours, beside BETWEEN or the projections
+    selected; `T` is one chunk for each step.
     `sweep`: the workload around which sizes are swept, in the loop that users would write in each execution, with the
     first thread count; None for no sweep.
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
@@ -220,6 +236,7 @@ class Study(BaseModel):
     executions: list[str] | None = None
     recurrences: list[str] | None = None
     projections: list[str] | None = None
+    chunks: list[Annotated[int, Field(ge=1, le=65536)] | Literal["T"]] | None = None
     passes: list[str] = list(PASSES)
     precisions: list[str] = ["fp32"]
     memory: str = "held"
@@ -242,7 +259,7 @@ class Study(BaseModel):
     weights: str | None = None
     inputs: str | None = None
 
-    @field_validator("recurrences", "projections", "passes", "precisions", "devices")
+    @field_validator("recurrences", "passes", "precisions", "devices")
     @classmethod
     def _check_choices(cls, values: list[str] | None, info: Any) -> list[str] | None:
         return (
@@ -250,6 +267,14 @@ class Study(BaseModel):
             if values is None
             else [validate_choice(info.field_name[:-1], v, WORDS[info.field_name]) for v in values]
         )
+
+    @field_validator("projections")
+    @classmethod
+    def _check_projections(cls, values: list[str] | None) -> list[str] | None:
+        known = [value for value in values or () if family_of(value) != CHUNKED]
+        for value in known:
+            validate_choice("projection", value, (*PROJECTIONS, "chunked_<k>"))
+        return values
 
     @field_validator("memory")
     @classmethod
@@ -304,15 +329,19 @@ class Study(BaseModel):
     @property
     def arms(self) -> list[Arm]:
         """Return the arms to study, including those that some executions or devices lack."""
-        if self.recurrences is None and self.projections is None:
+        if self.recurrences is None and self.projections is None and self.chunks is None:
             return [Arm(recurrence, projection) for recurrence, usual in USUAL.items() for projection in usual]
-        recurrences, projections = self.recurrences or RECURRENCES, self.projections or PROJECTIONS
+        if self.chunks:
+            chunked = [f"chunked_{count}" for count in self.chunks]
+            projections = list(dict.fromkeys([*(self.projections or BETWEEN), *chunked]))
+            recurrences: Sequence[str] = self.recurrences or LOOPS
+        else:
+            recurrences, projections = self.recurrences or RECURRENCES, self.projections or list(PROJECTIONS)
         return [Arm(recurrence, projection) for recurrence in recurrences for projection in projections]
 
 
 WORDS = {
     "recurrences": RECURRENCES,
-    "projections": PROJECTIONS,
     "passes": ("forward", "train"),
     "precisions": PRECISIONS,
     "devices": DEVICES,
@@ -331,7 +360,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "sweep": "book",
     },
 }
-NARROWED = ("workloads", "recurrences", "projections")  # selecting any of these turns off the preset's sweep
+NARROWED = ("workloads", "recurrences", "projections", "chunks")  # selecting any of these turns off the preset's sweep
 
 
 def parse_workload(text: str) -> Workload:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
-from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights
+from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights, chunk_sizes
 
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Array], State]
@@ -144,6 +145,11 @@ def project_once(w: Weights, hs: Array) -> Array:
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
+def project_chunks(sizes: list[int], w: Weights, hs: Array) -> Array:
+    """Project h [T, B, H] to y [T, B, O] by a product for each chunk of time; `sizes` are the steps of each."""
+    return jnp.concatenate([project_once(w, chunk) for chunk in jnp.split(hs, np.cumsum(sizes)[:-1])])
+
+
 def project_bmm(w: Weights, hs: Array) -> Array:
     """Project h [T, B, H] to y [T, B, O] by one batched product of T.
 
@@ -239,5 +245,7 @@ def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Ar
     """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
     if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
         return program
-    hidden, after = HIDDEN[recurrence], AFTER[projection]
+    hidden, after = HIDDEN[recurrence], AFTER.get(projection)
+    if after is None:
+        return lambda w, cell, x: project_chunks(chunk_sizes(projection, x.shape[0]), w, hidden(w, cell, x))
     return lambda w, cell, x: after(w, hidden(w, cell, x))

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from tensorflow import Tensor, TensorArray
 
-from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights
+from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights, chunk_sizes
 
 State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Tensor], State]
@@ -179,6 +179,11 @@ def project_once(w: Weights, hs: Tensor) -> Tensor:
     return tf.reshape(project(w, tf.reshape(hs, (steps * batch, size))), (steps, batch, w.w_out.shape[1]))
 
 
+def project_chunks(sizes: list[int], w: Weights, hs: Tensor) -> Tensor:
+    """Project h [T, B, H] to y [T, B, O] by a product for each chunk of time; `sizes` are the steps of each."""
+    return tf.concat([project_once(w, chunk) for chunk in tf.split(hs, sizes)], 0)
+
+
 def project_bmm(w: Weights, hs: Tensor) -> Tensor:
     """Project h [T, B, H] to y [T, B, O] by one batched product of T."""
     return tf.nn.bias_add(tf.matmul(hs, w.w_out), w.b_out)
@@ -302,5 +307,7 @@ def arm(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tenso
     """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
     if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
         return program
-    hidden, after = HIDDEN[recurrence], AFTER[projection]
+    hidden, after = HIDDEN[recurrence], AFTER.get(projection)
+    if after is None:
+        return lambda w, cell, x: project_chunks(chunk_sizes(projection, x.shape[0]), w, hidden(w, cell, x))
     return lambda w, cell, x: after(w, hidden(w, cell, x))

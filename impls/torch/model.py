@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights
+from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights, chunk_sizes
 from impls.torch import private
 
 scan_op = private.scan_operator()
@@ -148,6 +148,11 @@ def project_once(w: Weights, hs: Tensor) -> Tensor:
     return project(w, hs.reshape(steps * batch, size)).reshape(steps, batch, w.w_out.shape[1])
 
 
+def project_chunks(sizes: list[int], w: Weights, hs: Tensor) -> Tensor:
+    """Project h [T, B, H] to y [T, B, O] by a product for each chunk of time; `sizes` are the steps of each."""
+    return torch.cat([project_once(w, chunk) for chunk in hs.split(sizes)])
+
+
 def project_bmm(w: Weights, hs: Tensor) -> Tensor:
     """Project h [T, B, H] to y [T, B, O] by one batched product of T."""
     return torch.baddbmm(w.b_out, hs, w.w_out.expand(hs.shape[0], *w.w_out.shape))
@@ -234,5 +239,7 @@ def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], T
     """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
     if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
         return program
-    hidden, after = HIDDEN[recurrence], AFTER[projection]
+    hidden, after = HIDDEN[recurrence], AFTER.get(projection)
+    if after is None:
+        return lambda w, cell, x: project_chunks(chunk_sizes(projection, x.shape[0]), w, hidden(w, cell, x))
     return lambda w, cell, x: after(w, hidden(w, cell, x))

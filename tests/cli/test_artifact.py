@@ -17,8 +17,7 @@ import typer
 from harness.cli import app as cli
 from harness.report.claims import CLAIMS
 from harness.report.markdown import amount
-from harness.study.parts import LOOPS
-from harness.study.study import SCALES, Study
+from harness.study.study import LOOPS, SCALES, Study
 from tests.cli.test_docs import README
 from tests.made import lines
 
