@@ -20,12 +20,13 @@ GATES = {"rnn_relu": "h", "rnn_tanh": "h", "gru": "rzn", "lstm": "ifgo"}  # the 
 CELLS = tuple(GATES)
 RECURRENCES = ("unrolled", "scan", "layer", "given")
 PROJECTIONS = ("none", "in_loop", "per_step", "batched", "bmm", "vmap", "library", "time_distributed")
+CHUNKED = "chunked_k"  # the family of projections that cut time into k chunks
+FAMILIES = (*PROJECTIONS, CHUNKED)
 IMPOSSIBLE = {  # arms that no framework can have
     "layer_in_loop": "a layer keeps its loop to itself: nothing can be projected inside it",
     "given_in_loop": "without a recurrence there is no loop to project in",
     "given_none": "without recurrence and projection nothing is left to compute",
 }
-CHUNKED = "chunked_k"  # the family of projections that cut time into k chunks
 WHOLE = "T"  # as a number of chunks: one for each step
 NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
 NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call

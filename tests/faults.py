@@ -10,7 +10,7 @@ import importlib
 import time
 
 from impls.evidence import Evidence
-from impls.interface import NULL_ARM, PROJECTIONS, Arm, Execution, Weights
+from impls.interface import FAMILIES, NULL_ARM, Arm, Execution, Weights
 
 SOUND = "sound"
 SWAPPED = "swapped"  # in_loop runs batched: the outputs are right, and what was counted is not
@@ -60,7 +60,7 @@ def broken(framework):
 def without():
     """What a broken framework does not have: the unrolled core arms are enough."""
     reasons = dict.fromkeys(("scan", "layer", "given"), "faults are planted in the unrolled arms")
-    others = [form for form in PROJECTIONS if form not in ("none", "in_loop", "per_step", "batched")]
+    others = [form for form in FAMILIES if form not in ("none", "in_loop", "per_step", "batched")]
     return reasons | dict.fromkeys(others, "the core arms are enough")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
-    PROJECTIONS,
+    FAMILIES,
     RECURRENCES,
     TRAIN_NONE,
     Data,
@@ -329,7 +329,7 @@ def _legacy() -> dict[str, str]:
 def _not_original() -> dict[str, str]:
     """Return what the chapter's programs do not support, each with its reason."""
     loops = [recurrence for recurrence in RECURRENCES if recurrence != "scan"]
-    forms = [projection for projection in PROJECTIONS if projection not in ("none", "in_loop", "batched")]
+    forms = [projection for projection in FAMILIES if projection not in ("none", "in_loop", "batched")]
     return dict.fromkeys(loops, NO_OTHER_LOOP) | dict.fromkeys(forms, NO_OTHER_FORM) | {"gpu": NO_HOST, "bf16": NO_BF16}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from impls.evidence import Evidence
 from impls.interface import (
-    PROJECTIONS,
+    FAMILIES,
     Data,
     Execution,
     Facts,
@@ -39,7 +39,7 @@ NOT_GRAPHED = "Inductor recorded no CUDA graph of it, or runs past the one it re
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
 FUSION = "batch_linear_post_grad"
 BATCHED_BY_IT = ("in_loop", "per_step")  # what the fusion is for; `none` and `batched` are run as its reference
-UNBATCHED = ("scan", "layer", *(form for form in PROJECTIONS if form not in ("none", "batched", *BATCHED_BY_IT)))
+UNBATCHED = ("scan", "layer", *(form for form in FAMILIES if form not in ("none", "batched", *BATCHED_BY_IT)))
 NOTHING_TO_BATCH = "the fusion joins products that are written one by one in one graph: here it is what inductor is"
 NOT_BATCHED = "Inductor's batch_linear fusion did not fire"
 NO_TRITON = "on a GPU Inductor needs Triton, which is not installed"

@@ -58,9 +58,9 @@ def test_the_command_line_refuses_in_one_sentence(arguments, why, capsys, monkey
 
 
 FLAGS = {
-    "run": "framework device threads execution recurrence projection pass precision workload processes rounds budget "
-    "sweep memory library seed timeout unroll-limit weights inputs out",
-    "verify": "framework device threads execution recurrence projection pass precision workload seed timeout "
+    "run": "framework device threads execution recurrence projection chunks pass precision workload processes rounds "
+    "budget sweep memory library seed timeout unroll-limit weights inputs out",
+    "verify": "framework device threads execution recurrence projection chunks pass precision workload seed timeout "
     "unroll-limit weights inputs save-outputs bound out",
     "train": "framework execution threads steps processes seed timeout out",
     "explain": "out",

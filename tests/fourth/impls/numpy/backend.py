@@ -14,7 +14,7 @@ import numpy as np
 from harness.verify.output_check import form_of
 from impls import reference
 from impls.evidence import Evidence
-from impls.interface import PROJECTIONS, Data, Execution, Facts, Weights, named
+from impls.interface import FAMILIES, Data, Execution, Facts, Weights, named
 
 LARGEST = 64  # side of a product that rates and threads are asked of: no test is about how fast NumPy is
 
@@ -37,7 +37,7 @@ class Backend:
             "layer": "NumPy has no layers",
             "library": "NumPy has no layers",
         }
-        others = [form for form in PROJECTIONS if form not in ("none", "in_loop", "per_step", "batched", *without)]
+        others = [form for form in FAMILIES if form not in ("none", "in_loop", "per_step", "batched", *without)]
         without |= dict.fromkeys(others, "NumPy is not asked for it here")
         eager = Execution(traced=False, without=without)
         devices = {"cpu": None, "gpu": None if _mischief() == "gpu" else "NumPy knows no GPU"}  # calls itself one
