@@ -4,7 +4,7 @@ What no next carry of a `jax.lax.scan` depends on need not be done step by step.
 does it for all steps at once: T small matrix products become one. The loop stacks what the moved operations need of it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -241,7 +241,7 @@ def failing(body: Body, attempt: Cut, group: tuple[int, ...], steps: int) -> dic
 
 @dataclass(frozen=True)
 class After:
-    """What is done after a loop: a closed jaxpr for one step, its inputs in the body, and each one's axis: 0 or None."""
+    """What is done after a loop: a closed jaxpr for one step, its inputs in the body and their axes, 0 or None."""
 
     closed: Any
     inputs: list[Any]
@@ -273,21 +273,29 @@ def vmap_failure(after: After, steps: int) -> str | None:
 
 def mapped_jaxpr(after: After, steps: int, chunk: int | None) -> Any:
     """Return a closed jaxpr that does one step's operations for all steps, over the first axis of what differs."""
-    step = core.jaxpr_as_fun(after.closed)
     mapped = [place for place, axis in enumerate(after.axes) if axis == 0]
 
-    def at_once(*operands: Any) -> Any:
-        return jax.vmap(step, tuple(after.axes), axis_size=steps)(*operands)
+    def at_once(operands: Sequence[Any], count: int) -> Any:
+        return jax.vmap(core.jaxpr_as_fun(after.closed), tuple(after.axes), axis_size=count)(*operands)
 
-    def in_pieces(*operands: Any) -> Any:
-        def one(slices: list[Any]) -> Any:
+    def in_pieces(operands: Sequence[Any], size: int) -> Any:
+        def piece(slices: Sequence[Any]) -> Any:
             both = dict(enumerate(operands)) | dict(zip(mapped, slices, strict=True))
-            return step(*both.values())
+            return at_once(list(both.values()), slices[0].shape[0])
 
-        return jax.lax.map(one, [operands[place] for place in mapped], batch_size=chunk)
+        whole = steps - steps % size
+        stacked = [operands[place] for place in mapped]
+        pieces = [a[:whole].reshape(whole // size, size, *a.shape[1:]) for a in stacked]
+        results = [a.reshape(whole, *a.shape[2:]) for a in jax.lax.map(piece, pieces)]
+        if whole == steps:
+            return results
+        last = piece([a[whole:] for a in stacked])
+        return [jax.lax.concatenate(both, 0) for both in zip(results, last, strict=True)]
 
     avals = [core.unmapped_aval(steps, axis, value.aval) for value, axis in zip(after.inputs, after.axes, strict=True)]
-    return jax.make_jaxpr(in_pieces if chunk and chunk < steps and mapped else at_once)(*avals)
+    if chunk and chunk < steps and mapped:
+        return jax.make_jaxpr(lambda *operands: in_pieces(operands, chunk))(*avals)
+    return jax.make_jaxpr(lambda *operands: at_once(operands, steps))(*avals)
 
 
 def add_in_two(builder: Builder, scan: Any, body: Body, plan: Cut, settings: Settings) -> None:
