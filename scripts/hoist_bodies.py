@@ -25,7 +25,12 @@ from impls.jax.hoist import Record, hoist
 
 B, WIDTHS = 2, (2, 3)  # rows of every matrix, and its possible columns
 RELATIVE, ABSOLUTE = 1e-9, 1e-11  # of differences in float64
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # options of XLA's compiler
+FAST = {  # options of XLA's compiler
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 @dataclass(frozen=True)

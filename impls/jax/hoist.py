@@ -304,20 +304,20 @@ def add_in_two(builder: Builder, scan: Any, body: Body, plan: Cut, settings: Set
     loop, operands = loop_body(body, plan, builder.read(scan.invars))
     ys = scan.outvars[count:]
     kept_places = [place for place in range(len(ys)) if place not in plan.outputs]
+    kept_ys = [ys[place] for place in kept_places]
     crossing = [core.Var(core.unmapped_aval(steps, 0, value.aval)) for value in plan.crossing]
-    results = [core.Var(value.aval) for value in (*scan.outvars[:count], *(ys[place] for place in kept_places))]
+    results = [core.Var(value.aval) for value in (*scan.outvars[:count], *kept_ys)]
     params = scan.params | {"jaxpr": loop.closed, "num_consts": loop.num_consts}
     builder.equations.append(scan.replace(invars=operands, outvars=[*results, *crossing], params=params))
-    stacked = dict(zip(body.closed.jaxpr.invars, builder.read(scan.invars), strict=True))
-    stacked |= {
-        body.outputs[place]: result
-        for place, result in zip(kept_places, results[count:], strict=True)
-        if not isinstance(body.outputs[place], core.Literal)
-    }
+    outputs = [body.outputs[place] for place in kept_places]
+    pairs = zip(outputs, results[count:], strict=True)
+    stacked = {atom: result for atom, result in pairs if not isinstance(atom, core.Literal)}
+    given = dict(zip(body.closed.jaxpr.invars, builder.read(scan.invars), strict=True))
+    stacked |= {value: given[value] for value in given if value not in body.carries}
     stacked |= dict(zip(plan.crossing, crossing, strict=True))
     after = after_loop(body, plan)
     moved = builder.inline(mapped_jaxpr(after, steps, settings.chunk), [stacked[value] for value in after.inputs])
-    builder.replace([*scan.outvars[:count], *(ys[place] for place in kept_places)], results)
+    builder.replace([*scan.outvars[:count], *kept_ys], results)
     builder.replace([ys[place] for place in plan.outputs], moved)
 
 
