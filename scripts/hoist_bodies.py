@@ -289,7 +289,12 @@ def evaluate(run: Callable[..., Any], arguments: tuple[Any, Any, Any]) -> Any:
         gradients, results = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(*operands)
         return {"results": results, "gradients": gradients}
 
-    return jax.jit(both).lower(weights, h, c, xs).compile(compiler_options=FAST)(weights, h, c, xs)
+    return run_compiled(both, weights, h, c, xs)
+
+
+def run_compiled(f: Callable[..., Any], *arguments: Any) -> Any:
+    """Return a function's results from a program that is compiled fast, and may be slow."""
+    return jax.jit(f).lower(*arguments).compile(compiler_options=FAST)(*arguments)
 
 
 def differences(before: Any, after: Any) -> Iterator[str]:

@@ -42,22 +42,18 @@ def backwards(f, **options):
 
 
 def test_a_wrong_transformation_is_found():
-    number = next(number for number in range(20) if make_scan(number).arguments[2] is not None)
-    assert compare(number).differences == []
-    with jax.enable_x64(True):
-        assert [list(differences({"a": jnp.arange(3)}, {"a": b})) for b in (jnp.arange(3), jnp.arange(3) + 1)] == [
-            [],
-            ["['a']: whole numbers differ"],
-        ]
-    found = [compare(number, backwards).differences for number in (3,)]
-    assert all(found)
+    assert compare(3).differences == []
+    sentences = compare(3, backwards).differences
+    assert [sentence for sentence in sentences if sentence.startswith("['results']")]
+    assert [sentence for sentence in sentences if sentence.startswith("['gradients']")]
 
 
 @pytest.mark.parametrize(
     ("after", "said"),
     [
-        ([1.0 + 1e-6], "[0]: the largest difference is 1"),
+        ([1.0 + 1e-6], "[0]: the largest difference is 9.99"),
         ([1], "[0]: float64() and int64()"),
+        ([True], "[0]: float64() and bool()"),
         ({"a": 1.0}, "the structures differ"),
         ([float("nan")], "[0]: the largest difference is nan"),
     ],
@@ -67,6 +63,12 @@ def test_every_kind_of_difference_is_named(after, said):
     with jax.enable_x64(True):
         (sentence,) = differences([jnp.asarray(1.0)], jax.tree.map(jnp.asarray, after))
     assert sentence.startswith(said)
+
+
+def test_whole_numbers_and_bits_must_be_the_same():
+    first, second = ({"bits": jax.random.bits(key), "key": key} for key in map(jax.random.key, (1, 2)))
+    assert list(differences(first, first)) == []
+    assert list(differences(first, second)) == ["['bits']: whole numbers differ", "['key']: whole numbers differ"]
 
 
 def test_nothing_is_compared_with_what_is_not_finite():
