@@ -155,7 +155,7 @@ def rebuild(builder: Builder, scan: Any, settings: Settings) -> None:
 
 def decide(scan: Any, body: Body, settings: Settings) -> tuple[set[int], Division]:
     """Return the equations of a body that are to be moved, and its division. Adds to the log."""
-    division, wanted = attempted(body, scan.params["length"], settings.always)
+    division, wanted = attempted(body, scan.params["length"], settings)
     settings.log.extend(kept(scan, body, division))
     moved: set[int] = set()
     before = cut(body, moved, division.obstacles)
@@ -170,15 +170,16 @@ def decide(scan: Any, body: Body, settings: Settings) -> tuple[set[int], Divisio
     return moved, division
 
 
-def attempted(body: Body, steps: int, always: bool) -> tuple[Division, list[tuple[int, ...]]]:
+def attempted(body: Body, steps: int, settings: Settings) -> tuple[Division, list[tuple[int, ...]]]:
     """Return how a body divides after what jax.vmap cannot do has been found out, and the groups worth moving."""
     failures: dict[int, str] = {}
     while True:
         division = divide(body, failures)
-        wanted = [group for group in division.groups if always or has_any_product(body, group)]
+        wanted = [group for group in division.groups if settings.always or has_any_product(body, group)]
         found: dict[int, str] = {}
         for group in wanted:
-            found |= failing(body, cut(body, group, division.obstacles), group, steps)
+            attempt = cut(body, group, division.obstacles)
+            found |= failing(body, attempt, group, steps, settings.chunk)
         if not found:
             return division, wanted
         failures |= found
@@ -221,9 +222,9 @@ def over_budget(attempt: Cut, steps: int, settings: Settings) -> str | None:
     return f"moving it would take {extra_bytes} bytes more, and the memory budget is {settings.memory_budget}"
 
 
-def failing(body: Body, attempt: Cut, group: tuple[int, ...], steps: int) -> dict[int, str]:
+def failing(body: Body, attempt: Cut, group: tuple[int, ...], steps: int, chunk: int | None) -> dict[int, str]:
     """Return which equations of a group jax.vmap cannot do -> the reason: all, if no one fails by itself."""
-    reason = vmap_failure(after_loop(body, attempt), steps)
+    reason = vmap_failure(after_loop(body, attempt), steps, chunk)
     if reason is None:
         return {}
     alone = {}
@@ -234,7 +235,7 @@ def failing(body: Body, attempt: Cut, group: tuple[int, ...], steps: int) -> dic
             constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation], effects=frozenset()
         )
         mapped = After(core.ClosedJaxpr(jaxpr, []), inputs, [0] * len(inputs))
-        if own := vmap_failure(mapped, steps):
+        if own := vmap_failure(mapped, steps, None):
             alone[place] = own
     return alone or dict.fromkeys(group, reason)
 
@@ -261,10 +262,10 @@ def after_loop(body: Body, plan: Cut) -> After:
     return After(core.ClosedJaxpr(jaxpr, body.closed.consts), inputs, axes)
 
 
-def vmap_failure(after: After, steps: int) -> str | None:
+def vmap_failure(after: After, steps: int, chunk: int | None) -> str | None:
     """Return why jax.vmap cannot do one step's operations for all steps, or None."""
     try:
-        mapped_jaxpr(after, steps, None)
+        mapped_jaxpr(after, steps, chunk)
     except Exception as error:  # whatever a primitive's batching rule raises is the reason to leave it in the loop
         first_line = (str(error).splitlines() or [""])[0]
         return f"jax.vmap cannot do it for all steps at once: {type(error).__name__}: {first_line}"

@@ -73,9 +73,17 @@ def flattened(closed: Any) -> Any:
     return builder.finish()
 
 
+def has_references(equation: Any) -> bool:
+    """Return whether an equation is given a mutable array (jax.new_ref)."""
+    return any(type(value.aval).__name__ == "AbstractRef" for value in equation.invars)
+
+
 def is_plain_call(equation: Any) -> bool:
-    """Return whether an equation calls a compiled function for which no device, layout or compiler option is given."""
-    if equation.primitive.name != "jit":
+    """Return whether an equation calls a compiled function for which no device, layout or compiler option is given.
+
+    One that is given a mutable array is not plain: its effects name the array as its own variable.
+    """
+    if equation.primitive.name != "jit" or has_references(equation):
         return False
     names = ("in_shardings", "out_shardings", "in_layouts", "out_layouts")
     given = [item for name in names for item in equation.params.get(name, ())]

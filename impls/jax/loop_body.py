@@ -12,7 +12,7 @@ from jax.extend import core
 from jax.extend.core.primitives import remat_p
 
 from impls.jax.crossing import cheapest_cut
-from impls.jax.jaxprs import values, within
+from impls.jax.jaxprs import has_references, values, within
 
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 CHEAP = frozenset(  # done once more rather than that their result is stacked, where this takes fewer bytes
@@ -34,6 +34,7 @@ BRANCHES = "it is a branch that each step chooses; over all steps both would be 
 CALLBACK = "it calls back at every step, which must stay as often and in this order"
 CHECKPOINT = "it is a region that is recomputed for the gradient (jax.checkpoint), and stays whole"
 COLLECTIVE = "it works across devices or a named axis at every step"
+REFERENCE = "it reads or writes a mutable array at every step"
 RANDOM = "its random bits depend on the batch under this implementation of random keys, so they would change"
 
 
@@ -147,6 +148,8 @@ def own_obstacle(equation: Any) -> str | None:
         return COLLECTIVE
     if name in GENERATORS and not has_threefry_keys(equation):
         return RANDOM
+    if equation.effects and has_references(equation):
+        return REFERENCE
     if equation.effects:
         return f"it has an effect: {', '.join(sorted(map(str, equation.effects)))}"
     return None

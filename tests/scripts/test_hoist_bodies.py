@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("jax")
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scripts import hoist_bodies
 from scripts.hoist_bodies import Outcome, compare, differences, hoist, make_scan
@@ -52,8 +53,9 @@ def test_a_wrong_transformation_is_found():
     ("after", "said"),
     [
         ([1.0 + 1e-6], "[0]: the largest difference is 9.99"),
-        ([1], "[0]: float64() and int64()"),
-        ([True], "[0]: float64() and bool()"),
+        ([1], "[0]: float64[] and int64[]"),
+        ([True], "[0]: float64[] and bool[]"),
+        ([np.float32(1)], "[0]: float64[] and float32[]"),
         ({"a": 1.0}, "the structures differ"),
         ([float("nan")], "[0]: the largest difference is nan"),
     ],
@@ -61,7 +63,8 @@ def test_a_wrong_transformation_is_found():
 )
 def test_every_kind_of_difference_is_named(after, said):
     with jax.enable_x64(True):
-        (sentence,) = differences([jnp.asarray(1.0)], jax.tree.map(jnp.asarray, after))
+        after = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), after)
+        (sentence,) = differences([jnp.asarray(np.float64(1))], after)
     assert sentence.startswith(said)
 
 
@@ -73,7 +76,7 @@ def test_whole_numbers_and_bits_must_be_the_same():
 
 def test_nothing_is_compared_with_what_is_not_finite():
     with jax.enable_x64(True):
-        (sentence,) = differences([jnp.asarray(jnp.nan)], [jnp.asarray(jnp.nan)])
+        (sentence,) = differences([jnp.full((), jnp.nan)], [jnp.full((), jnp.nan)])
     assert sentence == "[0]: it is not finite, so that nothing can be compared"
 
 
