@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from impls.interface import CELLS
 from impls.jax.hoist import FEEDING, MOVED, NO_PRODUCT, SMALLER, hoist
 from scripts.hoist_bodies import compare, differences, run_compiled
+from tests.conftest import SMALL, data_of
 from tests.hoisting import B, H, O, T, make_arrays, moved, products, projecting, reasons, same, scans
 
 
@@ -319,6 +321,22 @@ def test_random_bodies_are_the_same(first):
     outcomes = [compare(number) for number in range(first, first + 10)]
     assert {outcome.number: outcome.differences for outcome in outcomes if outcome.differences} == {}
     assert sum(outcome.moved for outcome in outcomes) >= 3
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_loops_of_the_study_become_its_projection_after_the_loop(cell):
+    """Both that project step by step; traced, in the shapes of the test's small workload."""
+    from impls.jax import model
+
+    w, x, _ = jax.tree.map(jnp.asarray, data_of(SMALL.model_copy(update={"cell": cell}), "float64"))
+
+    def program(projection):
+        return partial(model.arm("scan", projection), cell=model.CELLS[cell])
+
+    wanted = products(lambda w, x: program("bmm")(w, x=x), w, x)
+    for projection in ("in_loop", "per_step"):
+        assert products(hoist(lambda w, x, projection=projection: program(projection)(w, x=x)), w, x) == wanted
+        assert products(lambda w, x, projection=projection: program(projection)(w, x=x), w, x) != wanted
 
 
 def test_it_goes_together_with_checkpoints_gradients_and_itself(arrays):
