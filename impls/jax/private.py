@@ -4,10 +4,17 @@ A new version may rename or change each of them. tests/impls/test_private.py loo
 the version. The worker proves that the events are still sent, before it measures anything.
 """
 
+from itertools import product
+from typing import Any
+
+JAXPRS = ("ClosedJaxpr", "Jaxpr.replace", "JaxprEqn.replace", "Literal", "Var")  # in jax.extend.core
 NAMES = (  # module, and the name in it
     ("jax.experimental.topologies", "get_topology_desc"),
     ("jax.monitoring", "register_event_duration_secs_listener"),
     ("jax.profiler", "ProfileData.from_file"),
+    *product(["jax.extend.core"], (*JAXPRS, "jaxpr_as_fun", "jaxprs_in_params", "unmapped_aval")),
+    *product(["jax.extend.core.primitives"], ("remat_p", "scan_p")),
+    ("jax._src.source_info_util", "summarize"),
 )
 COMPILE_EVENTS = "/jax/core/compile/"  # start of the names of the events that JAX sends when it traces or compiles
 PLAIN = {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}  # hands nothing to YNNPACK
@@ -16,3 +23,10 @@ DUMP, TRITON = "xla_dump_to", "xla_gpu_enable_triton_gemm"  # options: a folder;
 PLUGINS = ("jax-cuda13-pjrt", "jax-cuda12-pjrt")  # packages, one of which holds XLA for GPUs
 DUMPED = "sm_*_gpu_after_optimizations.txt"  # end of the name of the file with the optimised program
 THREADS = "PJRT_NPROC"  # environment variable: threads of XLA's CPU client
+
+
+def source_line(equation: Any) -> str:
+    """Return where the user's program made an equation of a jaxpr: file, line and function, or "unknown"."""
+    from jax._src import source_info_util
+
+    return source_info_util.summarize(equation.source_info) or "unknown"
