@@ -19,14 +19,17 @@ from impls.evidence import Evidence
 GATES = {"rnn_relu": "h", "rnn_tanh": "h", "gru": "rzn", "lstm": "ifgo"}  # the one place where their order is written
 CELLS = tuple(GATES)
 RECURRENCES = ("unrolled", "scan", "layer", "given")
-PROJECTIONS = ("none", "in_loop", "per_step", "batched", "bmm", "vmap", "library", "time_distributed")
+PROJECTIONS = ("none", "in_loop", "per_step", "batched", "bmm", "vmap", "library", "time_distributed", "hoisted")
 CHUNKED = "chunked_k"  # the family of projections that cut time into k chunks
 FAMILIES = (*PROJECTIONS, CHUNKED)
 IMPOSSIBLE = {  # arms that no framework can have
     "layer_in_loop": "a layer keeps its loop to itself: nothing can be projected inside it",
     "given_in_loop": "without a recurrence there is no loop to project in",
+    "layer_hoisted": "a layer keeps its loop to itself: nothing can be taken out of it",
+    "given_hoisted": "without a recurrence there is no loop to take anything out of",
     "given_none": "without recurrence and projection nothing is left to compute",
 }
+NO_HOIST = "hoist rewrites JAX's programs: this framework's have no such transformation"
 WHOLE = "T"  # as a number of chunks: one for each step
 NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
 NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call

@@ -29,7 +29,7 @@ GAPS = [
     "direction",
 ]  # fmt: skip
 DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
-CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", TWIN)
+CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", "hoisted", TWIN)
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are separated from the loop's
 PairNames = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 MeasuredPair = tuple[tuple[str, str, str], str, str]  # the first three of PairNames; the names of both arms
@@ -79,11 +79,12 @@ def _batched_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
 def _contrast_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield the pairs whose baseline is not batched.
 
-    T products after the loop over T inside it; the wrapper's form over the framework's own layer; and every projected
-    form over the loop alone.
+    T products after the loop over T inside it; what a transformation takes out of the loop over the same; the wrapper's
+    form over the framework's own layer; and every projected form over the loop alone.
     """
     for recurrence in LOOPS:
-        yield recurrence, "per_step", "in_loop", f"{recurrence}_in_loop"
+        for projection in ("per_step", "hoisted"):
+            yield recurrence, projection, "in_loop", f"{recurrence}_in_loop"
         yield recurrence, "in_loop", OWN, OWN
     yield from none_pairs(arms)
 

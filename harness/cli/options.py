@@ -30,7 +30,8 @@ RecurrenceFlag = Annotated[Values, typer.Option("--recurrence", help="unrolled, 
 ProjectionFlag = Annotated[
     Values,
     typer.Option(
-        "--projection", help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed, chunked_<k>."
+        "--projection",
+        help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed, hoisted, chunked_<k>.",
     ),
 ]
 ChunksFlag = Annotated[

@@ -18,7 +18,7 @@ from impls.interface import CHUNKED, chunk_sizes, family_of
 
 FORMS = ("none", "in_loop", "per_step", "bmm", BATCHED)
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]
-ONE_CALL = (BATCHED, "bmm", "vmap", "library")  # projections that make one product for any T, by theory
+ONE_CALL = (BATCHED, "bmm", "vmap", "library", "hoisted")  # projections that make one product for any T, by theory
 BOUND = 0.8  # least share of a call that kernels take where they decide its time
 MOST = 4  # kernels of a layer that are listed
 BACKWARD = 3  # products of a training step per product of a forward pass: y, and the gradients of h and of w_out

@@ -30,10 +30,12 @@ COLOURS = {
     "vmap": "#8e5bb5",
     "library": "#d08a1d",
     "time_distributed": "#17a2b8",
+    "hoisted": "#5c940d",
     TWIN: "#888888",
 }
 MARKS = {
-    "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P", TWIN: "|",
+    "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P",
+    "hoisted": "*", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
 # In every figure that compares frameworks: a colour for each of them, a mark for each execution.

@@ -23,7 +23,7 @@ PRECOMPUTED = "given"  # the recurrence of precomputed hidden states: the projec
 BATCHED = "batched"
 TWIN = "twin"  # the batched arm a second time: the A/A control
 OWN = "layer_batched"  # the framework's own layer, projected once
-QUESTION = (*AROUND_THE_LOOP, TWIN)
+QUESTION = (*AROUND_THE_LOOP, "hoisted", TWIN)  # with what a transformation makes of in_loop
 PAIR = ("in_loop", BATCHED)  # a block without both answers nothing
 
 

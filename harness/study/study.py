@@ -163,7 +163,7 @@ BETWEEN = ("in_loop", "per_step", "batched")  # what a study of chunks compares 
 AROUND_THE_LOOP = ("none", "in_loop", "per_step", "bmm", "batched")
 USUAL = {  # the arms of a study that selects neither recurrences nor projections: each form where it is informative
     "unrolled": AROUND_THE_LOOP,
-    "scan": AROUND_THE_LOOP,
+    "scan": (*AROUND_THE_LOOP, "hoisted"),
     "layer": ("none", "in_loop", "batched", "library"),
     "given": ("per_step", "batched", "bmm", "vmap", "library", "time_distributed"),
 }

@@ -32,8 +32,10 @@ MATMULS = {"tf32": "tensorfloat32", "bf16": "default", "fp32": "highest", "fp64"
 NOT_EAGER = {
     "scan": "lax.scan compiles its loop even outside jit: it has no op-by-op form",
     "layer": "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form",
+    "hoisted": "hoist traces its program at every call, which jit does once",
     "library": "nnx.Linear as a function of its weights is put together at every call, which jit does once",
 }
+NO_LOOP = "an unrolled program has no loop to take anything out of"
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
 
 
@@ -56,7 +58,7 @@ class Backend:
         import jaxlib
 
         versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
-        without = {"time_distributed": NO_TIME_DISTRIBUTED}
+        without = {"time_distributed": NO_TIME_DISTRIBUTED, "unrolled_hoisted": NO_LOOP}
         executions = {
             "eager": Execution(False, without=without | NOT_EAGER, trains=False, usual_passes=("forward",)),
             "xla": Execution(traced=True, without=without, loop="scan"),

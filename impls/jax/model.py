@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights, chunk_sizes
+from impls.jax.hoist import hoist
 
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Array], State]
@@ -193,6 +194,11 @@ def scan_per_step(w: Weights, cell: Cell, x: Array) -> Array:
     return project_each(w, scanned(w, cell, x))
 
 
+def scan_hoisted(w: Weights, cell: Cell, x: Array) -> Array:
+    """Project in the loop, out of which a program transformation takes the products again."""
+    return hoist(lambda w, x: scan_in_loop(w, cell, x))(w, x)
+
+
 def loss(y: Array, target: Array) -> Array:
     """Return the mean squared error, a scalar."""
     return jnp.mean(jnp.square(y - target))
@@ -238,6 +244,7 @@ IN_THE_LOOP = {
     "unrolled_per_step": unrolled_per_step,
     "scan_in_loop": scan_in_loop,
     "scan_per_step": scan_per_step,
+    "scan_hoisted": scan_hoisted,
 }
 
 

@@ -12,6 +12,7 @@ from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
     FAMILIES,
+    NO_HOIST,
     RECURRENCES,
     TRAIN_NONE,
     Data,
@@ -90,13 +91,13 @@ class Backend:
         executions = {
             "eager": Execution(
                 False,
-                without={"vmap": NO_EAGER_VMAP},
+                without={"vmap": NO_EAGER_VMAP, "hoisted": NO_HOIST},
                 on_request={"scan": EAGER_LOOP},
                 trains=False,
                 usual_passes=("forward",),
             ),
-            "graph": Execution(traced=True, loop="scan"),
-            "xla": Execution(traced=True, loop="scan"),
+            "graph": Execution(traced=True, without={"hoisted": NO_HOIST}, loop="scan"),
+            "xla": Execution(traced=True, without={"hoisted": NO_HOIST}, loop="scan"),
             ORIGINAL: Execution(True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan"),
         }
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__} | legacy

@@ -12,6 +12,7 @@ import numpy as np
 from impls.evidence import Evidence
 from impls.interface import (
     FAMILIES,
+    NO_HOIST,
     Data,
     Execution,
     Facts,
@@ -68,7 +69,7 @@ class Backend:
         import torch
 
         missing = None if shutil.which(COMPILER) else NO_COMPILER
-        without = {"time_distributed": NO_TIME_DISTRIBUTED}
+        without = {"time_distributed": NO_TIME_DISTRIBUTED, "hoisted": NO_HOIST}
         unbatched = dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH)
         executions = {
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),

@@ -27,10 +27,9 @@ def names(part):
 def test_the_question_has_blocks_of_its_own_which_come_first():
     made = arms_by_part(Study().arms)
     assert list(made) == ["unrolled", "scan", "layer", "given"]
-    for loop in ("unrolled", "scan"):
-        assert [arm.name for arm in made[loop]] == [
-            f"{loop}_{p}" for p in ("none", "in_loop", "per_step", "bmm", "batched")
-        ]
+    for loop, more in (("unrolled", []), ("scan", ["hoisted"])):
+        forms = ["none", "in_loop", "per_step", "bmm", "batched", *more]
+        assert [arm.name for arm in made[loop]] == [f"{loop}_{form}" for form in forms]
 
 
 def test_every_arm_is_at_home_in_one_part_and_each_part_has_what_it_compares_with():
