@@ -235,7 +235,7 @@ def header_fields(study: Study, frameworks: list[Framework], files: weights.File
         "key": "",
         "status": "ok",
         "reason": "",
-        "study": Study(**study.model_dump()),  # with every setting set, so that the record states it
+        "study": type(study)(**study.model_dump()),  # with every setting set, so that the record states it
         "prototypes": matrix.prototypes(study, frameworks),
         "missing": missing,
         "basis": BasisRecord(code=code, machine=environment.machine_facts(), versions=versions),
