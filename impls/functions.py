@@ -18,19 +18,31 @@ OUTPUT = "output"
 
 
 @dataclass(frozen=True)
+class Waves:
+    """Cosines that outputs are weighted by. Each is changed by `share` of itself, up or down at random by `seed`."""
+
+    share: float = 0.0
+    seed: int = 0
+
+    def of(self, shape: Sequence[int]) -> np.ndarray:
+        """Return cosines of a shape in float64, no two of which are alike."""
+        cosines = np.cos(np.arange(math.prod(shape), dtype="float64")).reshape(tuple(shape))
+        return cosines * (1 + self.share * np.random.default_rng(self.seed).choice((-1.0, 1.0), cosines.shape))
+
+
+@dataclass(frozen=True)
 class Task:
     """What is prepared of a function.
 
     `differentiated`: positions of the inputs whose gradients are taken; none in a forward pass. They are those of the
-    sum of all floating-point outputs, and with `waves` of their sum weighted by cosines, no two of which are alike:
-    the sum of a softmax has no gradient at all.
+    sum of all floating-point outputs, and with `waves` of their weighted sum: the sum of a softmax has no gradient.
     """
 
     name: str
     function: Callable[..., Any]
     execution: str
     differentiated: tuple[int, ...] = ()
-    waves: bool = False
+    waves: Waves | None = None
 
     @property
     def program(self) -> Program:
@@ -85,11 +97,6 @@ def leaves(outputs: Any, name: str = OUTPUT) -> dict[str, Any]:
     else:
         return {name: outputs}
     return {place: leaf for part, value in parts for place, leaf in leaves(value, part).items()}
-
-
-def waves(shape: Sequence[int], dtype: str) -> np.ndarray:
-    """Return cosines of a shape, no two of which are alike."""
-    return np.cos(np.arange(math.prod(shape), dtype="float64")).reshape(tuple(shape)).astype(dtype)
 
 
 def call_by_position(function: Callable[..., Any]) -> Callable[..., Any]:

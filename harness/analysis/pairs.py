@@ -142,6 +142,17 @@ def _times(group: list[TimedRecord], name: str) -> FunctionTimes:
     )
 
 
+def unavailable(records: Sequence[PairRecord]) -> list[str]:
+    """Return a sentence for each function that an execution cannot time, with the reason."""
+    sentences = [
+        f"{record.configuration.execution} {record.pass_}, {name}: {arm.reason}"
+        for record in timed_records(records)
+        for name, arm in record.arms.items()
+        if arm.status == "unavailable" and name != CONTROL
+    ]
+    return list(dict.fromkeys(sentences))
+
+
 def problems(records: Sequence[PairRecord]) -> list[str]:
     """Return a sentence for each process and function that is not sound, and one where nothing was timed at all."""
     header = header_of(records)

@@ -52,7 +52,8 @@ def context(records: Sequence[PairRecord]) -> Row:
         "ratios": ratio_table(gaps, header.baseline),
         "times": time_table(times),
         "counts": count_table(times),
-        "uncounted": list(dict.fromkeys(missing_counts(times))),
+        "unavailable": [one_line(sentence) for sentence in pairs.unavailable(records)],
+        "uncounted": list(missing_counts(times)),
         "agreement": agreement_sentence(header),
         "differences": difference_table(header),
         "in_processes": process_difference_table(timed),
@@ -73,25 +74,25 @@ def context(records: Sequence[PairRecord]) -> Row:
 def verdict_sentences(records: Sequence[PairRecord]) -> list[str]:
     """Return a sentence for each function: its ratios to the baseline and what is shown of them."""
     header, gaps = pairs.header_of(records), pairs.pair_gaps(records)
+    way = "in float64" if header.agreement.method == "fp64" else "up to rounding"
     sentences = []
     for contender in header.contenders:
-        own = [gap for gap in gaps if gap.contender == contender]
-        same = "the same function in float64" if header.agreement.method == "fp64" else "the same up to rounding"
-        if not own:
-            sentences.append(f"{contender} is {same} as {header.baseline}, and no times of both are available.")
-            continue
-        clauses = "; ".join(_clause(gap) for gap in own)
-        text = f"{contender} is {same} as {header.baseline}, and a call of it takes, in times that of {header.baseline}"
-        sentences.append(f"{text}: {clauses}.")
+        first, *others = [gap for gap in gaps if gap.contender == contender] or [None]
+        if first is None:
+            takes = f"has no times beside {header.baseline}"
+        else:
+            takes = ", ".join([f"takes {_clause(first, header.baseline)}", *map(_clause, others)])
+        sentences.append(f"{contender} {takes}; they are the same function (checked {way}).")
     return sentences
 
 
-def _clause(gap: PairGap) -> str:
-    """Return what is said of one ratio."""
-    text = f"{_place(gap.configuration, gap.pass_)} {interval(gap.gap.ratio, gap.gap.low, gap.gap.high)}"
+def _clause(gap: PairGap, baseline: str = "") -> str:
+    """Return what is said of one ratio; `baseline`: where it has not been named before."""
+    long = f" times as long as {baseline}" if baseline else ""
+    text = f"{interval(gap.gap.ratio, gap.gap.low, gap.gap.high)}{long} in {_place(gap.configuration, gap.pass_)}"
     if not gap.has_interval:
         return text
-    return f"{text}, {gap.verdict if gap.is_included else 'not counted, for its A/A control misses 1'}"
+    return f"{text} ({gap.verdict if gap.is_included else 'not counted: its A/A control misses 1'})"
 
 
 def _place(configuration: Configuration, pass_: str) -> str:
@@ -154,15 +155,15 @@ def _counts(evidence: Evidence | None) -> list[str]:
 
 
 def missing_counts(times: Iterable[FunctionTimes]) -> Iterable[str]:
-    """Yield what was not counted, and why."""
+    """Yield what was not counted, why, and where."""
+    places: dict[str, list[str]] = {}
     for t in times:
-        place = f"{_place(t.configuration, t.pass_)}, {t.function}"
-        if t.evidence is None:
-            yield f"{place}: its first process has no times"
-            continue
-        for what, reason in t.evidence.missing.items():
+        missing = {"everything": "the first process has no times"} if t.evidence is None else t.evidence.missing
+        for what, reason in missing.items():
             if what not in ("temp_bytes", "libraries"):  # of which nothing is tabulated here
-                yield f"{place}: {what}: {one_line(reason)}"
+                place = f"{_place(t.configuration, t.pass_)} {t.function}"
+                places.setdefault(f"{what}: {one_line(reason)}", []).append(place)
+    yield from (f"{reason} ({', '.join(where)})" for reason, where in places.items())
 
 
 def agreement_sentence(header: PairHeaderRecord) -> str:
@@ -174,8 +175,8 @@ def agreement_sentence(header: PairHeaderRecord) -> str:
             "at random."
         )
     return (
-        f"Checked up to rounding before anything was timed, and not in float64: {one_line(header.agreement.reason)}. An "
-        f"element may be off by {agreement.ROUNDING:g} standard deviations of what rounding the inputs does to it."
+        f"Checked up to rounding before anything was timed, and not in float64: {one_line(header.agreement.reason)}. "
+        f"An element may be off by {agreement.ROUNDING:g} standard deviations of what rounding the inputs does to it."
     )
 
 

@@ -50,7 +50,8 @@ from impls.interface import PASSES
 Stage = Callable[[str], None]
 NO_GRADIENTS = "the file has no GRADIENTS, whose names pass train takes"
 NOT_FOR_FUNCTIONS = "runs the harness's own programs alone"
-LOST = ("failed", "wrong", "timeout")  # statuses of functions that an execution is not tried with again
+SOUND = ("ok", "unavailable")
+LOST = ("failed", "wrong", "timeout", "unavailable")  # statuses of functions that an execution is not tried with again
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,11 @@ def _refuse_different(file: PairFile, answer: PairCheckAnswer, record: Agreement
                 )
 
 
+def needs_proof(configuration: Configuration) -> bool:
+    """Return whether a worker must prove its threads before it times anything."""
+    return configuration.device == "cpu"
+
+
 @dataclass
 class PairSchedule:
     """The schedule of a comparison. `earlier`: records of earlier sessions; `spent_s` returns the seconds so far.
@@ -265,14 +271,14 @@ class PairSchedule:
             self.calls.setdefault((record.configuration, record.pass_), max(timed))
 
     def _note_lost(self, record: TimedRecord) -> None:
-        """Keep which functions failed; this session does not try them again in the same configuration and pass."""
+        """Keep which functions have no times; this session does not try them again in the configuration and pass."""
         lost = self.lost.setdefault((record.configuration, record.pass_), [])
         lost += [name for name, arm in record.arms.items() if arm.status in LOST and name not in lost]
 
     def _run_process(self, job: Job, passes: list[str], stage: Stage) -> Iterator[TimedRecord]:
         """Yield the records of a process's passes. It has PROOFS tries to prove its threads."""
         pending = [pass_ for pass_ in passes if self._has_pair(job, pass_)]
-        for tries_left in reversed(range(PROOFS)):
+        for tries_left in reversed(range(PROOFS if pending else 0)):
             start_s = self.context.clock()
             try:
                 with jobs.worker_of(self.context, job) as worker:
@@ -311,11 +317,11 @@ class PairSchedule:
             "differences": timed.differences,
             "arms": timed.arms,
         }
-        if not timed.proven:
+        if timed.proven is False:
             reason = f"threads not proven: {job.configuration.threads} set, {timed.threads_used:.2f} cores used"
             return record.model_copy(update=results | {"status": "refused", "reason": reason})
         reasons = [f"{name}: {arm.reason}" for name, arm in timed.arms.items() if arm.reason]
-        status = "ok" if all(arm.status == "ok" for arm in timed.arms.values()) else "failed"
+        status = "ok" if all(arm.status in SOUND for arm in timed.arms.values()) else "failed"
         return record.model_copy(update=results | {"status": status, "reason": "; ".join(reasons)})
 
     def _request(self, job: Job, pass_: str, seed: int) -> Request:
@@ -332,6 +338,7 @@ class PairSchedule:
             order_seed=seed,
             calls=self.calls.get(place),
             counted=job.replicate == 0,
+            prove=needs_proof(job.configuration),
         )
 
     def _died_record(self, job: Job, pass_: str, error: WorkerDied) -> TimedRecord:

@@ -171,10 +171,12 @@ def check_pair(pair: Pair, adapter: Functions, request: PairCheckRequest, stage:
 def time_pair(
     pair: Pair, adapter: Functions, backend: Backend, threads: int, request: PairTimeRequest, stage: Stage
 ) -> PairTimeAnswer:
-    """Time a user's functions. The threads are proven first, because a file may set others where it is imported."""
-    proven, used = prove_threads(backend, threads)
-    if not proven:
-        return PairTimeAnswer(proven=False, threads_used=used)
+    """Time a user's functions, if the threads can be proven where that is asked for."""
+    answer = PairTimeAnswer()
+    if request.prove:
+        answer.proven, answer.threads_used = prove_threads(backend, threads)
+        if not answer.proven:
+            return answer
     spec = pair_time.PairTiming(
         request.execution,
         request.pass_,
@@ -187,13 +189,8 @@ def time_pair(
     expected = pair_check.load_expected(Path(request.expected))
     block = pair_time.PairBlock(pair, adapter, backend.compilations, spec, expected, METERS, stage)
     block.run()
-    return PairTimeAnswer(
-        proven=True,
-        threads_used=used,
-        timer_ns=block.timer,
-        arms=dict(block.results()),
-        differences=block.differences,
-    )
+    answer.timer_ns, answer.arms, answer.differences = block.timer, dict(block.results()), block.differences
+    return answer
 
 
 def prove_threads(backend: Backend, threads: int) -> tuple[bool, float]:

@@ -188,7 +188,8 @@ class PairTimeRequest(Model):
     """Asks to time the functions of a user's file side by side in one execution and pass.
 
     `expected`: the file that a check has written. `left_out`: functions that cannot be run in this execution.
-    `order_seed`: of the orders and addresses. `counted`: whether a call's operations are counted afterwards.
+    `order_seed`: of the orders and addresses. `counted`: whether a call's operations are counted afterwards. `prove`:
+    whether the threads are proven first. That comes after the file has been imported, which may have set others.
     """
 
     kind: Literal["pair_time"] = "pair_time"
@@ -203,14 +204,15 @@ class PairTimeRequest(Model):
     order_seed: int
     calls: int | None
     counted: bool
+    prove: bool
 
 
 class PairTimeAnswer(Model):
-    """Times of every function, or none where the threads were not proven after the file had been imported."""
+    """Times of every function, or none where the threads were not proven; see OpenAnswer for `proven`."""
 
     kind: Literal["pair_time"] = "pair_time"
-    proven: bool
-    threads_used: float
+    proven: bool | None = None
+    threads_used: float | None = None
     timer_ns: float = 0.0
     arms: dict[str, ArmTiming] = Field(default_factory=dict)
     differences: dict[str, Differences] = Field(default_factory=dict)

@@ -4,7 +4,7 @@ Every function is called op by op. It must return arrays of the same names, shap
 again at a second call, and leave its inputs alone. harness.verify.agreement says how far the numbers may be apart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from harness.records.pair import Differences
 from harness.verify import agreement
 from harness.verify.agreement import Expected
 from harness.worker.pair_file import FLOATS, KINDS, Pair, run_users_code
-from impls.functions import Functions, Task, leaves
+from impls.functions import Functions, Task, Waves, leaves
 from impls.interface import Outputs
 
 GRADIENT, WAVES = "gradient of ", " (outputs weighted)"  # in the names of quantities
@@ -49,12 +49,16 @@ class Checker:
             found[name] = agreement.compare(outputs, expected)
         return found, expected
 
-    def outputs(self, name: str, inputs: dict[str, np.ndarray] | None = None) -> tuple[Outputs, Dtypes]:
-        """Return the outputs of a function and the gradients, by quantity, with their types."""
-        values, dtypes = self._forward(name, inputs or self.inputs)
+    def outputs(self, name: str, share: float = 0.0, seed: int = 0) -> tuple[Outputs, Dtypes]:
+        """Return the outputs of a function and the gradients, by quantity, with their types.
+
+        All that they are computed from is changed by a share of itself: the inputs, and the weights of the outputs.
+        """
+        inputs = agreement.perturb(self.inputs, share, np.random.default_rng(seed)) if share else self.inputs
+        values, dtypes = self._forward(name, inputs)
         if self.pair.gradients:
-            for waves in (False, True):
-                gradients = self._gradients(name, inputs or self.inputs, waves)
+            for waves in (None, Waves(share, seed)):
+                gradients = self._gradients(name, inputs, waves)
                 values |= gradients
                 dtypes |= {quantity: str(array.dtype) for quantity, array in gradients.items()}
         return values, dtypes
@@ -79,7 +83,7 @@ class Checker:
                 raise self._error(f"{name} returns {dtypes[place]} as its {place}: only real numbers are compared")
         return values, dtypes
 
-    def _gradients(self, name: str, inputs: dict[str, np.ndarray], waves: bool) -> Outputs:
+    def _gradients(self, name: str, inputs: dict[str, np.ndarray], waves: Waves | None) -> Outputs:
         """Return the gradients of a function's summed outputs, by quantity. Raises UsageError."""
         task = Task(name, self.pair.functions[name], "eager", self.pair.differentiated(name), waves)
         arrays = [self.adapter.put(inputs[input_], input_ in self.pair.gradients) for input_ in self.pair.orders[name]]
@@ -98,16 +102,12 @@ class Checker:
         own = next((str(a.dtype) for a in self.inputs.values() if a.dtype.kind == "f"), FLOATS["fp32"])
         share = agreement.SHAKE if own == "float64" else agreement.ULP[own]
         self.stage(self.baseline, "called on changed inputs")
-        changes = agreement.deviations(true, self._changed_runs(share))
+        changed = (self.outputs(self.baseline, share, seed)[0] for seed in range(agreement.RUNS))
+        changes = agreement.deviations(true, changed)
         if own == "float64":
             return agreement.fp64_bounds(true, changes)
         ulps = {name: max(agreement.ULP.get(dtype, 0.0), agreement.ULP[own]) for name, dtype in dtypes.items()}
         return agreement.rounding_bounds(true, changes, ulps)
-
-    def _changed_runs(self, share: float) -> Iterator[Outputs]:
-        """Yield the baseline's outputs on inputs changed at random."""
-        for run in range(agreement.RUNS):
-            yield self.outputs(self.baseline, agreement.perturb(self.inputs, share, np.random.default_rng(run)))[0]
 
     def _require_floats(self, dtypes: Dtypes) -> None:
         """Raise UsageError where gradients of outputs without floating-point numbers are asked for."""

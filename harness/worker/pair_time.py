@@ -21,7 +21,9 @@ from harness.worker.timing import BALLAST, Meters, Prepared, RoundLimits, Rounds
 from impls import libraries
 from impls.evidence import Evidence
 from impls.functions import Functions, Task, leaves
-from impls.interface import Outputs
+from impls.interface import Outputs, Unavailable
+
+COMPILES = "it traces or compiles a part of itself anew at every call, so that a time would be that of compiling"
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,24 @@ class PairBlock:
             timing.first_call_ns, outputs = time_calls(self.meters.clock, self.adapter.wait, run, inputs, 1)
             self._check(name, outputs)
             del outputs
+            before = self.compilations()
             _, outputs = time_calls(self.meters.clock, self.adapter.wait, run, inputs, 1)
             self._check(name, outputs)
+            if self.compilations() != before:
+                self._require_compiled(run, inputs)
+        except Unavailable as error:
+            timing.status, timing.reason = "unavailable", str(error)
         except Exception as error:  # whatever a framework or the user's function raises is a record, not a crash
             timing.status, timing.reason = "failed", describe(self.pair.path, error)
         else:
             self.prepared[name] = Prepared(run, inputs, ballast)
+
+    def _require_compiled(self, run: Callable[..., Any], inputs: list[Any]) -> None:
+        """Raise Unavailable where a third call compiles too: a time would be that of compiling."""
+        before = self.compilations()
+        time_calls(self.meters.clock, self.adapter.wait, run, inputs, 1)
+        if self.compilations() != before:
+            raise Unavailable(COMPILES)
 
     def _source(self, name: str) -> str:
         """Return the name of the function that a timing is of."""

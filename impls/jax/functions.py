@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from impls.evidence import Evidence
-from impls.functions import Task, call_by_position, leaves, waves
+from impls.functions import Task, call_by_position, leaves
 from impls.jax.backend import Backend
 
 
@@ -51,7 +51,7 @@ def _train(task: Task) -> Callable[..., Any]:
     def total(*inputs: Any) -> Any:
         outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if jnp.issubdtype(leaf.dtype, jnp.floating)]
         if task.waves:
-            outputs = [leaf * jnp.asarray(waves(leaf.shape, "float64"), leaf.dtype) for leaf in outputs]
+            outputs = [leaf * jnp.asarray(task.waves.of(leaf.shape), leaf.dtype) for leaf in outputs]
         return sum(leaf.sum() for leaf in outputs)
 
     value_and_gradients = jax.value_and_grad(total, argnums=task.differentiated)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from impls.evidence import Evidence
-from impls.functions import Task, call_by_position, leaves, waves
+from impls.functions import Task, call_by_position, leaves
 from impls.tf.backend import Backend
 
 
@@ -59,7 +59,7 @@ def _train(task: Task) -> Callable[..., Any]:
             tape.watch(variables)
             outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if leaf.dtype.is_floating]
             if task.waves:
-                outputs = [leaf * tf.constant(waves(leaf.shape, "float64"), leaf.dtype) for leaf in outputs]
+                outputs = [leaf * tf.constant(task.waves.of(leaf.shape), leaf.dtype) for leaf in outputs]
             total = tf.add_n([tf.reduce_sum(leaf) for leaf in outputs])
         gradients = tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return total, *map(tf.convert_to_tensor, gradients)  # a gathered input's are slices

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from impls.evidence import Evidence
-from impls.functions import Task, call_by_position, leaves, waves
+from impls.functions import Task, call_by_position, leaves
 from impls.torch.backend import Backend
 
 NARROW = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
@@ -56,7 +56,7 @@ def _total(task: Task) -> Callable[..., Any]:
     def total(*inputs: Any) -> Any:
         outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if leaf.is_floating_point()]
         if task.waves:
-            outputs = [leaf * torch.from_numpy(waves(leaf.shape, "float64")).to(leaf.dtype) for leaf in outputs]
+            outputs = [leaf * torch.from_numpy(task.waves.of(leaf.shape)).to(leaf.dtype) for leaf in outputs]
         return sum(leaf.sum() for leaf in outputs)
 
     return total
