@@ -18,16 +18,21 @@ OUTPUT = "output"
 
 
 @dataclass(frozen=True)
-class Waves:
-    """Cosines that outputs are weighted by. Each is changed by `share` of itself, up or down at random by `seed`."""
+class Weights:
+    """What outputs are multiplied by before they are summed: ones, or with `waves` cosines, no two of them alike.
 
+    Each is changed by `share` of itself, up or down at random by `seed`.
+    """
+
+    waves: bool = False
     share: float = 0.0
     seed: int = 0
 
     def of(self, shape: Sequence[int]) -> np.ndarray:
-        """Return cosines of a shape in float64, no two of which are alike."""
-        cosines = np.cos(np.arange(math.prod(shape), dtype="float64")).reshape(tuple(shape))
-        return cosines * (1 + self.share * np.random.default_rng(self.seed).choice((-1.0, 1.0), cosines.shape))
+        """Return the weights of an output of a shape, in float64."""
+        weights = np.cos(np.arange(math.prod(shape), dtype="float64")) if self.waves else np.ones(math.prod(shape))
+        changes = np.random.default_rng(self.seed).choice((-1.0, 1.0), weights.shape)
+        return (weights * (1 + self.share * changes)).reshape(tuple(shape))
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,14 @@ class Task:
     """What is prepared of a function.
 
     `differentiated`: positions of the inputs whose gradients are taken; none in a forward pass. They are those of the
-    sum of all floating-point outputs, and with `waves` of their weighted sum: the sum of a softmax has no gradient.
+    sum of all floating-point outputs, or with `weights` of their weighted sum: the sum of a softmax has no gradient.
     """
 
     name: str
     function: Callable[..., Any]
     execution: str
     differentiated: tuple[int, ...] = ()
-    waves: Waves | None = None
+    weights: Weights | None = None
 
     @property
     def program(self) -> Program:

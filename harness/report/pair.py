@@ -77,17 +77,15 @@ def verdict_sentences(records: Sequence[PairRecord]) -> list[str]:
     way = "in float64" if header.agreement.method == "fp64" else "up to rounding"
     sentences = []
     for contender in header.contenders:
-        first, *others = [gap for gap in gaps if gap.contender == contender] or [None]
-        if first is None:
-            takes = f"has no times beside {header.baseline}"
-        else:
-            takes = ", ".join([f"takes {_clause(first, header.baseline)}", *map(_clause, others)])
+        own = [gap for gap in gaps if gap.contender == contender]
+        clauses = [_clause(gap, "" if index else header.baseline) for index, gap in enumerate(own)]
+        takes = f"takes {', '.join(clauses)}" if own else f"has no times beside {header.baseline}"
         sentences.append(f"{contender} {takes}; they are the same function (checked {way}).")
     return sentences
 
 
-def _clause(gap: PairGap, baseline: str = "") -> str:
-    """Return what is said of one ratio; `baseline`: where it has not been named before."""
+def _clause(gap: PairGap, baseline: str) -> str:
+    """Return what is said of one ratio; `baseline`: "" where it has been named before."""
     long = f" times as long as {baseline}" if baseline else ""
     text = f"{interval(gap.gap.ratio, gap.gap.low, gap.gap.high)}{long} in {_place(gap.configuration, gap.pass_)}"
     if not gap.has_interval:
@@ -168,15 +166,19 @@ def missing_counts(times: Iterable[FunctionTimes]) -> Iterable[str]:
 
 def agreement_sentence(header: PairHeaderRecord) -> str:
     """Say how the functions were shown to be the same, and how far they may be apart."""
+    rounding = (
+        f"An element may be off by {agreement.ROUNDING:g} standard deviations of what rounding the inputs does to it"
+    )
+    measured = "measured by changing the inputs at random"
     if header.agreement.method == "fp64":
         return (
-            "Checked in float64 before anything was timed. An element may be off by "
-            f"{agreement.FP64:g} of the size of the terms that it is made of, which is measured by changing the inputs "
-            "at random."
+            f"Checked in float64 and in the functions' own precision before anything was timed. {rounding}, and in "
+            f"float64 also by {agreement.FP64:g} of the size of the terms that it is made of; both are {measured}."
         )
+    reason = one_line(header.agreement.reason)
     return (
-        f"Checked up to rounding before anything was timed, and not in float64: {one_line(header.agreement.reason)}. "
-        f"An element may be off by {agreement.ROUNDING:g} standard deviations of what rounding the inputs does to it."
+        f"Checked up to rounding before anything was timed, and not in float64: {reason}. {rounding}, which is "
+        f"{measured}."
     )
 
 

@@ -268,7 +268,8 @@ def open_store(
             raise UsageError(f"{folder} cannot be resumed: {reason}")
         if not store.path.exists() and records:
             records = store.unpack()
-        weights.write_files(folder / "weights", files)
+        if files:  # a user's functions have none
+            weights.write_files(folder / "weights", files)
         if not records:
             store.append(header)
         yield store, records

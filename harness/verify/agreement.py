@@ -1,14 +1,13 @@
 """Whether functions compute the same: how far their outputs may be apart when nothing but rounding differs.
 
 Nothing is known of the functions but what they return. So the sensitivity of each output element is measured: the
-baseline is called again with every input number changed at random, by a share that is known.
+baseline is called again with every number that it computes from changed at random, by a share that is known.
 
-- In float64 the change is large (SHAKE), and what the element changes by, divided by that share, is the size of the
-  terms that it is made of. An element may be off by FP64 of that size. Where terms cancel, it is more than the element
-  itself.
-- In the functions' own precision the change is one unit in the last place, and what the element changes by is what
-  rounding the inputs alone may do to it (Monte Carlo arithmetic; Parker 1997). An element may be off by ROUNDING times
-  as much: functions round in every operation, and not only their inputs.
+- By one unit in the last place: what the element changes by is what rounding the inputs may do to it (Monte Carlo
+  arithmetic; Parker 1997). An element may be off by ROUNDING times as much, because functions round in every operation,
+  and not only their inputs.
+- In float64 also by SHAKE: what the element changes by, divided by that share, is the size of the terms that it is made
+  of. An element may also be off by FP64 of that size. Where terms cancel, it is more than the element itself.
 
 Whole numbers and truth values must be equal.
 """
@@ -22,14 +21,14 @@ import numpy as np
 from impls.interface import Outputs
 
 METHOD = "sensitivity to changed inputs"  # how bounds are made
-FP64 = 1e-10  # share of the terms that an element is made of
+FP64 = 1e-10  # share of the terms that an element is made of, in float64
 ROUNDING = 32.0  # standard deviations of what rounding the inputs does
-RUNS = 6  # with changed inputs
+RUNS = 5  # with inputs changed by each share
 SHAKE = 2.0**-20  # share by which inputs are changed in float64
 WIDER = 2.0**-3  # share that any function of an input answers to
 FINER = 2.0**-30  # share that a function computed in float64 answers to, and one computed in float32 does not
 ULP = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-OF_LARGEST = {"fp64": 1e-14, "rounding": 0.1}  # least bound: share of the largest element, for rounding in its ULP
+OF_LARGEST = 0.1  # ULP of the largest element that rounding may do to any element
 
 Array = np.ndarray
 
@@ -84,20 +83,8 @@ def deviations(true: Outputs, runs: Iterable[Outputs]) -> Outputs:
     return {name: np.sqrt(square / count) for name, square in squares.items()}
 
 
-def fp64_bounds(true: Outputs, changes: Outputs) -> dict[str, Expected]:
-    """Return what functions may return in float64. `changes`: the deviations when inputs are changed by SHAKE."""
-    expected = {}
-    for name, array in true.items():
-        bound = np.zeros(array.shape)
-        if name in changes:
-            size = np.maximum(np.abs(array), changes[name] / SHAKE)
-            bound = FP64 * size + OF_LARGEST["fp64"] * _largest(array)
-        expected[name] = Expected(array, bound)
-    return expected
-
-
 def rounding_bounds(true: Outputs, changes: Outputs, ulps: Mapping[str, float]) -> dict[str, Expected]:
-    """Return what functions may return in a precision of their own.
+    """Return what functions may return when they differ by rounding alone.
 
     `changes`: the deviations when inputs are changed by one ULP. `ulps`: quantity -> ULP of its type.
     """
@@ -106,10 +93,22 @@ def rounding_bounds(true: Outputs, changes: Outputs, ulps: Mapping[str, float]) 
         bound = np.zeros(array.shape)
         if name in changes:
             own = ulps[name] * np.abs(array.astype("float64"))
-            least = ulps[name] * OF_LARGEST["rounding"] * _largest(array)
+            least = ulps[name] * OF_LARGEST * _largest(array)
             bound = ROUNDING * np.sqrt(np.square(changes[name]) + np.square(own) + least**2)
         expected[name] = Expected(array, bound)
     return expected
+
+
+def widen(expected: Mapping[str, Expected], true: Outputs, changes: Outputs) -> dict[str, Expected]:
+    """Return wider bounds for float64, where FP64 of an element's terms is still a difference that no program means.
+
+    `changes`: the deviations when inputs are changed by SHAKE.
+    """
+    sizes = {name: np.maximum(np.abs(true[name]), change / SHAKE) for name, change in changes.items()}
+    return {
+        name: Expected(array, bound + FP64 * sizes[name] if name in sizes else bound)
+        for name, (array, bound) in expected.items()
+    }
 
 
 def _largest(array: Array) -> float:

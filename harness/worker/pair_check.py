@@ -16,7 +16,7 @@ from harness.records.pair import Differences
 from harness.verify import agreement
 from harness.verify.agreement import Expected
 from harness.worker.pair_file import FLOATS, KINDS, Pair, run_users_code
-from impls.functions import Functions, Task, Waves, leaves
+from impls.functions import Functions, Task, Weights, leaves
 from impls.interface import Outputs
 
 GRADIENT, WAVES = "gradient of ", " (outputs weighted)"  # in the names of quantities
@@ -36,7 +36,6 @@ class Checker:
         """Return how far each function is from the baseline, and what was expected. Raises UsageError."""
         self.stage(self.baseline, "called op by op")
         true, dtypes = self.outputs(self.baseline)
-        self._require_floats(dtypes)
         expected = self._expected(true, dtypes)
         found = {}
         for name in self.pair.functions:
@@ -57,8 +56,9 @@ class Checker:
         inputs = agreement.perturb(self.inputs, share, np.random.default_rng(seed)) if share else self.inputs
         values, dtypes = self._forward(name, inputs)
         if self.pair.gradients:
-            for waves in (None, Waves(share, seed)):
-                gradients = self._gradients(name, inputs, waves)
+            self._require_floats(name, dtypes)
+            for waves in (False, True):
+                gradients = self._gradients(name, inputs, Weights(waves, share, seed))
                 values |= gradients
                 dtypes |= {quantity: str(array.dtype) for quantity, array in gradients.items()}
         return values, dtypes
@@ -83,12 +83,12 @@ class Checker:
                 raise self._error(f"{name} returns {dtypes[place]} as its {place}: only real numbers are compared")
         return values, dtypes
 
-    def _gradients(self, name: str, inputs: dict[str, np.ndarray], waves: Waves | None) -> Outputs:
+    def _gradients(self, name: str, inputs: dict[str, np.ndarray], weights: Weights) -> Outputs:
         """Return the gradients of a function's summed outputs, by quantity. Raises UsageError."""
-        task = Task(name, self.pair.functions[name], "eager", self.pair.differentiated(name), waves)
+        task = Task(name, self.pair.functions[name], "eager", self.pair.differentiated(name), weights)
         arrays = [self.adapter.put(inputs[input_], input_ in self.pair.gradients) for input_ in self.pair.orders[name]]
         _, *gradients = self._call(name, task, arrays, "the gradient of ")
-        names = [f"{GRADIENT}{input_}{WAVES if waves else ''}" for input_ in self.pair.gradients]
+        names = [f"{GRADIENT}{input_}{WAVES if weights.waves else ''}" for input_ in self.pair.gradients]
         return dict(zip(names, map(self.adapter.get, gradients), strict=True))
 
     def _call(self, name: str, task: Task, arrays: list[Any], of: str = "") -> Any:
@@ -100,19 +100,23 @@ class Checker:
     def _expected(self, true: Outputs, dtypes: Dtypes) -> dict[str, Expected]:
         """Return how far outputs may be from the baseline's, from its answers to changed inputs."""
         own = next((str(a.dtype) for a in self.inputs.values() if a.dtype.kind == "f"), FLOATS["fp32"])
-        share = agreement.SHAKE if own == "float64" else agreement.ULP[own]
         self.stage(self.baseline, "called on changed inputs")
-        changed = (self.outputs(self.baseline, share, seed)[0] for seed in range(agreement.RUNS))
-        changes = agreement.deviations(true, changed)
-        if own == "float64":
-            return agreement.fp64_bounds(true, changes)
+        rounding = self._changes(true, agreement.ULP[own])
         ulps = {name: max(agreement.ULP.get(dtype, 0.0), agreement.ULP[own]) for name, dtype in dtypes.items()}
-        return agreement.rounding_bounds(true, changes, ulps)
+        expected = agreement.rounding_bounds(true, rounding, ulps)
+        if own != "float64":
+            return expected
+        return agreement.widen(expected, true, self._changes(true, agreement.SHAKE))
 
-    def _require_floats(self, dtypes: Dtypes) -> None:
+    def _changes(self, true: Outputs, share: float) -> Outputs:
+        """Return by how much the baseline's outputs change when all that it computes from is changed by a share."""
+        changed = (self.outputs(self.baseline, share, seed)[0] for seed in range(agreement.RUNS))
+        return agreement.deviations(true, changed)
+
+    def _require_floats(self, name: str, dtypes: Dtypes) -> None:
         """Raise UsageError where gradients of outputs without floating-point numbers are asked for."""
-        if self.pair.gradients and not any(dtype in agreement.ULP for dtype in dtypes.values()):
-            raise self._error(f"{self.baseline} returns no floating-point numbers, whose gradients GRADIENTS asks for")
+        if not any(dtype in agreement.ULP for dtype in dtypes.values()):
+            raise self._error(f"{name} returns no floating-point numbers, whose gradients GRADIENTS asks for")
 
     def _require_alike(self, name: str, outputs: Outputs, own: Dtypes, true: Outputs, dtypes: Dtypes) -> None:
         """Raise UsageError unless a function returns arrays of the same places, shapes and types as the baseline."""

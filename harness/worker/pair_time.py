@@ -63,14 +63,25 @@ class PairBlock:
         """
         self._make_first_calls()
         self.timer = timer_ns(self.meters.clock)
-        if self.pair.baseline in self.prepared and len(self.prepared) > 2:
-            self.stage("", "rounds")
-            rounds = Rounds(self.prepared, self.arms, self.adapter.wait, self.meters, self._check_last)
-            calls, count = rounds.plan(self.spec.rounds, self.timer, self.spec.calls)
-            rounds.run(calls, count, self.spec.seed, self.compilations)
-            self._check_inputs()
-            if self.spec.counted:
-                self._count()
+        if self.pair.baseline not in self.prepared or not self.prepared.keys() - {self.pair.baseline, CONTROL}:
+            return
+        self.stage("", "rounds")
+        try:
+            self._run_rounds()
+        except Exception as error:  # a user's function that did not raise before
+            for timing in self.arms.values():
+                if timing.status == "ok":
+                    timing.status = "failed"
+                    timing.reason = f"while functions were timed one raised {describe(self.pair.path, error)}"
+        if self.spec.counted:
+            self._count()
+
+    def _run_rounds(self) -> None:
+        """Time the functions in rounds, and check their last outputs and their inputs."""
+        rounds = Rounds(self.prepared, self.arms, self.adapter.wait, self.meters, self._check)
+        calls, count = rounds.plan(self.spec.rounds, self.timer, self.spec.calls)
+        rounds.run(calls, count, self.spec.seed, self.compilations)
+        self._check_inputs()
 
     def _make_first_calls(self) -> None:
         """Prepare and call every function, and the baseline a second time as the A/A control, in a random order."""
@@ -141,10 +152,6 @@ class PairBlock:
         if excess := agreement.first_excess(found.values()):
             self._mark(timing, f"{self.spec.execution}: {describe_difference(excess)}")
 
-    def _check_last(self, name: str, outputs: Any) -> None:
-        """Check the outputs of a function's last sample."""
-        self._check(name, outputs)
-
     def _mark(self, timing: ArmTiming, reason: str) -> None:
         if timing.status == "ok":
             timing.status, timing.reason = "wrong", reason
@@ -187,9 +194,10 @@ class PairBlock:
         return evidence
 
     def results(self) -> Iterator[tuple[str, ArmTiming]]:
-        """Yield the timings; those of a function that is wrong have no times."""
+        """Yield the timings; those of a function that is wrong or failed have no times."""
         for name, timing in self.arms.items():
-            yield name, timing.withheld("wrong", timing.reason) if timing.status == "wrong" else timing
+            is_withheld = timing.status in ("wrong", "failed")
+            yield name, timing.withheld(timing.status, timing.reason) if is_withheld else timing
 
 
 def describe_difference(difference: agreement.Difference) -> str:

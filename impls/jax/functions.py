@@ -50,8 +50,8 @@ def _train(task: Task) -> Callable[..., Any]:
 
     def total(*inputs: Any) -> Any:
         outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        if task.waves:
-            outputs = [leaf * jnp.asarray(task.waves.of(leaf.shape), leaf.dtype) for leaf in outputs]
+        if task.weights:
+            outputs = [leaf * jnp.asarray(task.weights.of(leaf.shape), leaf.dtype) for leaf in outputs]
         return sum(leaf.sum() for leaf in outputs)
 
     value_and_gradients = jax.value_and_grad(total, argnums=task.differentiated)

@@ -58,8 +58,8 @@ def _train(task: Task) -> Callable[..., Any]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if leaf.dtype.is_floating]
-            if task.waves:
-                outputs = [leaf * tf.constant(task.waves.of(leaf.shape), leaf.dtype) for leaf in outputs]
+            if task.weights:
+                outputs = [leaf * tf.constant(task.weights.of(leaf.shape), leaf.dtype) for leaf in outputs]
             total = tf.add_n([tf.reduce_sum(leaf) for leaf in outputs])
         gradients = tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return total, *map(tf.convert_to_tensor, gradients)  # a gathered input's are slices

@@ -55,8 +55,8 @@ def _total(task: Task) -> Callable[..., Any]:
 
     def total(*inputs: Any) -> Any:
         outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if leaf.is_floating_point()]
-        if task.waves:
-            outputs = [leaf * torch.from_numpy(task.waves.of(leaf.shape)).to(leaf.dtype) for leaf in outputs]
+        if task.weights:
+            outputs = [leaf * torch.from_numpy(task.weights.of(leaf.shape)).to(leaf.dtype) for leaf in outputs]
         return sum(leaf.sum() for leaf in outputs)
 
     return total
