@@ -18,36 +18,19 @@ OUTPUT = "output"
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What outputs are multiplied by before they are summed: ones, or with `waves` cosines, no two of them alike.
-
-    Each is changed by `share` of itself, up or down at random by `seed`.
-    """
-
-    waves: bool = False
-    share: float = 0.0
-    seed: int = 0
-
-    def of(self, shape: Sequence[int]) -> np.ndarray:
-        """Return the weights of an output of a shape, in float64."""
-        weights = np.cos(np.arange(math.prod(shape), dtype="float64")) if self.waves else np.ones(math.prod(shape))
-        changes = np.random.default_rng(self.seed).choice((-1.0, 1.0), weights.shape)
-        return (weights * (1 + self.share * changes)).reshape(tuple(shape))
-
-
-@dataclass(frozen=True)
 class Task:
     """What is prepared of a function.
 
     `differentiated`: positions of the inputs whose gradients are taken; none in a forward pass. They are those of the
-    sum of all floating-point outputs, or with `weights` of their weighted sum: the sum of a softmax has no gradient.
+    sum of all floating-point outputs. If it is `weighted`, the callable takes an array for each of these outputs after
+    its inputs, by which the output is multiplied before it is summed.
     """
 
     name: str
     function: Callable[..., Any]
     execution: str
     differentiated: tuple[int, ...] = ()
-    weights: Weights | None = None
+    weighted: bool = False
 
     @property
     def program(self) -> Program:
@@ -57,7 +40,12 @@ class Task:
 
 
 class Functions(Protocol):
-    """One framework's way to call a user's functions. Made with the framework's backend, which has been opened."""
+    """One framework's way to call a user's functions. Made with the framework's backend, which has been opened.
+
+    `checked_in`: the execution in which functions are checked, that whose calls take least to repeat.
+    """
+
+    checked_in: str
 
     def set_defaults(self, precision: str, seed: int) -> None:
         """Fix what a file relies on without naming it, before it is imported.
@@ -102,6 +90,16 @@ def leaves(outputs: Any, name: str = OUTPUT) -> dict[str, Any]:
     else:
         return {name: outputs}
     return {place: leaf for part, value in parts for place, leaf in leaves(value, part).items()}
+
+
+def weights(shape: Sequence[int], are_waves: bool, share: float, seed: int) -> np.ndarray:
+    """Return the weights of an output of a shape, in float64: ones, or cosines, no two of which are alike.
+
+    Each is changed by `share` of itself, up or down at random by `seed`.
+    """
+    count = math.prod(shape)
+    plain = np.cos(np.arange(count, dtype="float64")) if are_waves else np.ones(count)
+    return (plain * (1 + share * np.random.default_rng(seed).choice((-1.0, 1.0), count))).reshape(tuple(shape))
 
 
 def call_by_position(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -79,9 +79,10 @@ class PairHeaderRecord(HeaderRecord):
 
 
 class TimedRecord(PassRecord):
-    """Record of one pass of one process. `arms`: function, or CONTROL -> its times.
+    """Record of one pass of one process.
 
-    `differences`: function -> its differences from the baseline's eager outputs, checked before it was timed.
+    `arms`: function, or CONTROL -> its times. `differences`: the same -> the largest differences, before and after the
+    timing, from what the baseline returned in the check.
     """
 
     key: str

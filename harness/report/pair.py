@@ -202,7 +202,7 @@ def _difference_cells(differences: Differences) -> Iterable[list[str]]:
 
 
 def process_difference_table(timed: Iterable[TimedRecord]) -> str:
-    """Tabulate the largest difference of each function from the baseline's eager outputs, over processes."""
+    """Tabulate the largest difference of each function from the baseline's checked outputs, over processes."""
     largest: dict[tuple[str, str, str], agreement.Difference] = {}
     for record in timed:
         for name, differences in record.differences.items():

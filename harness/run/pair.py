@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from harness.records.schema import ArmTiming
 from harness.records.store import digest, latest_records
 from harness.run import jobs, session
 from harness.run.jobs import PROOFS, RunContext
-from harness.run.launch import Worker, WorkerDied, expect
+from harness.run.launch import Worker, WorkerDied, end_all, expect
 from harness.run.progress import ProgressReport
 from harness.run.schedule import Clock
 from harness.study import matrix
@@ -156,48 +157,56 @@ def check(context: RunContext, file: PairFile, configuration: Configuration, exp
 
     Raises UsageError where the file cannot be used, and where the functions differ.
     """
-    own = Configuration(configuration.framework, "cpu", configuration.threads, "eager", configuration.precision)
+    precision, seed = configuration.precision, context.study.seed
     request = PairCheckRequest(
-        file=str(file.path.resolve()),
-        seed=context.study.seed,
-        precision=own.precision,
-        exact=False,
-        expected=str(expected),
+        file=str(file.path.resolve()), seed=seed, precision=precision, exact=False, expected=str(expected)
     )
-    answer = _ask_check(context, own, request, stage)
-    if isinstance(answer, PairRefusedAnswer):
-        raise UsageError(answer.reason)
-    if own.precision == "fp64":
+    requests = [request]
+    if precision != "fp64":
+        requests.append(request.model_copy(update={"exact": True, "expected": None}))
+    own, *exact = _ask_checks(context, configuration, requests, stage)
+    answer = _unless_refused(own)
+    record = AgreementRecord(method="rounding", rounding=answer.differences)
+    if not exact:
         record = AgreementRecord(method="fp64", fp64=answer.differences)
+    elif isinstance(exact[0], PairRefusedAnswer):
+        record.reason = exact[0].reason
     else:
-        exact = Configuration(own.framework, own.device, own.threads, own.execution, "fp64")
-        exact_request = request.model_copy(update={"exact": True, "expected": None})
-        exact_answer = _ask_check(context, exact, exact_request, stage)
-        record = AgreementRecord(method="rounding", rounding=answer.differences)
-        if isinstance(exact_answer, PairRefusedAnswer):
-            record.reason = exact_answer.reason
-        else:
-            record.method, record.fp64 = "fp64", exact_answer.differences
-    _refuse_different(file, answer, record, own.precision)
+        record.method, record.fp64 = "fp64", exact[0].differences
+    _refuse_different(file, answer, record, precision)
     return Checked(file, answer, record, expected)
 
 
-def _ask_check(
-    context: RunContext, configuration: Configuration, request: PairCheckRequest, stage: Stage
-) -> PairCheckAnswer | PairRefusedAnswer:
-    """Return a new worker's answer to a check. Raises UsageError when the worker dies."""
-    job = Job(configuration, 0, ())
-    where = "float64" if request.exact else "their own precision"
-    try:
-        with jobs.worker_of(context, job) as worker:
-            jobs.open_(context, job, worker)
-            answer = worker.ask(request, lambda message: stage(f"{message.arm} in {where}: {message.what}"))
-    except WorkerDied as error:
-        reason = f"{Path(request.file).name} ended the process that it ran in: {' '.join(str(error).split())}"
-        if request.exact:  # in its own precision it ran to the end
-            return PairRefusedAnswer(reason=reason)
-        raise UsageError(reason) from None
-    return answer if isinstance(answer, PairRefusedAnswer) else expect(answer, PairCheckAnswer)
+def _ask_checks(
+    context: RunContext, configuration: Configuration, requests: list[PairCheckRequest], stage: Stage
+) -> list[PairCheckAnswer | PairRefusedAnswer]:
+    """Return the answers to checks, each by a worker of its own, side by side. A worker that dies is a refusal."""
+
+    def ask(request: PairCheckRequest) -> PairCheckAnswer | PairRefusedAnswer:
+        precision = "fp64" if request.exact else configuration.precision
+        job = Job(replace(configuration, execution="eager", precision=precision), 0, ())
+        try:
+            with jobs.worker_of(context, job) as worker:
+                jobs.open_(context, job, worker)
+                answer = worker.ask(request, lambda message: stage(f"{message.arm} in {precision}: {message.what}"))
+        except WorkerDied as error:
+            name, reason = Path(request.file).name, " ".join(str(error).split())
+            return PairRefusedAnswer(reason=f"{name} ended the process that it ran in: {reason}")
+        return answer if isinstance(answer, PairRefusedAnswer) else expect(answer, PairCheckAnswer)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        try:
+            return list(pool.map(ask, requests))
+        except BaseException:  # Ctrl-C too: the threads end when their workers do
+            end_all()
+            raise
+
+
+def _unless_refused(answer: PairCheckAnswer | PairRefusedAnswer) -> PairCheckAnswer:
+    """Return an answer. Raises UsageError where it is a refusal."""
+    if isinstance(answer, PairRefusedAnswer):
+        raise UsageError(answer.reason)
+    return answer
 
 
 def _refuse_different(file: PairFile, answer: PairCheckAnswer, record: AgreementRecord, precision: str) -> None:

@@ -1,10 +1,11 @@
 """Check that the functions of a user's file compute the same, before anything is timed. Runs in the worker.
 
-Every function is called op by op. It must return arrays of the same names, shapes and types as the baseline, the same
-again at a second call, and leave its inputs alone. harness.verify.agreement says how far the numbers may be apart.
+Every function is called, op by op or, in JAX, under jit. It must return arrays of the same names, shapes and types as
+the baseline, the same again at a second call, and leave its inputs alone. harness.verify.agreement says how far the
+numbers may be apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from harness.records.pair import Differences
 from harness.verify import agreement
 from harness.verify.agreement import Expected
 from harness.worker.pair_file import FLOATS, KINDS, Pair, run_users_code
-from impls.functions import Functions, Task, Weights, leaves
+from impls.functions import Functions, Task, leaves, weights
 from impls.interface import Outputs
 
 GRADIENT, WAVES = "gradient of ", " (outputs weighted)"  # in the names of quantities
@@ -25,21 +26,22 @@ Stage = Callable[[str, str], None]
 
 
 class Checker:
-    """The functions of a file, called op by op on its inputs. `exact`: these were cast to float64."""
+    """The functions of a file, called on its inputs. `exact`: these were cast to float64."""
 
     def __init__(self, pair: Pair, adapter: Functions, exact: bool, stage: Stage) -> None:
         self.pair, self.adapter, self.exact, self.stage = pair, adapter, exact, stage
         self.inputs = pair.inputs
+        self.runs: dict[tuple[str, tuple[int, ...]], Callable[..., Any]] = {}  # by name and what is differentiated
         self.baseline = pair.baseline
 
     def differences(self) -> tuple[dict[str, Differences], dict[str, Expected]]:
         """Return how far each function is from the baseline, and what was expected. Raises UsageError."""
-        self.stage(self.baseline, "called op by op")
+        self.stage(self.baseline, "called")
         true, dtypes = self.outputs(self.baseline)
         expected = self._expected(true, dtypes)
         found = {}
         for name in self.pair.functions:
-            self.stage(name, "called op by op")
+            self.stage(name, "called")
             outputs, own = (true, dtypes) if name == self.baseline else self.outputs(name)
             self._require_alike(name, outputs, own, true, dtypes)
             self._require_repeated(name, outputs, expected)
@@ -56,18 +58,20 @@ class Checker:
         inputs = agreement.perturb(self.inputs, share, np.random.default_rng(seed)) if share else self.inputs
         values, dtypes = self._forward(name, inputs)
         if self.pair.gradients:
-            self._require_floats(name, dtypes)
-            for waves in (False, True):
-                gradients = self._gradients(name, inputs, Weights(waves, share, seed))
+            floats = {quantity: values[quantity] for quantity, dtype in dtypes.items() if dtype in agreement.ULP}
+            if not floats:
+                raise self._error(f"{name} returns no floating-point numbers, whose gradients GRADIENTS asks for")
+            for are_waves in (False, True):
+                scales = [weights(a.shape, are_waves, share, seed).astype(a.dtype) for a in floats.values()]
+                gradients = self._gradients(name, inputs, scales, WAVES if are_waves else "")
                 values |= gradients
                 dtypes |= {quantity: str(array.dtype) for quantity, array in gradients.items()}
         return values, dtypes
 
     def _forward(self, name: str, inputs: dict[str, np.ndarray]) -> tuple[Outputs, Dtypes]:
         """Return what a function returns, by the places of its arrays. Raises UsageError."""
-        task = Task(name, self.pair.functions[name], "eager")
         arrays = [self.adapter.put(inputs[input_], False) for input_ in self.pair.orders[name]]
-        returned = self._call(name, task, arrays)
+        returned = self._call(name, arrays)
         for input_, array in zip(self.pair.orders[name], arrays, strict=True):
             if not np.array_equal(self.adapter.get(array), inputs[input_]):
                 raise self._error(f"{name} changes its input {input_} in place")
@@ -83,16 +87,27 @@ class Checker:
                 raise self._error(f"{name} returns {dtypes[place]} as its {place}: only real numbers are compared")
         return values, dtypes
 
-    def _gradients(self, name: str, inputs: dict[str, np.ndarray], weights: Weights) -> Outputs:
-        """Return the gradients of a function's summed outputs, by quantity. Raises UsageError."""
-        task = Task(name, self.pair.functions[name], "eager", self.pair.differentiated(name), weights)
+    def _gradients(self, name: str, inputs: dict[str, np.ndarray], scales: list[np.ndarray], suffix: str) -> Outputs:
+        """Return the gradients of the sum of a function's outputs, each scaled before, by quantity."""
         arrays = [self.adapter.put(inputs[input_], input_ in self.pair.gradients) for input_ in self.pair.orders[name]]
-        _, *gradients = self._call(name, task, arrays, "the gradient of ")
-        names = [f"{GRADIENT}{input_}{WAVES if weights.waves else ''}" for input_ in self.pair.gradients]
+        extra = [self.adapter.put(scale, False) for scale in scales]
+        _, *gradients = self._call(name, arrays, self.pair.differentiated(name), extra)
+        names = [f"{GRADIENT}{input_}{suffix}" for input_ in self.pair.gradients]
         return dict(zip(names, map(self.adapter.get, gradients), strict=True))
 
-    def _call(self, name: str, task: Task, arrays: list[Any], of: str = "") -> Any:
-        return run_users_code(self.pair.path, f"{of}{name}", lambda: self.adapter.prepare(task, arrays)(*arrays))
+    def _call(
+        self, name: str, arrays: list[Any], differentiated: tuple[int, ...] = (), extra: Sequence[Any] = ()
+    ) -> Any:
+        """Return what a function returns, or with `differentiated` the gradients. Raises UsageError when it raises."""
+
+        def call() -> Any:
+            if (name, differentiated) not in self.runs:
+                function, execution = self.pair.functions[name], self.adapter.checked_in
+                task = Task(name, function, execution, differentiated, weighted=bool(differentiated))
+                self.runs[name, differentiated] = self.adapter.prepare(task, arrays)
+            return self.runs[name, differentiated](*arrays, *extra)
+
+        return run_users_code(self.pair.path, f"{'the gradient of ' if differentiated else ''}{name}", call)
 
     def _error(self, sentence: str) -> UsageError:
         return UsageError(f"{self.pair.path.name}: {sentence}")
@@ -112,11 +127,6 @@ class Checker:
         """Return by how much the baseline's outputs change when all that it computes from is changed by a share."""
         changed = (self.outputs(self.baseline, share, seed)[0] for seed in range(agreement.RUNS))
         return agreement.deviations(true, changed)
-
-    def _require_floats(self, name: str, dtypes: Dtypes) -> None:
-        """Raise UsageError where gradients of outputs without floating-point numbers are asked for."""
-        if not any(dtype in agreement.ULP for dtype in dtypes.values()):
-            raise self._error(f"{name} returns no floating-point numbers, whose gradients GRADIENTS asks for")
 
     def _require_alike(self, name: str, outputs: Outputs, own: Dtypes, true: Outputs, dtypes: Dtypes) -> None:
         """Raise UsageError unless a function returns arrays of the same places, shapes and types as the baseline."""

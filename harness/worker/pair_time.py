@@ -144,7 +144,9 @@ class PairBlock:
         timing = self.arms[name]
         shapes = {quantity: array.shape for quantity, array in quantities.items()}
         if shapes != {quantity: expectation.true.shape for quantity, expectation in expected.items()}:
-            self._mark(timing, f"returns other arrays in {self.spec.execution} than op by op: {', '.join(shapes)}")
+            self._mark(
+                timing, f"returns other arrays in {self.spec.execution} than when it was checked: {', '.join(shapes)}"
+            )
             return
         found = agreement.compare(quantities, expected)
         before = self.differences.get(name, found)

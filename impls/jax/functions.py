@@ -16,6 +16,8 @@ from impls.jax.backend import Backend
 class Functions:
     """The contract of impls.functions.Functions, fulfilled with JAX."""
 
+    checked_in = "xla"  # a loop of lax.scan would be compiled anew at every call outside jit
+
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
@@ -35,7 +37,7 @@ class Functions:
         return np.array(array, "float32" if self.dtype(array) in ("bfloat16", "float16") else None)
 
     def prepare(self, task: Task, inputs: Sequence[Any]) -> Callable[..., Any]:
-        run = _train(task) if task.differentiated else call_by_position(task.function)
+        run = _train(task, len(inputs)) if task.differentiated else call_by_position(task.function)
         return functools.partial(jax.jit(run) if task.execution == "xla" else run)
 
     def wait(self, outputs: Any) -> None:
@@ -45,13 +47,15 @@ class Functions:
         return self.backend.evidence(task.program, run, inputs)[0]
 
 
-def _train(task: Task) -> Callable[..., Any]:
-    """Return the callable of the sum of all floating-point outputs and its gradients."""
+def _train(task: Task, count: int) -> Callable[..., Any]:
+    """Return the callable of the sum of all floating-point outputs, of `count` inputs, and its gradients."""
 
-    def total(*inputs: Any) -> Any:
-        outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        if task.weights:
-            outputs = [leaf * jnp.asarray(task.weights.of(leaf.shape), leaf.dtype) for leaf in outputs]
+    def total(*arguments: Any) -> Any:
+        returned = leaves(task.function(*arguments[:count]))
+        outputs = [leaf for leaf in returned.values() if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        if task.weighted:
+            weights = arguments[count:]
+            outputs = [leaf * weight.astype(leaf.dtype) for leaf, weight in zip(outputs, weights, strict=True)]
         return sum(leaf.sum() for leaf in outputs)
 
     value_and_gradients = jax.value_and_grad(total, argnums=task.differentiated)

@@ -15,6 +15,8 @@ from impls.tf.backend import Backend
 class Functions:
     """The contract of impls.functions.Functions, fulfilled with TensorFlow."""
 
+    checked_in = "eager"
+
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
@@ -36,7 +38,7 @@ class Functions:
 
     def prepare(self, task: Task, inputs: Sequence[Any]) -> Callable[..., Any]:
         """Return the callable of a task. Compiled ones are traced by AutoGraph, as users' are."""
-        run = _train(task) if task.differentiated else call_by_position(task.function)
+        run = _train(task, len(inputs)) if task.differentiated else call_by_position(task.function)
         if task.execution != "eager":
             run(*inputs)  # a layer of Keras makes its variables at its first call, which no graph should hold
             run = tf.function(run, jit_compile=task.execution == "xla")
@@ -50,16 +52,18 @@ class Functions:
         return self.backend.counted(task.execution, run, inputs, lambda: self.wait(run(*inputs)))[0]
 
 
-def _train(task: Task) -> Callable[..., Any]:
-    """Return the callable of the sum of all floating-point outputs and its gradients."""
+def _train(task: Task, count: int) -> Callable[..., Any]:
+    """Return the callable of the sum of all floating-point outputs, of `count` inputs, and its gradients."""
 
-    def run_train(*inputs: Any) -> Any:
-        variables = [inputs[position] for position in task.differentiated]
+    def run_train(*arguments: Any) -> Any:
+        variables = [arguments[position] for position in task.differentiated]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if leaf.dtype.is_floating]
-            if task.weights:
-                outputs = [leaf * tf.constant(task.weights.of(leaf.shape), leaf.dtype) for leaf in outputs]
+            returned = leaves(task.function(*arguments[:count]))
+            outputs = [leaf for leaf in returned.values() if leaf.dtype.is_floating]
+            if task.weighted:
+                weights = arguments[count:]
+                outputs = [leaf * tf.cast(weight, leaf.dtype) for leaf, weight in zip(outputs, weights, strict=True)]
             total = tf.add_n([tf.reduce_sum(leaf) for leaf in outputs])
         gradients = tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return total, *map(tf.convert_to_tensor, gradients)  # a gathered input's are slices

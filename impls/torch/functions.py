@@ -16,6 +16,8 @@ NARROW = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
 class Functions:
     """The contract of impls.functions.Functions, fulfilled with PyTorch."""
 
+    checked_in = "eager"
+
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
@@ -37,7 +39,7 @@ class Functions:
         return np.array((array.float() if array.dtype in NARROW else array).numpy())
 
     def prepare(self, task: Task, inputs: Sequence[Any]) -> Callable[..., Any]:
-        function = _total(task) if task.differentiated else call_by_position(task.function)
+        function = _total(task, len(inputs)) if task.differentiated else call_by_position(task.function)
         if task.execution != "eager":
             self.backend.keep_uncompiled(task.program, function, lambda target: _run(task, target), inputs)
             function = self.backend.compiled(function, task.program)
@@ -50,13 +52,15 @@ class Functions:
         return self.backend.evidence(task.program, lambda *inputs: tuple(leaves(run(*inputs)).values()), inputs)[0]
 
 
-def _total(task: Task) -> Callable[..., Any]:
-    """Return the function whose gradients are taken: the sum of all floating-point outputs."""
+def _total(task: Task, count: int) -> Callable[..., Any]:
+    """Return the function whose gradients are taken: the sum of all floating-point outputs, of `count` inputs."""
 
-    def total(*inputs: Any) -> Any:
-        outputs = [leaf for leaf in leaves(task.function(*inputs)).values() if leaf.is_floating_point()]
-        if task.weights:
-            outputs = [leaf * torch.from_numpy(task.weights.of(leaf.shape)).to(leaf.dtype) for leaf in outputs]
+    def total(*arguments: Any) -> Any:
+        returned = leaves(task.function(*arguments[:count]))
+        outputs = [leaf for leaf in returned.values() if leaf.is_floating_point()]
+        if task.weighted:
+            weights = arguments[count:]
+            outputs = [leaf * weight.to(leaf.dtype) for leaf, weight in zip(outputs, weights, strict=True)]
         return sum(leaf.sum() for leaf in outputs)
 
     return total

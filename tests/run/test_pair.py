@@ -616,6 +616,7 @@ PRODUCTS = {  # of the forward pass: of the baseline, and of what it is compared
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLER)
 def test_an_example_runs(name, harness, unproven, tmp_path):
     sizes, execution = SMALLER[name]
