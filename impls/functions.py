@@ -43,9 +43,11 @@ class Functions(Protocol):
     """One framework's way to call a user's functions. Made with the framework's backend, which has been opened.
 
     `checked_in`: the execution in which functions are checked, that whose calls take least to repeat.
+    `compiles_in_eager`: whether the framework compiles in eager too, so that compiling there shows nothing.
     """
 
     checked_in: str
+    compiles_in_eager: bool
 
     def set_defaults(self, precision: str, seed: int) -> None:
         """Fix what a file relies on without naming it, before it is imported.

@@ -190,8 +190,8 @@ def _ask_checks(
                 jobs.open_(context, job, worker)
                 answer = worker.ask(request, lambda message: stage(f"{message.arm} in {precision}: {message.what}"))
         except WorkerDied as error:
-            name, reason = Path(request.file).name, " ".join(str(error).split())
-            return PairRefusedAnswer(reason=f"{name} ended the process that it ran in: {reason}")
+            reason = f"{Path(request.file).name} ended the process that it ran in: {session.shorten_reason(str(error))}"
+            return PairRefusedAnswer(reason=reason)
         return answer if isinstance(answer, PairRefusedAnswer) else expect(answer, PairCheckAnswer)
 
     with ThreadPoolExecutor(len(requests)) as pool:

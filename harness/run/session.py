@@ -81,10 +81,10 @@ def _probe_framework(name: str, study: Study, threads: list[int]) -> Framework:
             if error.status == "timeout":
                 reason = f"it did not answer within the timeout of {study.timeout_s:g} s (see --timeout)"
                 return Framework(name, missing=reason)
-            return Framework(name, missing=f"it does not start: {_shorten_reason(str(error))}")
+            return Framework(name, missing=f"it does not start: {shorten_reason(str(error))}")
 
 
-def _shorten_reason(reason: str) -> str:
+def shorten_reason(reason: str) -> str:
     """Shorten a dead worker's reason to how it ended and the last END lines of its output, on one line."""
     first_line, *other_lines = reason.strip().splitlines()
     ending, label, first_output = first_line.partition("words: ")

@@ -106,17 +106,17 @@ def load(path: Path, adapter: Functions, loading: Loading) -> Pair:
 
 def sources(path: Path) -> dict[str, str]:
     """Return the SHA-256 of a file and of all modules that were imported from its folder, by their paths in it."""
-    folder = path.parent
-    files = {path} | {
-        Path(file).resolve()
-        for module in list(sys.modules.values())
-        if isinstance(file := getattr(module, "__file__", None), str)
+    folder, packages = path.parent, Path(sys.prefix).resolve()
+    names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    imported = {Path(name).resolve() for name in names if isinstance(name, str) and Path(name).is_absolute()}
+    beside = {
+        file
+        for file in imported
+        if file.is_relative_to(folder) and not file.is_relative_to(packages) and file.suffix == ".py" and file.is_file()
     }
-    packages = Path(sys.prefix).resolve()
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(files)
-        if file.is_relative_to(folder) and file.suffix == ".py" and (file == path or not file.is_relative_to(packages))
+        for file in sorted({path} | beside)
     }
 
 

@@ -23,6 +23,7 @@ from impls.evidence import Evidence
 from impls.functions import Functions, Task, leaves
 from impls.interface import Outputs, Unavailable
 
+NOT_EAGER = "it compiles a part of itself, which then is not eager"
 COMPILES = "it traces or compiles a part of itself anew at every call, so that a time would be that of compiling"
 
 
@@ -99,6 +100,7 @@ class PairBlock:
         """Prepare a function, call it twice, and check both outputs. A failure is recorded in its timing."""
         timing = self.arms[name] = ArmTiming.without_times()
         source, task = self._source(name), self._task(name)
+        compilations = self.compilations()
         try:
             ballast = np.ones(ballast_bytes, np.uint8)
             inputs = [
@@ -114,6 +116,9 @@ class PairBlock:
             self._check(name, outputs)
             if self.compilations() != before:
                 self._require_compiled(run, inputs)
+            is_eager = self.spec.execution == "eager" and not self.adapter.compiles_in_eager
+            if is_eager and self.compilations() != compilations:
+                raise Unavailable(NOT_EAGER)  # noqa: TRY301  caught below, as those of the framework
         except Unavailable as error:
             timing.status, timing.reason = "unavailable", str(error)
         except Exception as error:  # whatever a framework or the user's function raises is a record, not a crash

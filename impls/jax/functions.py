@@ -17,6 +17,7 @@ class Functions:
     """The contract of impls.functions.Functions, fulfilled with JAX."""
 
     checked_in = "xla"  # a loop of lax.scan would be compiled anew at every call outside jit
+    compiles_in_eager = True
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend

@@ -16,6 +16,7 @@ class Functions:
     """The contract of impls.functions.Functions, fulfilled with TensorFlow."""
 
     checked_in = "eager"
+    compiles_in_eager = False
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend

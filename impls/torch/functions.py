@@ -17,6 +17,7 @@ class Functions:
     """The contract of impls.functions.Functions, fulfilled with PyTorch."""
 
     checked_in = "eager"
+    compiles_in_eager = False
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
