@@ -167,18 +167,18 @@ def missing_counts(times: Iterable[FunctionTimes]) -> Iterable[str]:
 def agreement_sentence(header: PairHeaderRecord) -> str:
     """Say how the functions were shown to be the same, and how far they may be apart."""
     rounding = (
-        f"An element may be off by {agreement.ROUNDING:g} standard deviations of what rounding the inputs does to it"
+        f"An element may be off by {agreement.ROUNDING:g} standard deviations of what rounding the inputs does to it, "
+        f"and by more where an array has above {agreement.SHORT:,} numbers"
     )
     measured = "measured by changing the inputs at random"
     if header.agreement.method == "fp64":
         return (
-            f"Checked in float64 and in the functions' own precision before anything was timed. {rounding}, and in "
+            f"Checked in float64 and in the functions' own precision before anything was timed. {rounding}; in "
             f"float64 also by {agreement.FP64:g} of the size of the terms that it is made of; both are {measured}."
         )
     reason = one_line(header.agreement.reason)
     return (
-        f"Checked up to rounding before anything was timed, and not in float64: {reason}. {rounding}, which is "
-        f"{measured}."
+        f"Checked up to rounding before anything was timed, and not in float64: {reason}. {rounding}. It is {measured}."
     )
 
 

@@ -8,7 +8,7 @@ The user's file runs in workers alone (harness.worker.pair_file). harness.analys
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -248,6 +248,7 @@ class PairSchedule:
         done = {record.key.rpartition("-")[0] for record in timed if record.status == "ok"}
         for record in timed:
             self._note_calls(record)
+            self._note_lost(record, ("unavailable",))  # what failed is tried again
         processes = [(job, self._pending(job, done)) for job in self._jobs()]
         report.expect(sum(bool(passes) for _, passes in processes))
         budget_s = self.context.study.budget_s or math.inf
@@ -255,7 +256,7 @@ class PairSchedule:
             if passes and self.spent_s() < budget_s:
                 for record in self._run_process(job, passes, report.stage):
                     self._note_calls(record)
-                    self._note_lost(record)
+                    self._note_lost(record, LOST)
                     yield record
                 report.block(f"[{job.replicate}] {job.configuration}")
 
@@ -279,10 +280,10 @@ class PairSchedule:
         if timed := [arm.calls for arm in record.arms.values() if arm.samples_ns]:
             self.calls.setdefault((record.configuration, record.pass_), max(timed))
 
-    def _note_lost(self, record: TimedRecord) -> None:
-        """Keep which functions have no times; this session does not try them again in the configuration and pass."""
+    def _note_lost(self, record: TimedRecord, statuses: Sequence[str]) -> None:
+        """Keep which functions have one of the statuses; they are not tried again in the configuration and pass."""
         lost = self.lost.setdefault((record.configuration, record.pass_), [])
-        lost += [name for name, arm in record.arms.items() if arm.status in LOST and name not in lost]
+        lost += [name for name, arm in record.arms.items() if arm.status in statuses and name not in lost]
 
     def _run_process(self, job: Job, passes: list[str], stage: Stage) -> Iterator[TimedRecord]:
         """Yield the records of a process's passes. It has PROOFS tries to prove its threads."""

@@ -5,7 +5,9 @@ baseline is called again with every number that it computes from changed at rand
 
 - By one unit in the last place: what the element changes by is what rounding the inputs may do to it (Monte Carlo
   arithmetic; Parker 1997). An element may be off by ROUNDING times as much, because functions round in every operation,
-  and not only their inputs.
+  and not only their inputs. A sum of n terms one after another rounds n partial sums, each up to n times as large as a
+  term, which makes up to the square root of n of it (Higham and Mary 2019). Where an array has more than SHORT numbers,
+  sums may be that long, and the factor grows with the square root of their number.
 - In float64 also by SHAKE: what the element changes by, divided by that share, is the size of the terms that it is made
   of. An element may also be off by FP64 of that size. Where terms cancel, it is more than the element itself.
 
@@ -23,6 +25,7 @@ from impls.interface import Outputs
 METHOD = "sensitivity to changed inputs"  # how bounds are made
 FP64 = 1e-10  # share of the terms that an element is made of, in float64
 ROUNDING = 32.0  # standard deviations of what rounding the inputs does
+SHORT = 4096  # numbers; a library's sums of so many stay within ROUNDING
 RUNS = 5  # with inputs changed by each share
 SHAKE = 2.0**-20  # share by which inputs are changed in float64
 WIDER = 2.0**-3  # share that any function of an input answers to
@@ -83,18 +86,21 @@ def deviations(true: Outputs, runs: Iterable[Outputs]) -> Outputs:
     return {name: np.sqrt(square / count) for name, square in squares.items()}
 
 
-def rounding_bounds(true: Outputs, changes: Outputs, ulps: Mapping[str, float]) -> dict[str, Expected]:
+def rounding_bounds(
+    true: Outputs, changes: Outputs, ulps: Mapping[str, float], numbers: int = 1
+) -> dict[str, Expected]:
     """Return what functions may return when they differ by rounding alone.
 
-    `changes`: the deviations when inputs are changed by one ULP. `ulps`: quantity -> ULP of its type.
+    `changes`: the deviations when inputs are changed by one ULP. `ulps`: quantity -> ULP of its type. `numbers`: of the
+    largest array among inputs and outputs.
     """
-    expected = {}
+    expected, factor = {}, ROUNDING * max(1.0, math.sqrt(numbers / SHORT))
     for name, array in true.items():
         bound = np.zeros(array.shape)
         if name in changes:
             own = ulps[name] * np.abs(array.astype("float64"))
             least = ulps[name] * OF_LARGEST * _largest(array)
-            bound = ROUNDING * np.sqrt(np.square(changes[name]) + np.square(own) + least**2)
+            bound = factor * np.sqrt(np.square(changes[name]) + np.square(own) + least**2)
         expected[name] = Expected(array, bound)
     return expected
 

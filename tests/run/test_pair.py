@@ -294,6 +294,15 @@ def test_a_function_that_computes_in_float32_is_not_checked_in_float64(check):
         check(second("return (x @ w).astype('float32')").replace('GRADIENTS = ["w"]', ""), exact=True)
 
 
+def test_long_sums_have_the_room_that_they_round_by():
+    """The room grows with the square root of how many numbers may be summed one after another."""
+    true = {"output": agreement.np.ones(3)}
+    ulps, changes = {"output": agreement.ULP["float32"]}, {"output": agreement.np.zeros(3)}
+    few, many = (agreement.rounding_bounds(true, changes, ulps, count)["output"].bound[0] for count in (1, 4_096_000))
+    assert 32 * ulps["output"] < few < 33 * ulps["output"]
+    assert many == pytest.approx(few * 1000**0.5)
+
+
 def test_the_worst_element_is_named_and_what_is_not_finite_is_the_worst():
     true = agreement.np.zeros((2, 3))
     value = true.copy()
