@@ -395,7 +395,7 @@ def test_a_function_that_raises_only_then_fails_and_nothing_is_compared_with_it(
 
 
 def test_what_compiles_while_it_is_timed_is_refused_and_what_always_does_is_unavailable(timed):
-    late = itertools.chain([0] * 7, itertools.count(1))
+    late = itertools.chain([0] * 10, itertools.count(1))  # nine readings before the rounds, and one
     arms = timed(slowed(1000, 1000), lambda: next(late))
     assert {arm.status for arm in arms.values()} == {"refused"}
     always = itertools.count()
