@@ -38,6 +38,7 @@ class Checker:
         """Return how far each function is from the baseline, and what was expected. Raises UsageError."""
         self.stage(self.baseline, "called")
         true, dtypes = self.outputs(self.baseline)
+        self._require_alike(self.baseline, true, dtypes, true, dtypes)  # of itself: that all numbers are finite
         expected = self._expected(true, dtypes)
         found = {}
         for name in self.pair.functions:
@@ -126,8 +127,18 @@ class Checker:
 
     def _changes(self, true: Outputs, share: float) -> Outputs:
         """Return by how much the baseline's outputs change when all that it computes from is changed by a share."""
-        changed = (self.outputs(self.baseline, share, seed)[0] for seed in range(agreement.RUNS))
-        return agreement.deviations(true, changed)
+
+        def changed(seed: int) -> Outputs:
+            outputs, _ = self.outputs(self.baseline, share, seed)
+            self._require_shapes(self.baseline, outputs, true, "on inputs that are changed by a last digit or so")
+            return outputs
+
+        return agreement.deviations(true, map(changed, range(agreement.RUNS)))
+
+    def _require_shapes(self, name: str, outputs: Outputs, others: Outputs, when: str) -> None:
+        """Raise UsageError where a function returns arrays of other places or shapes than before."""
+        if {quantity: a.shape for quantity, a in outputs.items()} != {q: others[q].shape for q in others}:
+            raise self._error(f"{name} returns arrays of other shapes {when}")
 
     def _require_alike(self, name: str, outputs: Outputs, own: Dtypes, true: Outputs, dtypes: Dtypes) -> None:
         """Raise UsageError unless a function returns arrays of the same places, shapes and types as the baseline."""
@@ -146,6 +157,8 @@ class Checker:
     def _require_repeated(self, name: str, outputs: Outputs, expected: dict[str, Expected]) -> None:
         """Raise UsageError unless a second call of a function returns the same, up to rounding."""
         again, _ = self._forward(name, self.inputs)
+        first = {quantity: outputs[quantity] for quantity in outputs if GRADIENT not in quantity}
+        self._require_shapes(name, again, first, "at a second call with the same inputs")
         differences = agreement.compare(again, {q: Expected(outputs[q], expected[q].bound) for q in again})
         if excess := agreement.first_excess(differences.values()):
             raise self._error(

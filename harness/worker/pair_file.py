@@ -216,8 +216,13 @@ def _array(name: str, value: Any, adapter: Functions, loading: Loading) -> np.nd
             raise UsageError(f"{name} is {dtype}, and the run is in {loading.precision} (see --precision)")
         if not np.isfinite(array).all():
             raise UsageError(f"{name} holds numbers that are not finite")
-        array = array.astype(loading.dtype)
-    return array.astype("float64") if loading.exact and array.dtype.kind == "f" else array
+        array = array.astype(loading.dtype)  # which rounds what was made in float64
+        array = array.astype("float64") if loading.exact else array
+    try:
+        adapter.put(array, False)
+    except Exception as error:  # whatever a framework raises of a type that it does not have
+        raise UsageError(f"{name} of type {dtype} is nothing that the framework takes: {first_line(error)}") from None
+    return array
 
 
 def _require_same(path: Path, arrays: Iterable[np.ndarray], again: Sequence[np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from harness.analysis import pairs
 from harness.errors import UsageError
 from harness.records.pair import CONTROL, PAIR, AgreementRecord, PairHeaderRecord, TimedRecord
 from harness.records.schema import ArmTiming
-from harness.records.store import read_records
+from harness.records.store import Store, read_records
 from harness.report import pair as report
 from harness.run import pair as run
 from harness.study.configuration import Configuration
@@ -26,6 +26,7 @@ from harness.worker import pair_check, pair_file, pair_time
 from harness.worker.pair_file import Loading
 from harness.worker.timing import Meters, RoundLimits
 from tests.conftest import FOURTH
+from tests.run.test_session import plant
 
 ROOT = Path(__file__).parents[2]
 GOOD = """
@@ -187,6 +188,7 @@ def test_flags_that_make_no_study_are_refused(flags, sentence):
         (changed(("rng.normal(size=(3, 2))", "0.5")), "input 1 is a float, and not an array"),
         (changed(("rng.normal(size=(3, 2))", "np.array(['a'])")), "is of type <U1, which is neither real numbers nor"),
         (changed(("rng.normal(size=(3, 2))", "np.full((3, 2), np.nan)")), "input 1 holds numbers that are not finite"),
+        (changed(("rng.normal(size=(3, 2))", "np.full((3, 2), 'a', object)")), "is of type object, which is neither"),
         (changed(("default_rng(seed)", "default_rng()")), "inputs(seed) makes other numbers at a second call"),
         (changed(("per_step(x, w)", "per_step(x)")), "per_step takes 1 arguments, and inputs(seed) makes 2"),
         (changed(("batched(x, w)", "batched(x, w, b)")), "batched cannot be called with x, w: missing a required arg"),
@@ -220,6 +222,13 @@ def test_a_file_that_breaks_the_protocol_is_refused_in_one_sentence(text, senten
         (second("return x @ w / np.zeros((), 'float32')"), "batched returns numbers that are not finite in its output"),
         (second("calls.append(1)\n    return x @ w + np.float32(len(calls))", "calls = []"),
          "batched returns something else at a second call with the same inputs: output["),
+        (second("calls.append(1)\n    return np.ones(len(calls), 'float32')", "calls = []"),
+         "batched returns float32 [1] as its output where per_step has float32 [5, 4, 2]"),
+        (changed(("    return np.stack([h @ w for h in x])", "    return x[x[..., 0] > X] @ w"),
+                 ("def per_step", "X = inputs(7)[0].astype('float32')[1, 2, 0]\n\n\ndef per_step")),
+         "per_step returns arrays of other shapes on inputs that are changed by a last digit or so"),
+        (changed(("    return np.stack([h @ w for h in x])", "    return x @ w / np.zeros(1, 'float32')")),
+         "per_step returns numbers that are not finite in its output"),
         (changed(("np.stack([h @ w for h in x])", "np.argmax(x @ w, -1)")),
          "per_step returns no floating-point numbers, whose gradients GRADIENTS asks for"),
     ],
@@ -500,6 +509,20 @@ def test_verdicts_are_corrected_over_the_functions_of_one_execution():
     assert len(pairs.pair_gaps([many, *processes])) == 61
 
 
+def test_a_difference_that_is_not_finite_is_stored_and_read_again(tmp_path):
+    true = agreement.np.ones(2)
+    process = made_process(0, {"per_step": [1], "batched": []})
+    process.differences["batched"] = agreement.compare(
+        {"output": agreement.np.array([1.0, float("nan")])}, {"output": agreement.Expected(true, true)}
+    )
+    store = Store(tmp_path, PAIR)
+    for record in (made_header(), process):
+        store.append(record)
+    (difference,) = read_records(tmp_path, PAIR)[1].differences["batched"].values()
+    assert (difference.place, difference.share) == ("output[1]", float("inf"))
+    assert "| eager | forward | batched | output[1] | nan | inf |" in report.write(tmp_path).read_text()
+
+
 # The command, with NumPy
 
 
@@ -560,6 +583,29 @@ def test_pass_train_takes_gradients(compare):
     done = compare(changed(('GRADIENTS = ["w"]', "")), "--pass", "train")
     assert done.returncode == 2
     assert "pass train was asked for, but the file has no GRADIENTS" in done.stderr
+
+
+def test_a_process_that_dies_while_it_times_is_a_record_and_the_others_go_on(compare):
+    body = "calls.append(1)\n    if len(calls) > 12:\n        os._exit(5)\n    return x @ w"
+    text = second(body, "import os\ncalls = []").replace('GRADIENTS = ["w"]', "")
+    done = compare(text, "--rounds", "20")
+    assert done.returncode == 1
+    _, *processes = read_records(compare.out, PAIR)
+    assert [(p.replicate, p.status) for p in processes] == [(0, "failed"), (1, "failed")]
+    assert "eager forward, process 1: the worker ended with status 5" in done.stderr
+    assert "nothing was compared: no process has times" in done.stderr
+    assert "has no times beside per_step" in done.stdout
+
+
+def test_times_without_proof_of_threads_are_refused(harness, place, numpy_backend, tmp_path, monkeypatch):
+    plant("idle", tmp_path, monkeypatch)
+    (place / "my pair.py").write_text(GOOD)
+    flags = ["--processes", "1", "--pass", "forward", "--out", str(place / "out")]
+    done = harness("pair", str(place / "my pair.py"), *flags)
+    assert done.returncode == 1
+    assert "eager forward, process 0: threads not proven: 1 set, 0." in done.stderr
+    (_, process) = read_records(place / "out", PAIR)
+    assert (process.status, process.arms) == ("refused", {})
 
 
 def test_a_comparison_is_resumed_where_it_was_cut_and_not_with_another_file(compare):
