@@ -146,6 +146,7 @@ class Execution:
     `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write for it.
     `on_request`: recurrences that are measured only if a study selects them by name -> the reason.
     `usual_passes`: what users run in it, so that its answer comes before that of what few do.
+    `takes_functions`: whether a user's own functions can be compared in it (impls.functions).
     """
 
     traced: bool
@@ -158,6 +159,7 @@ class Execution:
     loop: str = "unrolled"
     on_request: dict[str, str] = field(default_factory=dict)
     usual_passes: tuple[str, ...] = PASSES
+    takes_functions: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: python -m harness run | verify | explain | train | report | list | count | score | ..."""
+"""The command line: python -m harness run | verify | explain | train | pair | report | list | count | score | ..."""
 
 import os
 import sys
@@ -236,6 +236,48 @@ def train(
 
 
 @app.command()
+def pair(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Python file of functions; docs/pair.md says how.")],
+    execution: ExecutionFlag = None,
+    threads: ThreadsFlag = None,
+    pass_: PassFlag = None,
+    precision: PrecisionFlag = None,
+    processes: Annotated[int | None, typer.Option(help="Worker processes of each execution.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Most rounds per process and pass.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time after which no further process is begun: 900, 15m; 0 for no limit.")
+    ] = None,
+    memory: MemoryFlag = None,
+    library: LibraryFlag = None,
+    seed: SeedFlag = None,
+    timeout: TimeoutFlag = None,
+    out: Annotated[Path, typer.Option(help="The comparison's folder.")] = Path("runs/pair"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the comparison in --out.")] = False,
+) -> None:
+    """Compare functions of your own, the first of which is the baseline: the same? how much faster? why?"""
+    from harness.analysis.pairs import problems
+    from harness.records.pair import PAIR
+    from harness.report import pair as reports
+    from harness.run import pair as pairs
+    from harness.study.pair import make_study, read_file
+
+    user_file = read_file(file)
+    selection = Selection(execution=execution, threads=threads, pass_=pass_, precision=precision)
+    flags = selection.fields() | {"processes": processes, "rounds": rounds, "memory": memory, "library": library}
+    flags |= {"seed": seed, "timeout_s": timeout, "workloads": None}
+    study = apply_limits(make_study(user_file.framework, flags), budget, None)
+    files = ResultFiles(out, PAIR.file, reports.write)
+    records, path = _measure_and_report(files, lambda command: pairs.compare(study, user_file, out, resume, command))
+    errors = problems(records)
+    for error in errors:
+        print(error, file=sys.stderr)
+    print(path)
+    for sentence in reports.verdict_sentences(records):
+        print(sentence)
+    raise typer.Exit(1 if errors else 0)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="The folder of a run, or of each of several.")],
     out: Annotated[
@@ -243,17 +285,21 @@ def report(
     ] = None,
     no_html: NoHtmlFlag = False,
 ) -> None:
-    """Write the report of a run or a training from its records; of several runs, one that compares them."""
+    """Write the report of a run, a training or a pair from its records; of several runs, one that compares them."""
     from harness import report as reports
+    from harness.records.pair import PAIR
     from harness.records.training import TRAINING
-    from harness.report import several, training
+    from harness.report import pair, several, training
 
     first = folders[0]
-    is_training = any(os.path.lexists(first / name) for name in (TRAINING.file, f"{TRAINING.file}.gz"))
     if len(folders) > 1:
         print(several.write(folders, out, not no_html))
+    elif _holds(first, TRAINING.file):
+        print(training.write(first, out))
+    elif _holds(first, PAIR.file):
+        print(pair.write(first, out))
     else:
-        print(training.write(first, out) if is_training else reports.write(first, out, not no_html))
+        print(reports.write(first, out, not no_html))
 
 
 @app.command(name="list")
@@ -345,6 +391,11 @@ def _run(study: "Study", out: Path, resume: bool, report: bool = True, html: boo
     if reason := no_times_reason(latest_blocks(records, "block"), budgets(records)[-1]):
         print(f"nothing was measured: {reason}", file=sys.stderr)
     raise typer.Exit(1 if bad_count or reason else 0)
+
+
+def _holds(folder: Path, file: str) -> bool:
+    """Return whether a folder holds a records file, plain or packed."""
+    return any(os.path.lexists(folder / name) for name in (file, f"{file}.gz"))
 
 
 def _is_installed(module: str) -> bool:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +14,7 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.study.study import Study
 
+S = TypeVar("S", bound="Study")
 Values = list[str] | None
 StudyFile = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags override it.")]
 FrameworkFlag = Annotated[
@@ -170,7 +171,7 @@ def _parse_seconds(text: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def apply_limits(study: "Study", budget: str | None, unroll_limit: int | None) -> "Study":
+def apply_limits(study: S, budget: str | None, unroll_limit: int | None) -> S:
     """Return the study with a budget and an unroll limit from flags, which can also lift either. Raises UsageError."""
     limits: dict[str, Any] = {}
     if budget is not None:

@@ -81,10 +81,10 @@ def _probe_framework(name: str, study: Study, threads: list[int]) -> Framework:
             if error.status == "timeout":
                 reason = f"it did not answer within the timeout of {study.timeout_s:g} s (see --timeout)"
                 return Framework(name, missing=reason)
-            return Framework(name, missing=f"it does not start: {_shorten_reason(str(error))}")
+            return Framework(name, missing=f"it does not start: {shorten_reason(str(error))}")
 
 
-def _shorten_reason(reason: str) -> str:
+def shorten_reason(reason: str) -> str:
     """Shorten a dead worker's reason to how it ended and the last END lines of its output, on one line."""
     first_line, *other_lines = reason.strip().splitlines()
     ending, label, first_output = first_line.partition("words: ")
@@ -235,7 +235,7 @@ def header_fields(study: Study, frameworks: list[Framework], files: weights.File
         "key": "",
         "status": "ok",
         "reason": "",
-        "study": Study(**study.model_dump()),  # with every setting set, so that the record states it
+        "study": type(study)(**study.model_dump()),  # with every setting set, so that the record states it
         "prototypes": matrix.prototypes(study, frameworks),
         "missing": missing,
         "basis": BasisRecord(code=code, machine=environment.machine_facts(), versions=versions),
@@ -268,7 +268,8 @@ def open_store(
             raise UsageError(f"{folder} cannot be resumed: {reason}")
         if not store.path.exists() and records:
             records = store.unpack()
-        weights.write_files(folder / "weights", files)
+        if files:  # a user's functions have none
+            weights.write_files(folder / "weights", files)
         if not records:
             store.append(header)
         yield store, records

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -228,6 +228,7 @@ class Study(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    MAY_BE_EMPTY: ClassVar[frozenset[str]] = frozenset()  # fields
 
     label: Literal["default", "quick", "rigorous"] = "default"
     frameworks: list[str] | None = None
@@ -308,7 +309,7 @@ class Study(BaseModel):
         for name, values in self:
             if isinstance(values, list) and len({str(v) for v in values}) != len(values):
                 raise ValueError(f"{name} names something twice")
-            if values == []:
+            if values == [] and name not in self.MAY_BE_EMPTY:
                 raise ValueError(f"{name} is empty")
         if duplicate := first_duplicate(w.name for w in self.workloads):
             raise ValueError(f"workloads: two have the name {duplicate} (case tells no names apart)")

@@ -19,12 +19,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from harness.errors import UsageError
 from harness.machine.parent import end_with_parent
 from harness.records.schema import CallOverheads
 from harness.study import weights
 from harness.study.data import DTYPES, cast
 from harness.study.matrix import Framework, WorkerEnvironment
-from harness.worker import counting, peak_rates, timing, training
+from harness.worker import counting, pair_check, pair_file, pair_time, peak_rates, timing, training
 from harness.worker.messages import (
     Answer,
     BlockAnswer,
@@ -36,6 +37,11 @@ from harness.worker.messages import (
     OpenRequest,
     OracleAnswer,
     OracleRequest,
+    PairCheckAnswer,
+    PairCheckRequest,
+    PairRefusedAnswer,
+    PairTimeAnswer,
+    PairTimeRequest,
     Request,
     StageAnswer,
     TrainAnswer,
@@ -44,6 +50,8 @@ from harness.worker.messages import (
     decode_request,
     encode,
 )
+from harness.worker.pair_file import Pair
+from impls.functions import Functions
 from impls.interface import Backend, Outputs, Settings
 
 PRODUCT = 1536  # side of the square product that shows how many threads are used
@@ -79,6 +87,8 @@ class Service:
     backend: Backend
     stage: Stage
     settings: Settings | None = None
+    adapter: Functions | None = None  # once the framework is open and a user's file is asked of
+    pair: Pair | None = None  # the user's file once it has been imported
 
     def answer(self, request: Request) -> Answer:
         """Do what a request asks for, and return its answer."""
@@ -94,9 +104,26 @@ class Service:
                 return train(self.backend, request, self.stage)
             case CountRequest():
                 return counting.count(self.framework, request, time.perf_counter)
+            case PairCheckRequest() | PairTimeRequest():
+                return self.answer_pair(request)
             case BlockRequest():
                 assert self.settings is not None
                 return run_block(self.backend, self.settings, request, self.stage)
+
+    def answer_pair(self, request: PairCheckRequest | PairTimeRequest) -> Answer:
+        """Check or time the functions of a user's file, which the first request imports."""
+        assert self.settings is not None
+        exact = isinstance(request, PairCheckRequest) and request.exact
+        try:
+            if self.adapter is None or self.pair is None:
+                self.adapter = importlib.import_module(f"impls.{self.framework}.functions").Functions(self.backend)
+                loading = pair_file.Loading(request.precision, request.seed, exact)
+                self.pair = pair_file.load(Path(request.file), self.adapter, loading)
+            if isinstance(request, PairCheckRequest):
+                return check_pair(self.pair, self.adapter, request, self.stage)
+        except UsageError as error:
+            return PairRefusedAnswer(reason=str(error))
+        return time_pair(self.pair, self.adapter, self.backend, self.settings.threads, request, self.stage)
 
 
 def facts(name: str, backend: Backend, request: FactsRequest) -> Framework:
@@ -127,6 +154,52 @@ def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {message or f'{frame.line} ({frame.filename}, line {frame.lineno})'}"
 
 
+def check_pair(pair: Pair, adapter: Functions, request: PairCheckRequest, stage: Stage) -> PairCheckAnswer:
+    """Check that a user's functions compute the same. Raises UsageError where they cannot be compared."""
+    differences, expected = pair_check.Checker(pair, adapter, request.exact, stage).differences()
+    if request.expected:
+        pair_check.save_expected(expected, Path(request.expected))
+    return PairCheckAnswer(
+        functions=list(pair.functions),
+        inputs=pair.input_records(),
+        gradients=list(pair.gradients),
+        sources=pair_file.sources(pair.path),
+        differences=differences,
+    )
+
+
+def time_pair(
+    pair: Pair, adapter: Functions, backend: Backend, threads: int, request: PairTimeRequest, stage: Stage
+) -> PairTimeAnswer:
+    """Time a user's functions, if the threads can be proven where that is asked for."""
+    answer = PairTimeAnswer()
+    if request.prove:
+        answer.proven, answer.threads_used = prove_threads(backend, threads)
+        if not answer.proven:
+            return answer
+    spec = pair_time.PairTiming(
+        request.execution,
+        request.pass_,
+        request.left_out,
+        request.rounds,
+        request.order_seed,
+        request.calls,
+        request.counted,
+    )
+    expected = pair_check.load_expected(Path(request.expected))
+    block = pair_time.PairBlock(pair, adapter, backend.compilations, spec, expected, METERS, stage)
+    block.run()
+    answer.timer_ns, answer.arms, answer.differences = block.timer, dict(block.results()), block.differences
+    return answer
+
+
+def prove_threads(backend: Backend, threads: int) -> tuple[bool, float]:
+    """Return whether a large product uses as many threads as were set, and how many cores it kept busy."""
+    return timing.prove_threads(
+        threads, backend.product(PRODUCT, PRODUCT, PRODUCT), time.process_time_ns, time.perf_counter_ns
+    )
+
+
 def open_framework(backend: Backend, request: OpenRequest) -> OpenAnswer:
     """Open the framework, measure its peak rates and prove its threads, as far as the request asks for it."""
     answer = OpenAnswer(numerics=backend.open(request.settings))
@@ -136,12 +209,7 @@ def open_framework(backend: Backend, request: OpenRequest) -> OpenAnswer:
             backend, time.perf_counter_ns, request.execution, request.products
         )
     if request.prove:
-        answer.proven, answer.threads_used = timing.prove_threads(
-            request.settings.threads,
-            backend.product(PRODUCT, PRODUCT, PRODUCT),
-            time.process_time_ns,
-            time.perf_counter_ns,
-        )
+        answer.proven, answer.threads_used = prove_threads(backend, request.settings.threads)
     return answer
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from harness.records.counts import CountRecord
+from harness.records.pair import Differences, InputRecord
 from harness.records.schema import ArmTiming, CallOverheads, Model, PeakRates
 from harness.records.training import OracleLosses, Trajectory
 from harness.study.matrix import Framework
@@ -157,6 +158,73 @@ class CountAnswer(Model):
     missing: str = ""
 
 
+class PairCheckRequest(Model):
+    """Asks to check that the functions of a user's file compute the same; see harness.worker.pair_check.
+
+    `precision`: of the inputs. `exact`: whether they are cast to float64, where the functions may then differ least.
+    `expected`: the file to write the baseline's outputs and their bounds into.
+    """
+
+    kind: Literal["pair_check"] = "pair_check"
+    file: str
+    seed: int
+    precision: str
+    exact: bool
+    expected: str | None = None
+
+
+class PairCheckAnswer(Model):
+    """What a file holds, and for each function how far it is from the baseline; see the header of a pair's records."""
+
+    kind: Literal["pair_check"] = "pair_check"
+    functions: list[str]
+    inputs: list[InputRecord]
+    gradients: list[str]
+    sources: dict[str, str]
+    differences: dict[str, Differences]
+
+
+class PairTimeRequest(Model):
+    """Asks to time the functions of a user's file side by side in one execution and pass.
+
+    `expected`: the file that a check has written. `left_out`: functions that cannot be run in this execution.
+    `order_seed`: of the orders and addresses. `counted`: whether a call's operations are counted afterwards. `prove`:
+    whether the threads are proven first. That comes after the file has been imported, which may have set others.
+    """
+
+    kind: Literal["pair_time"] = "pair_time"
+    file: str
+    seed: int
+    precision: str
+    execution: str
+    pass_: str
+    expected: str
+    left_out: list[str]
+    rounds: RoundLimits
+    order_seed: int
+    calls: int | None
+    counted: bool
+    prove: bool
+
+
+class PairTimeAnswer(Model):
+    """Times of every function, or none where the threads were not proven; see OpenAnswer for `proven`."""
+
+    kind: Literal["pair_time"] = "pair_time"
+    proven: bool | None = None
+    threads_used: float | None = None
+    timer_ns: float = 0.0
+    arms: dict[str, ArmTiming] = Field(default_factory=dict)
+    differences: dict[str, Differences] = Field(default_factory=dict)
+
+
+class PairRefusedAnswer(Model):
+    """A user's file cannot be used, with the reason in one sentence."""
+
+    kind: Literal["pair_refused"] = "pair_refused"
+    reason: str
+
+
 class StageAnswer(Model):
     """Comes before an answer: what is about to happen, to which arm."""
 
@@ -165,8 +233,28 @@ class StageAnswer(Model):
     what: str
 
 
-Request = FactsRequest | OpenRequest | BlockRequest | OracleRequest | TrainRequest | CountRequest
-Answer = FactsAnswer | OpenAnswer | BlockAnswer | UnwrittenAnswer | OracleAnswer | TrainAnswer | CountAnswer
+Request = (
+    FactsRequest
+    | OpenRequest
+    | BlockRequest
+    | OracleRequest
+    | TrainRequest
+    | CountRequest
+    | PairCheckRequest
+    | PairTimeRequest
+)
+Answer = (
+    FactsAnswer
+    | OpenAnswer
+    | BlockAnswer
+    | UnwrittenAnswer
+    | OracleAnswer
+    | TrainAnswer
+    | CountAnswer
+    | PairCheckAnswer
+    | PairTimeAnswer
+    | PairRefusedAnswer
+)
 REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 ANSWER: TypeAdapter[Answer | StageAnswer] = TypeAdapter(Annotated[Answer | StageAnswer, Field(discriminator="kind")])
 

@@ -7,7 +7,7 @@ import gc
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,13 +86,19 @@ Keep = Callable[[str, str, Outputs], None]
 
 
 @dataclass(frozen=True)
-class PreparedArm:
-    """A prepared arm that has been called: its callable and its inputs, but not its outputs."""
+class Prepared:
+    """A prepared program that has been called: its callable and its inputs, but not its outputs."""
+
+    run: Callable[..., Any]
+    inputs: Sequence[Any]
+    ballast: Any = None  # memory that gives the program's arrays other addresses than in another process
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedArm(Prepared):
+    """A prepared arm; its inputs are x and target."""
 
     program: Program
-    run: Run
-    inputs: Sequence[Any]  # x, target
-    ballast: Any = None  # memory that gives the arm's arrays other addresses than in another process
 
 
 @dataclass
@@ -105,7 +111,7 @@ class BlockResult:
 
 
 def time_calls(
-    clock: Callable[[], int], wait: Callable[[Any], None], run: Run, inputs: Sequence[Any], calls: int
+    clock: Callable[[], int], wait: Callable[[Any], None], run: Callable[..., Any], inputs: Sequence[Any], calls: int
 ) -> tuple[int, Any]:
     """Return the nanoseconds of `calls` calls, each waited for, and the last outputs.
 
@@ -116,6 +122,64 @@ def time_calls(
         outputs = run(*inputs)
         wait(outputs)
     return clock() - start, outputs
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds in which prepared programs are timed side by side.
+
+    Samples are added to `timings`, by the programs' names. `keep` is called with the outputs of a program's last
+    sample; all others are dropped.
+    """
+
+    programs: Mapping[str, Prepared]
+    timings: Mapping[str, ArmTiming]
+    wait: Callable[[Any], None]
+    meters: Meters
+    keep: Callable[[str, Any], None]
+
+    def plan(self, limits: RoundLimits, timer: float, calls: int | None) -> tuple[int, int]:
+        """Return the calls per sample, the same for every program, and the number of rounds.
+
+        `timer` is what reading the clock costs, in nanoseconds. `calls`: None for what the shortest program needs.
+        """
+        call_ns = {}
+        for name, entry in self.programs.items():
+            for _ in range(2):  # the second of two calls is the estimate
+                call_ns[name] = max(time_calls(self.meters.clock, self.wait, entry.run, entry.inputs, 1)[0], 1)
+        calls = calls or max(1, math.ceil(TIMER_COSTS * timer / min(call_ns.values())))
+        round_ns = calls * sum(call_ns.values())
+        return calls, int(min(limits.most, max(limits.least, limits.block_s * 1e9 // round_ns)))
+
+    def run(self, calls: int, count: int, seed: int, compilations: Callable[[], int]) -> None:
+        """Time every program once per round, in a new random order each round, with garbage collection off.
+
+        Where anything was compiled meanwhile, the timings are refused.
+        """
+        compilations_before = compilations()
+        gc.collect()
+        gc.disable()
+        try:
+            for number, names in enumerate(turns(list(self.programs), count, seed), 1):
+                for name in names:
+                    self._take_sample(name, calls, last=number == count)
+        finally:
+            gc.enable()
+        if compilations() != compilations_before:
+            for timing in self.timings.values():
+                if timing.status == "ok":
+                    timing.status, timing.reason = "refused", "something was traced or compiled while it was timed"
+
+    def _take_sample(self, name: str, calls: int, last: bool) -> None:
+        """Take one sample of a program."""
+        entry, timing = self.programs[name], self.timings[name]
+        faults_before = self.meters.faults()
+        elapsed_ns, outputs = time_calls(self.meters.clock, self.wait, entry.run, entry.inputs, calls)
+        timing.faults.append(self.meters.faults() - faults_before)
+        timing.samples_ns.append(elapsed_ns)
+        timing.calls = calls
+        if last:
+            self.keep(name, outputs)
 
 
 def block(
@@ -216,49 +280,18 @@ class _BlockRun:
         else:
             self.keep(name, "before", probe_outputs)
             self.keep(name, "after", real_outputs)
-            self.prepared_arms[name] = PreparedArm(program, run, real_inputs, ballast)
+            self.prepared_arms[name] = PreparedArm(run, real_inputs, ballast, program=program)
 
     def run_rounds(self, timer: float) -> None:
-        """Time every arm once per round, in a new random order each round (drawn from the block's seed)."""
+        """Time every prepared arm, and keep the outputs of its last sample."""
         assert self.spec.rounds is not None
-        calls, count = self._plan_rounds(self.spec.rounds, timer)
-        compilations = self.backend.compilations()
-        gc.collect()
-        gc.disable()
-        try:
-            for number, names in enumerate(turns(list(self.prepared_arms), count, self.spec.seed), 1):
-                for name in names:
-                    self._take_sample(name, calls, last=number == count)
-        finally:
-            gc.enable()
-        if self.backend.compilations() != compilations:
-            for arm in self.arms.values():
-                if arm.status == "ok":
-                    arm.status, arm.reason = "refused", "something was traced or compiled while it was timed"
 
-    def _plan_rounds(self, rounds: RoundLimits, timer: float) -> tuple[int, int]:
-        """Return the calls per sample, the same for every arm, and the number of rounds."""
-        call_ns = {}
-        for name, entry in self.prepared_arms.items():
-            for _ in range(2):  # the second of two calls is the estimate
-                call_ns[name] = max(time_calls(self.meters.clock, self.backend.wait, entry.run, entry.inputs, 1)[0], 1)
-        calls = self.spec.calls or max(1, math.ceil(TIMER_COSTS * timer / min(call_ns.values())))
-        round_ns = calls * sum(call_ns.values())
-        return calls, int(min(rounds.most, max(rounds.least, rounds.block_s * 1e9 // round_ns)))
+        def keep_last(name: str, outputs: Any) -> None:
+            self.keep(name, "after", self.backend.get(self.prepared_arms[name].program, outputs))
 
-    def _take_sample(self, name: str, calls: int, last: bool) -> None:
-        """Take one sample of an arm.
-
-        The outputs are dropped, except those of the last sample, which are fetched and kept.
-        """
-        entry, arm_timing = self.prepared_arms[name], self.arms[name]
-        faults_before = self.meters.faults()
-        elapsed_ns, outputs = time_calls(self.meters.clock, self.backend.wait, entry.run, entry.inputs, calls)
-        arm_timing.faults.append(self.meters.faults() - faults_before)
-        arm_timing.samples_ns.append(elapsed_ns)
-        arm_timing.calls = calls
-        if last:
-            self.keep(name, "after", self.backend.get(entry.program, outputs))
+        rounds = Rounds(self.prepared_arms, self.arms, self.backend.wait, self.meters, keep_last)
+        calls, count = rounds.plan(self.spec.rounds, timer, self.spec.calls)
+        rounds.run(calls, count, self.spec.seed, self.backend.compilations)
 
     def record_evidence(self) -> dict[str, dict[str, str]]:
         """Collect the evidence of the `counted` arms, after all timing, and return their programs' texts."""

@@ -98,7 +98,9 @@ class Backend:
             ),
             "graph": Execution(traced=True, without={"hoisted": NO_HOIST}, loop="scan"),
             "xla": Execution(traced=True, without={"hoisted": NO_HOIST}, loop="scan"),
-            ORIGINAL: Execution(True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan"),
+            ORIGINAL: Execution(
+                True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan", takes_functions=False
+            ),
         }
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__} | legacy
         gpu = None if tf.config.list_physical_devices("GPU") else "TensorFlow sees no GPU (its build needs CUDA 12)"
@@ -271,16 +273,24 @@ class Backend:
     def _counted(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.tf import evidence
 
-        function, prober = self.programs[run], None if self.gpu else evidence.Prober(self.prober, self.number)
+        function = self.programs[run]
         arguments = inputs if program.pass_ == "train" else inputs[:1]
-        if program.execution == "eager":
-            return evidence.of_call(lambda: self.wait(run(*inputs)), prober)
         if program.execution == ORIGINAL:
             traces = [function.traced(*arguments) for _ in range(TRACES)]
-            return evidence.of_traces(traces, function.variables(), prober)
+            return evidence.of_traces(traces, function.variables(), self._prober())
+        return self.counted(program.execution, function, arguments, lambda: self.wait(run(*inputs)))
+
+    def counted(
+        self, execution: str, function: Any, arguments: Sequence[Any], call: Callable[[], None]
+    ) -> tuple[Evidence, dict[str, str]]:
+        """Return what a call of a function does, and its text. `call` makes one call, and waits for it."""
+        from impls.tf import evidence
+
+        if execution == "eager":
+            return evidence.of_call(call, self._prober())
         graph = function.get_concrete_function(*arguments).graph
-        if program.execution == "graph":
-            return evidence.of_graph(graph, prober)
+        if execution == "graph":
+            return evidence.of_graph(graph, self._prober())
         text = function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
         loops, written, missing = evidence.before_xla(graph)
         result = hlo.evidence(text, loops)
@@ -288,6 +298,12 @@ class Backend:
         libraries.close(result)
         result.missing |= missing | {"temp_bytes": evidence.NO_XLA_MEMORY}
         return result, {"optimised.hlo": text}
+
+    def _prober(self) -> Any:
+        """Return what finds the library of a product; None on a GPU, where the names of kernels say it."""
+        from impls.tf import evidence
+
+        return None if self.gpu else evidence.Prober(self.prober, self.number)
 
     def compilations(self) -> int:
         """Count traces of functions and operations of graphs. A session's first run makes its graph's operations."""

@@ -74,7 +74,9 @@ class Backend:
         executions = {
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
             "inductor": Execution(True, missing, without, UNROLLS, {"scan": PROTOTYPE}),
-            "inductor-batched": Execution(True, missing, without | unbatched, SLOW, trains=False, usual_passes=()),
+            "inductor-batched": Execution(
+                True, missing, without | unbatched, SLOW, trains=False, usual_passes=(), takes_functions=False
+            ),
             "cudagraph": Execution(
                 True,
                 missing,
@@ -83,6 +85,7 @@ class Backend:
                 {"scan": PROTOTYPE},
                 overwrites=True,
                 trains=False,
+                takes_functions=False,
             ),
         }
         if not importlib.util.find_spec("triton"):
@@ -130,7 +133,7 @@ class Backend:
         if program.execution != "eager":
             uncompiled = torch.compile(_own_code(function), fullgraph=True, dynamic=False, backend=TRACED)
             self.uncompiled[program] = Uncompiled(self._run(uncompiled, w, program), w)
-            function = self._compiled(function, program)
+            function = self.compiled(function, program)
         run = self._run(function, w, program)
         if program.execution == "cudagraph":
             run = self._stepped(run)
@@ -170,7 +173,7 @@ class Backend:
 
         function, update = loss, self.model.adam
         if program.execution != "eager":
-            function, update = self._compiled(function, program), self._compiled(update, program)
+            function, update = self.compiled(function, program), self.compiled(update, program)
 
         def step(x: Any, target: Any) -> Any:
             nonlocal state
@@ -239,7 +242,8 @@ class Backend:
         texts = {f"generated{index}.py": code for index, code in enumerate(self.codes.get(program, ()))}
         return result, texts | {"operations.txt": text}
 
-    def _compiled(self, function: Any, program: Program) -> Any:
+    def compiled(self, function: Any, program: Program) -> Any:
+        """Return a function compiled whole by Inductor, as the program's execution names it; its code is kept."""
         self._prove_counting()
         self.codes[program] = []
         private.capture_code(self.codes[program].append)  # called at the first call
@@ -252,6 +256,16 @@ class Backend:
         if program.execution == "inductor-batched":
             options["post_grad_fusion_options"] = {FUSION: {"min_fuse_set_size": 2}}
         return self.torch.compile(_own_code(function), fullgraph=True, dynamic=False, options=options)
+
+    def keep_uncompiled(
+        self, program: Program, function: Any, run: Callable[[Any], Run], inputs: Sequence[Any]
+    ) -> None:
+        """Keep a user's function as it is before Inductor, so that its products can be counted as they are written.
+
+        `run` makes a callable of the pass from a function.
+        """
+        uncompiled = run(self.torch.compile(_own_code(function), fullgraph=True, dynamic=False, backend=TRACED))
+        self.uncompiled[program] = Uncompiled(uncompiled, inputs)
 
     def _prove_counting(self) -> None:
         """Prove Dynamo's counter once, before anything is compiled. A process of eager programs does not need it."""
@@ -336,13 +350,14 @@ class Backend:
 
 
 class Uncompiled(NamedTuple):
-    """A program before Inductor, and its weights. It compiles at its first call, which only counting makes.
+    """A program before Inductor, and its weights, or all inputs of a user's function.
 
+    It compiles at its first call, which only counting makes.
     It is needed only if a size is one, because Inductor then computes products by multiplications.
     """
 
     run: Run
-    w: Weights
+    w: Sequence[Any]
 
 
 class Graphs(NamedTuple):

@@ -111,6 +111,7 @@ def test_the_front_door_s_tables_are_what_their_reports_measured(report, threads
         ["verify"],
         ["explain"],
         ["train"],
+        ["pair"],
         ["report"],
         ["list"],
         ["count"],

@@ -1,5 +1,7 @@
 """Bad input on the command line: one clear sentence, exit status 2, nothing done."""
 
+from pathlib import Path
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -11,6 +13,8 @@ from harness.run import session
 from harness.run.launch import WorkerDied
 from harness.study import matrix
 from harness.study.study import load_study
+
+DECODER = str(Path(__file__).parents[2] / "docs" / "pairs" / "decoder.py")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,15 @@ from harness.study.study import load_study
         (["run", "--timeout", "nan"], "timeout_s: "),
         (["run", "--timeout", "inf"], "timeout_s: "),
         (["explain", "torch/eager//scan/in_loop"], "has an empty word"),
+        (["pair"], "Missing argument 'FILE'"),
+        (["pair", "absent.py"], "absent.py cannot be read: No such file"),
+        (["pair", __file__], "names no framework"),
+        (["pair", DECODER, "--threads", "1,2"], "--threads takes one value here, not 2"),
+        (["pair", DECODER, "--precision", "bf16"], "unknown precision of a pair 'bf16'"),
+        (["pair", DECODER, "--pass", "backward"], "passes: unknown"),
+        (["pair", DECODER, "--processes", "0"], "processes"),
+        (["pair", DECODER, "--threads", "1000"], "cores can be used"),
+        (["pair", DECODER, "--resume", "--out", "absent"], "no records"),
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(arguments, why, capsys, monkeypatch):
@@ -63,6 +76,7 @@ FLAGS = {
     "verify": "framework device threads execution recurrence projection chunks pass precision workload seed timeout "
     "unroll-limit weights inputs save-outputs bound out",
     "train": "framework execution threads steps processes seed timeout out",
+    "pair": "execution threads pass precision processes rounds budget memory library seed timeout out",
     "explain": "out",
     "report": "out",
     "count": "card workload pass recurrence projection unroll-limit run out",
