@@ -55,6 +55,13 @@ class Functions(Protocol):
         These are the type of the arrays that the framework makes, fp32's or fp64's, and the seed of its random numbers.
         """
 
+    def hoisted(self, function: Callable[..., Any], log: list[str]) -> Callable[..., Any]:
+        """Return a function with the work taken out of its loops that may be done after them (impls.jax.hoist).
+
+        Each of its calls appends to `log` what was moved, and what was not and why. Raises Unavailable where the
+        framework has no such transformation.
+        """
+
     def is_array(self, value: Any) -> bool:
         """Return whether a value is an array of the framework."""
 

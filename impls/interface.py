@@ -29,7 +29,7 @@ IMPOSSIBLE = {  # arms that no framework can have
     "given_hoisted": "without a recurrence there is no loop to take anything out of",
     "given_none": "without recurrence and projection nothing is left to compute",
 }
-NO_HOIST = "hoist rewrites JAX's programs: this framework's have no such transformation"
+NO_HOIST = "hoist rewrites JAX's programs, and those of no other framework"
 WHOLE = "T"  # as a number of chunks: one for each step
 NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
 NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call

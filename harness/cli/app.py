@@ -251,6 +251,9 @@ def pair(
     library: LibraryFlag = None,
     seed: SeedFlag = None,
     timeout: TimeoutFlag = None,
+    hoist: Annotated[
+        bool, typer.Option("--hoist", help="Compare the first with itself, with the work taken out of its loops (JAX).")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The comparison's folder.")] = Path("runs/pair"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the comparison in --out.")] = False,
 ) -> None:
@@ -264,7 +267,7 @@ def pair(
     user_file = read_file(file)
     selection = Selection(execution=execution, threads=threads, pass_=pass_, precision=precision)
     flags = selection.fields() | {"processes": processes, "rounds": rounds, "memory": memory, "library": library}
-    flags |= {"seed": seed, "timeout_s": timeout, "workloads": None}
+    flags |= {"seed": seed, "timeout_s": timeout, "workloads": None, "hoist": hoist}
     study = apply_limits(make_study(user_file.framework, flags), budget, None)
     files = ResultFiles(out, PAIR.file, reports.write)
     records, path = _measure_and_report(files, lambda command: pairs.compare(study, user_file, out, resume, command))

@@ -52,6 +52,7 @@ class PairHeaderRecord(HeaderRecord):
 
     `file`: the file's name without its folder. `sources`: SHA-256 of it and of every module beside it that it imports.
     `functions`: the baseline first. `gradients`: names of the inputs whose gradients are taken in pass train.
+    `hoisted`: what was moved in the hoisted baseline, and what was not and why.
     """
 
     kind: Literal["pair"]
@@ -66,6 +67,7 @@ class PairHeaderRecord(HeaderRecord):
     configurations: list[Configuration]
     absent: list[AbsentRecord]
     agreement: AgreementRecord
+    hoisted: Annotated[list[str], Field(default_factory=list)]
 
     @property
     def baseline(self) -> str:

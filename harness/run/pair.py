@@ -147,6 +147,7 @@ def make_header(
         configurations=configurations,
         absent=absent,
         agreement=checked.agreement,
+        hoisted=answer.hoisted,
         **fields | {"output_check": agreement.METHOD},
     )
     return session.with_key(header)
@@ -159,7 +160,12 @@ def check(context: RunContext, file: PairFile, configuration: Configuration, exp
     """
     precision, seed = configuration.precision, context.study.seed
     request = PairCheckRequest(
-        file=str(file.path.resolve()), seed=seed, precision=precision, exact=False, expected=str(expected)
+        file=str(file.path.resolve()),
+        seed=seed,
+        precision=precision,
+        hoist=_hoists(context),
+        exact=False,
+        expected=str(expected),
     )
     requests = [request]
     if precision != "fp64":
@@ -175,6 +181,12 @@ def check(context: RunContext, file: PairFile, configuration: Configuration, exp
         record.method, record.fp64 = "fp64", exact[0].differences
     _refuse_different(file, answer, record, precision)
     return Checked(file, answer, record, expected)
+
+
+def _hoists(context: RunContext) -> bool:
+    """Return whether the hoisted baseline is one of the functions."""
+    assert isinstance(context.study, PairStudy)
+    return context.study.hoist
 
 
 def _ask_checks(
@@ -340,6 +352,7 @@ class PairSchedule:
             file=str(self.checked.file.path.resolve()),
             seed=study.seed,
             precision=job.configuration.precision,
+            hoist=_hoists(self.context),
             execution=job.configuration.execution,
             pass_=pass_,
             expected=str(self.checked.expected),

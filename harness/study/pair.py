@@ -22,6 +22,7 @@ class PairStudy(Study):
     MAY_BE_EMPTY: ClassVar[frozenset[str]] = frozenset({"workloads"})
 
     workloads: list[Workload] = Field(default_factory=list)
+    hoist: bool = False  # whether the baseline is compared with itself, with the work taken out of its loops
 
 
 class PairFile(NamedTuple):

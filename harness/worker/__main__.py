@@ -117,7 +117,7 @@ class Service:
         try:
             if self.adapter is None or self.pair is None:
                 self.adapter = importlib.import_module(f"impls.{self.framework}.functions").Functions(self.backend)
-                loading = pair_file.Loading(request.precision, request.seed, exact)
+                loading = pair_file.Loading(request.precision, request.seed, exact, request.hoist)
                 self.pair = pair_file.load(Path(request.file), self.adapter, loading)
             if isinstance(request, PairCheckRequest):
                 return check_pair(self.pair, self.adapter, request, self.stage)
@@ -165,6 +165,7 @@ def check_pair(pair: Pair, adapter: Functions, request: PairCheckRequest, stage:
         gradients=list(pair.gradients),
         sources=pair_file.sources(pair.path),
         differences=differences,
+        hoisted=pair.log,
     )
 
 

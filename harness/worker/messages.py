@@ -161,7 +161,8 @@ class CountAnswer(Model):
 class PairCheckRequest(Model):
     """Asks to check that the functions of a user's file compute the same; see harness.worker.pair_check.
 
-    `precision`: of the inputs. `exact`: whether they are cast to float64, where the functions may then differ least.
+    `precision`: of the inputs. `hoist`: whether the baseline is one of the functions a second time, with the work taken
+    out of its loops. `exact`: whether the inputs are cast to float64, where the functions may then differ least.
     `expected`: the file to write the baseline's outputs and their bounds into.
     """
 
@@ -169,6 +170,7 @@ class PairCheckRequest(Model):
     file: str
     seed: int
     precision: str
+    hoist: bool = False
     exact: bool
     expected: str | None = None
 
@@ -182,6 +184,7 @@ class PairCheckAnswer(Model):
     gradients: list[str]
     sources: dict[str, str]
     differences: dict[str, Differences]
+    hoisted: Annotated[list[str], Field(default_factory=list)]
 
 
 class PairTimeRequest(Model):
@@ -196,6 +199,7 @@ class PairTimeRequest(Model):
     file: str
     seed: int
     precision: str
+    hoist: bool = False
     execution: str
     pass_: str
     expected: str

@@ -21,6 +21,7 @@ from harness.errors import UsageError
 from harness.records.pair import InputRecord
 from harness.worker.timing import first_line
 from impls.functions import Functions
+from impls.interface import Unavailable
 
 MODULE = "fusegap_pair"  # name of the imported file, whatever its own
 FLOATS = {"fp32": "float32", "fp64": "float64"}
@@ -33,7 +34,8 @@ class Pair:
     """What a user's file holds.
 
     `functions`: by name, the baseline first. `orders`: function -> the names of its inputs, as it takes them.
-    `gradients`: names of the inputs whose gradients are taken.
+    `gradients`: names of the inputs whose gradients are taken. `log`: what was moved in the hoisted function, and what
+    was not and why; it is filled when that function is called.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Pair:
     inputs: dict[str, np.ndarray]
     orders: dict[str, tuple[str, ...]]
     gradients: tuple[str, ...]
+    log: list[str]
 
     @property
     def baseline(self) -> str:
@@ -69,11 +72,13 @@ class Loading:
     """How a file is loaded: the precision of its inputs, and the seed that they are made from.
 
     `exact`: the inputs are rounded to the precision and then cast to float64, in which all else is made too.
+    `hoist`: whether the baseline joins the functions a second time, with the work taken out of its loops.
     """
 
     precision: str
     seed: int
     exact: bool = False
+    hoist: bool = False
 
     @property
     def dtype(self) -> str:
@@ -92,8 +97,9 @@ def load(path: Path, adapter: Functions, loading: Loading) -> Pair:
     np.random.seed(loading.seed)
     module = _import(path)
     functions = _candidates(path, module)
-    # A candidate derived from one of these, such as one with its loop-invariant products hoisted, would join them here:
-    # everything after this line checks, times and counts whatever is in `functions`.
+    log: list[str] = []
+    if loading.hoist:
+        functions |= _hoisted(path, functions, adapter, log)
     arrays = _inputs(path, module, adapter, loading)
     baseline = next(iter(functions.values()))
     if isinstance(arrays, dict):
@@ -101,7 +107,7 @@ def load(path: Path, adapter: Functions, loading: Loading) -> Pair:
     else:
         inputs, is_named = dict(zip(_positions(path, baseline, len(arrays)), arrays, strict=True)), False
     orders = {name: _order(path, name, function, inputs, is_named) for name, function in functions.items()}
-    return Pair(path, functions, inputs, orders, _gradients(path, module, inputs))
+    return Pair(path, functions, inputs, orders, _gradients(path, module, inputs), log)
 
 
 def sources(path: Path) -> dict[str, str]:
@@ -169,6 +175,20 @@ def _candidates(path: Path, module: ModuleType) -> dict[str, Callable[..., Any]]
             raise UsageError(f"{path.name}: two of CANDIDATES are named {candidate.__name__}")
         functions[candidate.__name__] = candidate
     return functions
+
+
+def _hoisted(
+    path: Path, functions: dict[str, Callable[..., Any]], adapter: Functions, log: list[str]
+) -> dict[str, Callable[..., Any]]:
+    """Return the baseline with the work taken out of its loops, by its name."""
+    baseline = next(iter(functions))
+    name = f"{baseline}_hoisted"
+    if name in functions:
+        raise UsageError(f"{path.name}: {name} is the name of the hoisted {baseline}: give your function another")
+    try:
+        return {name: adapter.hoisted(functions[baseline], log)}
+    except Unavailable as error:
+        raise UsageError(f"{path.name}: {error}") from None
 
 
 def _inputs(

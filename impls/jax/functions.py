@@ -11,6 +11,7 @@ import numpy as np
 from impls.evidence import Evidence
 from impls.functions import Task, call_by_position, leaves
 from impls.jax.backend import Backend
+from impls.jax.hoist import Record, hoist
 
 
 class Functions:
@@ -24,6 +25,16 @@ class Functions:
 
     def set_defaults(self, precision: str, seed: int) -> None:
         """Do nothing: opening the backend has fixed the types, and JAX draws from keys alone."""
+
+    def hoisted(self, function: Callable[..., Any], log: list[str]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*inputs: Any) -> Any:
+            records: list[Record] = []
+            returned = hoist(function, log=records)(*inputs)
+            log.extend(line for line in map(str, records) if line not in log)
+            return returned
+
+        return call
 
     def is_array(self, value: Any) -> bool:
         return isinstance(value, jax.Array)

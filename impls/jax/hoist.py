@@ -4,6 +4,7 @@ What no next carry of a `jax.lax.scan` depends on need not be done step by step.
 does it for all steps at once: T small matrix products become one. The loop stacks what the moved operations need of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -42,6 +43,14 @@ class Record:
     reason: str
     crossing_bytes: int = 0
     redone: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{count} {name}" for name, count in Counter(self.operations).items())
+        again = f"; done twice: {', '.join(self.redone)}" if self.redone else ""
+        stacked = f"; the loop stacks {self.crossing_bytes} bytes for it" if self.moved else ""
+        place = self.scan.rpartition("/")[2]
+        verb = "moved" if self.moved else "stays"
+        return f"{place}, {self.steps} steps: {verb}: {names}: {self.reason}{stacked}{again}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from impls.evidence import Evidence
 from impls.functions import Task, call_by_position, leaves
+from impls.interface import NO_HOIST, Unavailable
 from impls.tf.backend import Backend
 
 
@@ -24,6 +25,9 @@ class Functions:
     def set_defaults(self, precision: str, seed: int) -> None:
         keras.config.set_floatx("float64" if precision == "fp64" else "float32")
         keras.utils.set_random_seed(seed)
+
+    def hoisted(self, function: Callable[..., Any], log: list[str]) -> Callable[..., Any]:
+        raise Unavailable(NO_HOIST)
 
     def is_array(self, value: Any) -> bool:
         return isinstance(value, (tf.Tensor, tf.Variable))

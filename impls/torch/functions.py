@@ -8,6 +8,7 @@ import torch
 
 from impls.evidence import Evidence
 from impls.functions import Task, call_by_position, leaves
+from impls.interface import NO_HOIST, Unavailable
 from impls.torch.backend import Backend
 
 NARROW = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
@@ -25,6 +26,9 @@ class Functions:
     def set_defaults(self, precision: str, seed: int) -> None:
         torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
         torch.manual_seed(seed)
+
+    def hoisted(self, function: Callable[..., Any], log: list[str]) -> Callable[..., Any]:
+        raise Unavailable(NO_HOIST)
 
     def is_array(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor)

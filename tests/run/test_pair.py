@@ -89,10 +89,10 @@ def adapter(numpy_backend, monkeypatch):
 def load(adapter, place):
     """Load a file by its text."""
 
-    def loaded(text, exact=False):
+    def loaded(text, exact=False, hoist=False):
         file = place / "my pair.py"
         file.write_text(text)
-        return pair_file.load(file, adapter, Loading("fp32", 7, exact))
+        return pair_file.load(file, adapter, Loading("fp32", 7, exact, hoist))
 
     return loaded
 
@@ -660,12 +660,12 @@ def main():
 
 
 SMALLER = {
-    "world_model": (("T, B, A, H, O = 64, 16, 8, 200, 64", "T, B, A, H, O = 3, 2, 2, 5, 4"), "xla"),
+    "world_model": (("T, B, A, H, O = 64, 16, 8, 200, 64", "T, B, A, H, O = 3, 2, 2, 5, 4"), "xla", "--hoist"),
     "decoder": (("T, B, E, H, V = 30, 16, 64, 128, 1000", "T, B, E, H, V = 3, 2, 4, 5, 7"), "eager"),
     "time_distributed": (("T, B, H, O = 20, 32, 64, 10", "T, B, H, O = 3, 2, 4, 5"), "graph"),
 }
-PRODUCTS = {  # of the forward pass: of the baseline, and of what it is compared with
-    "world_model": (12, 8),
+PRODUCTS = {  # of the forward pass: of the baseline, of what it is compared with, and of the hoisted baseline
+    "world_model": (12, 8, 8),
     "decoder": (9, 7),
     "time_distributed": (3, 1),
 }
@@ -674,11 +674,11 @@ PRODUCTS = {  # of the forward pass: of the baseline, and of what it is compared
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLER)
 def test_an_example_runs(name, harness, unproven, tmp_path):
-    sizes, execution = SMALLER[name]
+    sizes, execution, *more = SMALLER[name]
     text = (ROOT / "docs" / "pairs" / f"{name}.py").read_text()
     assert sizes[0] in text
     (tmp_path / "example.py").write_text(text.replace(*sizes))
-    flags = ["--execution", execution, "--processes", "1", "--rounds", "3", "--out", str(tmp_path / "out")]
+    flags = ["--execution", execution, "--processes", "1", "--rounds", "3", "--out", str(tmp_path / "out"), *more]
     done = harness("pair", str(tmp_path / "example.py"), *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("they are the same function (checked in float64).")
@@ -686,6 +686,17 @@ def test_an_example_runs(name, harness, unproven, tmp_path):
     assert [process.pass_ for process in processes] == ["forward", "train"]
     evidence = [processes[0].arms[function].evidence for function in header.functions]
     assert tuple(sum(product.times for product in e.written or e.products) for e in evidence) == PRODUCTS[name]
+    moved = [line for line in header.hoisted if ": moved: 1 dot_general" in line]
+    assert len(moved) == (2 if more else 0)
+    assert not more or any("stays: 2 dot_general" in line for line in header.hoisted)
+    assert all(line in (tmp_path / "out" / "pair.md").read_text() for line in header.hoisted)
+
+
+def test_what_rewrites_jax_is_refused_to_others_and_a_name_may_be_taken(load):
+    with pytest.raises(UsageError, match="hoist rewrites JAX's programs, and those of no other framework"):
+        load(GOOD, hoist=True)
+    with pytest.raises(UsageError, match="per_step_hoisted is the name of the hoisted per_step"):
+        load(GOOD.replace("batched", "per_step_hoisted"), hoist=True)
 
 
 @pytest.mark.parametrize("name", SMALLER)

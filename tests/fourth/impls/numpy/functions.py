@@ -3,6 +3,7 @@
 import numpy as np
 from impls.evidence import Evidence
 from impls.functions import leaves
+from impls.interface import NO_HOIST, Unavailable
 
 STEP = 1e-30
 
@@ -16,6 +17,9 @@ class Functions:
 
     def set_defaults(self, precision, seed):
         pass
+
+    def hoisted(self, function, log):
+        raise Unavailable(NO_HOIST)
 
     def is_array(self, value):
         return isinstance(value, (np.ndarray, np.number))
