@@ -11,6 +11,7 @@ report: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/in_jax
 	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/ready

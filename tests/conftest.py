@@ -23,6 +23,7 @@ from harness.study.data import cast
 from harness.study.study import Workload
 from impls.interface import Data, Weights
 
+collect_ignore = ["in_jax"]  # they import JAX, whose process others cannot fork; `make test` runs them by themselves
 MODULES = {"tf": "tensorflow", "torch": "torch", "jax": "jax"}
 HERE = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
 SMALL = Workload(name="small", B=3, T=5, I=2, H=7, O=4, cell="rnn_tanh")

@@ -383,6 +383,15 @@ def show(driver, file, width=1280, scheme="light", media=""):
     driver.get(file.as_uri())
 
 
+def wait_until_ready(driver):
+    """Wait until the page's own program has come to its end, which it says. Raises TimeoutException."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 60).until(
+        lambda driver: driver.execute_script("return document.documentElement.dataset.ready") == "yes"
+    )
+
+
 def requests(driver):
     """What the page asked for besides itself and what it holds: address -> what blocked it, "" where nothing did."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
@@ -486,7 +495,7 @@ def test_in_a_browser_lists_and_words_choose_rows(browser, page):
 @pytest.mark.slow
 def test_in_a_browser_no_error_and_no_request(browser, page, text):
     show(browser, page)
-    assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
+    wait_until_ready(browser)
     assert (requests(browser), errors(browser)) == ({}, [])
     planted = "http://127.0.0.1:9/planted.png"
     page.write_text(text.replace("<main>", f'<main><img src="{planted}">'))
@@ -542,7 +551,7 @@ def test_the_largest_report_is_small_enough_and_whole_in_a_browser(browser, tmp_
     assert path.stat().st_size <= MOST_BYTES
     for width in WIDTHS:
         show(browser, path, width)
-        assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
+        wait_until_ready(browser)
         assert (overflow(browser), requests(browser), errors(browser)) == (0, {}, [])
     shown = (
         f"return document.querySelector('{GAPS_TABLE}').closest('.dt-container').querySelector('.dt-info').innerText"

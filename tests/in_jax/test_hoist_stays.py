@@ -16,7 +16,7 @@ from impls.jax import hoist as hoisting
 from impls.jax.hoist import FEEDING, NEEDED, NO_PRODUCT, hoist
 from impls.jax.loop_body import BRANCHES, CALLBACK, CHECKPOINT, COLLECTIVE, RANDOM, REFERENCE
 from scripts.hoist_bodies import differences
-from tests.hoisting import B, H, O, T, make_arrays, moved, projecting, reasons, same
+from tests.in_jax.hoisting import B, H, O, T, make_arrays, moved, projecting, reasons, same
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from impls.interface import CELLS
 from impls.jax.hoist import FEEDING, MOVED, NO_PRODUCT, SMALLER, hoist
 from scripts.hoist_bodies import compare, differences, run_compiled
 from tests.conftest import SMALL, data_of
-from tests.hoisting import B, H, O, T, make_arrays, moved, products, projecting, reasons, same, scans
+from tests.in_jax.hoisting import B, H, O, T, make_arrays, moved, products, projecting, reasons, same, scans
 
 
 @pytest.fixture
