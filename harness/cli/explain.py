@@ -21,7 +21,7 @@ from harness.study.matrix import BlockSpec, Job
 from harness.study.study import Study, validate_choice
 from harness.verify.output_check import OutputCheck
 from impls.evidence import ITEM_BYTES, Evidence, flops, issued
-from impls.interface import DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm
+from impls.interface import CHUNKED, DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm, family_of
 
 UNKNOWN = "unknown"
 AXES = {  # axis -> its values, and the default, or None where a cell must name it; framework and execution are axes too
@@ -65,7 +65,8 @@ def parse_cell(words: list[str], executions: Sequence[str]) -> RequestedCell:
     axes = {"framework": (tuple(impls.names()), None), "execution": (tuple(executions), None)} | AXES
     choices: dict[str, Any] = {}
     for word in words:
-        axis = "workload" if "=" in word else next((name for name, (values, _) in axes.items() if word in values), None)
+        axis = next((name for name, (values, _) in axes.items() if word in values), None)
+        axis = "workload" if "=" in word else "projection" if family_of(word) == CHUNKED else axis
         try:
             if axis is None:
                 validate_choice("word", word, [value for values, _ in axes.values() for value in values])

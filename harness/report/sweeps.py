@@ -110,7 +110,7 @@ def _draw_lines(axes: Any, rows: pd.DataFrame, size: str) -> None:
         style["linestyle"] = LINES[LOOPS.index(program.recurrence) if program.recurrence in LOOPS else len(LOOPS)]
         axes.errorbar(part[size], part.ratio, yerr=error, **style)
         ends.append((program[size], program.ratio, style["color"]))
-    reach = values[-1] / values[0] or 1.0
+    reach = values[-1] / values[0]
     low, high = axes.get_ylim()
     heights = spread([math.log(ratio) for _, ratio, _ in ends], math.log(high / low) / 24)
     beside = values[-1] * reach**0.03

@@ -13,7 +13,7 @@ NAMES = (  # module, and the name in it
     ("jax.monitoring", "register_event_duration_secs_listener"),
     ("jax.profiler", "ProfileData.from_file"),
     *product(["jax.extend.core"], (*JAXPRS, "jaxpr_as_fun", "jaxprs_in_params", "unmapped_aval")),
-    *product(["jax.extend.core.primitives"], ("remat_p", "scan_p")),
+    *product(["jax.extend.core.primitives"], ("dot_general_p", "remat_p", "scan_p")),
     ("jax._src.source_info_util", "summarize"),
 )
 COMPILE_EVENTS = "/jax/core/compile/"  # start of the names of the events that JAX sends when it traces or compiles

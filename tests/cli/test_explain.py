@@ -15,6 +15,7 @@ def test_a_cell_is_named_by_words_in_any_order():
     assert (cell.framework, cell.execution, cell.arm) == ("torch", "inductor", Arm("scan", "in_loop"))
     assert (cell.pass_, cell.precision, cell.workload.cell, cell.workload.T) == ("train", "fp32", "gru", 2)
     assert explain.parse_cell(["jax", "xla", "scan", "bmm"], EXECUTIONS).workload.name == "book"
+    assert explain.parse_cell(["chunked_4", "jax", "xla", "scan"], EXECUTIONS).arm.name == "scan_chunked_4"
 
 
 def test_no_two_cells_have_one_folder():
