@@ -178,8 +178,8 @@ def _draw_panel(axes: Any, part: pd.DataFrame, names: list[str]) -> None:
             level = end
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    ticks = [0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 4]
     low, high = min(0.95, axes.get_xlim()[0]), axes.get_xlim()[1]
+    ticks = [0.5, 0.7, 1, 1.5, 2, 3, 4] if high / low > 3 else [0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 4]
     axes.set_xlim(low, high)
     axes.set_xticks([tick for tick in ticks if low <= tick <= high], [f"{t:g}" for t in ticks if low <= t <= high])
     axes.set_xticks([], minor=True)

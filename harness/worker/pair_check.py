@@ -40,16 +40,16 @@ class Checker:
         true, dtypes = self.outputs(self.baseline)
         self._require_alike(self.baseline, true, dtypes, true, dtypes)  # of itself: that all numbers are finite
         expected = self._expected(true, dtypes)
-        found = {}
+        differences = {}
         for name in self.pair.functions:
             self.stage(name, "called")
-            outputs, own = (true, dtypes) if name == self.baseline else self.outputs(name)
-            self._require_alike(name, outputs, own, true, dtypes)
+            outputs, types = (true, dtypes) if name == self.baseline else self.outputs(name)
+            self._require_alike(name, outputs, types, true, dtypes)
             self._require_repeated(name, outputs, expected)
             if self.exact:
                 self._require_float64(name)
-            found[name] = agreement.compare(outputs, expected)
-        return found, expected
+            differences[name] = agreement.compare(outputs, expected)
+        return differences, expected
 
     def outputs(self, name: str, share: float = 0.0, seed: int = 0) -> tuple[Outputs, Dtypes]:
         """Return the outputs of a function and the gradients, by quantity, with their types.
@@ -140,13 +140,13 @@ class Checker:
         if {quantity: a.shape for quantity, a in outputs.items()} != {q: others[q].shape for q in others}:
             raise self._error(f"{name} returns arrays of other shapes {when}")
 
-    def _require_alike(self, name: str, outputs: Outputs, own: Dtypes, true: Outputs, dtypes: Dtypes) -> None:
+    def _require_alike(self, name: str, outputs: Outputs, types: Dtypes, true: Outputs, dtypes: Dtypes) -> None:
         """Raise UsageError unless a function returns arrays of the same places, shapes and types as the baseline."""
         if outputs.keys() != true.keys():
-            returned, wanted = (", ".join(q for q in found if GRADIENT not in q) for found in (outputs, true))
-            raise self._error(f"{name} returns {returned} where {self.baseline} returns {wanted}")
+            places = [", ".join(q for q in quantities if GRADIENT not in q) for quantities in (outputs, true)]
+            raise self._error(f"{name} returns {places[0]} where {self.baseline} returns {places[1]}")
         for quantity, array in outputs.items():
-            kinds = [(list(array.shape), own[quantity]), (list(true[quantity].shape), dtypes[quantity])]
+            kinds = [(list(array.shape), types[quantity]), (list(true[quantity].shape), dtypes[quantity])]
             if kinds[0] != kinds[1]:
                 texts = [f"{dtype} {shape}" for shape, dtype in kinds]
                 raise self._error(f"{name} returns {texts[0]} as its {quantity} where {self.baseline} has {texts[1]}")
@@ -156,10 +156,10 @@ class Checker:
 
     def _require_repeated(self, name: str, outputs: Outputs, expected: dict[str, Expected]) -> None:
         """Raise UsageError unless a second call of a function returns the same, up to rounding."""
-        again, _ = self._forward(name, self.inputs)
+        repeated, _ = self._forward(name, self.inputs)
         first = {quantity: outputs[quantity] for quantity in outputs if GRADIENT not in quantity}
-        self._require_shapes(name, again, first, "at a second call with the same inputs")
-        differences = agreement.compare(again, {q: Expected(outputs[q], expected[q].bound) for q in again})
+        self._require_shapes(name, repeated, first, "at a second call with the same inputs")
+        differences = agreement.compare(repeated, {q: Expected(outputs[q], expected[q].bound) for q in repeated})
         if excess := agreement.first_excess(differences.values()):
             raise self._error(
                 f"{name} returns something else at a second call with the same inputs: {excess.place} was "
@@ -184,9 +184,9 @@ class Checker:
 
     def _answers(self, name: str, input_: str, share: float, outputs: Outputs) -> bool:
         """Return whether any output of a function changes with an input."""
-        changed = agreement.perturb(self.inputs, share, np.random.default_rng(0), input_)
-        others, _ = self._forward(name, changed)
-        return any(not np.array_equal(others[quantity], array) for quantity, array in outputs.items())
+        inputs = agreement.perturb(self.inputs, share, np.random.default_rng(0), input_)
+        answers, _ = self._forward(name, inputs)
+        return any(not np.array_equal(answers[quantity], array) for quantity, array in outputs.items())
 
 
 def save_expected(expected: dict[str, Expected], file: Path) -> None:

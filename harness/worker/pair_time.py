@@ -153,10 +153,13 @@ class PairBlock:
                 timing, f"returns other arrays in {self.spec.execution} than when it was checked: {', '.join(shapes)}"
             )
             return
-        found = agreement.compare(quantities, expected)
-        before = self.differences.get(name, found)
-        self.differences[name] = {q: max(found[q], before[q], key=lambda difference: difference.share) for q in found}
-        if excess := agreement.first_excess(found.values()):
+        differences = agreement.compare(quantities, expected)
+        earlier = self.differences.get(name, differences)
+        self.differences[name] = {
+            quantity: max(difference, earlier[quantity], key=lambda entry: entry.share)
+            for quantity, difference in differences.items()
+        }
+        if excess := agreement.first_excess(differences.values()):
             self._mark(timing, f"{self.spec.execution}: {describe_difference(excess)}")
 
     def _mark(self, timing: ArmTiming, reason: str) -> None:
@@ -172,10 +175,10 @@ class PairBlock:
         """Return a call's outputs by quantity: of a training pass the gradients, of a forward pass all arrays."""
         if self.spec.pass_ == "train":
             _, *gradients = outputs
-            named = dict(zip([f"{GRADIENT}{name}" for name in self.pair.gradients], gradients, strict=True))
+            arrays = dict(zip([f"{GRADIENT}{name}" for name in self.pair.gradients], gradients, strict=True))
         else:
-            named = leaves(outputs)
-        return {quantity: self.adapter.get(array) for quantity, array in named.items()}
+            arrays = leaves(outputs)
+        return {quantity: self.adapter.get(array) for quantity, array in arrays.items()}
 
     def _check_inputs(self) -> None:
         """Mark as wrong every function whose inputs are no longer what they were."""
