@@ -4,6 +4,10 @@ All frameworks share these layouts. Inputs x [T, B, I] and outputs y [T, B, O] a
 weights are w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O] and b_out [O], with the G gates side by side in
 the order of GATES. One bias serves both products of a step. Where a framework's layer has two biases, the recurrent
 one is zero. A GRU applies its reset gate after the recurrent product, as cuDNN does.
+
+A loss is a mean over all steps and the batch. `squared` is that of the squared errors of y from a target [T, B, O].
+`cross_entropy` is that of softmax cross-entropy: y are the logits of O classes, and the target [T, B] holds the number
+of the right class (int32).
 """
 
 import math
@@ -21,19 +25,28 @@ CELLS = tuple(GATES)
 RECURRENCES = ("unrolled", "scan", "layer", "given")
 PROJECTIONS = ("none", "in_loop", "per_step", "batched", "bmm", "vmap", "library", "time_distributed", "hoisted")
 CHUNKED = "chunked_k"  # the family of projections that cut time into k chunks
-FAMILIES = (*PROJECTIONS, CHUNKED)
+IN_LOOP_LOSS = "in_loop_loss"  # projects and adds to the loss at every step, so that y never exists as a whole
+CHUNKED_LOSS = "chunked_loss_k"  # the family of projections that do so for each of k chunks of time
+LOSS_INSIDE = (IN_LOOP_LOSS, CHUNKED_LOSS)  # their backward pass computes y again, by the framework's checkpointing
+FAMILIES = (*PROJECTIONS, CHUNKED, *LOSS_INSIDE)
 IMPOSSIBLE = {  # arms that no framework can have
     "layer_in_loop": "a layer keeps its loop to itself: nothing can be projected inside it",
     "given_in_loop": "without a recurrence there is no loop to project in",
     "layer_hoisted": "a layer keeps its loop to itself: nothing can be taken out of it",
     "given_hoisted": "without a recurrence there is no loop to take anything out of",
     "given_none": "without recurrence and projection nothing is left to compute",
+    "layer_in_loop_loss": "a layer keeps its loop to itself: no loss can be added up inside it",
+    "given_in_loop_loss": "without a recurrence there is no loop to add up a loss in",
 }
+NO_OUTPUTS = "with the loss inside there is never a whole y to return: its forward pass is --pass loss"
+NO_LOSS = "projection none has no loss"
 NO_HOIST = "hoist rewrites JAX's programs, and those of no other framework"
 WHOLE = "T"  # as a number of chunks: one for each step
 NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
 NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call
-PASSES = ("forward", "train")
+PASSES = ("forward", "loss", "train")  # y; the loss; the loss and its gradients
+USUAL_PASSES = ("forward", "train")
+LOSSES = ("squared", "cross_entropy")
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "as_shipped")  # as_shipped: float32 arrays, and nothing set
 DEVICES = ("cpu", "gpu")
 LIBRARIES = ("as_shipped", "plain")  # plain: without the libraries that can be taken out of a framework
@@ -61,7 +74,7 @@ class Data(NamedTuple):
 
     weights: Weights
     x: Any  # [T, B, I]; for recurrence `given`, the hidden states [T, B, H]
-    target: Any  # [T, B, O]; for projection `none`, the gradient of h [T, B, H], where the backward pass starts
+    target: Any  # what the loss takes; for projection `none`, the gradient of h [T, B, H] that the backward pass has
 
 
 class Trained(NamedTuple):
@@ -90,20 +103,26 @@ class Arm:
 
 
 def family_of(projection: str) -> str:
-    """Return CHUNKED for every projection `chunked_<k>`, and any other projection itself.
+    """Return CHUNKED for every projection `chunked_<k>`, CHUNKED_LOSS for `chunked_loss_<k>`, and any other itself.
 
     `chunked_<k>` makes k products after the loop, each of a chunk of the steps: `chunked_4`, or `chunked_T` with one
-    for each step.
+    for each step. `chunked_loss_<k>` does so too, and adds each chunk to the loss before the next.
     """
-    return CHUNKED if re.fullmatch("chunked_([1-9][0-9]{0,4}|T)", projection) else projection
+    match = re.fullmatch("(chunked|chunked_loss)_([1-9][0-9]{0,4}|T)", projection)
+    return f"{match[1]}_k" if match else projection
+
+
+def chunk_count(projection: str) -> str:
+    """Return the number of chunks of a projection that cuts time, as it is written: digits, or WHOLE."""
+    return projection.rpartition("_")[2]
 
 
 def chunk_sizes(projection: str, steps: int) -> list[int]:
-    """Return the steps of each chunk of `chunked_<k>`.
+    """Return the steps of each chunk of `chunked_<k>` or `chunked_loss_<k>`.
 
     There are k chunks, or one for each step where there are fewer steps. Where k leaves a rest, the first are longer.
     """
-    count = projection.removeprefix("chunked_")
+    count = chunk_count(projection)
     chunks = steps if count == WHOLE else min(int(count), steps)
     size, rest = divmod(steps, chunks)
     return [size + 1] * rest + [size] * (chunks - rest)
@@ -111,12 +130,13 @@ def chunk_sizes(projection: str, steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Program:
-    """An arm, with the cell, pass and execution that a framework runs it in."""
+    """An arm, with the cell, pass, execution and loss that a framework runs it in."""
 
     arm: Arm
     cell: str
     pass_: str
     execution: str
+    loss: str = "squared"
 
 
 @dataclass(frozen=True)
@@ -138,7 +158,8 @@ class Execution:
 
     `traced`: the whole program is traced before its first run, so an unrolled one grows with T.
     `missing`: why this machine cannot run it, or None.
-    `without`: recurrences, projections, arms (by name), devices or precisions that it does not support -> the reason.
+    `without`: recurrences, projections, arms (by name), devices, precisions, passes or losses that it does not support
+    -> the reason.
     `unrolls`: recurrences, or arms by name, that compile one copy of the step for every time step.
     `prototypes`: recurrences that rest on what the framework's authors mark as a prototype -> a sentence that says so
     and what was observed.
@@ -146,6 +167,7 @@ class Execution:
     `trains`: whether the framework's users would train in it; `loop`: the recurrence they would write for it.
     `on_request`: recurrences that are measured only if a study selects them by name -> the reason.
     `usual_passes`: what users run in it, so that its answer comes before that of what few do.
+    `chunks_unrolled`: the projections that cut time whose chunks are compiled one by one.
     `takes_functions`: whether a user's own functions can be compared in it (impls.functions).
     """
 
@@ -159,6 +181,7 @@ class Execution:
     loop: str = "unrolled"
     on_request: dict[str, str] = field(default_factory=dict)
     usual_passes: tuple[str, ...] = PASSES
+    chunks_unrolled: tuple[str, ...] = (CHUNKED, CHUNKED_LOSS)
     takes_functions: bool = True
 
 
@@ -183,10 +206,10 @@ class Backend(Protocol):
     """One framework. Methods are named by their phase: prepare, put, run, wait, get.
 
     `run` is the callable that `prepare` returns. Called with x and target, it returns the output [T, B, O] (forward),
-    or the loss and its five gradients (train). These arrays may be unfinished; `wait` returns when all of them exist.
-    Projection `none` has no loss: its target is the gradient of h [T, B, H], and train returns the gradients of w_in,
-    w_rec and b_rec that follow from it. `prepare` is given the weights, so that each framework can hold them as its
-    users do: in variables or layers, as attributes, or passed to the compiled function at each call.
+    the loss (loss), or the loss and its five gradients (train). These arrays may be unfinished; `wait` returns when all
+    of them exist. Projection `none` has no loss: its target is the gradient of h [T, B, H], and train returns the
+    gradients of w_in, w_rec and b_rec that follow from it. `prepare` is given the weights, so that each framework can
+    hold them as its users do: in variables or layers, as attributes, or passed to the compiled function at each call.
     """
 
     def environment(self, settings: Settings) -> dict[str, str]:
@@ -220,7 +243,10 @@ class Backend(Protocol):
         """
 
     def put(self, data: Data) -> Data:
-        """Copy NumPy arrays to the framework's device; for bf16 as bfloat16, which represents their values exactly."""
+        """Copy NumPy arrays to the framework's device; for bf16 as bfloat16, which represents their values exactly.
+
+        Classes stay whole numbers.
+        """
 
     def wait(self, outputs: Any) -> None:
         """Return when every array of a run's outputs has been computed."""
@@ -274,16 +300,18 @@ def require_layer(program: Program, layer: Any) -> None:
 
 
 FORWARD = ("y",)
+LOSS = ("loss",)
 TRAIN = ("loss", *(f"d_{name}" for name in Weights._fields))
 TRAIN_NONE = ("d_w_in", "d_w_rec", "d_b_rec")  # for projection `none`: from a given gradient of h, without a loss
 TRAINING = ("loss", *Weights._fields, *(f"{moment}_{name}" for moment in "mv" for name in Weights._fields), "t")
 
 
-def named(outputs: list[np.ndarray]) -> Outputs:
+def named(outputs: list[np.ndarray], pass_: str) -> Outputs:
     """Name a run's outputs, which are given in one of these orders.
 
-    Forward: [y]. Train: [loss, gradients in the order of Weights]. Train with projection `none`: [gradients of
-    Weights.recurrent]. A training step: [loss, leaves of Trained].
+    Forward: [y]. Loss: [loss]. Train: [loss, gradients in the order of Weights]. Train with projection `none`:
+    [gradients of Weights.recurrent]. A training step: [loss, leaves of Trained].
     """
-    names = next(names for names in (FORWARD, TRAIN, TRAIN_NONE, TRAINING) if len(names) == len(outputs))
+    orders: dict[str, list[tuple[str, ...]]] = {"forward": [FORWARD], "loss": [LOSS]}
+    names = next(names for names in orders.get(pass_, [TRAIN, TRAIN_NONE, TRAINING]) if len(names) == len(outputs))
     return dict(zip(names, outputs, strict=True))

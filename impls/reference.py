@@ -6,7 +6,10 @@ With a_t = x_t w_in + b_rec and u_t = h_{t-1} w_rec, and all states 0 before the
     gru     r, z = sigmoid of their parts of a_t + u_t,  n = tanh(a_n + r u_n),  h_t = (1 - z) n + z h_{t-1}
     lstm    i, f, o = sigmoid and g = tanh of their parts of a_t + u_t,  c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
 
-    y_t = h_t w_out + b_out                            loss = mean over all elements of (y - target)^2
+    y_t = h_t w_out + b_out
+
+    squared          loss = mean over all elements of (y - target)^2
+    cross_entropy    loss = mean over steps and batch of log sum_j exp(y_j) - y_target
 
 The backward pass is back-propagation through time. With d_a_t and d_u_t the gradients of a_t and u_t,
 
@@ -35,6 +38,7 @@ from impls.interface import (
     BETA_2,
     EPSILON,
     FORWARD,
+    LOSS,
     RATE,
     TRAIN,
     TRAIN_NONE,
@@ -71,6 +75,10 @@ class Exact:
     def total(self, a: Array) -> Array:
         return a.sum()
 
+    def row(self, a: Array) -> Array:
+        """Return the sum [..., 1] of a [..., N] over its last axis."""
+        return a.sum(axis=-1, keepdims=True)
+
     def moved(self, a: Array) -> Array:
         """Return the result of an operation unchanged."""
         return a
@@ -88,26 +96,27 @@ class Exact:
 Operations = Exact | Noise | Sizes
 
 
-def run(data: Data, cell: str, pass_: str, form: str, ops: Operations | None = None) -> Outputs:
-    """Return a program's outputs: {y} or {loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out}.
+def run(data: Data, cell: str, pass_: str, form: str, ops: Operations | None = None, loss: str = "squared") -> Outputs:
+    """Return a program's outputs: {y}, {loss}, or {loss, d_w_in, d_w_rec, d_b_rec, d_w_out, d_b_out}.
 
     The dtype is that of the data. Form `none` returns h [T, B, H] as y. In training it takes the target [T, B, H] as
     the gradient of h, and returns {d_w_in, d_w_rec, d_b_rec}. Form `given` takes x [T, B, H] as the hidden states, and
     these three gradients are zero. Operations that compute R runs at once take x [T, R, B, I] and target [T, 1, B, O],
     and return [T, R, B, O] or [R, ...].
     """
-    results = dict(quantities(data, cell, pass_, form, ops))
-    names = FORWARD if pass_ == "forward" else TRAIN_NONE if form == "none" else TRAIN
+    results = dict(quantities(data, cell, pass_, form, ops, loss))
+    names = {"forward": FORWARD, "loss": LOSS}.get(pass_) or (TRAIN_NONE if form == "none" else TRAIN)
     return {name: np.asarray(results[name]) for name in names}
 
 
 def quantities(
-    data: Data, cell: str, pass_: str, form: str, ops: Operations | None = None
+    data: Data, cell: str, pass_: str, form: str, ops: Operations | None = None, loss: str = "squared"
 ) -> Iterator[tuple[str, Array]]:
     """Yield every quantity that a program computes, by name and in the order of computing; see `run`.
 
-    These are x [T, B, I], h [T, B, H] and y [T, B, O]. Training adds error = y - target, loss and d_y (but not for form
-    `none`), then d_h, the gradients d_a and d_u [T, B, G*H] of the products of a step, and those of the weights.
+    These are x [T, B, I], h [T, B, H] and y [T, B, O]. A loss adds error = y - target (`squared` alone) and loss.
+    Training adds d_y (but not for form `none`), then d_h, the gradients d_a and d_u [T, B, G*H] of the products of a
+    step, and those of the weights.
     """
     ops = ops or Exact()
     w = ops.weights(data.weights)
@@ -123,8 +132,12 @@ def quantities(
     if form == "none":
         d_h = np.broadcast_to(data.target, h.shape)  # the same gradient for every run computed at once
     else:
-        d_h, w_out, b_out = yield from loss_backward(w, h, y, data.target, ops)
-        d = d._replace(w_out=w_out, b_out=b_out)
+        d_y = yield from LOSSES[loss](y, data.target, ops)
+        if pass_ == "loss":
+            return
+        yield "d_y", d_y
+        d_h = ops.product(d_y, np.swapaxes(w.w_out, -1, -2))
+        d = d._replace(w_out=ops.outer(h, d_y), b_out=ops.column(d_y))
     yield "d_h", d_h
     if form != "given":
         d_a, d_u = backward(w, d_h, tapes, CELLS[cell], ops)
@@ -134,17 +147,30 @@ def quantities(
     yield from ((f"d_{name}", array) for name, array in d._asdict().items())
 
 
-def loss_backward(
-    w: Weights, h: Array, y: Array, target: Array, ops: Operations
-) -> Generator[tuple[str, Array], None, tuple[Array, Array, Array]]:
-    """Yield the error, the loss and d_y, by name; return the gradients of h [T, B, H], w_out and b_out."""
+def squared(y: Array, target: Array, ops: Operations) -> Generator[tuple[str, Array], None, Array]:
+    """Yield the error and the loss, by name; return the gradient of y [T, B, O] for a target [T, B, O]."""
     error = y - target
     yield "error", error
     yield "loss", ops.total(np.square(error)) / np.asarray(target.size, y.dtype)
-    d_y = ops.moved(error * np.asarray(2 / target.size, y.dtype))
-    yield "d_y", d_y
-    d_h = ops.product(d_y, np.swapaxes(w.w_out, -1, -2))
-    return d_h, ops.outer(h, d_y), ops.column(d_y)
+    return ops.moved(error * np.asarray(2 / target.size, y.dtype))
+
+
+def cross_entropy(y: Array, target: Array, ops: Operations) -> Generator[tuple[str, Array], None, Array]:
+    """Yield the loss, by name; return the gradient of logits y [T, B, O] for classes [T, B].
+
+    The logarithm of the sum is taken as a number of its own, which a library may subtract from every logit: its
+    rounding error is then relative to itself, and not to what is left.
+    """
+    right = np.broadcast_to(target[..., None], (*y.shape[:-1], 1))
+    largest = y.max(axis=-1, keepdims=True)
+    sums = ops.row(ops.moved(np.exp(ops.moved(y - largest))))
+    log_sums = ops.moved(ops.moved(np.log(sums)) + largest)
+    losses = ops.moved(log_sums - np.take_along_axis(y, right, -1))
+    yield "loss", ops.total(losses) / np.asarray(target.size, y.dtype)
+    shares = ops.moved(np.exp(ops.moved(y - log_sums)))
+    at_right = np.take_along_axis(shares, right, -1) - 1
+    np.put_along_axis(shares, right, at_right, -1)
+    return ops.moved(shares / np.asarray(target.size, y.dtype))
 
 
 def hidden(w: Weights, x: Array, cell: "Cell", ops: Operations) -> tuple[Array, list[State]]:
@@ -283,3 +309,4 @@ CELLS = {
     "gru": Cell(1, gru_step, gru_back),
     "lstm": Cell(2, lstm_step, lstm_back),
 }
+LOSSES = {"squared": squared, "cross_entropy": cross_entropy}

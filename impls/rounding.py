@@ -96,6 +96,10 @@ class Noise:
         """Return the sum [R] of all elements of a [T, R, B, N] in each run."""
         return self._erring(rows(a).sum(axis=(1, 2)))
 
+    def row(self, a: Array) -> Array:
+        """Return the sum [T, R, B, 1] of a [T, R, B, N] over its last axis."""
+        return self._erring(a.sum(axis=-1, keepdims=True))
+
     def moved(self, a: Array) -> Array:
         """Return an operation's result with the error of a library's approximation, which never changes its sign."""
         noise = self._even(a)
@@ -182,6 +186,12 @@ class Sizes:
         terms, exact = a.reshape(-1, a.shape[-1]), a.sum()
         norm = np.asarray(np.linalg.norm(terms / _scale(a)) * _scale(a))
         self._keep(exact, exact, norm, a.size, repetition(terms, np.ones((len(terms), 1))), len(a))
+        return exact
+
+    def row(self, a: Array) -> Array:
+        """Return the sum [T, B, 1] of a [T, B, N] over its last axis; no element is negative."""
+        exact, norm = a.sum(axis=-1, keepdims=True), np.linalg.norm(a, axis=-1, keepdims=True)
+        self._keep(exact, exact, norm, a.shape[-1], repetition(a.reshape(-1, a.shape[-1]).T, np.ones((a.shape[-1], 1))))
         return exact
 
     def moved(self, a: Array) -> Array:

@@ -19,7 +19,7 @@ from harness.records.schema import BlockRecord
 from harness.study.configuration import CONFIG, Configuration
 from harness.study.parts import BATCHED, OWN, TWIN
 from harness.study.study import LOOPS, Study
-from impls.interface import CHUNKED, family_of
+from impls.interface import CHUNKED, CHUNKED_LOSS, IN_LOOP_LOSS, family_of
 
 ENGINE = ["framework", "execution", "device", "precision"]  # what runs a program, whatever its threads
 ARM = ["recurrence", "projection"]
@@ -29,7 +29,11 @@ GAPS = [
     "direction",
 ]  # fmt: skip
 DEVICE, WORKLOAD = GAP_KEYS.index("device"), GAP_KEYS.index("workload")
-CONTENDERS = ("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", "hoisted", TWIN)
+CONTENDERS = (
+    *("in_loop", "per_step", "bmm", "vmap", "library", "time_distributed", "hoisted", IN_LOOP_LOSS),
+    TWIN,
+)
+CHUNKS = (CHUNKED, CHUNKED_LOSS)  # families of contenders, one for each number of chunks
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are separated from the loop's
 PairNames = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 MeasuredPair = tuple[tuple[str, str, str], str, str]  # the first three of PairNames; the names of both arms
@@ -72,7 +76,7 @@ def _batched_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield the pairs of every other projection and batched, after the same recurrence."""
     for name in arms:
         recurrence, projection = parse_arm_name(name).values()
-        if projection in CONTENDERS or family_of(projection) == CHUNKED:
+        if projection in CONTENDERS or family_of(projection) in CHUNKS:
             yield recurrence, projection, BATCHED, f"{recurrence}_{BATCHED}"
 
 

@@ -58,7 +58,7 @@ def least_operations(workload: Workload, pass_: str, arm: Arm) -> int:
     recurrent, precomputed = (steps - 1) * size * width, arm.recurrence == "given"
     step = 0 if precomputed else steps * inputs * width + recurrent
     projection = 0 if arm.projection == "none" else steps * size * outputs
-    if pass_ == "forward":
+    if pass_ != "train":
         return 2 * batch * (step + projection)
     backward = 0 if precomputed else steps * inputs * width + 2 * recurrent  # of w_in; of w_rec and h
     return 2 * batch * (step + backward + projection * (2 if precomputed else 3))

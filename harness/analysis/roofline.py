@@ -84,7 +84,7 @@ class RooflineTimes:
 
 
 def roofline_times(roof: Roofline, w: Workload, pass_: str) -> RooflineTimes:
-    """Return the seconds of the parts, forward, and with their gradients in train.
+    """Return the seconds of the parts, forward (passes forward and loss), and with their gradients in train.
 
     Counted are a part's products, the arrays it is given element by element, and what it keeps.
     A step: x w_in, h w_rec, the cell on [B, G*H], and h kept for later. Backward: the gradients of h, w_rec and w_in,
@@ -98,8 +98,8 @@ def roofline_times(roof: Roofline, w: Workload, pass_: str) -> RooflineTimes:
     state_s, output_s = roof.moved(2 * w.B * w.H), roof.moved(2 * w.B * w.O)
     step = roof.product(w.B, w.I, width) + roof.product(w.B, w.H, width) + roof.moved(3 * w.B * width) + state_s
     in_loop, batched = roof.product(w.B, w.H, w.O) + output_s, roof.product(rows, w.H, w.O) + roof.moved(2 * rows * w.O)
-    if pass_ == "forward":
-        return RooflineTimes(step, in_loop - state_s, batched, 0.0)
+    if pass_ != "train":
+        return RooflineTimes(step, in_loop - state_s, batched, roof.moved(2 * rows * w.O) if pass_ == "loss" else 0.0)
     step += roof.product(w.B, width, w.H) + roof.product(w.H, w.B, width) + roof.product(w.I, w.B, width)
     step += roof.moved(6 * w.B * width) + roof.moved(3 * w.H * width)
     in_loop += roof.product(w.B, w.O, w.H) + roof.product(w.H, w.B, w.O) + roof.moved(3 * w.H * w.O)
@@ -119,12 +119,13 @@ def lower_bound_s(roof: Roofline, w: Workload, pass_: str, projection: str) -> f
     """Return the lower bound of a call's seconds.
 
     It is the longer of two: its operations at the best rate, or moving its inputs and outputs once. The hidden states
-    need not leave the processor, so they are not counted.
+    need not leave the processor, nor y where the pass has a loss, so they are not counted.
     """
     shapes, unprojected, train = w.shapes, projection == "none", pass_ == "train"
     names = Weights._fields[: len(TRAIN_NONE)] if unprojected else Weights._fields
     weights = sum(math.prod(shapes[name]) for name in names)
-    outputs = w.T * w.B * (w.H if unprojected else w.O)  # for none in train: the gradient of h, an input
-    numbers = math.prod(shapes["x"]) + weights + outputs * (2 if train and not unprojected else 1)
+    y = (w.T, w.B, w.H if unprojected else w.O)  # of `none` in train: the gradient of h, an input
+    numbers = math.prod(shapes["x"]) + weights
+    numbers += math.prod(y if unprojected or pass_ == "forward" else shapes["target"])
     numbers += weights if train else 0
     return max(flops(w, pass_, projection) / roof.flops_s, roof.moved(numbers))

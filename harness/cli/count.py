@@ -16,7 +16,7 @@ from harness.report import counted
 from harness.run import count as counts
 from harness.run.progress import console
 from harness.study.study import NAMED, load_study, validate_choice
-from impls.interface import PASSES, RECURRENCES
+from impls.interface import RECURRENCES
 
 CHECKED = ("program", "kernels counted, Triton / cuBLASLt", "on the card", "products counted", "on the card", "outcome")
 COLUMNS = ("framework", "execution", "ratios in their range", "off by", "no gap off by", "times in their range")
@@ -38,7 +38,7 @@ def count(
         workloads=study.workloads if selection.workload else tuple(NAMED.values()),
         recurrences=study.recurrences or RECURRENCES,
         projections=study.projections,
-        passes=study.passes or PASSES,
+        passes=study.passes,
         unroll_limit=study.unroll_limit,
     )
     counts.count(counting, out)

@@ -21,12 +21,22 @@ from harness.study.matrix import BlockSpec, Job
 from harness.study.study import Study, validate_choice
 from harness.verify.output_check import OutputCheck
 from impls.evidence import ITEM_BYTES, Evidence, flops, issued
-from impls.interface import CHUNKED, DEVICES, PASSES, PRECISIONS, PROJECTIONS, RECURRENCES, Arm, family_of
+from impls.interface import (
+    DEVICES,
+    FAMILIES,
+    IN_LOOP_LOSS,
+    PASSES,
+    PRECISIONS,
+    PROJECTIONS,
+    RECURRENCES,
+    Arm,
+    family_of,
+)
 
 UNKNOWN = "unknown"
 AXES = {  # axis -> its values, and the default, or None where a cell must name it; framework and execution are axes too
     "recurrence": (RECURRENCES, None),
-    "projection": (PROJECTIONS, None),
+    "projection": ((*PROJECTIONS, IN_LOOP_LOSS), None),
     "pass": (PASSES, "forward"),
     "precision": (PRECISIONS, "fp32"),
     "device": (DEVICES, "cpu"),
@@ -66,7 +76,7 @@ def parse_cell(words: list[str], executions: Sequence[str]) -> RequestedCell:
     choices: dict[str, Any] = {}
     for word in words:
         axis = next((name for name, (values, _) in axes.items() if word in values), None)
-        axis = "workload" if "=" in word else "projection" if family_of(word) == CHUNKED else axis
+        axis = "workload" if "=" in word else "projection" if family_of(word) in FAMILIES else axis
         try:
             if axis is None:
                 validate_choice("word", word, [value for values, _ in axes.values() for value in values])

@@ -32,21 +32,25 @@ ProjectionFlag = Annotated[
     Values,
     typer.Option(
         "--projection",
-        help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed, hoisted, chunked_<k>.",
+        help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed, hoisted, chunked_<k>, "
+        "in_loop_loss, chunked_loss_<k> (the last two have the loss inside).",
     ),
 ]
 ChunksFlag = Annotated[
     Values,
     typer.Option(
-        "--chunks", help="Cut the projection after the loop into so many chunks of time: numbers, or T for every step."
+        "--chunks",
+        help="Cut the projection after the loop into so many chunks of time: numbers, or T for every step. "
+        "--projection chunked_loss cuts the loss with it.",
     ),
 ]
-PassFlag = Annotated[Values, typer.Option("--pass", help="forward, train.")]
+PassFlag = Annotated[Values, typer.Option("--pass", help="forward, loss, train.")]
 PrecisionFlag = Annotated[Values, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
 WorkloadFlag = Annotated[
     Values,
     typer.Option(
-        "--workload", help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..]."
+        "--workload",
+        help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..][,loss=..].",
     ),
 ]
 SweepFlag = Annotated[

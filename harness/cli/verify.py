@@ -199,8 +199,8 @@ def listing() -> None:
     out.print(table)
     for note in notes:
         out.print(note, markup=False, highlight=False)
-    sizes = Table("workload", "B", "T", "I", "H", "O", "cell")
+    sizes = Table("workload", "B", "T", "I", "H", "O", "cell", "loss")
     for w in study.KNOWN.values():
-        sizes.add_row(w.name, *(str(getattr(w, size)) for size in "BTIHO"), w.cell)
+        sizes.add_row(w.name, *(str(getattr(w, size)) for size in "BTIHO"), w.cell, w.loss)
     out.print(sizes)
     out.print(f"threads: {', '.join(map(str, threads))}")

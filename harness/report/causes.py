@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.gaps import ENGINE
+from harness.analysis.gaps import CHUNKS, ENGINE
 from harness.analysis.tables import Tables
 from harness.report.figures import engine_name
 from harness.report.markdown import Row, amount, execution_name, seconds, table
 from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED
 from harness.study.study import LOOPS
-from impls.interface import CHUNKED, chunk_sizes, family_of
+from impls.interface import LOSS_INSIDE, chunk_sizes, family_of
 
 FORMS = ("none", "in_loop", "per_step", "bmm", BATCHED)
 PLACE = [*CONFIG, "workload", "pass", "recurrence"]
@@ -49,21 +49,31 @@ def added_products(tables: Tables) -> pd.DataFrame:
     Columns: PLACE, projection, found, expected, T.
     """
     steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
-    rows = []
-    for values, place_products in product_counts(tables).items():
+    rows, counts = [], product_counts(tables)
+    for values, place_products in counts.items():
         place = dict(zip(PLACE, values, strict=True))
-        baseline = 0 if place["recurrence"] == "given" else place_products.get("none")
+        baseline = _products_alone(counts, place)
         for projection, products in place_products.items():
             if projection == "none" or baseline is None or pd.isna(products) or pd.isna(baseline):
                 continue
             length = int(steps[place["workload"]])
+            family = family_of(projection)
             forward = 1 if projection in ONE_CALL else length
-            if family_of(projection) == CHUNKED:
+            if family in CHUNKS:
                 forward = len(chunk_sizes(projection, length))
-            factor = BACKWARD - (place["recurrence"] == "given") if place["pass"] == "train" else 1
+            backward = BACKWARD - (place["recurrence"] == "given") + (family in LOSS_INSIDE)  # which computes y again
+            factor = backward if place["pass"] == "train" else 1
             numbers = {"found": int(products - baseline), "expected": forward * factor, "T": length}
             rows.append(place | {"projection": projection} | numbers)
     return pd.DataFrame(rows, columns=[*PLACE, "projection", "found", "expected", "T"])
+
+
+def _products_alone(counts: ProductCounts, place: Row) -> Any:
+    """Return the products of a place's recurrence alone: those of `none`, which in pass loss are the forward pass's."""
+    if place["recurrence"] == "given":
+        return 0
+    pass_ = "forward" if place["pass"] == "loss" else place["pass"]
+    return counts.get(tuple((place | {"pass": pass_})[name] for name in PLACE), {}).get("none")
 
 
 def unexpected_products(tables: Tables) -> str:

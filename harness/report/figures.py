@@ -22,6 +22,7 @@ from harness.machine.parent import end_with_parent
 from harness.report.markdown import with_threads
 from harness.study.parts import BATCHED, TWIN, chunk_order
 from harness.study.study import LOOPS
+from impls.interface import CHUNKED, CHUNKED_LOSS, IN_LOOP_LOSS, chunk_count, family_of
 
 COLOURS = {
     "in_loop": "#c0392b",
@@ -31,11 +32,12 @@ COLOURS = {
     "library": "#d08a1d",
     "time_distributed": "#17a2b8",
     "hoisted": "#5c940d",
+    IN_LOOP_LOSS: "#a61e4d",
     TWIN: "#888888",
 }
 MARKS = {
     "in_loop": "o", "per_step": "s", "bmm": "^", "vmap": "v", "library": "D", "time_distributed": "P",
-    "hoisted": "*", TWIN: "|",
+    "hoisted": "*", IN_LOOP_LOSS: "h", TWIN: "|",
 }  # fmt: skip
 LABELS = {name: f"{name} / batched" for name in COLOURS} | {TWIN: "batched / batched (A/A)"}
 # In every figure that compares frameworks: a colour for each of them, a mark for each execution.
@@ -45,7 +47,7 @@ EXECUTION_ORDER = ("v1", "eager", "graph", "inductor", "inductor-batched", "cuda
 EXECUTION_MARKS = {
     "eager": "o", "graph": "s", "v1": "X", "xla": "^", "inductor": "^", "inductor-batched": "v", "cudagraph": "D",
 }  # fmt: skip
-CHUNKED_STYLE = {"color": "#0b7285", "markersize": 6}  # of contenders with chunks, whose mark is their number
+CHUNK_COLOURS = {CHUNKED: "#0b7285", CHUNKED_LOSS: "#a61e4d"}  # of contenders with chunks, whose mark is their number
 CONTROLS = "controls"  # the figure of all A/A intervals
 # Colours, one for each run and device.
 PLACES = ("#2c6fbb", "#c0392b", "#27815a", "#d08a1d", "#8e5bb5", "#17a2b8", "#7f5539", "#888888")
@@ -227,7 +229,8 @@ def contender_style(contender: str) -> dict[str, Any]:
     """Return the colour and the mark of a contender in figures of gaps."""
     if contender in COLOURS:
         return {"marker": MARKS[contender], "color": COLOURS[contender], "linestyle": "", "markersize": 4}
-    return CHUNKED_STYLE | {"marker": f"${contender.removeprefix('chunked_')}$", "linestyle": ""}
+    style = {"color": CHUNK_COLOURS[family_of(contender)], "markersize": 6}
+    return style | {"marker": f"${chunk_count(contender)}$", "linestyle": ""}
 
 
 def contender_label(contender: str) -> str:

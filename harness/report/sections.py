@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.gaps import CONTENDERS
+from harness.analysis.gaps import CHUNKS, CONTENDERS
 from harness.analysis.sample_size import HEADLINE
 from harness.analysis.stats import UNKNOWN, half_width
 from harness.analysis.tables import Tables
@@ -15,7 +15,7 @@ from harness.report.figures import ALONE, LOOP, FigureNames, configuration_name,
 from harness.report.markdown import Row, ratio, seconds, sizes, table
 from harness.study.configuration import CONFIG
 from harness.study.parts import BATCHED, TWIN, chunk_order
-from impls.interface import CHUNKED, family_of
+from impls.interface import family_of
 
 LOOP_FORMS = ("none", "in_loop", "per_step", BATCHED)
 
@@ -82,7 +82,8 @@ def prototype_table(tables: Tables) -> str:
 def _contenders(gaps: pd.DataFrame) -> list[str]:
     """Return the contenders that any gap has, in order, chunked ones by their number of chunks."""
     known = [name for name in CONTENDERS if name != TWIN and (gaps.contender == name).any()]
-    return known + sorted((name for name in set(gaps.contender) if family_of(name) == CHUNKED), key=chunk_order)
+    cut = [name for name in set(gaps.contender) if family_of(name) in CHUNKS]
+    return known + sorted(cut, key=lambda name: (CHUNKS.index(family_of(name)), chunk_order(name)))
 
 
 def _column_names(projections: Sequence[str], contenders: list[str]) -> list[str]:

@@ -46,7 +46,7 @@ from harness.worker.messages import (
     Request,
 )
 from harness.worker.timing import RoundLimits
-from impls.interface import PASSES
+from impls.interface import USUAL_PASSES
 
 Stage = Callable[[str], None]
 NO_GRADIENTS = "the file has no GRADIENTS, whose names pass train takes"
@@ -120,7 +120,7 @@ def select_configurations(
 
 def _passes(study: PairStudy, answer: PairCheckAnswer) -> list[str]:
     """Return the passes to time. Raises UsageError where train is asked for by itself and has no gradients."""
-    passes = [pass_ for pass_ in PASSES if pass_ in study.passes and (pass_ == "forward" or answer.gradients)]
+    passes = [pass_ for pass_ in USUAL_PASSES if pass_ in study.passes and (pass_ == "forward" or answer.gradients)]
     if not passes:
         raise UsageError(f"pass train was asked for, but {NO_GRADIENTS}")
     return passes

@@ -48,7 +48,7 @@ from harness.study.study import Study, Workload
 from harness.verify.output_check import OutputCheck, form_of
 from harness.verify.tolerance import METHOD, oracle_memory_bytes, overflow_reason, program_data
 from harness.worker.messages import FactsAnswer, FactsRequest
-from impls.interface import DEVICES, IMPOSSIBLE, Data
+from impls.interface import DEVICES, IMPOSSIBLE, PASSES, Data
 
 END = 3  # last lines of a dead worker's output that its reason keeps
 VERIFIED = {VERIFICATION.file, f"{VERIFICATION.file}.gz"}  # files that a folder may hold before a run
@@ -199,12 +199,12 @@ def _refuse_large(workload: Workload, study: Study) -> None:
 
 def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:
     """Raise UsageError when a program of the study overflows: a bound that is not finite verifies nothing."""
-    pass_ = "train" if "train" in study.passes else "forward"
+    pass_ = max(study.passes, key=PASSES.index)  # which computes all that the others do
     forms = sorted({form_of(arm.name) for arm in study.arms if arm.name not in IMPOSSIBLE})
     # "after" checks the real inputs, "before" the probe inputs
     for precision, form, moment in itertools.product(study.precisions, forms, ("after", "before")):
         operands = cast(program_data(data, precision, form, moment), "float64")
-        if reason := overflow_reason(operands, workload.cell, pass_, form, precision):
+        if reason := overflow_reason(operands, workload, pass_, form, precision):
             inputs = " on the probe's inputs" if moment == "before" else ""
             raise UsageError(f"workload {workload.name} cannot be verified{inputs}: {reason}")
 

@@ -39,5 +39,6 @@ def _round_to_float32(array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def cast(data: Data, dtype: str) -> Data:
-    """Return the data with every array converted to `dtype`."""
-    return Data(Weights(*(a.astype(dtype) for a in data.weights)), data.x.astype(dtype), data.target.astype(dtype))
+    """Return the data with every array of real numbers converted to `dtype`."""
+    target = data.target.astype(dtype) if data.target.dtype.kind == "f" else data.target
+    return Data(Weights(*(a.astype(dtype) for a in data.weights)), data.x.astype(dtype), target)

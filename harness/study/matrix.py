@@ -16,7 +16,19 @@ from harness.errors import UsageError
 from harness.study.configuration import Configuration
 from harness.study.parts import BATCHED, PRECOMPUTED, arms_by_part, chunk_order, is_question, part_of
 from harness.study.study import CALIBRATING, SWEPT, Study, Workload, validate_choice
-from impls.interface import CHUNKED, IMPOSSIBLE, NO_TF32, Arm, Execution, chunk_sizes, family_of
+from impls.interface import (
+    CHUNKED,
+    CHUNKED_LOSS,
+    IMPOSSIBLE,
+    LOSS_INSIDE,
+    NO_LOSS,
+    NO_OUTPUTS,
+    NO_TF32,
+    Arm,
+    Execution,
+    chunk_sizes,
+    family_of,
+)
 
 CHECK_STEPS = 3  # steps a workload is shortened to for the fp64 verification inside `run`
 
@@ -294,7 +306,7 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
     execution = framework.executions[cell.configuration.execution]
     if missing := framework.devices[cell.configuration.device] or execution.missing:
         return "unavailable", missing
-    if reason := IMPOSSIBLE.get(cell.arm.name) or _no_chunks(cell):
+    if reason := IMPOSSIBLE.get(cell.arm.name) or _no_chunks(cell) or _not_in_pass(cell):
         return "impossible", reason
     if cell.configuration.device == "cpu" and cell.configuration.precision == "tf32":
         return "impossible", NO_TF32
@@ -305,7 +317,7 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution.unrolls)
     what = "steps"
-    if family_of(cell.arm.projection) == CHUNKED and not unrolls:
+    if family_of(cell.arm.projection) in execution.chunks_unrolled and not unrolls:
         unrolls, steps, what = {CHUNKED}, len(chunk_sizes(cell.arm.projection, steps)), "chunks"
     if limit is not None and execution.traced and unrolls and is_swept:
         return "skipped", "a sweep compiles every size's unrolled steps anew, and unroll_limit is set"
@@ -320,9 +332,16 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
 def _no_chunks(cell: Cell) -> str | None:
     """Return why a workload's steps cannot be cut into the chunks of a cell's projection, or None."""
     projection, steps = cell.arm.projection, cell.workload.T
-    if family_of(projection) == CHUNKED and math.inf > chunk_order(projection) > steps:
+    if family_of(projection) in (CHUNKED, CHUNKED_LOSS) and math.inf > chunk_order(projection) > steps:
         return f"{steps} steps make no {chunk_order(projection):.0f} chunks"
     return None
+
+
+def _not_in_pass(cell: Cell) -> str | None:
+    """Return why a cell's projection cannot be in its pass, or None."""
+    if cell.pass_ == "forward" and family_of(cell.arm.projection) in LOSS_INSIDE:
+        return NO_OUTPUTS
+    return NO_LOSS if cell.pass_ == "loss" and cell.arm.projection == "none" else None
 
 
 def prototypes(study: Study, frameworks: list[Framework]) -> list[Prototype]:
@@ -344,6 +363,8 @@ def missing_requirement(execution: Execution, cell: Cell) -> str | None:
         cell.arm.recurrence,
         family_of(cell.arm.projection),
         cell.arm.name,
+        cell.pass_,
+        cell.workload.loss,
     )
     return next(filter(None, map(execution.without.get, requirements)), None)
 

@@ -9,6 +9,7 @@ from pydantic import Field
 import impls
 from harness.errors import UsageError
 from harness.study.study import LARGEST_FILE, Study, Workload, error_message, validate_choice
+from impls.interface import USUAL_PASSES
 
 BUDGET_S = 300.0
 PROCESSES = 5
@@ -39,6 +40,8 @@ def make_study(framework: str, flags: dict[str, Any]) -> PairStudy:
     try:
         study = PairStudy.model_validate(defaults | {name: value for name, value in flags.items() if value is not None})
         validate_choice("precision of a pair", study.precisions[0], PRECISIONS)
+        for pass_ in study.passes:
+            validate_choice("pass of a pair", pass_, USUAL_PASSES)
     except ValueError as error:
         raise UsageError(error_message(error)) from None
     for name, values in (("--threads", study.threads), ("--precision", study.precisions)):

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from harness.study.study import AROUND_THE_LOOP, LOOPS
-from impls.interface import WHOLE, Arm
+from impls.interface import WHOLE, Arm, chunk_count
 
 PRECOMPUTED = "given"  # the recurrence of precomputed hidden states: the projection is alone
 BATCHED = "batched"
@@ -28,8 +28,8 @@ PAIR = ("in_loop", BATCHED)  # a block without both answers nothing
 
 
 def chunk_order(projection: str) -> float:
-    """Return by what projections `chunked_<k>` are ordered: their number of chunks, infinite for one for each step."""
-    count = projection.removeprefix("chunked_")
+    """Return by what projections that cut time are ordered: their number of chunks, infinite for one for each step."""
+    count = chunk_count(projection)
     return math.inf if count == WHOLE else int(count)
 
 

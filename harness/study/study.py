@@ -25,13 +25,17 @@ from harness.machine.allocator import SETTINGS
 from impls.interface import (
     CELLS,
     CHUNKED,
+    CHUNKED_LOSS,
     DEVICES,
     GATES,
+    IN_LOOP_LOSS,
     LIBRARIES,
+    LOSSES,
     PASSES,
     PRECISIONS,
     PROJECTIONS,
     RECURRENCES,
+    USUAL_PASSES,
     Arm,
     family_of,
 )
@@ -85,7 +89,7 @@ Name = Annotated[str, AfterValidator(_validate_name)]  # becomes a file name and
 
 
 class Workload(BaseModel):
-    """Sizes and cell of one problem: batch B, steps T, inputs I, hidden H, outputs O."""
+    """Sizes, cell and loss of one problem: batch B, steps T, inputs I, hidden H, outputs O."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -96,11 +100,12 @@ class Workload(BaseModel):
     H: Size
     O: Size  # noqa: E741
     cell: str = "rnn_tanh"
+    loss: str = "squared"
 
-    @field_validator("cell")
+    @field_validator("cell", "loss")
     @classmethod
-    def _check_cell(cls, cell: str) -> str:
-        return validate_choice("cell", cell, CELLS)
+    def _check_choices(cls, value: str, info: Any) -> str:
+        return validate_choice(info.field_name, value, {"cell": CELLS, "loss": LOSSES}[info.field_name])
 
     @model_validator(mode="after")
     def _check_size(self) -> "Workload":
@@ -121,7 +126,7 @@ class Workload(BaseModel):
             "w_out": (self.H, self.O),
             "b_out": (self.O,),
             "x": (self.T, self.B, self.I),
-            "target": (self.T, self.B, self.O),
+            "target": (self.T, self.B) if self.loss == "cross_entropy" else (self.T, self.B, self.O),
         }
 
     @property
@@ -140,6 +145,7 @@ NAMED = {
     )
 }
 
+LM = Workload(name="lm", B=32, T=128, I=256, H=512, O=8000, cell="lstm", loss="cross_entropy")  # a language model
 WIDE = 10_000  # outputs: a vocabulary
 DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), with a wide output
     w.name: w
@@ -156,10 +162,11 @@ DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), wi
         ),
     )
 }
-KNOWN = NAMED | DEEPBENCH
+KNOWN = NAMED | {LM.name: LM} | DEEPBENCH
 
 LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
 BETWEEN = ("in_loop", "per_step", "batched")  # what a study of chunks compares them with
+CUT = {"chunked": CHUNKED, "chunked_loss": CHUNKED_LOSS}  # what chunks may cut, as a projection -> its family
 AROUND_THE_LOOP = ("none", "in_loop", "per_step", "bmm", "batched")
 USUAL = {  # the arms of a study that selects neither recurrences nor projections: each form where it is informative
     "unrolled": AROUND_THE_LOOP,
@@ -210,8 +217,8 @@ class Study(BaseModel):
     A selection of None means everything that this machine has. The exceptions are recurrences and projections: with
     neither selected, the arms are those of USUAL; with one of the two selected, the other has all its values.
 
-    `chunks`: into how many chunks of time the projection is cut after a loop of ours, beside BETWEEN or the projections
-    selected; `T` is one chunk for each step.
+    `chunks`: into how many chunks of time the projection, and the loss if CUT names it, are cut after a loop of ours,
+    beside BETWEEN or the projections selected; `T` is one chunk for each step.
     `sweep`: the workload around which sizes are swept, in the loop that users would write in each execution, with the
     first thread count; None for no sweep.
     `unroll_limit`: traced programs are unrolled up to this many steps (None: any number).
@@ -238,7 +245,7 @@ class Study(BaseModel):
     recurrences: list[str] | None = None
     projections: list[str] | None = None
     chunks: list[Annotated[int, Field(ge=1, le=65536)] | Literal["T"]] | None = None
-    passes: list[str] = list(PASSES)
+    passes: list[str] = list(USUAL_PASSES)
     precisions: list[str] = ["fp32"]
     memory: str = "held"
     library: str = "as_shipped"
@@ -272,9 +279,9 @@ class Study(BaseModel):
     @field_validator("projections")
     @classmethod
     def _check_projections(cls, values: list[str] | None) -> list[str] | None:
-        known = [value for value in values or () if family_of(value) != CHUNKED]
-        for value in known:
-            validate_choice("projection", value, (*PROJECTIONS, "chunked_<k>"))
+        for value in values or ():
+            if value not in CUT and family_of(value) not in CUT.values():
+                validate_choice("projection", value, (*PROJECTIONS, IN_LOOP_LOSS, "chunked_<k>", "chunked_loss_<k>"))
         return values
 
     @field_validator("memory")
@@ -315,6 +322,8 @@ class Study(BaseModel):
             raise ValueError(f"workloads: two have the name {duplicate} (case tells no names apart)")
         if duplicate := first_duplicate(w.name for w in [*self.workloads, *self.swept]):
             raise ValueError(f"workload {duplicate} has the name of a point of the sweep")
+        if (uncut := [name for name in self.projections or () if name in CUT]) and not self.chunks:
+            raise ValueError(f"projections: {uncut[0]} needs --chunks, or its number of chunks: {uncut[0]}_4")
         return self
 
     @property
@@ -332,18 +341,18 @@ class Study(BaseModel):
         """Return the arms to study, including those that some executions or devices lack."""
         if self.recurrences is None and self.projections is None and self.chunks is None:
             return [Arm(recurrence, projection) for recurrence, usual in USUAL.items() for projection in usual]
+        recurrences: Sequence[str] = self.recurrences or (LOOPS if self.chunks else RECURRENCES)
+        projections = self.projections or [*(BETWEEN if self.chunks else PROJECTIONS)]
         if self.chunks:
-            chunked = [f"chunked_{count}" for count in self.chunks]
-            projections = list(dict.fromkeys([*(self.projections or BETWEEN), *chunked]))
-            recurrences: Sequence[str] = self.recurrences or LOOPS
-        else:
-            recurrences, projections = self.recurrences or RECURRENCES, self.projections or list(PROJECTIONS)
+            cut = [projection for projection in projections if projection in CUT] or [*CUT][:1]
+            chunked = [f"{projection}_{count}" for projection in cut for count in self.chunks]
+            projections = list(dict.fromkeys([name for name in projections if name not in CUT] + chunked))
         return [Arm(recurrence, projection) for recurrence in recurrences for projection in projections]
 
 
 WORDS = {
     "recurrences": RECURRENCES,
-    "passes": ("forward", "train"),
+    "passes": PASSES,
     "precisions": PRECISIONS,
     "devices": DEVICES,
 }
@@ -361,14 +370,15 @@ SCALES: dict[str, dict[str, Any]] = {
         "sweep": "book",
     },
 }
+WORDED = ("cell", "loss")  # what a workload's text says in a word
 NARROWED = ("workloads", "recurrences", "projections", "chunks")  # selecting any of these turns off the preset's sweep
 
 
 def parse_workload(text: str) -> Workload:
     """Return the workload that a text describes.
 
-    The text is a name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..]; the cell is rnn_tanh by default.
-    Raises ValueError.
+    The text is a name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..][,loss=..]; by default the cell is rnn_tanh
+    and the loss squared. Raises ValueError.
     """
     if "=" not in text:
         return KNOWN[validate_choice("workload", text, KNOWN)]
@@ -378,19 +388,21 @@ def parse_workload(text: str) -> Workload:
         raise ValueError(f"{text!r} gives a size twice")
     sizes: dict[str, Any] = {}
     for key, value in values.items():
-        validate_choice("size", key, [*"BTIHO", "cell"])
-        if key != "cell" and not re.fullmatch(r"[0-9]{1,9}", value):
+        validate_choice("size", key, [*"BTIHO", *WORDED])
+        if key not in WORDED and not re.fullmatch(r"[0-9]{1,9}", value):
             raise ValueError(f"{key}={value} is not a whole number of at least 1")
-        sizes[key] = value if key == "cell" else int(value)
+        sizes[key] = value if key in WORDED else int(value)
     if missing := [size for size in "BTIHO" if size not in sizes]:
         raise ValueError(f"{text!r} lacks {', '.join(missing)}")
-    sizes.setdefault("cell", "rnn_tanh")
+    for key in WORDED:
+        sizes.setdefault(key, Workload.model_fields[key].default)
     return Workload(name=_name_from_sizes(sizes), **sizes)
 
 
 def _name_from_sizes(sizes: dict[str, Any]) -> str:
     """Return the name of a workload that has no name of its own."""
-    return "-".join(f"{size}{sizes[size]}" for size in "BTIHO") + f"-{sizes['cell']}"
+    words = [sizes["cell"], *([sizes["loss"]] if sizes["loss"] != "squared" else [])]
+    return "-".join([*(f"{size}{sizes[size]}" for size in "BTIHO"), *words])
 
 
 def load_study(
@@ -437,10 +449,10 @@ def _name_conflict(candidate: Workload) -> str | None:
     names = {name.lower(): name for name in KNOWN}
     owner = KNOWN.get(names.get(candidate.name.lower(), ""))
     if owner and owner != candidate:
-        sizes = ",".join(f"{size}={getattr(owner, size)}" for size in "BTIHO")
-        return f"the name {candidate.name} is kept for {sizes},cell={owner.cell}: give this workload another"
+        sizes = ",".join(f"{key}={getattr(owner, key)}" for key in (*"BTIHO", *WORDED))
+        return f"the name {candidate.name} is kept for {sizes}: give this workload another"
     size_name = _name_from_sizes(candidate.model_dump())
-    if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+-[a-z_]+", candidate.name) and candidate.name != size_name:
+    if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+(-[a-z_]+)+", candidate.name) and candidate.name != size_name:
         return f"the name {candidate.name} says other sizes than the workload's: give it another, or {size_name}"
     return None
 

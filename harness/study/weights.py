@@ -40,17 +40,20 @@ def make_weights(workload: Workload, seed: int) -> Arrays:
 
 
 def make_inputs(workload: Workload, seed: int) -> Arrays:
-    """Make x [T, B, I] and target [T, B, O], float32.
+    """Make x [T, B, I], float32, and the target: [T, B, O], float32, or for cross-entropy classes [T, B], int32.
 
     `book`, of its own sizes, is the chapter's series t*sin(t)/3 + 2*sin(5t) on [0, 30] at resolution
     0.1: each member of the batch starts at a random t0, and the target is the series one step ahead.
-    Any other workload has standard normal inputs and targets.
+    Any other workload has standard normal inputs and targets, and classes that are all as likely.
     """
     rng = np.random.default_rng([seed, 2])
     shapes = workload.shapes
     if workload == NAMED["book"]:
         return _series(rng, workload.T, workload.B)
-    return {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in INPUTS}
+    x = rng.standard_normal(shapes["x"]).astype(np.float32)
+    if workload.loss == "cross_entropy":
+        return {"x": x, "target": rng.integers(0, workload.O, shapes["target"], np.int32)}
+    return {"x": x, "target": rng.standard_normal(shapes["target"]).astype(np.float32)}
 
 
 def make_initial_weights(workload: Workload, seed: int) -> Arrays:
@@ -82,7 +85,7 @@ def make_batches(workload: Workload, count: int, seed: int) -> Arrays:
 def read_arrays(path: Path, names: tuple[str, ...], workload: Workload) -> Arrays:
     """Read arrays from a file that must hold exactly `names` in the workload's shapes, float32 and finite.
 
-    Raises UsageError with one sentence.
+    The target of cross-entropy must be int32, and below the number of classes. Raises UsageError with one sentence.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a safetensors file")
@@ -92,8 +95,10 @@ def read_arrays(path: Path, names: tuple[str, ...], workload: Workload) -> Array
             raise UsageError(f"{path} {_name_difference(set(slices), names)}, but must hold {', '.join(names)}")
         for name, entry in slices.items():
             shape = workload.shapes[name]
-            if entry.get_dtype() != "F32":
-                raise UsageError(f"{path}: {name} is {_numpy_dtype_name(entry.get_dtype())}, but must be float32")
+            dtype = "I32" if name == "target" and workload.loss == "cross_entropy" else "F32"
+            if entry.get_dtype() != dtype:
+                dtypes = map(_numpy_dtype_name, (entry.get_dtype(), dtype))
+                raise UsageError(f"{path}: {name} is {', but must be '.join(dtypes)}")
             if tuple(entry.get_shape()) != shape:
                 raise UsageError(
                     f"{path}: {name} has shape {tuple(entry.get_shape())}, but workload {workload.name} needs {shape}"
@@ -102,6 +107,8 @@ def read_arrays(path: Path, names: tuple[str, ...], workload: Workload) -> Array
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UsageError(f"{path}: {name} holds a number that is not finite")
+        if array.dtype.kind == "i" and not (array.min() >= 0 and array.max() < workload.O):
+            raise UsageError(f"{path}: {name} holds a class that is not one of 0 to {workload.O - 1}")
     return arrays
 
 

@@ -27,7 +27,11 @@ ELEMENT, RMS = 10.0, 5.0  # standard deviations
 RUNS = (16, 5)  # of the oracle with random roundings: for a small program, and the minimum
 RUN_NUMBERS = 4e6  # numbers in all runs together of a program that is not small
 FP64_BOUND = 1e-12
-BYTES = {"forward": (60, 80), "train": (150, 80)}  # of the oracle and its bounds, see oracle_memory_bytes
+BYTES = {
+    "forward": (60, 80),
+    "loss": (60, 120),
+    "train": (150, 120),
+}  # of the oracle and its bounds, see oracle_memory_bytes
 SAMPLED_BYTES = 2 * 2**30  # of the oracle: what would take more is checked on a sample of its sequences
 LEAST_NORMAL = 2.0**-126  # of float32 and bfloat16; smaller numbers are denormals
 LARGEST = {"fp64": float(np.finfo(np.float64).max), "bf16": (2 - 2.0**-7) * 2.0**127}
@@ -74,20 +78,21 @@ def program_data(data: Data, precision: str, form: str, moment: str) -> Data:
 def _round_to_bfloat16(data: Data) -> Data:
     """Round the data to bfloat16 numbers as a backend does; the arrays stay float32."""
     w, x, target = data
-    return Data(Weights(*map(reference.in_bfloat16, w)), *map(reference.in_bfloat16, (x, target)))
+    target = reference.in_bfloat16(target) if target.dtype.kind == "f" else target
+    return Data(Weights(*map(reference.in_bfloat16, w)), reference.in_bfloat16(x), target)
 
 
 def reference_with_deviations(
-    data: Data, cell: str, pass_: str, form: str, rounding: Rounding
+    data: Data, workload: Workload, pass_: str, form: str, rounding: Rounding
 ) -> tuple[Outputs, Outputs]:
     """Return the oracle's outputs, and the standard deviation that rounding alone may give each element.
 
-    `data` is float64. A deviation is that of the runs with random roundings, or `_separable_approximation` of it where
-    that is larger, because few runs may miss an element.
+    `data` is float64, and may be a part of the workload's. A deviation is that of the runs with random roundings, or
+    `_separable_approximation` of it where that is larger, because few runs may miss an element.
     """
-    sizes = Sizes(rounding)
+    sizes, cell, loss = Sizes(rounding), workload.cell, workload.loss
     with np.errstate(over="ignore", invalid="ignore"):
-        true = reference.run(data, cell, pass_, form, sizes)
+        true = reference.run(data, cell, pass_, form, sizes, loss)
         steps, batch, _ = data.x.shape
         numbers = steps * batch * data.weights.w_rec.shape[1] + data.target.size + sum(a.size for a in true.values())
         runs = int(np.clip(RUN_NUMBERS / numbers, RUNS[1], RUNS[0]))
@@ -96,7 +101,7 @@ def reference_with_deviations(
         scales = {name: float(np.abs(array).max()) or 1.0 for name, array in true.items()}
         for first in range(0, runs, chunk):
             noise = Noise(first, sizes, min(chunk, runs - first))
-            for name, array in reference.run(noise.data(data), cell, pass_, form, noise).items():
+            for name, array in reference.run(noise.data(data), cell, pass_, form, noise, loss).items():
                 axis = 1 if name == "y" else 0
                 error = (array - np.expand_dims(true[name], axis)) / scales[name]  # so that no square overflows
                 squares[name] += np.square(error).sum(axis) / runs
@@ -167,7 +172,7 @@ def root_mean_square(a: Array) -> float:
     return largest * float(np.sqrt(np.mean(np.square(a / largest))))
 
 
-def overflow_reason(data: Data, cell: str, pass_: str, form: str, precision: str) -> str | None:
+def overflow_reason(data: Data, workload: Workload, pass_: str, form: str, precision: str) -> str | None:
     """Return what overflows while a program computes in a precision, as the end of a sentence, or None.
 
     `data` is float64. Partial sums count too, where they may overflow in some order of summation: their magnitude is
@@ -175,7 +180,7 @@ def overflow_reason(data: Data, cell: str, pass_: str, form: str, precision: str
     """
     largest = LARGEST.get(precision, LARGEST_FP32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for name, array in reference.quantities(data, cell, pass_, form):
+        for name, array in reference.quantities(data, workload.cell, pass_, form, loss=workload.loss):
             size = np.square(array).sum() if name == "error" else np.abs(array)
             if not (np.max(size) <= largest):
                 return _overflow_message(name, size, largest, precision)

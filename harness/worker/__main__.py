@@ -222,6 +222,7 @@ def run_block(
     data = data._replace(x=data.x[: request.steps], target=data.target[: request.steps])
     spec = timing.TimingSpec(
         cell=request.workload.cell,
+        loss=request.workload.loss,
         pass_=request.pass_,
         execution=request.execution,
         arms=request.arms,

@@ -67,6 +67,7 @@ class TimingSpec:
     hurried: bool = False
     loop: str = ""
     overwrites: bool = False  # whether the next call overwrites a call's outputs
+    loss: str = "squared"
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class _BlockRun:
         """
         arm_timing = self.arms.setdefault(name, ArmTiming.without_times())
         data = data_for(arm, self.spec.data)
-        program = Program(arm, self.spec.cell, self.spec.pass_, self.spec.execution)
+        program = Program(arm, self.spec.cell, self.spec.pass_, self.spec.execution, self.spec.loss)
         try:
             ballast = np.ones(ballast_bytes, np.uint8)
             w, *real_inputs = self.backend.put(data)

@@ -12,6 +12,7 @@ import numpy as np
 from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
+    CHUNKED,
     Data,
     Execution,
     Facts,
@@ -33,6 +34,8 @@ NOT_EAGER = {
     "scan": "lax.scan compiles its loop even outside jit: it has no op-by-op form",
     "layer": "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form",
     "hoisted": "hoist traces its program at every call, which jit does once",
+    "in_loop_loss": "jax.checkpoint traces its function at every call, which jit does once",
+    "chunked_loss_k": "lax.map compiles its loop even outside jit: it has no op-by-op form",
     "library": "nnx.Linear as a function of its weights is put together at every call, which jit does once",
 }
 NO_LOOP = "an unrolled program has no loop to take anything out of"
@@ -60,8 +63,8 @@ class Backend:
         versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
         without = {"time_distributed": NO_TIME_DISTRIBUTED, "unrolled_hoisted": NO_LOOP}
         executions = {
-            "eager": Execution(False, without=without | NOT_EAGER, trains=False, usual_passes=("forward",)),
-            "xla": Execution(traced=True, without=without, loop="scan"),
+            "eager": Execution(False, without=without | NOT_EAGER, trains=False, usual_passes=("forward", "loss")),
+            "xla": Execution(traced=True, without=without, loop="scan", chunks_unrolled=(CHUNKED,)),
         }
         return Facts(versions, executions, {"cpu": None, "gpu": _why_no_gpu()})
 
@@ -87,16 +90,17 @@ class Backend:
 
     def prepare(self, program: Program, w: Weights) -> Run:
         require_layer(program, self.model.CELLS[program.cell].own)
-        run = self.passes.function(program.arm.recurrence, program.arm.projection, program.cell, program.pass_)
+        arm = program.arm
+        run = self.passes.function(arm.recurrence, arm.projection, program.cell, program.pass_, program.loss)
         return functools.partial(self.jax.jit(run) if program.execution == "xla" else run, w)
 
     def trainer(self, program: Program, w: Weights) -> Run:
-        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
-        cell, loss, adam = self.model.CELLS[program.cell], self.model.loss, self.model.adam
+        objective = self.model.objective(program.arm.recurrence, program.arm.projection, program.loss)
+        cell, adam = self.model.CELLS[program.cell], self.model.adam
         state = self.model.untrained(w)
 
         def value(w: Weights, x: Any, target: Any) -> Any:
-            return loss(arm(w, cell, x), target)
+            return objective(w, cell, x, target)
 
         def update(state: Trained, x: Any, target: Any) -> Any:
             out, d = self.jax.value_and_grad(value)(state.w, x, target)
@@ -114,14 +118,19 @@ class Backend:
 
     def put(self, data: Data) -> Data:
         # The copies keep JAX from aliasing NumPy's memory, which other arms' data may share.
-        return self.jax.tree.map(lambda a: self.jnp.array(a, self.dtype, copy=True), data)
+
+        def put(a: np.ndarray) -> Any:
+            return self.jnp.array(a, self.dtype if a.dtype.kind == "f" else None, copy=True)
+
+        return self.jax.tree.map(put, data)
 
     def wait(self, outputs: Any) -> None:
         self.jax.block_until_ready(outputs)
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         leaves = self.jax.tree.leaves(outputs)
-        return named([np.array(leaf, "float32" if leaf.dtype == "bfloat16" else None) for leaf in leaves])
+        arrays = [np.array(leaf, "float32" if leaf.dtype == "bfloat16" else None) for leaf in leaves]
+        return named(arrays, program.pass_)
 
     def evidence(self, program: Program, run: Any, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         """Count by the means of each execution.

@@ -7,15 +7,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import Array
 
-from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights, chunk_sizes
+from impls.interface import (
+    BETA_1,
+    BETA_2,
+    CHUNKED_LOSS,
+    EPSILON,
+    LOG_BETA_1,
+    LOG_BETA_2,
+    RATE,
+    Trained,
+    Weights,
+    chunk_sizes,
+    family_of,
+)
 from impls.jax.hoist import hoist
 
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Array], State]
-Emit = Callable[[Weights, Array], Array]
+Emit = Callable[..., Array]  # of the weights, h [B, H], and a step of each further array
+Loss = Callable[..., Array]  # of y, the target, and how it is reduced
 
 
 class Cell(NamedTuple):
@@ -73,24 +87,25 @@ def start(w: Weights, cell: Cell, x: Array) -> State:
     return tuple(jnp.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype) for _ in range(cell.states))
 
 
-def unroll(w: Weights, cell: Cell, x: Array, emit: Emit) -> list[Array]:
-    """Run a Python loop over x [T, B, I], and return a list of T results of emit [B, N]."""
+def unroll(w: Weights, cell: Cell, x: Array, emit: Emit, *others: Array) -> list[Array]:
+    """Run a Python loop over x [T, B, I] and others [T, ...], and return a list of T results of emit."""
     state = start(w, cell, x)
     out = []
-    for x_t in jnp.unstack(x):
+    for x_t, *others_t in zip(*map(jnp.unstack, (x, *others)), strict=True):
         state = cell.step(w, state, x_t)
-        out.append(emit(w, state[0]))
+        out.append(emit(w, state[0], *others_t))
     return out
 
 
-def scan(w: Weights, cell: Cell, x: Array, emit: Emit) -> Array:
-    """Run a symbolic loop over x [T, B, I], and return the stacked results of emit [T, B, N]."""
+def scan(w: Weights, cell: Cell, x: Array, emit: Emit, *others: Array) -> Array:
+    """Run a symbolic loop over x [T, B, I] and others [T, ...], and return the stacked results of emit [T, ...]."""
 
-    def body(state: State, x_t: Array) -> tuple[State, Array]:
+    def body(state: State, inputs: tuple[Array, ...]) -> tuple[State, Array]:
+        x_t, *others_t = inputs
         state = cell.step(w, state, x_t)
-        return state, emit(w, state[0])
+        return state, emit(w, state[0], *others_t)
 
-    return jax.lax.scan(body, start(w, cell, x), x)[1]
+    return jax.lax.scan(body, start(w, cell, x), (x, *others))[1]
 
 
 def unrolled(w: Weights, cell: Cell, x: Array) -> Array:
@@ -199,9 +214,49 @@ def scan_hoisted(w: Weights, cell: Cell, x: Array) -> Array:
     return hoist(lambda w, x: scan_in_loop(w, cell, x))(w, x)
 
 
-def loss(y: Array, target: Array) -> Array:
-    """Return the mean squared error, a scalar."""
-    return jnp.mean(jnp.square(y - target))
+def squared(y: Array, target: Array, reduce: Any = jnp.mean) -> Array:
+    """Return the mean squared error of y [..., O], or what their squares are reduced to."""
+    return reduce(jnp.square(y - target))
+
+
+def cross_entropy(y: Array, target: Array, reduce: Any = jnp.mean) -> Array:
+    """Return the mean softmax cross-entropy of logits y [..., O] against classes [...], or what it is reduced to."""
+    return reduce(optax.softmax_cross_entropy_with_integer_labels(y, target))
+
+
+def added(loss: Loss) -> Emit:
+    """Return a function of w, h [..., H] and a target that projects h and returns the sum of its losses.
+
+    What it computes is not kept for the backward pass, which computes it again.
+    """
+    return jax.checkpoint(lambda w, h, target: loss(project(w, h), target, jnp.sum))
+
+
+def unrolled_in_loop_loss(loss: Loss, w: Weights, cell: Cell, x: Array, target: Array) -> Array:
+    return sum(unroll(w, cell, x, added(loss), target), jnp.zeros((), x.dtype)) / target.size
+
+
+def scan_in_loop_loss(loss: Loss, w: Weights, cell: Cell, x: Array, target: Array) -> Array:
+    return jnp.sum(scan(w, cell, x, added(loss), target)) / target.size
+
+
+def add_chunks(sizes: list[int], loss: Loss, w: Weights, hs: Array, target: Array) -> Array:
+    """Return the mean loss of h [T, B, H], projected and added up chunk by chunk; `sizes` are the steps of each.
+
+    Chunks of one size are a symbolic loop. XLA would compute those of a Python loop side by side, and keep all of y.
+    """
+    total, first = jnp.zeros((), hs.dtype), 0
+    for size in dict.fromkeys(sizes):
+        count = sizes.count(size)
+        chunks = [a[first : first + count * size].reshape(count, size, *a.shape[1:]) for a in (hs, target)]
+        total += jnp.sum(jax.lax.map(lambda chunk: added(loss)(w, *chunk), tuple(map(flat, chunks))))
+        first += count * size
+    return total / target.size
+
+
+def flat(a: Array) -> Array:
+    """Reshape chunks [K, T, B, ...] to [K, T*B, ...]."""
+    return a.reshape(a.shape[0], -1, *a.shape[3:])
 
 
 def adam(state: Trained, d: Weights) -> Trained:
@@ -246,6 +301,8 @@ IN_THE_LOOP = {
     "scan_per_step": scan_per_step,
     "scan_hoisted": scan_hoisted,
 }
+LOSSES: dict[str, Loss] = {"squared": squared, "cross_entropy": cross_entropy}
+LOSS_INSIDE = {"unrolled_in_loop_loss": unrolled_in_loop_loss, "scan_in_loop_loss": scan_in_loop_loss}
 
 
 def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Array]:
@@ -256,3 +313,16 @@ def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Ar
     if after is None:
         return lambda w, cell, x: project_chunks(chunk_sizes(projection, x.shape[0]), w, hidden(w, cell, x))
     return lambda w, cell, x: after(w, hidden(w, cell, x))
+
+
+def objective(recurrence: str, projection: str, loss: str) -> Callable[[Weights, Cell, Array, Array], Array]:
+    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar."""
+    if inside := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
+        return partial(inside, LOSSES[loss])
+    if family_of(projection) == CHUNKED_LOSS:
+        hidden = HIDDEN[recurrence]
+        return lambda w, cell, x, target: add_chunks(
+            chunk_sizes(projection, x.shape[0]), LOSSES[loss], w, hidden(w, cell, x), target
+        )
+    program = arm(recurrence, projection)
+    return lambda w, cell, x, target: LOSSES[loss](program(w, cell, x), target)

@@ -11,6 +11,7 @@ import numpy as np
 from impls import hlo, libraries, trace
 from impls.evidence import Evidence
 from impls.interface import (
+    CHUNKED,
     FAMILIES,
     NO_HOIST,
     RECURRENCES,
@@ -39,6 +40,7 @@ TRACES = 5  # runs of the original that are traced for its memory
 NO_LEGACY = "the original's BasicRNNCell is in tf-keras, which is not installed"
 NO_OTHER_LOOP = "the original runs dynamic_rnn, a symbolic loop, and no other recurrence"
 NO_OTHER_FORM = "the original projects in the wrapper, or once on its reshaped outputs"
+NO_OTHER_LOSS = "the original's loss is the mean squared error, and its programs return its gradients with it"
 NO_GATES = "the original's cell is BasicRNNCell: a plain RNN, with one of its activations"
 NAMES_EACH = 2**20  # numbers that a program's functions and loops have to themselves
 NO_TRAINING = "the original's programs give gradients here, and do not take steps"
@@ -94,10 +96,10 @@ class Backend:
                 without={"vmap": NO_EAGER_VMAP, "hoisted": NO_HOIST},
                 on_request={"scan": EAGER_LOOP},
                 trains=False,
-                usual_passes=("forward",),
+                usual_passes=("forward", "loss"),
             ),
-            "graph": Execution(traced=True, without={"hoisted": NO_HOIST}, loop="scan"),
-            "xla": Execution(traced=True, without={"hoisted": NO_HOIST}, loop="scan"),
+            "graph": Execution(True, without={"hoisted": NO_HOIST}, loop="scan", chunks_unrolled=(CHUNKED,)),
+            "xla": Execution(True, without={"hoisted": NO_HOIST}, loop="scan", chunks_unrolled=(CHUNKED,)),
             ORIGINAL: Execution(
                 True, None if legacy else NO_LEGACY, _not_original(), trains=False, loop="scan", takes_functions=False
             ),
@@ -127,37 +129,50 @@ class Backend:
         if program.execution == ORIGINAL:
             return self._original(program, w)
         tf = self.tf
-        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
-        cell, loss = self.model.CELLS[program.cell], self.model.loss
+        recurrence, projection, cell = program.arm.recurrence, program.arm.projection, self.model.CELLS[program.cell]
         require_layer(program, cell.own)
         if _own_gru(program):
             w = Weights(*self._to_keras(*w.recurrent), w.w_out, w.b_out)
         with tf.device(self.device):
-            variables = self.model.held(w, cell, program.arm.recurrence, program.arm.projection)
+            variables = self.model.held(w, cell, recurrence, projection)
 
-        def forward(x: Any) -> Any:
-            return arm(variables, cell, x)
+        run: Any = self._run(program, variables)
+        if program.execution != "eager":
+            run = self._function(program, run)
+        # A traced function spends time on every argument, used or not: up to 5% of book's forward pass.
+        call: Any = run if program.pass_ != "forward" else lambda x, target: run(x)
+        self.programs[call] = run
+        return call
+
+    def _run(self, program: Program, variables: Any) -> Any:
+        """Return a program as a function of its inputs: of x alone (forward), or of x and target."""
+        tf = self.tf
+        recurrence, projection, cell = program.arm.recurrence, program.arm.projection, self.model.CELLS[program.cell]
+        if program.pass_ == "forward" or projection == "none":
+            arm = self.model.arm(recurrence, projection)
+
+            def forward(x: Any) -> Any:
+                return arm(variables, cell, x)
+
+            def backward(x: Any, d_h: Any) -> Any:
+                with tf.GradientTape() as tape:
+                    hs = arm(variables, cell, x)
+                return tape.gradient(hs, variables.recurrent, output_gradients=d_h)
+
+            return forward if program.pass_ == "forward" else backward
+        objective = self.model.objective(recurrence, projection, program.loss)
+
+        def loss(x: Any, target: Any) -> Any:
+            return objective(variables, cell, x, target)
 
         def train(x: Any, target: Any) -> Any:
             with tf.GradientTape() as tape:
-                out = loss(arm(variables, cell, x), target)
+                out = objective(variables, cell, x, target)
             weights = variables[: len(Weights._fields)]
             # Recurrence `given` does not use w_in, w_rec and b_rec: their gradients are zeros.
             return out, *tape.gradient(out, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-        def backward(x: Any, d_h: Any) -> Any:
-            with tf.GradientTape() as tape:
-                hs = arm(variables, cell, x)
-            return tape.gradient(hs, variables.recurrent, output_gradients=d_h)
-
-        gradients = backward if program.arm.projection == "none" else train
-        run: Any = forward if program.pass_ == "forward" else gradients
-        if program.execution != "eager":
-            run = self._function(program, run)
-        # A traced function spends time on every argument, used or not: up to 5% of book's forward pass.
-        call: Any = run if program.pass_ == "train" else lambda x, target: run(x)
-        self.programs[call] = run
-        return call
+        return loss if program.pass_ == "loss" else train
 
     def _function(self, program: Program, body: Callable[..., Any]) -> Any:
         """Return a tf.function of a program's body, which counts among the compilations.
@@ -192,15 +207,15 @@ class Backend:
         if program.execution == ORIGINAL:
             raise Unavailable(NO_TRAINING)
         tf = self.tf
-        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
-        cell, loss, adam = self.model.CELLS[program.cell], self.model.loss, self.model.adam
+        objective = self.model.objective(program.arm.recurrence, program.arm.projection, program.loss)
+        cell, adam = self.model.CELLS[program.cell], self.model.adam
         variables = tf.nest.map_structure(tf.Variable, self.model.untrained(w))
 
         def update(x: Any, target: Any) -> Any:
             state: Trained = tf.nest.map_structure(tf.convert_to_tensor, variables)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(state.w)
-                out = loss(arm(state.w, cell, x), target)
+                out = objective(state.w, cell, x, target)
             next_state = adam(state, Weights(*tape.gradient(out, state.w)))
             tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, next_state)
             return out
@@ -211,7 +226,7 @@ class Backend:
 
     def put(self, data: Data) -> Data:
         def put(a: np.ndarray) -> Any:
-            return self.tf.constant(a, self.dtype)
+            return self.tf.constant(a, self.dtype if a.dtype.kind == "f" else None)
 
         with self.tf.device(self.device):
             return Data(Weights(*map(put, data.weights)), *map(put, data[1:]))
@@ -233,7 +248,7 @@ class Backend:
         if program.execution == ORIGINAL and program.pass_ == "train":
             kernel = 0 if program.arm.projection == "none" else 1  # 1 where the loss comes first
             arrays[kernel : kernel + 1] = _apart(arrays[kernel])
-        outputs = named(arrays)
+        outputs = named(arrays, program.pass_)
         if _own_gru(program) and program.pass_ == "train":
             outputs["d_b_rec"] = outputs["d_b_rec"][0]  # the framework's layer has two biases; this is the contract's
             outputs |= {name: _exchanged(outputs[name]) for name in TRAIN_NONE}
@@ -274,7 +289,7 @@ class Backend:
         from impls.tf import evidence
 
         function = self.programs[run]
-        arguments = inputs if program.pass_ == "train" else inputs[:1]
+        arguments = inputs[:1] if program.pass_ == "forward" else inputs
         if program.execution == ORIGINAL:
             traces = [function.traced(*arguments) for _ in range(TRACES)]
             return evidence.of_traces(traces, function.variables(), self._prober())
@@ -347,7 +362,8 @@ def _not_original() -> dict[str, str]:
     """Return what the chapter's programs do not support, each with its reason."""
     loops = [recurrence for recurrence in RECURRENCES if recurrence != "scan"]
     forms = [projection for projection in FAMILIES if projection not in ("none", "in_loop", "batched")]
-    return dict.fromkeys(loops, NO_OTHER_LOOP) | dict.fromkeys(forms, NO_OTHER_FORM) | {"gpu": NO_HOST, "bf16": NO_BF16}
+    without = dict.fromkeys(loops, NO_OTHER_LOOP) | dict.fromkeys(forms, NO_OTHER_FORM)
+    return without | dict.fromkeys(("loss", "cross_entropy"), NO_OTHER_LOSS) | {"gpu": NO_HOST, "bf16": NO_BF16}
 
 
 def _apart(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

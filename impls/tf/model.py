@@ -8,11 +8,24 @@ import keras
 import tensorflow as tf
 from tensorflow import Tensor, TensorArray
 
-from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights, chunk_sizes
+from impls.interface import (
+    BETA_1,
+    BETA_2,
+    CHUNKED_LOSS,
+    EPSILON,
+    LOG_BETA_1,
+    LOG_BETA_2,
+    RATE,
+    Trained,
+    Weights,
+    chunk_sizes,
+    family_of,
+)
 
 State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Tensor], State]
-Emit = Callable[[Weights, Tensor], Tensor]
+Emit = Callable[..., Tensor]  # of the weights, h [B, H], and a step of each further array
+Loss = Callable[..., Tensor]  # of y, the target, and how it is reduced
 
 
 class Held(NamedTuple):
@@ -87,13 +100,13 @@ def start(w: Weights, cell: Cell, x: Tensor) -> State:
     return tuple(tf.zeros((x.shape[1], w.w_rec.shape[0]), x.dtype) for _ in range(cell.states))
 
 
-def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
-    """Run a Python loop over x [T, B, I], and return a list of T results of emit [B, N]."""
+def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit, *others: Tensor) -> list[Tensor]:
+    """Run a Python loop over x [T, B, I] and others [T, ...], and return a list of T results of emit."""
     state = start(w, cell, x)
     out = []
-    for x_t in tf.unstack(x):
+    for x_t, *others_t in zip(*map(tf.unstack, (x, *others)), strict=True):
         state = cell.step(w, state, x_t)
-        out.append(emit(w, state[0]))
+        out.append(emit(w, state[0], *others_t))
     return out
 
 
@@ -110,6 +123,18 @@ def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> Tensor:
     out = TensorArray(x.dtype, steps, element_shape=(batch, size))
     variables = (0, start(w, cell, x), out)
     return tf.while_loop(lambda t, state, out: t < steps, body, variables, maximum_iterations=steps)[2].stack()
+
+
+def one_by_one(count: int, body: Callable[..., Any], variables: Any) -> Any:
+    """Return a symbolic loop's results. Its first variable counts to `count`.
+
+    By default a loop computes ten iterations side by side, and so holds ten of what each needs.
+    """
+
+    def unfinished(number: Tensor, *others: Any) -> Tensor:
+        return number < count
+
+    return tf.while_loop(unfinished, body, variables, parallel_iterations=1, maximum_iterations=count)
 
 
 def unrolled(w: Weights, cell: Cell, x: Tensor) -> Tensor:
@@ -234,9 +259,75 @@ def scan_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
     return project_each(w, scanned(w, cell, x))
 
 
-def loss(y: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error, a scalar."""
-    return tf.reduce_mean(tf.square(y - target))
+def squared(y: Tensor, target: Tensor, reduce: Any = tf.reduce_mean) -> Tensor:
+    """Return the mean squared error of y [..., O], or what their squares are reduced to."""
+    return reduce(tf.square(y - target))
+
+
+def cross_entropy(y: Tensor, target: Tensor, reduce: Any = tf.reduce_mean) -> Tensor:
+    """Return the mean softmax cross-entropy of logits y [..., O] against classes [...], or what it is reduced to."""
+    return reduce(tf.nn.sparse_softmax_cross_entropy_with_logits(target, y))
+
+
+def added(loss: Loss, w: Weights) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function of h [N, H] and a target that projects h and returns the sum of its losses.
+
+    What it computes is not kept for the backward pass, which computes it again. The weights are read outside of it:
+    what recomputes takes tensors, and no variables.
+    """
+    w_out, b_out = map(tf.convert_to_tensor, (w.w_out, w.b_out))
+
+    def add(w_out: Tensor, b_out: Tensor, h: Tensor, target: Tensor) -> Tensor:
+        return loss(project(Weights(None, None, None, w_out, b_out), h), target, tf.reduce_sum)
+
+    return partial(tf.recompute_grad(add), w_out, b_out)
+
+
+def unrolled_in_loop_loss(loss: Loss, w: Weights, cell: Cell, x: Tensor, target: Tensor) -> Tensor:
+    add = added(loss, w)
+    losses = unroll(w, cell, x, lambda w, h, target: add(h, target), target)
+    return tf.add_n(losses) / target.shape.num_elements()
+
+
+def scan_in_loop_loss(loss: Loss, w: Weights, cell: Cell, x: Tensor, target: Tensor) -> Tensor:
+    add, steps = added(loss, w), x.shape[0]
+    xs, targets = (TensorArray(a.dtype, steps).unstack(a) for a in (x, target))
+
+    def body(t: Tensor, state: State, total: Tensor) -> tuple[Tensor, State, Tensor]:
+        state = cell.step(w, state, xs.read(t))
+        return t + 1, state, total + add(state[0], targets.read(t))
+
+    variables = (0, start(w, cell, x), tf.zeros((), x.dtype))
+    return one_by_one(steps, body, variables)[2] / target.shape.num_elements()
+
+
+def add_chunks(sizes: list[int], loss: Loss, w: Weights, hs: Tensor, target: Tensor) -> Tensor:
+    """Return the mean loss of h [T, B, H], projected and added up chunk by chunk; `sizes` are the steps of each.
+
+    Chunks of one size are a symbolic loop. XLA would compute those of a Python loop side by side, and keep all of y.
+    """
+    add, total, first = added(loss, w), tf.zeros((), hs.dtype), 0
+    for size in dict.fromkeys(sizes):
+        count = sizes.count(size)
+        arrays = [chunks(a[first : first + count * size], count) for a in (hs, target)]
+        total = add_each(add, count, total, *arrays)
+        first += count * size
+    return total / target.shape.num_elements()
+
+
+def add_each(add: Callable[..., Tensor], count: int, total: Tensor, *arrays: Tensor) -> Tensor:
+    """Return a total with add of each of `count` items of arrays [count, ...], by a symbolic loop."""
+    items = [TensorArray(a.dtype, count).unstack(a) for a in arrays]
+
+    def body(number: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        return number + 1, total + add(*(item.read(number) for item in items))
+
+    return one_by_one(count, body, (0, total))[1]
+
+
+def chunks(a: Tensor, count: int) -> Tensor:
+    """Reshape [count * T, B, ...] to [count, T*B, ...]."""
+    return tf.reshape(a, (count, a.shape[0] // count * a.shape[1], *a.shape[2:]))
 
 
 def adam(state: Trained, d: Weights) -> Trained:
@@ -286,6 +377,8 @@ IN_THE_LOOP = {
     "scan_in_loop": scan_in_loop,
     "scan_per_step": scan_per_step,
 }
+LOSSES: dict[str, Loss] = {"squared": squared, "cross_entropy": cross_entropy}
+LOSS_INSIDE = {"unrolled_in_loop_loss": unrolled_in_loop_loss, "scan_in_loop_loss": scan_in_loop_loss}
 OWN_DENSE = {"library": own_dense, "time_distributed": own_time_distributed}
 
 
@@ -311,3 +404,16 @@ def arm(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tenso
     if after is None:
         return lambda w, cell, x: project_chunks(chunk_sizes(projection, x.shape[0]), w, hidden(w, cell, x))
     return lambda w, cell, x: after(w, hidden(w, cell, x))
+
+
+def objective(recurrence: str, projection: str, loss: str) -> Callable[[Any, Cell, Tensor, Tensor], Tensor]:
+    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar."""
+    if inside := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
+        return partial(inside, LOSSES[loss])
+    if family_of(projection) == CHUNKED_LOSS:
+        hidden = HIDDEN[recurrence]
+        return lambda w, cell, x, target: add_chunks(
+            chunk_sizes(projection, x.shape[0]), LOSSES[loss], w, hidden(w, cell, x), target
+        )
+    program = arm(recurrence, projection)
+    return lambda w, cell, x, target: LOSSES[loss](program(w, cell, x), target)

@@ -28,6 +28,7 @@ from impls.interface import (
 )
 from impls.torch import private
 
+KEPT = "torch's scan operator keeps what its body computes, and a checkpoint inside changes nothing (torch 2.13)"
 NO_EAGER_SCAN = "torch's scan operator runs through the compiler even when called eagerly: it has no eager form"
 PROTOTYPE = (
     "torch's scan operator is marked prototype upstream, compiles wrong gradients when two are chained (torch 2.13, "
@@ -71,16 +72,17 @@ class Backend:
         missing = None if shutil.which(COMPILER) else NO_COMPILER
         without = {"time_distributed": NO_TIME_DISTRIBUTED, "hoisted": NO_HOIST}
         unbatched = dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH)
+        kept = {"scan_in_loop_loss": KEPT}
         executions = {
             "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
-            "inductor": Execution(True, missing, without, UNROLLS, {"scan": PROTOTYPE}),
+            "inductor": Execution(True, missing, without | kept, UNROLLS, {"scan": PROTOTYPE}),
             "inductor-batched": Execution(
                 True, missing, without | unbatched, SLOW, trains=False, usual_passes=(), takes_functions=False
             ),
             "cudagraph": Execution(
                 True,
                 missing,
-                without | {"cpu": NO_CUDA_GRAPH},
+                without | kept | {"cpu": NO_CUDA_GRAPH},
                 UNROLLS,
                 {"scan": PROTOTYPE},
                 overwrites=True,
@@ -118,18 +120,10 @@ class Backend:
 
     def prepare(self, program: Program, w: Weights) -> Run:
         torch = self.torch
-        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
-        cell, mse = self.model.CELLS[program.cell], self.model.loss
+        cell = self.model.CELLS[program.cell]
         require_layer(program, cell.own)
         w = self._laid_out(program, w)
-
-        def forward(w: Weights, x: Any, target: Any) -> Any:
-            return arm(w, cell, x)
-
-        def loss(w: Weights, x: Any, target: Any) -> Any:
-            return mse(arm(w, cell, x), target)
-
-        function = forward if program.pass_ == "forward" or program.arm.projection == "none" else loss
+        function = self._function(program, cell)
         if program.execution != "eager":
             uncompiled = torch.compile(_own_code(function), fullgraph=True, dynamic=False, backend=TRACED)
             self.uncompiled[program] = Uncompiled(self._run(uncompiled, w, program), w)
@@ -139,11 +133,28 @@ class Backend:
             run = self._stepped(run)
         return self._proven(run, program) if program.execution != "eager" else run
 
+    def _function(self, program: Program, cell: Any) -> Any:
+        """Return a program as a function of w, x and target: its output, or its loss where the pass has one."""
+        recurrence, projection = program.arm.recurrence, program.arm.projection
+        if program.pass_ == "forward" or projection == "none":
+            arm = self.model.arm(recurrence, projection)
+
+            def forward(w: Weights, x: Any, target: Any) -> Any:
+                return arm(w, cell, x)
+
+            return forward
+        objective = self.model.objective(recurrence, projection, program.loss)
+
+        def loss(w: Weights, x: Any, target: Any) -> Any:
+            return objective(w, cell, x, target)
+
+        return loss
+
     def _run(self, function: Any, w: Weights, program: Program) -> Run:
         """Return the callable of a pass, for a function of an arm.
 
-        It returns the output (forward), the loss and its gradients (train), or, for projection `none`, the gradients
-        that follow from a given gradient of h.
+        It returns the output (forward), the loss (loss), the loss and its gradients (train), or, for projection `none`,
+        the gradients that follow from a given gradient of h.
         """
         torch = self.torch
 
@@ -160,18 +171,12 @@ class Backend:
             return torch.autograd.grad(function(w, x, d_h), w.recurrent, d_h)
 
         run_gradients = run_backward if program.arm.projection == "none" else run_train
-        return run_forward if program.pass_ == "forward" else run_gradients
+        return run_gradients if program.pass_ == "train" else run_forward
 
     def trainer(self, program: Program, w: Weights) -> Run:
         torch = self.torch
-        arm = self.model.arm(program.arm.recurrence, program.arm.projection)
-        cell, mse = self.model.CELLS[program.cell], self.model.loss
         state = self.model.untrained(w)
-
-        def loss(w: Weights, x: Any, target: Any) -> Any:
-            return mse(arm(w, cell, x), target)
-
-        function, update = loss, self.model.adam
+        function, update = self._function(program, self.model.CELLS[program.cell]), self.model.adam
         if program.execution != "eager":
             function, update = self.compiled(function, program), self.compiled(update, program)
 
@@ -189,7 +194,8 @@ class Backend:
 
     def put(self, data: Data) -> Data:
         def put(a: np.ndarray) -> Any:
-            return self.torch.tensor(a, device=self.device, dtype=self.dtype)
+            dtype = self.dtype if a.dtype.kind == "f" else self.torch.int64  # torch's classes are 64 bits wide
+            return self.torch.tensor(a, device=self.device, dtype=dtype)
 
         return Data(Weights(*(put(a).requires_grad_() for a in data.weights)), put(data.x), put(data.target))
 
@@ -199,7 +205,7 @@ class Backend:
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         leaves = [leaf.detach().cpu() for leaf in (outputs if isinstance(outputs, tuple) else (outputs,))]
-        arrays = named([(leaf.float() if self.dtype else leaf).numpy().copy() for leaf in leaves])
+        arrays = named([(leaf.float() if self.dtype else leaf).numpy().copy() for leaf in leaves], program.pass_)
         if program.arm.recurrence == "layer" and program.pass_ == "train":
             arrays["d_b_rec"] = arrays["d_b_rec"][0]  # the framework's layer has two biases; this is the contract's
         return arrays

@@ -1,19 +1,34 @@
 """The RNN under study in PyTorch: ways to run the recurrence and ways to project, read from top to bottom."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from impls.interface import BETA_1, BETA_2, EPSILON, LOG_BETA_1, LOG_BETA_2, RATE, Trained, Weights, chunk_sizes
+from impls.interface import (
+    BETA_1,
+    BETA_2,
+    CHUNKED_LOSS,
+    EPSILON,
+    LOG_BETA_1,
+    LOG_BETA_2,
+    RATE,
+    Trained,
+    Weights,
+    chunk_sizes,
+    family_of,
+)
 from impls.torch import private
 
 scan_op = private.scan_operator()
 State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
 Stepped = tuple[State, Tensor]  # named here because Dynamo cannot subscript `tuple` while it traces
 Step = Callable[[Weights, State, Tensor], State]
-Emit = Callable[[Weights, Tensor], Tensor]
+Emit = Callable[..., Tensor]  # of the weights, h [B, H], and a step of each further array
+Loss = Callable[..., Tensor]  # of y, the target, and how it is reduced
 
 
 class Cell(NamedTuple):
@@ -76,24 +91,25 @@ def start(w: Weights, cell: Cell, x: Tensor) -> State:
     return tuple(x.new_zeros(x.shape[1], w.w_rec.shape[0]) for _ in range(cell.states))
 
 
-def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> list[Tensor]:
-    """Run a Python loop over x [T, B, I], and return a list of T results of emit [B, N]."""
+def unroll(w: Weights, cell: Cell, x: Tensor, emit: Emit, *others: Tensor) -> list[Tensor]:
+    """Run a Python loop over x [T, B, I] and others [T, ...], and return a list of T results of emit."""
     state = start(w, cell, x)
     out = []
-    for x_t in x.unbind(0):
+    for x_t, *others_t in zip(*(a.unbind(0) for a in (x, *others)), strict=True):
         state = cell.step(w, state, x_t)
-        out.append(emit(w, state[0]))
+        out.append(emit(w, state[0], *others_t))
     return out
 
 
-def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit) -> Tensor:
-    """Run a symbolic loop over x [T, B, I], and return the stacked results of emit [T, B, N]."""
+def scan(w: Weights, cell: Cell, x: Tensor, emit: Emit, *others: Tensor) -> Tensor:
+    """Run a symbolic loop over x [T, B, I] and others [T, ...], and return the stacked results of emit [T, ...]."""
 
-    def body(state: State, x_t: Tensor) -> Stepped:
+    def body(state: State, inputs: tuple[Tensor, ...]) -> Stepped:
+        x_t, *others_t = inputs
         state = cell.step(w, state, x_t)
-        return tuple(s.clone() for s in state), emit(w, state[0])  # clones for the reason given in `copy`
+        return tuple(s.clone() for s in state), emit(w, state[0], *others_t)  # clones for the reason given in `copy`
 
-    return scan_op(body, start(w, cell, x), x)[1]
+    return scan_op(body, start(w, cell, x), (x, *others))[1]
 
 
 def unrolled(w: Weights, cell: Cell, x: Tensor) -> Tensor:
@@ -187,9 +203,41 @@ def scan_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
     return project_each(w, scanned(w, cell, x))
 
 
-def loss(y: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error, a scalar."""
-    return torch.nn.functional.mse_loss(y, target)
+def squared(y: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the mean squared error of y [..., O], or the sum of their squares."""
+    return torch.nn.functional.mse_loss(y, target, reduction=reduction)
+
+
+def cross_entropy(y: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the mean softmax cross-entropy of logits y [..., O] against classes [...], or their sum."""
+    return torch.nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]), target.reshape(-1), reduction=reduction)
+
+
+def added(loss: Loss) -> Emit:
+    """Return a function of w, h [N, H] and a target that projects h and returns the sum of its losses.
+
+    What it computes is not kept for the backward pass, which computes it again.
+    """
+
+    def add(w: Weights, h: Tensor, target: Tensor) -> Tensor:
+        return loss(project(w, h), target, "sum")
+
+    return lambda w, h, target: checkpoint(add, w, h, target, use_reentrant=False)
+
+
+def unrolled_in_loop_loss(loss: Loss, w: Weights, cell: Cell, x: Tensor, target: Tensor) -> Tensor:
+    return torch.stack(unroll(w, cell, x, added(loss), target)).sum() / target.numel()
+
+
+def scan_in_loop_loss(loss: Loss, w: Weights, cell: Cell, x: Tensor, target: Tensor) -> Tensor:
+    return scan(w, cell, x, added(loss), target).sum() / target.numel()
+
+
+def add_chunks(sizes: list[int], loss: Loss, w: Weights, hs: Tensor, target: Tensor) -> Tensor:
+    """Return the mean loss of h [T, B, H], projected and added up chunk by chunk; `sizes` are the steps of each."""
+    chunks = zip(hs.split(sizes), target.split(sizes), strict=True)
+    losses = [added(loss)(w, h.flatten(0, 1), target.flatten(0, 1)) for h, target in chunks]
+    return torch.stack(losses).sum() / target.numel()
 
 
 def adam(state: Trained, d: Weights) -> Trained:
@@ -233,6 +281,8 @@ IN_THE_LOOP = {
     "scan_in_loop": scan_in_loop,
     "scan_per_step": scan_per_step,
 }
+LOSSES: dict[str, Loss] = {"squared": squared, "cross_entropy": cross_entropy}
+LOSS_INSIDE = {"unrolled_in_loop_loss": unrolled_in_loop_loss, "scan_in_loop_loss": scan_in_loop_loss}
 
 
 def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], Tensor]:
@@ -243,3 +293,16 @@ def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], T
     if after is None:
         return lambda w, cell, x: project_chunks(chunk_sizes(projection, x.shape[0]), w, hidden(w, cell, x))
     return lambda w, cell, x: after(w, hidden(w, cell, x))
+
+
+def objective(recurrence: str, projection: str, loss: str) -> Callable[[Weights, Cell, Tensor, Tensor], Tensor]:
+    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar."""
+    if inside := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
+        return partial(inside, LOSSES[loss])
+    if family_of(projection) == CHUNKED_LOSS:
+        hidden = HIDDEN[recurrence]
+        return lambda w, cell, x, target: add_chunks(
+            chunk_sizes(projection, x.shape[0]), LOSSES[loss], w, hidden(w, cell, x), target
+        )
+    program = arm(recurrence, projection)
+    return lambda w, cell, x, target: LOSSES[loss](program(w, cell, x), target)

@@ -130,7 +130,8 @@ def test_tf32_is_caught_at_every_depth():
         h, w_out = (random.standard_normal(shape) for shape in ((1, 8, size), (size, 8)))
         w = Weights(np.ones((1, size)), np.zeros((size, size)), np.zeros(size), w_out, np.zeros(8))
         data = cast(cast(Data(w, h, np.zeros((1, 8, 8))), "float32"), "float64")
-        true, deviations = tolerance.reference_with_deviations(data, "rnn_tanh", "forward", "given", ROUNDINGS["fp32"])
+        workload = Workload(name="w", B=8, T=1, I=1, H=size, O=8)
+        true, deviations = tolerance.reference_with_deviations(data, workload, "forward", "given", ROUNDINGS["fp32"])
         bound = tolerance.bound_of(true["y"], deviations["y"])
         h, w_out = data.x.astype("float32"), data.weights.w_out.astype("float32")
         for order in ORDERS:
@@ -237,14 +238,14 @@ def of_x(size):
 def test_what_overflows_is_named_with_its_step(change, cell, pass_, precision, said):
     workload = Workload(name="w", B=2, T=40, I=3, H=5, O=4, cell=cell)
     data = cast(change(data_of(workload)), "float64")
-    found = tolerance.overflow_reason(data, cell, pass_, "projected", precision)
+    found = tolerance.overflow_reason(data, workload, pass_, "projected", precision)
     assert found is None if said is None else found.startswith(said)
 
 
 def test_a_growth_that_fp64_does_not_hold_either():
     workload = Workload(name="w", B=2, T=120, I=3, H=5, O=4, cell="rnn_relu")
     data = cast(relu_growing(data_of(workload)), "float64")
-    found = tolerance.overflow_reason(data, "rnn_relu", "forward", "none", "fp64")
+    found = tolerance.overflow_reason(data, workload, "forward", "none", "fp64")
     assert found == "h overflows in fp64 at step 104 of 120: it reaches beyond what fp64 holds; fp64 ends at 1.8e+308"
 
 

@@ -59,10 +59,12 @@ class Backend:
         if program.pass_ == "forward":
             return lambda x, target: [arm(w, act, x)]
 
-        def train(x, target):
-            return list(reference.run(Data(w, x, target), program.cell, "train", form_of(program.arm.name)).values())
+        def by_reference(x, target):
+            form = form_of(program.arm.name)
+            data = Data(w, x, target)
+            return list(reference.run(data, program.cell, program.pass_, form, loss=program.loss).values())
 
-        return train
+        return by_reference
 
     def trainer(self, program, w):
         state = reference.untrained(w)
@@ -106,7 +108,7 @@ class Backend:
             self.compiled += 1
 
     def get(self, program, outputs):
-        return named([np.array(a) for a in outputs])
+        return named([np.array(a) for a in outputs], program.pass_)
 
     def evidence(self, program, run, inputs):
         return Evidence(missing={"everything": "NumPy counts nothing"}), {}
