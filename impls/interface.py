@@ -264,6 +264,12 @@ class Backend(Protocol):
         may compute them in another way.
         """
 
+    def peak_bytes(self, call: Callable[[], object]) -> int | None:
+        """Return the most bytes that a call takes at once of the framework's own allocator, its outputs included.
+
+        None where the framework gives freed memory back to the process, so that the kernel knows what it takes.
+        """
+
     def compilations(self) -> int:
         """Return how many programs have been traced or compiled so far. The number must not change while timing.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import attribution, changes, frameworks, gaps, page_faults, rates, steps
+from harness.analysis import attribution, changes, frameworks, gaps, page_faults, peaks, rates, steps
 from harness.analysis.gaps import ARM, block_key, parse_arm_name
 from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
@@ -65,7 +65,7 @@ CSV: dict[str, Any] = {
 }
 WHERE_THERE_ARE = (
     *("changes", "steps", "frameworks", "rates", "faults", "variables", "costs", "swept", "slopes", "scores"),
-    "prototypes",
+    *("prototypes", "peaks", "fronts"),
 )  # fmt: skip
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 BLIND = ("jax", "tf")  # XLA launches no CUDA graph while it is profiled (impls.trace); some records hold 0
@@ -118,6 +118,7 @@ class Tables:
         self.evidence = _evidence(counted_arms)
         self.variables = _variables(counted_arms)
         self.rates = rates.rates(self.blocks, self.study)
+        self.peaks = peaks.peaks(sorted(latest_blocks(records, "peaks"), key=_order))
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -126,6 +127,10 @@ class Tables:
     @cached_property
     def faults(self) -> pd.DataFrame:
         return page_faults.faults(self.blocks)
+
+    @cached_property
+    def fronts(self) -> pd.DataFrame:
+        return peaks.fronts(self.peaks, pd.concat([self.gaps, self.prototypes]) if len(self.prototypes) else self.gaps)
 
     @cached_property
     def steps(self) -> pd.DataFrame:

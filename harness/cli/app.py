@@ -23,6 +23,7 @@ from harness.cli.options import (
     MemoryFlag,
     NoHtmlFlag,
     PassFlag,
+    PeaksFlag,
     PrecisionFlag,
     ProjectionFlag,
     RecurrenceFlag,
@@ -85,6 +86,7 @@ def run(
     memory: MemoryFlag = None,
     library: LibraryFlag = None,
     compile_first: CompileFirstFlag = None,
+    peaks: PeaksFlag = None,
     seed: SeedFlag = None,
     timeout: TimeoutFlag = None,
     unroll_limit: LimitFlag = None,
@@ -112,7 +114,7 @@ def run(
     flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory, "library": library}
-    flags |= {"compile_first": compile_first}
+    flags |= {"compile_first": compile_first, "peaks": peaks}
     preset = "quick" if quick else "rigorous" if rigorous else None
     run_study = apply_limits(load_study(study, preset, flags), budget, unroll_limit)
     if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _is_installed(name)]):

@@ -78,6 +78,13 @@ CompileFirstFlag = Annotated[
     bool | None,
     typer.Option("--compile-first", help="Compile all programs first, several at once; first calls are no results."),
 ]
+PeaksFlag = Annotated[
+    bool | None,
+    typer.Option(
+        "--peaks/--no-peaks",
+        help="Measure the peak memory of every arm, in processes of their own (the default, but for --quick).",
+    ),
+]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of weights, inputs and orders.")]
 TimeoutFlag = Annotated[
     float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")

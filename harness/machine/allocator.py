@@ -10,11 +10,17 @@ from ctypes.util import find_library
 
 from harness.errors import UsageError
 
-GIB, MIB = 1 << 30, 1 << 20
+GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 HELD = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * GIB),  # free memory at the heap's end, above which it is given back
     "MALLOC_MMAP_THRESHOLD_": str(4 * GIB),  # an array above it is mapped by itself, and unmapped when freed
     "MALLOC_TOP_PAD_": str(256 * MIB),  # taken in addition to each request
+}
+GIVEN_BACK = {  # of workers that measure peak memory: what a call has freed is the kernel's again
+    "MALLOC_TRIM_THRESHOLD_": str(64 * KIB),
+    "MALLOC_MMAP_THRESHOLD_": str(64 * KIB),
+    "MALLOC_TOP_PAD_": "0",
+    "MALLOC_ARENA_MAX": "1",  # threads have heaps of their own otherwise, whose ends are not given back
 }
 ALLOCATORS = {"tcmalloc": ("tcmalloc_minimal", "tcmalloc"), "jemalloc": ("jemalloc",)}  # setting -> libraries
 SETTINGS = ("held", "default", *ALLOCATORS)

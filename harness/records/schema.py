@@ -71,12 +71,30 @@ class Model(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
 
+class PeakMemory(Model):
+    """The most bytes that a call took at once above what its process held before, its outputs included.
+
+    `kernel_bytes`: of the process's resident set; `missing` says why it is None. `framework_bytes`: of the framework's
+    own allocator, where that keeps freed memory to itself; otherwise None.
+    """
+
+    kernel_bytes: Annotated[int, Field(ge=0)] | None
+    framework_bytes: Annotated[int, Field(ge=0)] | None = None
+    missing: str = ""
+
+    @property
+    def shown_bytes(self) -> int | None:
+        """Return the number that holds: the framework's where there is one, because the kernel's says nothing then."""
+        return self.kernel_bytes if self.framework_bytes is None else self.framework_bytes
+
+
 class ArmTiming(Model):
     """Timing of one arm of a block.
 
     Times are in nanoseconds. A sample is the time of `calls` calls.
     `faults`: minor page faults of the process during each sample; empty where they were not counted.
     `quantities`: the errors of each output and gradient, by name.
+    `peak`: the memory of a call, in a process that measures nothing else.
     """
 
     status: str
@@ -87,6 +105,7 @@ class ArmTiming(Model):
     faults: Faults = []
     quantities: dict[str, QuantityErrors] = {}
     evidence: Evidence | None = None
+    peak: PeakMemory | None = None
 
     @classmethod
     def without_times(cls, status: str = "ok", reason: str = "") -> Self:
@@ -95,7 +114,7 @@ class ArmTiming(Model):
 
     def withheld(self, status: str, reason: str) -> Self:
         """Return the timing without its times, under another status and its reason."""
-        times: dict[str, Any] = {"first_call_ns": None, "samples_ns": [], "faults": []}
+        times: dict[str, Any] = {"first_call_ns": None, "samples_ns": [], "faults": [], "peak": None}
         return self.model_copy(update={"status": status, "reason": reason, **times})
 
     @property
@@ -169,6 +188,7 @@ class PassRecord(ConfigurationRecord):
 class BlockRecord(PassRecord):
     """Record of a block: arms of one workload and pass in one worker.
 
+    `kind`: whether they were timed (block), verified alone (check), or their memory was measured (peaks).
     `part`: which arms (harness.study.parts); empty for all of them.
     `compiled_anew`: whether the worker compiled its programs itself, instead of reading an earlier worker's cache.
     `bounds`: form -> quantity -> bounds of the rms and the worst error of `ArmTiming.quantities`.
@@ -179,7 +199,7 @@ class BlockRecord(PassRecord):
     """
 
     key: str
-    kind: Literal["block", "check"]
+    kind: Literal["block", "check", "peaks"]
     status: str
     reason: str
     replicate: Annotated[int, Field(ge=0)]

@@ -4,6 +4,7 @@ The first line is the run header (kind "study"). Every other line is of one of t
 
     "block": one block of one worker
     "check": the output check of a block without times
+    "peaks": the peak memory of a block's arms
     "plan": the required sample sizes from the pilot
     "forecast": what was predicted for a configuration before it was measured
     "resumed": the start of another session, with its budget
@@ -246,8 +247,8 @@ def latest_records(records: Iterable[Any], type_: type[K]) -> list[K]:
     return list(by_key.values())
 
 
-def latest_blocks(records: Iterable[RunRecord], kind: Literal["block", "check"]) -> list[BlockRecord]:
-    """Return the last record of each block that was timed, or of each that was only checked."""
+def latest_blocks(records: Iterable[RunRecord], kind: Literal["block", "check", "peaks"]) -> list[BlockRecord]:
+    """Return the last record of each block of a kind: timed, only checked, or with its memory measured."""
     return [record for record in latest_records(records, BlockRecord) if record.kind == kind]
 
 

@@ -21,6 +21,7 @@ from harness.report import (
     decomposition,
     figures,
     frameworks,
+    fronts,
     libraries,
     prediction,
     scatter,
@@ -107,7 +108,7 @@ def body(run_tables: Tables, folder: Path, out: Path, svg: bool, drawers: Proces
             background.draw(comparison.drawings(devices, {run_tables.study.margin}))
         scatter_drawings, sweep_drawings = scatter.drawings(run_tables), sweeps.drawings(run_tables)
         background.draw(scatter_drawings | compiling.drawings(run_tables) | decomposition.drawings(run_tables))
-        background.draw(sweep_drawings)
+        background.draw(sweep_drawings | fronts.drawings(run_tables))
         background.run(run_tables.files(out))
         stated = {"basis", "environments", "weights", "study", "command"}
         facts = run_tables.header.model_dump(mode="json", include=stated, exclude_unset=True)
@@ -136,6 +137,7 @@ def make_pages(
     variables["libraries"] = libraries.section(run_tables)
     variables["library_sentence"] = libraries.summary(run_tables)
     variables["frameworks"] = frameworks.section(run_tables)
+    variables["fronts"] = fronts.section(run_tables)
     variables["scatters"] = list(scatter_figure_names)
     return render_pages(variables)
 

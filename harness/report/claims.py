@@ -300,7 +300,7 @@ def _changed_pairs(tables: Tables, products: pd.DataFrame) -> pd.Index:
     counts = counts[(counts.found != counts.expected) & counts.projection.isin(["in_loop", BATCHED])]
     steps = tables.times.drop_duplicates("workload").set_index("workload")["T"]
     places = products.index.to_frame()
-    factors = places["pass"].map({"forward": 1, "train": causes.BACKWARD})
+    factors = places["pass"].map({"forward": 1, "loss": 1, "train": causes.BACKWARD})
     expected = (places.workload.map(steps).astype(int) - 1) * factors
     differing = products.index[products.in_loop - products[BATCHED] != expected]
     pairs_by_products = _program_pairs(tables, "product_bytes").index

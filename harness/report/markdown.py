@@ -70,8 +70,9 @@ def duration(value_s: float) -> str:
 
 
 def sizes(row: Mapping[Any, Any]) -> str:
-    """Return a workload's sizes and cell, as the study names them."""
-    return ", ".join(f"{size}={int(row[size])}" for size in "BTIHO") + f", {row['cell']}"
+    """Return a workload's sizes and cell, as the study names them, and its loss where that is not the squared error."""
+    words = [row["cell"], *([row["loss"]] if row.get("loss", "squared") != "squared" else [])]
+    return ", ".join([*(f"{size}={int(row[size])}" for size in "BTIHO"), *words])
 
 
 def ratio(row: Row) -> str:

@@ -62,6 +62,12 @@ APPENDIX = (
     AppendixPage("prototypes", "Prototypes", "what a framework marks as one", lambda v: bool(v["prototypes"])),
     AppendixPage("identity", "Do all compute the same?", "errors against the oracle", lambda v: True),
     AppendixPage("controls", "The control", "the batched arm against itself", lambda v: True),
+    AppendixPage(
+        "fronts",
+        "Time against peak memory",
+        "every form, and which are on the front",
+        lambda v: v["fronts"] is not None and bool(v["fronts"]["tables"]),
+    ),
     AppendixPage("memory", "Does the allocator decide?", "page faults", lambda v: bool(v["memory"])),
     AppendixPage("samples", "What the samples were like", "drift, modes, outliers, overheads", lambda v: True),
     AppendixPage("first-calls", "What one first call costs", "and when it breaks even", lambda v: bool(v["sections"])),

@@ -153,9 +153,8 @@ def worker_of(context: RunContext, job: Job) -> Worker:
     if compiles_anew(context.study, job):
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
-    variables = framework.environment(configuration.device, configuration.threads, str(cache)) | allocator.variables(
-        context.study.memory
-    )
+    memory = allocator.GIVEN_BACK if job.measures_peaks else allocator.variables(context.study.memory)
+    variables = framework.environment(configuration.device, configuration.threads, str(cache)) | memory
     return context.worker(configuration.framework, variables, context.study.timeout_s)
 
 
@@ -163,9 +162,12 @@ def compiles_anew(study: Study, job: Job) -> bool:
     """Return whether a job's worker compiles its programs itself, and reads no earlier worker's cache.
 
     In a first replicate first calls are results, which a cache would shorten. On a GPU compilers choose kernels by
-    measuring them, and choose anew each time: with a shared cache, intervals would not contain that.
+    measuring them, and choose anew each time: with a shared cache, intervals would not contain that. Of a process that
+    measures memory nothing is timed.
     """
-    return not study.compile_first and (job.replicate == 0 or job.configuration.device == "gpu")
+    if study.compile_first or job.measures_peaks:
+        return False
+    return job.replicate == 0 or job.configuration.device == "gpu"
 
 
 def _measures_rates(study: Study, job: Job) -> bool:
@@ -294,6 +296,7 @@ def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) 
         loop=framework.executions[job.configuration.execution].loop,
         overwrites=framework.executions[job.configuration.execution].overwrites,
         texts=str(context.texts) if context.texts else None,
+        peaks=block.peaks,
     )
 
 
@@ -329,7 +332,7 @@ def _empty_record(context: RunContext, job: Job, block: BlockSpec) -> BlockRecor
     key = block_key(context.basis, job, block)
     return BlockRecord(
         key=key,
-        kind="block" if block.timed else "check",
+        kind=block.kind,
         status="",
         reason="",
         configuration=job.configuration,
@@ -358,7 +361,7 @@ def block_key(basis: dict[str, Any], job: Job, block: BlockSpec) -> str:
         block.workload.model_dump(),
         block.pass_,
         block.steps,
-        block.timed,
+        block.kind,
         block.part,
     ]
     return digest([basis, identity])

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
@@ -65,10 +65,10 @@ class Schedule:
 
         1. the question in `headline_processes` processes, in the loop and the executions that users would write and
            run, with the first thread count, and the projection alone in as many of them as the pilot has; and then
-           again, for what the first process had no time for;
+           again, for what the first process had no time for; and the memory of its arms;
         2. the same in passes that users seldom run, in as many processes as the pilot has;
         3. the question with the other thread counts, in as many;
-        4. the rest in as many;
+        4. the rest in as many, and the memory of the rest;
         5. the processes and rounds that the pilot asks for.
 
         The fp64 verification of the question's arms comes before their times, and that of others before theirs.
@@ -76,18 +76,23 @@ class Schedule:
         first_checks, other_checks = self._check_jobs()
         checks = [*first_checks, *other_checks]
         stages = self._stages()
-        self._update_total([checks, *(stage for _, stage in stages)])
+        peaks = self._peak_jobs(Rank)
+        self._update_total([checks, *(stage for _, stage in stages), peaks])
         yield from self._run_checks(first_checks)
         if self.study.compile_first:
             self._compile()
         question = [] if self.study.processes else stages[: self.study.headline_processes]
+        of_question, of_rest = self._peak_jobs([Rank.HEADLINE]), self._peak_jobs([*Rank][1:])
         for number, (replicate, stage) in enumerate(stages):
             if number == len(question):  # a first process has half of the time, and its jobs fair shares of that
                 for again, again_stage in question:
                     yield from self._run_stage(again, [self._drop_tried(job) for job in again_stage])
+                if question:
+                    yield from self._run_later_replicate(of_question)
             if number == len(stages) - self.study.pilot:
                 yield from self._run_checks(other_checks)
             yield from self._run_stage(replicate, stage)
+        yield from self._run_later_replicate([*([] if question else of_question), *of_rest])
         if self.study.processes is None and self.spent_s() < self.budget_s:
             sizes = yield from self._required_sample_sizes()
             processes = max((size.processes for size in sizes.values()), default=0)
@@ -95,7 +100,7 @@ class Schedule:
             later_stages = [
                 matrix.replicate_jobs(self.plan, self.study, replicate, needs=sizes) for replicate in replicates
             ]
-            self._update_total([checks, *(stage for _, stage in stages), *later_stages])
+            self._update_total([checks, *(stage for _, stage in stages), peaks, *later_stages])
             for stage in later_stages:
                 yield from self._run_later_replicate(stage)
 
@@ -126,6 +131,10 @@ class Schedule:
         order = [(number, [headline, alone] if number < self.study.pilot else [headline]) for number in numbers]
         order += [(number, [rank]) for rank in others for number in range(self.study.pilot)]
         return [(number, matrix.replicate_jobs(self.plan, self.study, number, ranks)) for number, ranks in order]
+
+    def _peak_jobs(self, ranks: Iterable[Rank]) -> list[Job]:
+        """Return the jobs that measure memory, none where the study asks for none."""
+        return matrix.peak_jobs(self.plan, self.study, ranks) if self.study.peaks else []
 
     def _update_total(self, stages: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for stage in stages for job in stage))
@@ -250,10 +259,10 @@ class Schedule:
         return replace(job, blocks=tuple(block for block in job.blocks if not tried(block)))
 
     def _is_verified(self, job: Job, block: BlockSpec) -> bool:
-        """Return whether a verification beside the run covers, at full size, every arm of an untimed block."""
+        """Return whether a verification beside the run covers, at full size, every arm of a block to be verified."""
         key = (job.configuration, block.workload.cell, block.pass_)
         programs = ((*gates.program(*key, arm.name), block.workload.name) for arm in block.arms)
-        return not block.timed and all(program in self.gates.whole for program in programs)
+        return block.kind == "check" and all(program in self.gates.whole for program in programs)
 
     def _required_sample_sizes(self) -> Generator[PlanRecord, None, SampleSizes]:
         """Return the sample sizes that the pilot asks for, after yielding them as a record.

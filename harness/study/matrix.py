@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness.errors import UsageError
 from harness.study.configuration import Configuration
@@ -163,7 +163,7 @@ class Plan:
 class BlockSpec:
     """One block of a job.
 
-    `steps` shortens the workload. `timed` is false for a verification.
+    `steps` shortens the workload. `timed` is false for a verification, and where `peaks` has memory measured instead.
     `part`: which of the workload's arms these are (harness.study.parts); empty means all of them.
     `rounds`: their number, where a pilot has determined it; otherwise the study's limits hold.
     `calls`: the number of calls in a sample, where an earlier process has determined it.
@@ -179,6 +179,12 @@ class BlockSpec:
     rounds: int | None = None
     calls: int | None = None
     is_swept: bool = False
+    peaks: bool = False
+
+    @property
+    def kind(self) -> Literal["block", "check", "peaks"]:
+        """Return the kind of the block's record."""
+        return "block" if self.timed else "peaks" if self.peaks else "check"
 
     @property
     def own_arms(self) -> tuple[Arm, ...]:
@@ -211,6 +217,11 @@ class Job:
     configuration: Configuration
     replicate: int
     blocks: tuple[BlockSpec, ...]
+
+    @property
+    def measures_peaks(self) -> bool:
+        """Return whether the process measures memory, and nothing else."""
+        return any(block.peaks for block in self.blocks)
 
 
 def thread_counts(study: Study, cores: int) -> list[int]:
@@ -438,27 +449,27 @@ def _random_order(configurations: Iterable[Configuration], study: Study, replica
 def fp64_check_jobs(plan: Plan, study: Study, of_question: bool | None = None) -> list[Job]:
     """Return the jobs of the fp64 verification inside `run`: each framework, device and execution once, at few steps.
 
-    The first workload is verified with every arm. Each further kind of cell is verified with one arm of each
-    recurrence, because only the recurrences differ by cell. `of_question`: only the question's arms, in the loop that
-    users would write, or only all others.
+    The first workload of each loss is verified with every arm. Each further kind of cell is verified with one arm of
+    each recurrence, because only the recurrences differ by cell. `of_question`: only the question's arms, in the loop
+    that users would write, or only all others.
     """
     check_jobs: dict[tuple[str, str, str], Job] = {}
-    by_cell: dict[str, Workload] = {}
+    workloads: dict[tuple[str, str], Workload] = {}
     for workload in study.workloads:
-        by_cell.setdefault(workload.cell, workload)
-    workloads = list(by_cell.values())
+        workloads.setdefault((workload.cell, workload.loss), workload)
+    whole = {workload.loss: workload for workload in reversed(study.workloads)}  # with every arm
     for configuration, arms_by_case in group_by_configuration(plan.cells).items():
-        arms: dict[Arm, None] = {}
-        for case_arms in arms_by_case.values():
-            arms.update(dict.fromkeys(case_arms))
+        arms: dict[str, dict[Arm, None]] = {pass_: {} for pass_ in study.passes}
+        for (_, pass_), case_arms in arms_by_case.items():
+            arms[pass_].update(dict.fromkeys(case_arms))
         fp64_configuration = Configuration(
             configuration.framework, configuration.device, configuration.threads, configuration.execution, "fp64"
         )
-        by_recurrence = {arm.recurrence: arm for arm in reversed(arms) if arm.recurrence != "given"}
-        selection = {w: list(arms) if w is workloads[0] else list(by_recurrence.values()) for w in workloads}
         blocks = []
-        for (workload, workload_arms), pass_ in itertools.product(selection.items(), study.passes):
-            part, members = "", workload_arms
+        for workload, pass_ in itertools.product(workloads.values(), study.passes):
+            part, members = "", list(arms[pass_])
+            if workload is not whole[workload.loss]:
+                members = list({arm.recurrence: arm for arm in reversed(members) if arm.recurrence != "given"}.values())
             if of_question is not None:
                 loop = plan.loops.get(configuration, "")
                 part = loop if of_question else ""
@@ -478,6 +489,25 @@ def verification_jobs(plan: Plan) -> list[Job]:
         Job(configuration, 0, tuple(BlockSpec(w, p, tuple(arms), w.T, timed=False) for (w, p), arms in cases.items()))
         for configuration, cases in group_by_configuration(plan.cells).items()
     ]
+
+
+def peak_jobs(plan: Plan, study: Study, ranks: Iterable[Rank]) -> list[Job]:
+    """Return the jobs that measure the memory of the arms of the given ranks, with the first thread count.
+
+    The number of threads changes what a call holds by no more than what a library sets aside for each.
+    """
+    peak_jobs_ = []
+    for configuration, cases in group_by_configuration(plan.cells).items():
+        if configuration.device == "cpu" and configuration.threads != plan.threads:
+            continue
+        blocks = [
+            replace(block, arms=block.own_arms, timed=False, peaks=True)
+            for block in blocks_of(cases, study)
+            if not block.is_swept and plan.rank(configuration, block) in ranks
+        ]
+        if blocks:
+            peak_jobs_.append(Job(configuration, 0, tuple(blocks)))
+    return peak_jobs_
 
 
 def compilation_jobs(plan: Plan, study: Study) -> list[Job]:

@@ -227,6 +227,7 @@ class Study(BaseModel):
     `compile_first`: programs are compiled before anything is timed, several at once, and later workers read the
     compilers' caches. First calls are then no results, and no peak rates are measured. For a machine with many cores
     that is available for minutes.
+    `peaks`: whether the peak memory of every arm is measured, in processes that measure nothing else.
     `memory`: how workers take memory from the kernel (harness.machine.allocator).
     `library`: whether frameworks multiply with the libraries they are shipped with (impls.interface.LIBRARIES).
     `processes`: worker processes of a cell. With None there is first a pilot of `pilot` processes, or a few more for
@@ -250,6 +251,7 @@ class Study(BaseModel):
     memory: str = "held"
     library: str = "as_shipped"
     compile_first: bool = False
+    peaks: bool = False
     workloads: list[Workload] = list(NAMED.values())
     sweep: Workload | None = None
     processes: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -357,7 +359,7 @@ WORDS = {
     "devices": DEVICES,
 }
 SCALES: dict[str, dict[str, Any]] = {
-    "default": {"sweep": "book"},
+    "default": {"sweep": "book", "peaks": True},
     "quick": {"processes": 1, "rounds": 10, "rounds_min": 3, "block_s": 0.2, "budget_s": 205.0},
     "rigorous": {
         "pilot": 5,
@@ -368,6 +370,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "budget_s": None,
         "unroll_limit": None,
         "sweep": "book",
+        "peaks": True,
     },
 }
 WORDED = ("cell", "loss")  # what a workload's text says in a word

@@ -94,7 +94,8 @@ def reference_with_deviations(
     with np.errstate(over="ignore", invalid="ignore"):
         true = reference.run(data, cell, pass_, form, sizes, loss)
         steps, batch, _ = data.x.shape
-        numbers = steps * batch * data.weights.w_rec.shape[1] + data.target.size + sum(a.size for a in true.values())
+        width, outputs = data.weights.w_rec.shape[1], data.weights.w_out.shape[1]
+        numbers = steps * batch * (width + outputs) + sum(a.size for a in true.values())
         runs = int(np.clip(RUN_NUMBERS / numbers, RUNS[1], RUNS[0]))
         chunk = int(np.clip(RUN_NUMBERS / numbers, 1, runs))  # runs computed at once
         squares = {name: np.zeros(array.shape) for name, array in true.items()}

@@ -236,6 +236,7 @@ def run_block(
         hurried=request.hurried,
         loop=request.loop,
         overwrites=request.overwrites,
+        peaks=request.peaks,
     )
     folder = Path(request.outputs)
 

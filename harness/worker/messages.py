@@ -88,6 +88,7 @@ class BlockRequest(Model):
     loop: str = ""
     overwrites: bool
     texts: str | None = None
+    peaks: bool = False
 
 
 class BlockAnswer(Model):

@@ -16,6 +16,7 @@ import numpy as np
 from harness.records.schema import ArmTiming
 from harness.study.data import data_for, probe_data
 from harness.study.parts import BATCHED, PAIR, TWIN
+from harness.worker import peak_memory
 from impls import libraries
 from impls.evidence import Evidence
 from impls.interface import NULL_ARM, Arm, Backend, Data, Outputs, Program, Run, Unavailable
@@ -51,6 +52,7 @@ class TimingSpec:
     `hurried`: whether the block's time may end before every arm has been called. The arms without which the others
     answer nothing are then called first.
     `loop`: the recurrence that users would write, whose arms come before all others in a hurried block; "" for any.
+    `peaks`: whether the memory of every arm is measured.
     """
 
     cell: str
@@ -68,6 +70,7 @@ class TimingSpec:
     loop: str = ""
     overwrites: bool = False  # whether the next call overwrites a call's outputs
     loss: str = "squared"
+    peaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ def block(
         stage("", ROUNDS)
         block_run.run_rounds(timer)
         stage("", "counting")
+    if spec.peaks:
+        block_run.measure_peaks()
     return BlockResult(block_run.arms, timer, block_run.record_evidence())
 
 
@@ -293,6 +298,16 @@ class _BlockRun:
         rounds = Rounds(self.prepared_arms, self.arms, self.backend.wait, self.meters, keep_last)
         calls, count = rounds.plan(self.spec.rounds, timer, self.spec.calls)
         rounds.run(calls, count, self.spec.seed, self.backend.compilations)
+
+    def measure_peaks(self) -> None:
+        """Measure the memory of every prepared arm. None is kept of what it returns."""
+        for name, entry in self.prepared_arms.items():
+            self.stage(name, "peak memory")
+
+            def call(entry: PreparedArm = entry) -> None:
+                self.backend.wait(entry.run(*entry.inputs))
+
+            self.arms[name].peak = peak_memory.measure(call, self.backend.peak_bytes)
 
     def record_evidence(self) -> dict[str, dict[str, str]]:
         """Collect the evidence of the `counted` arms, after all timing, and return their programs' texts."""

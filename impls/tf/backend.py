@@ -270,20 +270,31 @@ class Backend:
         result, texts = self._counted(program, run, inputs)
         if self.gpu:
             libraries.on_gpu(result)
-            result.temp_bytes = self._peak_bytes(lambda: run(*inputs))
+            peak_bytes, output_bytes = self._peak_and_end(lambda: self._waited(run, inputs))
+            result.temp_bytes = peak_bytes - output_bytes
             result.missing.pop("temp_bytes", None)
             trace.profile(result, lambda: evidence.profiled(lambda: self.wait(run(*inputs))))
         return result, texts
 
-    def _peak_bytes(self, call: Callable[[], Any]) -> int:
-        """Return the most bytes that one call had allocated on the GPU at once, without its outputs."""
-        memory = self.tf.config.experimental
-        bytes_before = memory.get_memory_info("GPU:0")["current"]
-        memory.reset_memory_stats("GPU:0")
+    def peak_bytes(self, call: Callable[[], object]) -> int | None:
+        """Return the most that TensorFlow's allocator gave out, which keeps what it is given back on a CPU too."""
+        return self._peak_and_end(call)[0]
+
+    def _peak_and_end(self, call: Callable[[], object]) -> tuple[int, int]:
+        """Return the most bytes above those before that a call had allocated at once, and those that its result has."""
+        memory, device = self.tf.config.experimental, self.device.strip("/")
+        memory.reset_memory_stats(device)
+        bytes_before = memory.get_memory_info(device)["current"]
         outputs = call()
+        info = memory.get_memory_info(device)
+        del outputs
+        return int(info["peak"] - bytes_before), int(info["current"] - bytes_before)
+
+    def _waited(self, run: Run, inputs: Sequence[Any]) -> Any:
+        """Return the outputs of a call when all of them have been computed."""
+        outputs = run(*inputs)
         self.wait(outputs)
-        info = memory.get_memory_info("GPU:0")
-        return int(info["peak"] - max(bytes_before, info["current"]))
+        return outputs
 
     def _counted(self, program: Program, run: Run, inputs: Sequence[Any]) -> tuple[Evidence, dict[str, str]]:
         from impls.tf import evidence

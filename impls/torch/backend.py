@@ -210,6 +210,15 @@ class Backend:
             arrays["d_b_rec"] = arrays["d_b_rec"][0]  # the framework's layer has two biases; this is the contract's
         return arrays
 
+    def peak_bytes(self, call: Callable[[], object]) -> int | None:
+        if self.device == "cpu":
+            return None
+        cuda = self.torch.cuda
+        cuda.reset_peak_memory_stats()
+        bytes_before = cuda.memory_allocated()
+        call()
+        return int(cuda.max_memory_allocated() - bytes_before)
+
     def compilations(self) -> int:
         return int(self.counters["frames"]["total"] + self.counters["stats"]["unique_graphs"])
 

@@ -1,0 +1,220 @@
+"""Time against peak memory: the front over all forms of a place, as figures, a table and an advice."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis.gaps import CHUNKS
+from harness.analysis.peaks import GROUP
+from harness.analysis.tables import Tables
+from harness.report.causes import rows_with_fewest_threads
+from harness.report.figures import Figures, configuration_name, contender_style, execution_rank, program_name
+from harness.report.markdown import Row, amount, interval, table
+from harness.study.parts import BATCHED
+from harness.study.study import LOOPS
+from impls.interface import IN_LOOP_LOSS, family_of
+
+TOLERATED = 1.05  # ratio of times up to which an advice looks for less memory
+WORTH = 0.9  # share of batched's memory above which nothing is saved to speak of
+CUT = ("chunked", IN_LOOP_LOSS)  # what forms begin with whose memory is their point
+FIGURE = "front-{}-{}"
+MOST_PANELS = 9
+
+
+def section(tables: Tables) -> Row | None:
+    """Return what the report says of time against memory, or None where no memory was measured."""
+    frame = tables.fronts
+    if tables.peaks.empty:
+        return None
+    first = [row for row in _advice_rows(tables) if row["is_cut"]]
+    return {
+        "advice": [row["sentence"] for row in first],
+        "loop": _loop_sentence(frame),
+        "figures": list(drawings(tables)),
+        "tables": {
+            f"{workload}, {pass_}": _table(rows) for (workload, pass_), rows in frame.groupby(["workload", "pass"])
+        },
+        "sources": _source_sentence(tables),
+        "all_advice": [row["sentence"] for row in _advice_rows(tables)],
+    }
+
+
+def drawings(tables: Tables) -> Figures:
+    """Return a figure for each workload and pass that has forms whose point is their memory."""
+    frame = _in_users_loops(tables)
+    figures: Figures = {}
+    for (workload, pass_), rows in frame.groupby(["workload", "pass"], sort=True):
+        if rows.projection.str.startswith(CUT).any():
+            figures[FIGURE.format(workload, pass_)] = partial(_draw, rows, f"{workload}, {pass_}")
+    return figures
+
+
+def _in_users_loops(tables: Tables) -> pd.DataFrame:
+    """Return the fronts of the loop that users of each execution write, with the fewest threads."""
+    frame = tables.fronts
+    keys = zip(frame.framework, frame.execution, strict=True)
+    loops = pd.Series([tables.loops.get(key) for key in keys], index=frame.index, dtype=object)
+    return rows_with_fewest_threads(frame[frame.recurrence == loops])
+
+
+def _advice_rows(tables: Tables) -> list[Row]:
+    """Return an advice for each place in a loop that users write, and whether forms are in it that are about memory."""
+    rows = []
+    for _, forms in _in_users_loops(tables).groupby(["workload", "pass", *GROUP[:-3]], sort=True):
+        first = forms.iloc[0]
+        is_cut = bool(forms.projection.str.startswith(CUT).any())
+        start = f"{configuration_name(first)}, {first.workload} {first['pass']}"
+        rows.append({"sentence": f"{start}: {advice(forms)}", "is_cut": is_cut})
+    return rows
+
+
+def advice(forms: pd.DataFrame) -> str:
+    """Return which form to take where memory is short: the smallest of those that take little longer than batched."""
+    batched = forms[forms.projection == BATCHED].iloc[0]
+    start = f"batched takes {amount(batched.peak_bytes, 'B')}"
+    fast = forms[forms.ratio <= TOLERATED]
+    best = fast.sort_values(["peak_bytes", "ratio"]).iloc[0]
+    if best.share > WORTH:
+        smallest = forms.sort_values(["peak_bytes", "ratio"]).iloc[0]
+        limit = f"no form within {TOLERATED - 1:.0%} of its time saves a tenth of that"
+        if smallest.share > WORTH:
+            return f"{start}, and {limit}, nor does any other."
+        return f"{start}, and {limit}; the smallest is {_form(smallest)}."
+    return f"{start}; where that is too much: {_form(best)}."
+
+
+def _form(row: Any) -> str:
+    """Return a form with what it costs and saves."""
+    chunks = f" (k={row.projection.rpartition('_')[2]})" if family_of(row.projection) in CHUNKS else ""
+    times = interval(row.ratio, row.ci_low, row.ci_high)
+    return (
+        f"{row.projection}{chunks} takes {row.share:.0%} of it ({amount(row.peak_bytes, 'B')}) and {times} of the time"
+    )
+
+
+def _loop_sentence(frame: pd.DataFrame) -> str:
+    """Say how much memory in_loop takes of batched's, over all places; "" where neither was measured."""
+    shares = frame[(frame.projection == "in_loop") & frame.recurrence.isin(LOOPS)].share
+    if shares.empty:
+        return ""
+    return (
+        f"Peak memory of *in_loop* is {shares.min():.2f} to {shares.max():.2f} of *batched*'s "
+        f"(median {shares.median():.2f}, {len(shares)} places)."
+    )
+
+
+def _source_sentence(tables: Tables) -> str:
+    """Say who counted, and where the kernel and the framework's own numbers can be compared."""
+    rows = tables.peaks
+    own, kernel = rows[rows.framework_bytes.notna()], rows[rows.framework_bytes.isna() & rows.kernel_bytes.notna()]
+    parts = []
+    if len(kernel):
+        parts.append(f"the kernel counted {len(kernel)} ({_names(kernel.framework)})")
+    if len(own):
+        parts.append(
+            f"the framework's own allocator {len(own)} ({_names(own.framework)}), because it keeps freed memory"
+        )
+    unknown = rows[rows.peak_bytes.isna()]
+    if len(unknown):
+        parts.append(f"{len(unknown)} are not known: {'; '.join(sorted(set(unknown.missing)))}")
+    compared = _beside_compiler(tables)
+    text = f"Of {len(rows)} arms {', '.join(parts)}."
+    if compared.empty:
+        return text
+    ratios = compared.peak_bytes.astype(float) / compared.stated_bytes
+    spread = f"{ratios.min():.2f} to {ratios.max():.2f} of that (median {ratios.median():.2f})"
+    return (
+        f"{text} JAX's compiler states its temporary memory and its outputs: of {len(compared)} programs that take "
+        f"more than 10 MB the measured peak is {spread}."
+    )
+
+
+def _names(frameworks: Iterable[str]) -> str:
+    return ", ".join(sorted(set(frameworks)))
+
+
+def _beside_compiler(tables: Tables) -> pd.DataFrame:
+    """Return JAX's compiled programs with the bytes that its compiler states, where they are more than 10 MB."""
+    places = [*GROUP, "projection"]
+    evidence = tables.evidence[(tables.evidence.framework == "jax") & tables.evidence.temp_bytes.notna()]
+    frame = tables.peaks.merge(evidence[[*places, "temp_bytes"]], on=places)
+    sizes = {workload.name: workload for workload in tables.study.workloads}
+    outputs = [_output_bytes(sizes[row.workload], row) for row in frame.itertuples()]
+    frame = frame.assign(
+        stated_bytes=frame.temp_bytes.astype(float) + pd.Series(outputs, index=frame.index, dtype=float)
+    )
+    return frame[(frame.stated_bytes > 1e7) & frame.peak_bytes.notna()]
+
+
+def _output_bytes(workload: Any, row: Any) -> float:
+    """Return the bytes of a program's outputs in float32."""
+    pass_ = row[GROUP.index("pass") + 1]
+    shapes = workload.shapes
+    size = {name: float(pd.Series(shape, dtype=float).prod()) for name, shape in shapes.items()}
+    if pass_ == "forward":
+        return 4.0 * workload.T * workload.B * (workload.H if row.projection == "none" else workload.O)
+    if pass_ == "loss":
+        return 4.0
+    names = ("w_in", "w_rec", "b_rec") if row.projection == "none" else ("w_in", "w_rec", "b_rec", "w_out", "b_out")
+    return 4.0 * sum(size[name] for name in names)
+
+
+def _table(rows: pd.DataFrame) -> str:
+    """Return the table of one workload and pass: a row for each form, the largest memory first."""
+    cells = []
+    for row in rows.itertuples():
+        place = configuration_name(row._asdict())
+        cells.append(
+            [
+                place,
+                f"{row.recurrence}_{row.projection}",
+                interval(row.ratio, row.ci_low, row.ci_high) if row.projection != BATCHED else "1",
+                amount(row.peak_bytes, "B"),
+                f"{row.share:.0%}",
+                "yes" if row.on_front else "",
+            ]
+        )
+    return table(["", "form", "time / batched", "peak memory", "of batched's", "on the front"], cells)
+
+
+def _draw(rows: pd.DataFrame, title: str) -> Any:
+    """Draw a panel for each program: the ratio of times over peak memory, with the front as a line."""
+    from matplotlib.figure import Figure
+
+    rows = rows.assign(rank=rows.execution.map(execution_rank)).sort_values(["framework", "rank"], kind="stable")
+    groups = list(rows.groupby(GROUP, sort=False))[:MOST_PANELS]
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(max(5.0, 3.6 * columns), 3.1 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False)
+    for spare in panels.flat[len(groups) :]:
+        spare.set_axis_off()
+    for axes, (_, forms) in zip(panels.flat, groups, strict=False):
+        _draw_panel(axes, forms)
+    figure.suptitle(f"{title}: peak memory against time; the line is the front")
+    figure.supxlabel("peak memory of a call, MB, log scale", fontsize=9)
+    figure.supylabel("time / batched", fontsize=9)
+    return figure
+
+
+def _draw_panel(axes: Any, forms: pd.DataFrame) -> None:
+    """Draw one program's forms."""
+    first = forms.iloc[0].to_dict()
+    axes.axhline(1, color="black", linewidth=0.8)
+    front = forms[forms.on_front].sort_values("peak_bytes")
+    axes.plot(front.peak_bytes.astype(float) / 1e6, front.ratio, color="#bbbbbb", linewidth=1, zorder=1)
+    for row in forms.itertuples():
+        megabytes = float(row.peak_bytes) / 1e6
+        style = contender_style(row.projection) if row.projection != BATCHED else {"marker": "o", "color": "black"}
+        error = [[max(0.0, row.ratio - row.ci_low)], [max(0.0, row.ci_high - row.ratio)]]
+        has_interval = pd.notna(row.ci_low) and row.projection != BATCHED
+        axes.errorbar(megabytes, row.ratio, yerr=error if has_interval else None, linewidth=0.7, **style)
+        if family_of(row.projection) not in CHUNKS:
+            axes.annotate(
+                row.projection, (megabytes, row.ratio), xytext=(4, 4), textcoords="offset points", fontsize=6.5
+            )
+    axes.set_xscale("log")
+    axes.set_title(program_name(first, "" if first["device"] == "cpu" else first["device"]), loc="left", fontsize=9)
+    axes.grid(color="#f0f0f0")
