@@ -4,7 +4,7 @@ A form is on the front where no other form of its place, after the same recurren
 one of the two more so. Times are ratios to batched, which has 1; memory is the most that a call took at once.
 
 The kernel counts pages in batches and for the whole process, so of what is not much larger than a megabyte it says
-nothing. A framework's own allocator counts exactly.
+nothing.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from harness.study.parts import BATCHED, TWIN
 
 GROUP = [*CONFIG, "workload", "pass", "recurrence"]
 PEAKS = [*CONFIG, "workload", "pass", *ARM, "peak_bytes", "kernel_bytes", "framework_bytes", "missing"]
-RESOLVED = 4e6  # bytes of batched, by the kernel's count, from which on shares of it mean something
+RESOLVED = 4e6  # bytes of batched from which on shares of it mean something
 FRONT = [*GROUP, "projection", "ratio", "ci_low", "ci_high", "peak_bytes", "share", "on_front"]
 
 
@@ -39,7 +39,7 @@ def peaks(records: Iterable[BlockRecord]) -> pd.DataFrame:
 def fronts(peak_rows: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each form with a time and a peak: its ratio to batched, and its memory as a share of batched's.
 
-    A place has no rows where batched's memory is not known or below RESOLVED, and a gap none whose A/A control missed 1.
+    A place has no rows where batched's memory is not known or below RESOLVED, nor a gap whose A/A control missed 1.
     """
     if peak_rows.empty:
         return pd.DataFrame(columns=FRONT)
@@ -47,11 +47,11 @@ def fronts(peak_rows: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     baseline = times[GROUP].drop_duplicates().assign(projection=BATCHED, ratio=1.0, ci_low=1.0, ci_high=1.0)
     columns = [*GROUP, "projection", "ratio", "ci_low", "ci_high"]
     frame = pd.concat([times[columns], baseline[columns]]).merge(
-        peak_rows[[*GROUP, "projection", "peak_bytes", "framework_bytes"]], on=[*GROUP, "projection"]
+        peak_rows[[*GROUP, "projection", "peak_bytes"]], on=[*GROUP, "projection"]
     )
     frame = frame[frame.peak_bytes.notna()]
-    is_known = frame.peak_bytes.gt(frame.framework_bytes.notna().map({True: 0.0, False: RESOLVED}))
-    of_batched = frame[(frame.projection == BATCHED) & is_known].set_index(GROUP).peak_bytes.rename("batched_bytes")
+    is_known = (frame.projection == BATCHED) & (frame.peak_bytes >= RESOLVED)
+    of_batched = frame[is_known].set_index(GROUP).peak_bytes.rename("batched_bytes")
     frame = frame.join(of_batched, on=GROUP, how="inner").reset_index(drop=True)
     frame["share"] = frame.peak_bytes.astype(float) / frame.batched_bytes.astype(float)
     frame["on_front"] = False

@@ -74,8 +74,8 @@ class Model(BaseModel):
 class PeakMemory(Model):
     """The most bytes that a call took at once above what its process held before, its outputs included.
 
-    `kernel_bytes`: of the process's resident set; `missing` says why it is None. `framework_bytes`: of the framework's
-    own allocator, where that keeps freed memory to itself; otherwise None.
+    `kernel_bytes`: of the process's resident set. `framework_bytes`: of the framework's own allocator, where that keeps
+    what a call has freed. `missing` says why the first is None, or on a GPU why both are.
     """
 
     kernel_bytes: Annotated[int, Field(ge=0)] | None
@@ -84,8 +84,10 @@ class PeakMemory(Model):
 
     @property
     def shown_bytes(self) -> int | None:
-        """Return the number that holds: the framework's where there is one, because the kernel's says nothing then."""
-        return self.kernel_bytes if self.framework_bytes is None else self.framework_bytes
+        """Return the number that holds: what either counts adds up. None where the process's own is missing."""
+        if self.missing:
+            return None
+        return (self.kernel_bytes or 0) + (self.framework_bytes or 0)
 
 
 class ArmTiming(Model):

@@ -108,19 +108,16 @@ def _loop_sentence(frame: pd.DataFrame) -> str:
 def _source_sentence(tables: Tables) -> str:
     """Say who counted, and where the kernel and the framework's own numbers can be compared."""
     rows = tables.peaks
-    own, kernel = rows[rows.framework_bytes.notna()], rows[rows.framework_bytes.isna() & rows.kernel_bytes.notna()]
-    parts = []
-    if len(kernel):
-        parts.append(f"the kernel counted {len(kernel)} ({_names(kernel.framework)})")
-    if len(own):
+    known, kept = rows[rows.peak_bytes.notna()], rows[rows.framework_bytes.notna()]
+    parts = [f"{len(known)} of {len(rows)} are known"]
+    if len(kept):
+        names = _names(kept.framework)
         parts.append(
-            f"the framework's own allocator {len(own)} ({_names(own.framework)}), because it keeps freed memory"
+            f"what the allocator of {names}, which keeps large arrays, counts is added to what the kernel does"
         )
-    unknown = rows[rows.peak_bytes.isna()]
-    if len(unknown):
-        parts.append(f"{len(unknown)} are not known: {'; '.join(sorted(set(unknown.missing)))}")
+    parts += sorted(set(rows[rows.peak_bytes.isna()].missing))
     compared = _beside_compiler(tables)
-    text = f"Of {len(rows)} arms {', '.join(parts)}."
+    text = f"{'; '.join(parts)}."
     if compared.empty:
         return text
     ratios = compared.peak_bytes.astype(float) / compared.stated_bytes

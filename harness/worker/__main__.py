@@ -237,6 +237,7 @@ def run_block(
         loop=request.loop,
         overwrites=request.overwrites,
         peaks=request.peaks,
+        on_gpu=settings.device == "gpu",
     )
     folder = Path(request.outputs)
 

@@ -71,6 +71,7 @@ class TimingSpec:
     overwrites: bool = False  # whether the next call overwrites a call's outputs
     loss: str = "squared"
     peaks: bool = False
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ class _BlockRun:
             def call(entry: PreparedArm = entry) -> None:
                 self.backend.wait(entry.run(*entry.inputs))
 
-            self.arms[name].peak = peak_memory.measure(call, self.backend.peak_bytes)
+            self.arms[name].peak = peak_memory.measure(call, self.backend.peak_bytes, self.spec.on_gpu)
 
     def record_evidence(self) -> dict[str, dict[str, str]]:
         """Collect the evidence of the `counted` arms, after all timing, and return their programs' texts."""
