@@ -5,6 +5,9 @@ weights are w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O] and b_out [
 the order of GATES. One bias serves both products of a step. Where a framework's layer has two biases, the recurrent
 one is zero. A GRU applies its reset gate after the recurrent product, as cuDNN does.
 
+With several layers every weight has an axis [L, ...] for them in front, and I = O: each layer runs all steps and
+projects, and what it returns is the next one's input.
+
 A loss is a mean over all steps and the batch. `squared` is that of the squared errors of y from a target [T, B, O].
 `cross_entropy` is that of softmax cross-entropy: y are the logits of O classes, and the target [T, B] holds the number
 of the right class (int32).
@@ -22,7 +25,7 @@ from impls.evidence import Evidence
 
 GATES = {"rnn_relu": "h", "rnn_tanh": "h", "gru": "rzn", "lstm": "ifgo"}  # the one place where their order is written
 CELLS = tuple(GATES)
-RECURRENCES = ("unrolled", "scan", "layer", "given")
+RECURRENCES = ("unrolled", "scan", "layer", "given", "modules")
 PROJECTIONS = ("none", "in_loop", "per_step", "batched", "bmm", "vmap", "library", "time_distributed", "hoisted")
 CHUNKED = "chunked_k"  # the family of projections that cut time into k chunks
 IN_LOOP_LOSS = "in_loop_loss"  # projects and adds to the loss at every step, so that y never exists as a whole
@@ -34,13 +37,20 @@ IMPOSSIBLE = {  # arms that no framework can have
     "given_in_loop": "without a recurrence there is no loop to project in",
     "layer_hoisted": "a layer keeps its loop to itself: nothing can be taken out of it",
     "given_hoisted": "without a recurrence there is no loop to take anything out of",
+    **{
+        f"modules_{projection}": "with modules one projects inside the loop, or after it step by step or at once"
+        for projection in ("bmm", "vmap", "library", "time_distributed", "hoisted")
+    },
     "given_none": "without recurrence and projection nothing is left to compute",
+    "modules_in_loop_loss": "the loss inside is that of the functional loops",
     "layer_in_loop_loss": "a layer keeps its loop to itself: no loss can be added up inside it",
     "given_in_loop_loss": "without a recurrence there is no loop to add up a loss in",
 }
 NO_OUTPUTS = "with the loss inside there is never a whole y to return: its forward pass is --pass loss"
 NO_LOSS = "projection none has no loss"
-NO_HOIST = "hoist rewrites JAX's programs, and those of no other framework"
+ONE_LAYER = ("layer", "given", "modules", "none", "library", "time_distributed")  # recurrences and projections
+NO_LAYERS = "several layers are studied in the loops and projections that are written here, which hold their weights"
+NO_HOIST = "hoist rewrites programs of JAX and PyTorch, and those of no other framework"
 WHOLE = "T"  # as a number of chunks: one for each step
 NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
 NULL_ARM = ("given", "none")  # returns its input: what is left is the price of a call
@@ -67,6 +77,11 @@ class Weights(NamedTuple):
     def recurrent(self) -> tuple[Any, Any, Any]:
         """The weights that an arm with projection `none` has."""
         return self.w_in, self.w_rec, self.b_rec
+
+
+def weights_of(w: Weights, layer: int) -> Weights:
+    """Return the weights of one of several layers."""
+    return Weights(*(array[layer] for array in w[: len(Weights._fields)]))
 
 
 class Data(NamedTuple):
@@ -130,13 +145,14 @@ def chunk_sizes(projection: str, steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Program:
-    """An arm, with the cell, pass, execution and loss that a framework runs it in."""
+    """An arm, with the cell, pass, execution, loss and number of layers that a framework runs it in."""
 
     arm: Arm
     cell: str
     pass_: str
     execution: str
     loss: str = "squared"
+    layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,7 @@ class Execution:
     `traced`: the whole program is traced before its first run, so an unrolled one grows with T.
     `missing`: why this machine cannot run it, or None.
     `without`: recurrences, projections, arms (by name), devices, precisions, passes or losses that it does not support
-    -> the reason.
+    -> the reason; `<recurrence>_layers` for several layers.
     `unrolls`: recurrences, or arms by name, that compile one copy of the step for every time step.
     `prototypes`: recurrences that rest on what the framework's authors mark as a prototype -> a sentence that says so
     and what was observed.

@@ -16,6 +16,8 @@ The backward pass is back-propagation through time. With d_a_t and d_u_t the gra
     d_w_in = sum x_t^T d_a_t,   d_w_rec = sum h_{t-1}^T d_u_t,   d_b_rec = sum d_a_t,
     d_h_t = d_y_t w_out^T + d_u_{t+1} w_rec^T + the part that bypasses u (for a gru, z_{t+1} d_h_{t+1}).
 
+Of several layers, y of one is x of the next, and d_y of one is d_a w_in^T of the next.
+
 Without a projection there is no loss: the target is then the gradient of h, and takes the place of d_y_t w_out^T.
 
 A training step is Adam (Kingma and Ba 2015) in TF1's form, whose epsilon is not corrected for bias:
@@ -46,6 +48,7 @@ from impls.interface import (
     Outputs,
     Trained,
     Weights,
+    weights_of,
 )
 from impls.rounding import Noise, Sizes
 
@@ -119,32 +122,66 @@ def quantities(
     step, and those of the weights.
     """
     ops = ops or Exact()
-    w = ops.weights(data.weights)
-    if form != "given":
-        yield "x", data.x
-    h, tapes = (data.x, []) if form == "given" else hidden(w, data.x, CELLS[cell], ops)  # [T, B, H]
-    yield "h", h
-    y = h if form == "none" else ops.moved(ops.product(h, w.w_out) + w.b_out)  # [T, B, O]
-    yield "y", y
+    count = len(data.weights.w_in) if data.weights.w_in.ndim > 2 else 0  # of layers, where they have an axis
+    layers = [weights_of(data.weights, number) for number in range(count)] if count else [data.weights]
+    runs, x = [], data.x
+    for w in map(ops.weights, layers):
+        if form != "given":
+            yield "x", x
+        h, tapes = (x, []) if form == "given" else hidden(w, x, CELLS[cell], ops)  # [T, B, H]
+        yield "h", h
+        y = h if form == "none" else ops.moved(ops.product(h, w.w_out) + w.b_out)  # [T, B, O]
+        yield "y", y
+        runs.append(LayerRun(w, x, h, tapes))
+        x = y
     if pass_ == "forward":
         return
+    d_y = data.target if form == "none" else (yield from LOSSES[loss](y, data.target, ops))
+    if pass_ == "loss":
+        return
+    gradients = []
+    for number, run_ in reversed([*enumerate(runs)]):
+        d, d_a = yield from layer_backward(run_, d_y, form, CELLS[cell], ops)
+        gradients.append(d)
+        if number and d_a is not None:
+            d_y = ops.product(d_a, np.swapaxes(run_.w.w_in, -1, -2))
+    for name in Weights._fields:
+        arrays = [getattr(d, name) for d in reversed(gradients)]
+        axis = -1 - (1 if name.startswith("b_") else 2)  # before the weight's own axes, after that of the runs
+        yield f"d_{name}", np.stack(arrays, axis) if count else arrays[0]
+
+
+class LayerRun(NamedTuple):
+    """What the backward pass of a layer needs of its forward pass."""
+
+    w: Weights
+    x: Array
+    h: Array
+    tapes: list[State]
+
+
+def layer_backward(
+    run_: LayerRun, d_y: Array, form: str, cell: "Cell", ops: Operations
+) -> Generator[tuple[str, Array], None, tuple[Weights, Array | None]]:
+    """Yield the gradients inside a layer, by name; return those of its weights, and of a [T, B, G*H].
+
+    For form `none`, d_y is the gradient of h.
+    """
+    w, x, h, tapes = run_
     d = Weights(*map(np.zeros_like, w))
     if form == "none":
-        d_h = np.broadcast_to(data.target, h.shape)  # the same gradient for every run computed at once
+        d_h = np.broadcast_to(d_y, h.shape)  # the same gradient for every run computed at once
     else:
-        d_y = yield from LOSSES[loss](y, data.target, ops)
-        if pass_ == "loss":
-            return
         yield "d_y", d_y
         d_h = ops.product(d_y, np.swapaxes(w.w_out, -1, -2))
         d = d._replace(w_out=ops.outer(h, d_y), b_out=ops.column(d_y))
     yield "d_h", d_h
-    if form != "given":
-        d_a, d_u = backward(w, d_h, tapes, CELLS[cell], ops)
-        yield from (("d_a", d_a), ("d_u", d_u))
-        h_before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
-        d = d._replace(w_in=ops.outer(data.x, d_a), w_rec=ops.outer(h_before, d_u), b_rec=ops.column(d_a))
-    yield from ((f"d_{name}", array) for name, array in d._asdict().items())
+    if form == "given":
+        return d, None
+    d_a, d_u = backward(w, d_h, tapes, cell, ops)
+    yield from (("d_a", d_a), ("d_u", d_u))
+    h_before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
+    return d._replace(w_in=ops.outer(x, d_a), w_rec=ops.outer(h_before, d_u), b_rec=ops.column(d_a)), d_a
 
 
 def squared(y: Array, target: Array, ops: Operations) -> Generator[tuple[str, Array], None, Array]:

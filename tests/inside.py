@@ -10,6 +10,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -20,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from harness.study import weights
-from harness.study.study import NAMED
+from harness.study.study import NAMED, Workload
 from impls import hlo
 from impls.evidence import flops
-from impls.interface import PASSES, Arm, Data, Program, Settings, Weights
+from impls.interface import USUAL_PASSES, Arm, Data, Program, Settings, Weights
 from tests import stepped
 from tests.conftest import SMALL, data_of
 
@@ -115,7 +116,9 @@ def operations(framework) -> Iterator[str]:
     from torch.utils.flop_counter import FlopCounterMode
 
     backend = opened("torch")
-    for projection, pass_ in itertools.product(("none", "in_loop", "per_step", "batched", "bmm", "library"), PASSES):
+    for projection, pass_ in itertools.product(
+        ("none", "in_loop", "per_step", "batched", "bmm", "library"), USUAL_PASSES
+    ):
         program = Program(Arm("unrolled", projection), SMALL.cell, pass_, "eager")
         data = data_of(SMALL)
         data = data._replace(target=data.x[:, :, :1].repeat(SMALL.H, 2)) if projection == "none" else data
@@ -173,7 +176,7 @@ def held(framework) -> Iterator[str]:
     arrays = Weights(**weights.make_weights(book, 1))
     data = backend.put(Data(arrays, **weights.make_inputs(book, 1)))
     for arm, execution, pass_ in itertools.product(
-        (Arm("scan", "in_loop"), Arm("scan", "batched"), Arm("layer", "library")), ("graph", "xla"), PASSES
+        (Arm("scan", "in_loop"), Arm("scan", "batched"), Arm("layer", "library")), ("graph", "xla"), USUAL_PASSES
     ):
         run = backend.prepare(Program(arm, book.cell, pass_, execution), data.weights)
         inputs = data[1:] if pass_ == "train" else data[1:2]
@@ -270,6 +273,88 @@ def counters(framework) -> Iterator[str]:
         yield refused("the tracing count")
 
 
+WIDE = Workload(name="w", B=3, T=8, I=2, H=4, O=32, loss="cross_entropy")  # [T, B, O] is by far its largest array
+FORMS = {  # loop, execution and pass in which the largest array is looked for -> projections
+    "tf": [("unrolled", "eager"), ("scan", "graph"), ("scan", "xla")],
+    "torch": [("unrolled", "eager")],
+    "jax": [("scan", "xla"), ("unrolled", "xla")],
+}
+
+
+def largest(framework) -> Iterator[str]:
+    """Yield how many numbers the largest array has that a form computes or keeps, as a share of [T, B, O]."""
+    backend = opened(framework)
+    w, *inputs = backend.put(data_of(WIDE))
+    whole = WIDE.T * WIDE.B * WIDE.O
+    for (loop, execution), pass_ in itertools.product(FORMS[framework], ("loss", "train")):
+        for projection in ("batched", "in_loop_loss", "chunked_loss_2", "chunked_loss_T"):
+            program = Program(Arm(loop, projection), WIDE.cell, pass_, execution, WIDE.loss)
+            run = backend.prepare(program, w)
+            run(*inputs)
+            counts = globals()[f"arrays_{framework}"](backend, run, inputs, execution)
+            yield f"{loop} {execution} {pass_} {projection} {max(counts) / whole:.3f}"
+
+
+def arrays_torch(backend, run, inputs, execution) -> Iterator[int]:
+    """Yield the size of every array that PyTorch computes in a call."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            arrays = result if isinstance(result, (tuple, list)) else [result]
+            sizes.extend(array.numel() for array in arrays if isinstance(array, torch.Tensor))
+            return result
+
+    with Recorder():
+        run(*inputs)
+    yield from sizes
+
+
+def arrays_jax(backend, run, inputs, execution) -> Iterator[int]:
+    """Yield the size of every array in XLA's program."""
+    yield from sizes_in(run.func.lower(*run.args, *inputs).compile().as_text())
+
+
+def arrays_tf(backend, run, inputs, execution) -> Iterator[int]:
+    """Yield the size of every array that TensorFlow computes: eagerly, in XLA's program, or in a graph and its loops.
+
+    What a loop keeps for its backward pass is a list, of an array for each trip.
+    """
+    from impls.tf import private
+
+    if execution == "eager":
+        sizes = []
+
+        def record(kind, inputs, attributes, outputs, *others):
+            sizes.extend(int(np.prod(output.shape)) for output in outputs)
+
+        with private.operation_callback(record):
+            run(*inputs)
+        yield from sizes
+        return
+    function = backend.programs[run]
+    if execution == "xla":
+        yield from sizes_in(function.experimental_get_compiler_ir(*inputs)(stage="optimized_hlo"))
+        return
+    for operation in function.get_concrete_function(*inputs).graph.get_operations():
+        yield from (array.shape.num_elements() or 0 for array in operation.outputs if array.shape.rank is not None)
+        if operation.type in ("While", "StatelessWhile"):
+            trips = max((a.shape[0] for a in inputs), default=1)
+            for inner in private.loop_body(operation).get_operations():
+                yield from (array.shape.num_elements() or 0 for array in inner.outputs if array.shape.rank is not None)
+                if inner.type == "TensorListPushBack":
+                    yield trips * (inner.inputs[1].shape.num_elements() or 0)
+
+
+def sizes_in(text) -> Iterator[int]:
+    for dimensions in re.findall(r"\b[a-z]+[0-9]*\[([0-9,]+)\]", text):
+        yield int(np.prod([int(number) for number in dimensions.split(",")]))
+
+
 PARTS = {
     "tf": {
         "products": unknown_products_tf,
@@ -296,7 +381,7 @@ def main(framework, file):
     os.environ.update(backend.environment(Settings("cpu", 1, "fp32")))
     if framework == "tf":
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={DUMPED} --xla_dump_hlo_as_text"
-    parts = {"names": names, **PARTS[framework], "steps": steps, "counters": counters}
+    parts = {"names": names, **PARTS[framework], "largest": largest, "steps": steps, "counters": counters}
     Path(file).write_text(json.dumps({name: found(part, framework) for name, part in parts.items()}))
 
 

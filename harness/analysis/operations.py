@@ -59,6 +59,8 @@ def least_operations(workload: Workload, pass_: str, arm: Arm) -> int:
     step = 0 if precomputed else steps * inputs * width + recurrent
     projection = 0 if arm.projection == "none" else steps * size * outputs
     if pass_ != "train":
-        return 2 * batch * (step + projection)
+        return 2 * batch * workload.layers * (step + projection)
     backward = 0 if precomputed else steps * inputs * width + 2 * recurrent  # of w_in; of w_rec and h
-    return 2 * batch * (step + backward + projection * (2 if precomputed else 3))
+    layer = step + backward + projection * (2 if precomputed else 3)
+    between = (workload.layers - 1) * steps * inputs * width  # the gradient of a layer's input
+    return 2 * batch * (workload.layers * layer + between)

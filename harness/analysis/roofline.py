@@ -112,7 +112,7 @@ def flops(w: Workload, pass_: str, projection: str) -> float:
     width, outputs = len(GATES[w.cell]) * w.H, 0 if projection == "none" else w.O
     forward = (w.I + w.H) * width + w.H * outputs
     backward = (w.I + 2 * w.H) * width + 2 * w.H * outputs if pass_ == "train" else 0
-    return 2.0 * w.T * w.B * (forward + backward)
+    return 2.0 * w.layers * w.T * w.B * (forward + backward)
 
 
 def lower_bound_s(roof: Roofline, w: Workload, pass_: str, projection: str) -> float:

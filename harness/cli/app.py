@@ -161,7 +161,7 @@ def verify(
     """
     from harness.cli import verify
     from harness.study.study import load_study
-    from impls.interface import PRECISIONS, PROJECTIONS, RECURRENCES
+    from impls.interface import IN_LOOP_LOSS, PRECISIONS, PROJECTIONS, RECURRENCES
 
     selection = Selection(
         framework, device, threads, execution, recurrence, projection, pass_, precision, workload, chunks
@@ -175,7 +175,8 @@ def verify(
     if verify_study.recurrences is None:  # every arm, not the usual ones
         verify_study = verify_study.model_copy(update={"recurrences": list(RECURRENCES)})
     if verify_study.projections is None and verify_study.chunks is None:
-        verify_study = verify_study.model_copy(update={"projections": [*PROJECTIONS, "chunked_2"]})
+        others = ["chunked_2", IN_LOOP_LOSS, "chunked_loss_2"]
+        verify_study = verify_study.model_copy(update={"projections": [*PROJECTIONS, *others]})
     if bound is not None and bound not in PRECISIONS:
         raise UsageError(f"--bound takes {', '.join(PRECISIONS)}, not {bound!r}")
     if bound is not None and out is not None:

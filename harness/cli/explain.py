@@ -34,6 +34,7 @@ from impls.interface import (
 )
 
 UNKNOWN = "unknown"
+HOIST_LOG = "hoist.txt"  # the text of a hoisted program that says what was moved, and why the rest was not
 AXES = {  # axis -> its values, and the default, or None where a cell must name it; framework and execution are axes too
     "recurrence": (RECURRENCES, None),
     "projection": ((*PROJECTIONS, IN_LOOP_LOSS), None),
@@ -196,6 +197,9 @@ def _print_evidence(place: str, cell: RequestedCell, evidence: Evidence, folder:
     out.print(table, markup=False)
     for quantity, reason in counts.missing.items():
         out.print(f"{quantity} could not be counted: {reason}", markup=False)
+    for log in folder.glob(f"{cell.arm.name}.{HOIST_LOG}"):
+        for line in log.read_text(encoding="utf-8").splitlines():
+            out.print(f"hoist: {line}", markup=False, highlight=False, soft_wrap=True)
     names = sorted(path.name for path in folder.glob(f"{cell.arm.name}.*"))
     out.print(f"program text: {', '.join(str(folder / name) for name in names) or 'none'}", markup=False)
 

@@ -27,7 +27,7 @@ ThreadsFlag = Annotated[
 ExecutionFlag = Annotated[
     Values, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph.")
 ]
-RecurrenceFlag = Annotated[Values, typer.Option("--recurrence", help="unrolled, scan, layer, given.")]
+RecurrenceFlag = Annotated[Values, typer.Option("--recurrence", help="unrolled, scan, layer, given, modules.")]
 ProjectionFlag = Annotated[
     Values,
     typer.Option(
@@ -50,7 +50,8 @@ WorkloadFlag = Annotated[
     Values,
     typer.Option(
         "--workload",
-        help="book, vocab, stream, another that `list` names, or B=..,T=..,I=..,H=..,O=..[,cell=..][,loss=..].",
+        help="book, vocab, stream, another that `list` names, or "
+        "B=..,T=..,I=..,H=..,O=..[,cell=..][,loss=..][,layers=..].",
     ),
 ]
 SweepFlag = Annotated[

@@ -57,7 +57,7 @@ def _check_stored_file(file: str) -> str:
     return file
 
 
-WORKLOAD_FIELDS = frozenset(Workload.model_fields) - {"loss"}  # which older records lack: their loss was the default
+WORKLOAD_FIELDS = frozenset(Workload.model_fields) - {"loss", "layers"}  # older records lack these: they had defaults
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 STORED = ("weights.safetensors", "inputs.safetensors", "batches.safetensors")
 Stored = Annotated[str, AfterValidator(_check_stored_file)]

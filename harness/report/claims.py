@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from harness.analysis.gaps import ENGINE, is_included, is_prototype
@@ -409,10 +410,10 @@ def _check_per_step(tables: Tables) -> Verdict:
     return Verdict(_combine_sameness(count), numbers, f"{len(frame)} gaps, every loop")
 
 
-def _combine_sameness(count: Counter[str]) -> str:
-    """Return what the verdicts say together about two forms being the same."""
-    names = ["the same as inside the loop"] if count[EQUIVALENT] else []
-    names += ["not the same as inside the loop"] if count[SLOWER] + count[FASTER] else []
+def _combine_sameness(count: Counter[str], other: str = "inside the loop") -> str:
+    """Return what the verdicts say together about a form being the same as another one."""
+    names = [f"the same as {other}"] if count[EQUIVALENT] else []
+    names += [f"not the same as {other}"] if count[SLOWER] + count[FASTER] else []
     if not names:
         return UNDECIDED
     if len(names) == 2:
@@ -425,6 +426,26 @@ def _check_without_recurrence(tables: Tables) -> Verdict:
     gaps = tables.gaps[is_included(tables.gaps)]
     gaps = gaps[(gaps.recurrence == "given") & (gaps.contender == "per_step") & (gaps["pass"] == "forward")]
     return _slower_verdict(gaps, f"per_step/{BATCHED} with the hidden states given, forward")
+
+
+def _check_cure(tables: Tables) -> Verdict:
+    """Check whether a program that takes the products out of the loop does as well as projecting once by hand."""
+    hoisted, in_loop = _loop_gaps(tables, "hoisted"), _loop_gaps(tables, "in_loop")
+    if hoisted.empty:
+        return Verdict(NOT_JUDGED, "–", "nothing was measured for it")
+    count = Counter(hoisted.verdict)
+    numbers = f"hoisted/{BATCHED}: {_format_verdict_counts(count)}; ratios {_range(hoisted.ratio)}"
+    pairs = hoisted.merge(in_loop, on=causes.PLACE, suffixes=("", "_in_loop"))
+    longer = pairs[pairs.direction_in_loop == LONGER]
+    if len(longer):
+        closed = 1 - np.log(longer.ratio) / np.log(longer.ratio_in_loop)
+        numbers += (
+            f"; where in_loop took longer, {_range(longer.ratio_in_loop)} times as long, it closes "
+            f"{closed.min():.0%} to {closed.max():.0%} of the gap (median {closed.median():.0%}, "
+            f"{pluralize(len(longer), 'place')})"
+        )
+    verdict = _combine_sameness(count, f"{BATCHED} by hand")
+    return Verdict(verdict, numbers, f"{len(hoisted)} gaps: hoisted/{BATCHED}, every loop")
 
 
 TF1_FLAGS = f"--framework {ORIGINAL[0]} --execution {ORIGINAL[1]}"
@@ -472,6 +493,12 @@ CLAIMS = (
         "TF1's documentation: without the wrapper it may be more efficient",
         partial(_check_speed, framework=ORIGINAL[0]),
         f"{TF1_FLAGS} --workload {BOOK}",
+    ),
+    Claim(
+        "C8",
+        "this study: nobody need rewrite the loop, because a program (`hoist`) takes the products out of it",
+        _check_cure,
+        f"{LOOP_FLAGS} {FORM_FLAGS} --projection hoisted",
     ),
 )
 

@@ -63,7 +63,7 @@ TITLES = {LOOP: "{}, {}", ALONE: "{}, {}: after a layer, and with hidden states 
 
 def figure_group(gaps: pd.DataFrame) -> pd.Series:
     """Return LOOP or ALONE for each gap: the group of its figure and table."""
-    return gaps.recurrence.isin(LOOPS).map({True: LOOP, False: ALONE})
+    return gaps.recurrence.isin((*LOOPS, "modules")).map({True: LOOP, False: ALONE})
 
 
 class Background:

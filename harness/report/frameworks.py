@@ -5,9 +5,11 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.frameworks import FASTEST, USUAL
+from harness.analysis.gaps import GAP_KEYS, is_included
 from harness.analysis.tables import Tables
 from harness.report.causes import rows_with_fewest_threads
-from harness.report.markdown import FRAMEWORKS, Row, interval, pluralize, seconds, table, with_threads
+from harness.report.figures import configuration_name
+from harness.report.markdown import FRAMEWORKS, Row, interval, pluralize, ratio, seconds, table, with_threads
 
 TITLES = {FASTEST: "the fastest program of each", USUAL: "the loop that its users write, projected once"}
 
@@ -22,6 +24,7 @@ def section(tables: Tables) -> Row | None:
     return {
         "sentence": summary(frame),
         "first": {TITLES[kind]: _table(first[first.kind == kind]) for kind in (USUAL, FASTEST)},
+        "modules": modules_table(tables),
         "others": {TITLES[kind]: _table(others[others.kind == kind]) for kind in (USUAL, FASTEST)},
     }
 
@@ -38,6 +41,22 @@ def summary(frame: pd.DataFrame) -> str:
         f"{pluralize(int((sizes > 1).sum()), 'comparison')}"
     )
     return f"{start}: {named}." if len(winners) else f"{start}."
+
+
+def modules_table(tables: Tables) -> str:
+    """Return the gap of the framework's own modules beside that of the loop that users write; "" without the former.
+
+    A row is a configuration, workload and pass.
+    """
+    gaps = tables.gaps[is_included(tables.gaps) & (tables.gaps.contender == "in_loop")]
+    rows = []
+    for row in gaps[gaps.recurrence == "modules"].to_dict("records"):
+        place = [name for name in GAP_KEYS if name not in ("recurrence", "contender")]
+        loop = tables.loops.get((row["framework"], row["execution"]))
+        others = gaps[(gaps.recurrence == loop) & (gaps[place] == [row[name] for name in place]).all(axis=1)]
+        functional = [ratio(other) for other in others.to_dict("records")]
+        rows.append([configuration_name(row), f"{row['workload']} {row['pass']}", *(functional or ["–"]), ratio(row)])
+    return table(["in_loop / batched", "", "functions", "modules"], rows) if rows else ""
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from harness.report.figures import Figures, configuration_name, contender_style,
 from harness.report.markdown import Row, amount, interval, table
 from harness.study.parts import BATCHED
 from harness.study.study import LOOPS
-from impls.interface import IN_LOOP_LOSS, family_of
+from impls.interface import IN_LOOP_LOSS, chunk_count, family_of
 
 TOLERATED = 1.05  # ratio of times up to which an advice looks for less memory
 WORTH = 0.9  # share of batched's memory above which nothing is saved to speak of
@@ -71,27 +71,33 @@ def _advice_rows(tables: Tables) -> list[Row]:
 
 
 def advice(forms: pd.DataFrame) -> str:
-    """Return which form to take where memory is short: the smallest of those that take little longer than batched."""
+    """Return which forms to take where memory is short, each with its memory and its time.
+
+    They are the smallest of those that take little longer than batched, the one with the least product of time and
+    memory, and the smallest of all.
+    """
     batched = forms[forms.projection == BATCHED].iloc[0]
+    by_memory = forms.sort_values(["peak_bytes", "ratio"])
+    choices = {
+        f"for at most {TOLERATED - 1:.0%} more time": by_memory[by_memory.ratio <= TOLERATED].iloc[0],
+        "the least product of both": forms.loc[(forms.ratio * forms.share).idxmin()],
+        "the least memory": by_memory.iloc[0],
+    }
+    reasons: dict[str, list[str]] = {}
+    for reason, row in choices.items():
+        if row.share <= WORTH:
+            reasons.setdefault(_form(row), []).append(reason)
     start = f"batched takes {amount(batched.peak_bytes, 'B')}"
-    fast = forms[forms.ratio <= TOLERATED]
-    best = fast.sort_values(["peak_bytes", "ratio"]).iloc[0]
-    if best.share > WORTH:
-        smallest = forms.sort_values(["peak_bytes", "ratio"]).iloc[0]
-        limit = f"no form within {TOLERATED - 1:.0%} of its time saves a tenth of that"
-        if smallest.share > WORTH:
-            return f"{start}, and {limit}, nor does any other."
-        return f"{start}, and {limit}; the smallest is {_form(smallest)}."
-    return f"{start}; where that is too much: {_form(best)}."
+    if not reasons:
+        return f"{start}, and no form saves a tenth of that."
+    return "; ".join([start, *(f"{' and '.join(names)} has {form}" for form, names in reasons.items())]) + "."
 
 
 def _form(row: Any) -> str:
-    """Return a form with what it costs and saves."""
-    chunks = f" (k={row.projection.rpartition('_')[2]})" if family_of(row.projection) in CHUNKS else ""
-    times = interval(row.ratio, row.ci_low, row.ci_high)
-    return (
-        f"{row.projection}{chunks} takes {row.share:.0%} of it ({amount(row.peak_bytes, 'B')}) and {times} of the time"
-    )
+    """Return a form with what it saves and costs."""
+    chunks = f" (k={chunk_count(row.projection)})" if family_of(row.projection) in CHUNKS else ""
+    memory, times = amount(row.peak_bytes, "B"), interval(row.ratio, row.ci_low, row.ci_high)
+    return f"{row.projection}{chunks}: {row.share:.0%} of the memory ({memory}), {times} times the time"
 
 
 def _loop_sentence(frame: pd.DataFrame) -> str:

@@ -70,8 +70,9 @@ def duration(value_s: float) -> str:
 
 
 def sizes(row: Mapping[Any, Any]) -> str:
-    """Return a workload's sizes and cell, as the study names them, and its loss where that is not the squared error."""
+    """Return a workload's sizes and cell, and its loss and layers where they are not squared and one."""
     words = [row["cell"], *([row["loss"]] if row.get("loss", "squared") != "squared" else [])]
+    words += [pluralize(row["layers"], "layer")] if row.get("layers", 1) > 1 else []
     return ", ".join([*(f"{size}={int(row[size])}" for size in "BTIHO"), *words])
 
 

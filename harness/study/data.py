@@ -25,7 +25,7 @@ def data_for(arm: Arm, data: Data) -> Data:
     For recurrence given, x is [T, B, H], uniform on [-1, 1].
     """
     steps, batch, _ = data.x.shape
-    shape = (steps, batch, data.weights.w_rec.shape[0])
+    shape = (steps, batch, data.weights.w_rec.shape[-2])
     if arm.recurrence == "given":
         data = data._replace(x=_round_to_float32(np.random.default_rng(shape).uniform(-1, 1, shape), data.x.dtype))
     if arm.projection == "none":

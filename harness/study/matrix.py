@@ -21,9 +21,11 @@ from impls.interface import (
     CHUNKED_LOSS,
     IMPOSSIBLE,
     LOSS_INSIDE,
+    NO_LAYERS,
     NO_LOSS,
     NO_OUTPUTS,
     NO_TF32,
+    ONE_LAYER,
     Arm,
     Execution,
     chunk_sizes,
@@ -323,6 +325,8 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
         return "impossible", NO_TF32
     if reason := missing_requirement(execution, cell):
         return "unavailable", reason
+    if cell.workload.layers > 1 and {cell.arm.recurrence, cell.arm.projection} & {*ONE_LAYER}:
+        return "unavailable", NO_LAYERS
     if reason := on_request_reason(study, execution, cell):
         return "skipped", reason
     limit, steps = study.unroll_limit, cell.workload.T
@@ -376,6 +380,7 @@ def missing_requirement(execution: Execution, cell: Cell) -> str | None:
         cell.arm.name,
         cell.pass_,
         cell.workload.loss,
+        f"{cell.arm.recurrence}_layers" if cell.workload.layers > 1 else "",
     )
     return next(filter(None, map(execution.without.get, requirements)), None)
 

@@ -89,7 +89,7 @@ Name = Annotated[str, AfterValidator(_validate_name)]  # becomes a file name and
 
 
 class Workload(BaseModel):
-    """Sizes, cell and loss of one problem: batch B, steps T, inputs I, hidden H, outputs O."""
+    """Sizes, cell, loss and layers of one problem: batch B, steps T, inputs I, hidden H, outputs O."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -101,6 +101,7 @@ class Workload(BaseModel):
     O: Size  # noqa: E741
     cell: str = "rnn_tanh"
     loss: str = "squared"
+    layers: Annotated[int, Field(ge=1, le=8)] = 1
 
     @field_validator("cell", "loss")
     @classmethod
@@ -109,9 +110,11 @@ class Workload(BaseModel):
 
     @model_validator(mode="after")
     def _check_size(self) -> "Workload":
+        if self.layers > 1 and self.I != self.O:
+            raise ValueError(f"with layers={self.layers} I must be O: what a layer returns is the next one's input")
         states = self.T * self.B * (self.I + 4 * len(GATES[self.cell]) * self.H + 3 * self.O)
         weights = len(GATES[self.cell]) * self.H * (self.I + self.H) + self.H * self.O
-        if 4 * (states + 2 * weights) > LARGEST_BYTES:
+        if 4 * self.layers * (states + 2 * weights) > LARGEST_BYTES:
             raise ValueError("its arrays would take more than 4 GiB")
         return self
 
@@ -119,12 +122,13 @@ class Workload(BaseModel):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the weights and inputs, by name."""
         width = len(GATES[self.cell]) * self.H
+        layers = (self.layers,) if self.layers > 1 else ()
         return {
-            "w_in": (self.I, width),
-            "w_rec": (self.H, width),
-            "b_rec": (width,),
-            "w_out": (self.H, self.O),
-            "b_out": (self.O,),
+            "w_in": (*layers, self.I, width),
+            "w_rec": (*layers, self.H, width),
+            "b_rec": (*layers, width),
+            "w_out": (*layers, self.H, self.O),
+            "b_out": (*layers, self.O),
             "x": (self.T, self.B, self.I),
             "target": (self.T, self.B) if self.loss == "cross_entropy" else (self.T, self.B, self.O),
         }
@@ -169,7 +173,7 @@ BETWEEN = ("in_loop", "per_step", "batched")  # what a study of chunks compares 
 CUT = {"chunked": CHUNKED, "chunked_loss": CHUNKED_LOSS}  # what chunks may cut, as a projection -> its family
 AROUND_THE_LOOP = ("none", "in_loop", "per_step", "bmm", "batched")
 USUAL = {  # the arms of a study that selects neither recurrences nor projections: each form where it is informative
-    "unrolled": AROUND_THE_LOOP,
+    "unrolled": (*AROUND_THE_LOOP, "hoisted"),
     "scan": (*AROUND_THE_LOOP, "hoisted"),
     "layer": ("none", "in_loop", "batched", "library"),
     "given": ("per_step", "batched", "bmm", "vmap", "library", "time_distributed"),
@@ -343,7 +347,7 @@ class Study(BaseModel):
         """Return the arms to study, including those that some executions or devices lack."""
         if self.recurrences is None and self.projections is None and self.chunks is None:
             return [Arm(recurrence, projection) for recurrence, usual in USUAL.items() for projection in usual]
-        recurrences: Sequence[str] = self.recurrences or (LOOPS if self.chunks else RECURRENCES)
+        recurrences: Sequence[str] = self.recurrences or (LOOPS if self.chunks else tuple(USUAL))
         projections = self.projections or [*(BETWEEN if self.chunks else PROJECTIONS)]
         if self.chunks:
             cut = [projection for projection in projections if projection in CUT] or [*CUT][:1]
@@ -380,8 +384,8 @@ NARROWED = ("workloads", "recurrences", "projections", "chunks")  # selecting an
 def parse_workload(text: str) -> Workload:
     """Return the workload that a text describes.
 
-    The text is a name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..][,loss=..]; by default the cell is rnn_tanh
-    and the loss squared. Raises ValueError.
+    The text is a name, or sizes written B=..,T=..,I=..,H=..,O=..[,cell=..][,loss=..][,layers=..]; by default the cell
+    is rnn_tanh, the loss squared, and there is one layer. Raises ValueError.
     """
     if "=" not in text:
         return KNOWN[validate_choice("workload", text, KNOWN)]
@@ -391,13 +395,13 @@ def parse_workload(text: str) -> Workload:
         raise ValueError(f"{text!r} gives a size twice")
     sizes: dict[str, Any] = {}
     for key, value in values.items():
-        validate_choice("size", key, [*"BTIHO", *WORDED])
+        validate_choice("size", key, [*"BTIHO", *WORDED, "layers"])
         if key not in WORDED and not re.fullmatch(r"[0-9]{1,9}", value):
             raise ValueError(f"{key}={value} is not a whole number of at least 1")
         sizes[key] = value if key in WORDED else int(value)
     if missing := [size for size in "BTIHO" if size not in sizes]:
         raise ValueError(f"{text!r} lacks {', '.join(missing)}")
-    for key in WORDED:
+    for key in (*WORDED, "layers"):
         sizes.setdefault(key, Workload.model_fields[key].default)
     return Workload(name=_name_from_sizes(sizes), **sizes)
 
@@ -405,6 +409,7 @@ def parse_workload(text: str) -> Workload:
 def _name_from_sizes(sizes: dict[str, Any]) -> str:
     """Return the name of a workload that has no name of its own."""
     words = [sizes["cell"], *([sizes["loss"]] if sizes["loss"] != "squared" else [])]
+    words += [f"{sizes['layers']}layers"] if sizes["layers"] > 1 else []
     return "-".join([*(f"{size}{sizes[size]}" for size in "BTIHO"), *words])
 
 
@@ -452,10 +457,10 @@ def _name_conflict(candidate: Workload) -> str | None:
     names = {name.lower(): name for name in KNOWN}
     owner = KNOWN.get(names.get(candidate.name.lower(), ""))
     if owner and owner != candidate:
-        sizes = ",".join(f"{key}={getattr(owner, key)}" for key in (*"BTIHO", *WORDED))
+        sizes = ",".join(f"{key}={getattr(owner, key)}" for key in (*"BTIHO", *WORDED, "layers"))
         return f"the name {candidate.name} is kept for {sizes}: give this workload another"
     size_name = _name_from_sizes(candidate.model_dump())
-    if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+(-[a-z_]+)+", candidate.name) and candidate.name != size_name:
+    if re.fullmatch(r"(?i)B\d+-T\d+-I\d+-H\d+-O\d+(-[0-9]?[a-z_]+)+", candidate.name) and candidate.name != size_name:
         return f"the name {candidate.name} says other sizes than the workload's: give it another, or {size_name}"
     return None
 

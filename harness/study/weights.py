@@ -20,13 +20,18 @@ from harness.study.study import NAMED, Workload
 from impls.interface import Data, Weights
 
 WEIGHTS = Weights._fields
+LAYER_SEEDS = 1 << 32  # between the seeds of two layers: above all that a study may have
 INPUTS = ("x", "target")
 Arrays = dict[str, np.ndarray]
 Files = dict[str, bytes]
 
 
 def make_weights(workload: Workload, seed: int) -> Arrays:
-    """Make w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O] and b_out [O], float32."""
+    """Make w_in [I, G*H], w_rec [H, G*H], b_rec [G*H], w_out [H, O] and b_out [O], float32; [L, ...] of L layers."""
+    if workload.layers > 1:
+        one = workload.model_copy(update={"layers": 1})
+        made = [make_weights(one, seed + LAYER_SEEDS * layer) for layer in range(workload.layers)]
+        return {name: np.stack([arrays[name] for arrays in made]) for name in WEIGHTS}
     rng = np.random.default_rng([seed, 1])
     shapes = workload.shapes
     arrays = {

@@ -94,8 +94,8 @@ def reference_with_deviations(
     with np.errstate(over="ignore", invalid="ignore"):
         true = reference.run(data, cell, pass_, form, sizes, loss)
         steps, batch, _ = data.x.shape
-        width, outputs = data.weights.w_rec.shape[1], data.weights.w_out.shape[1]
-        numbers = steps * batch * (width + outputs) + sum(a.size for a in true.values())
+        width, outputs = data.weights.w_rec.shape[-1], data.weights.w_out.shape[-1]
+        numbers = steps * batch * workload.layers * (width + outputs) + sum(a.size for a in true.values())
         runs = int(np.clip(RUN_NUMBERS / numbers, RUNS[1], RUNS[0]))
         chunk = int(np.clip(RUN_NUMBERS / numbers, 1, runs))  # runs computed at once
         squares = {name: np.zeros(array.shape) for name, array in true.items()}
@@ -132,8 +132,8 @@ def _bytes_per_sequence(workload: Workload, pass_: str) -> float:
     It is fitted on measurements of a few sizes: BYTES for each of T*G*H and of T*O numbers.
     """
     bytes_per_state, bytes_per_output = BYTES[pass_]
-    width = workload.shapes["w_rec"][1]
-    return float(workload.T * (width * bytes_per_state + workload.O * bytes_per_output))
+    width = workload.shapes["w_rec"][-1]
+    return float(workload.layers * workload.T * (width * bytes_per_state + workload.O * bytes_per_output))
 
 
 def _separable_approximation(squares: Array) -> Array:
@@ -212,9 +212,9 @@ def _partial_sum_bound(name: str, array: Array, data: Data, form: str) -> float:
     w = data.weights
     output_weights = [] if form == "none" else [w.w_out]
     recurrent_weights = [] if form == "given" else [w.w_rec]
-    factors = {
-        "x": [w.w_in.T],
-        "h": [matrix.T for matrix in recurrent_weights + output_weights],
+    factors = {  # of several layers together: those of one are no larger
+        "x": [np.swapaxes(w.w_in, -1, -2)],
+        "h": [np.swapaxes(matrix, -1, -2) for matrix in recurrent_weights + output_weights],
         "d_y": output_weights,
         "d_u": recurrent_weights,
     }

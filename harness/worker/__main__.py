@@ -223,6 +223,7 @@ def run_block(
     spec = timing.TimingSpec(
         cell=request.workload.cell,
         loss=request.workload.loss,
+        layers=request.workload.layers,
         pass_=request.pass_,
         execution=request.execution,
         arms=request.arms,

@@ -70,6 +70,7 @@ class TimingSpec:
     loop: str = ""
     overwrites: bool = False  # whether the next call overwrites a call's outputs
     loss: str = "squared"
+    layers: int = 1
     peaks: bool = False
     on_gpu: bool = False
 
@@ -265,7 +266,8 @@ class _BlockRun:
         """
         arm_timing = self.arms.setdefault(name, ArmTiming.without_times())
         data = data_for(arm, self.spec.data)
-        program = Program(arm, self.spec.cell, self.spec.pass_, self.spec.execution, self.spec.loss)
+        spec = self.spec
+        program = Program(arm, spec.cell, spec.pass_, spec.execution, spec.loss, spec.layers)
         try:
             ballast = np.ones(ballast_bytes, np.uint8)
             w, *real_inputs = self.backend.put(data)

@@ -33,6 +33,7 @@ MATMULS = {"tf32": "tensorfloat32", "bf16": "default", "fp32": "highest", "fp64"
 NOT_EAGER = {
     "scan": "lax.scan compiles its loop even outside jit: it has no op-by-op form",
     "layer": "nnx.RNN is a lax.scan, which compiles its loop even outside jit: it has no op-by-op form",
+    "modules": "nnx's modules are put together at every call, and lax.scan compiles its loop, even outside jit",
     "hoisted": "hoist traces its program at every call, which jit does once",
     "in_loop_loss": "jax.checkpoint traces its function at every call, which jit does once",
     "chunked_loss_k": "lax.map compiles its loop even outside jit: it has no op-by-op form",
@@ -91,7 +92,8 @@ class Backend:
     def prepare(self, program: Program, w: Weights) -> Run:
         require_layer(program, self.model.CELLS[program.cell].own)
         arm = program.arm
-        run = self.passes.function(arm.recurrence, arm.projection, program.cell, program.pass_, program.loss)
+        kind = (program.cell, program.pass_, program.loss, program.layers)
+        run = self.passes.function(arm.recurrence, arm.projection, *kind)
         return functools.partial(self.jax.jit(run) if program.execution == "xla" else run, w)
 
     def trainer(self, program: Program, w: Weights) -> Run:
@@ -160,7 +162,16 @@ class Backend:
         result = hlo.evidence(text)
         result.written = evidence.products_of(traced.jaxpr.jaxpr)
         result.temp_bytes = int(compiled.memory_analysis().temp_size_in_bytes)
-        return result, {"optimised.hlo": text}
+        texts = {"optimised.hlo": text}
+        if program.arm.projection == "hoisted":
+            texts["hoist.txt"] = self._hoist_log(program, *arguments[:2])
+        return result, texts
+
+    def _hoist_log(self, program: Program, w: Weights, x: Any) -> str:
+        """Return what hoist decided of a program's loop: a line for each group of operations."""
+        log: list[Any] = []
+        self.jax.make_jaxpr(lambda w, x: self.model.scan_hoisted(w, self.model.CELLS[program.cell], x, log))(w, x)
+        return "".join(f"{record}\n" for record in log)
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
         """Return None. On a GPU JAX's allocator tells the peak of the whole process, and not that of a call."""

@@ -23,8 +23,9 @@ from impls.interface import (
     Weights,
     chunk_sizes,
     family_of,
+    weights_of,
 )
-from impls.jax.hoist import hoist
+from impls.jax.hoist import Record, hoist
 
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
 Step = Callable[[Weights, State, Array], State]
@@ -120,14 +121,23 @@ def scanned(w: Weights, cell: Cell, x: Array) -> Array:
 
 def layer(w: Weights, cell: Cell, x: Array) -> Array:
     """Return h [T, B, H] for x [T, B, I], by the framework's built-in layer."""
+    return held_layer(w, cell, x)(x, initial_carry=first_carry(w, cell, x))
+
+
+def first_carry(w: Weights, cell: Cell, x: Array) -> Any:
+    """Return the state before the first step as the framework's cells take it."""
+    state = start(w, cell, x)
+    return state if cell.states > 1 else state[0]
+
+
+def held_layer(w: Weights, cell: Cell, x: Array) -> Any:
+    """Return the built-in layer of a cell, which holds w_in, w_rec and b_rec."""
     graph, rest = own_layer(cell.own, w.w_in.shape[0], w.w_rec.shape[0], x.dtype)
     kernels = {"dense_i": w.w_in, "dense_h": w.w_rec}
     biased = "dense_h" if cell.own is nnx.OptimizedLSTMCell else "dense_i"
     params: Any = {name: {"kernel": nnx.Param(kernel)} for name, kernel in kernels.items()}
     params[biased]["bias"] = nnx.Param(w.b_rec)
-    state = start(w, cell, x)
-    carry = state if cell.states > 1 else state[0]
-    return nnx.merge(graph, nnx.State({"cell": params}), rest)(x, initial_carry=carry)
+    return nnx.merge(graph, nnx.State({"cell": params}), rest)
 
 
 @cache
@@ -138,6 +148,37 @@ def own_layer(kind: Any, inputs: int, size: int, dtype: Any) -> tuple[Any, Any]:
         cell = kind(inputs, size, dtype=dtype, param_dtype=dtype, recurrent_kernel_init=zeros, rngs=nnx.Rngs(0))
         graph, _, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
     return graph, rest
+
+
+def step_modules(w: Weights, cell: Cell, x: Array, emit: Callable[..., Array]) -> Array:
+    """Call the framework's cell on each step of x [T, B, I] in a symbolic loop; stack the results of emit [T, B, N].
+
+    `emit` is called with the framework's dense layer and h.
+    """
+    step, dense = held_layer(w, cell, x).cell, held_dense(w)
+
+    def body(carry: Any, x_t: Array) -> tuple[Any, Array]:
+        carry, h = step(carry, x_t)
+        return carry, emit(dense, h)
+
+    return jax.lax.scan(body, first_carry(w, cell, x), x)[1]
+
+
+def modules(w: Weights, cell: Cell, x: Array) -> Array:
+    """Return h [T, B, H] for x [T, B, I], by the framework's cell in a symbolic loop."""
+    return step_modules(w, cell, x, lambda dense, h: h)
+
+
+def modules_in_loop(w: Weights, cell: Cell, x: Array) -> Array:
+    return step_modules(w, cell, x, lambda dense, h: dense(h))
+
+
+def modules_per_step(w: Weights, cell: Cell, x: Array) -> Array:
+    return jax.lax.map(held_dense(w), modules(w, cell, x))
+
+
+def modules_batched(w: Weights, cell: Cell, x: Array) -> Array:
+    return held_dense(w)(modules(w, cell, x))
 
 
 def given(w: Weights, cell: Cell, x: Array) -> Array:
@@ -181,9 +222,13 @@ def project_vmap(w: Weights, hs: Array) -> Array:
 
 def project_library(w: Weights, hs: Array) -> Array:
     """Project h [T, B, H] to y [T, B, O] by the framework's built-in dense layer."""
-    return nnx.merge(own_dense(*w.w_out.shape), nnx.State({"kernel": nnx.Param(w.w_out), "bias": nnx.Param(w.b_out)}))(
-        hs
-    )
+    return held_dense(w)(hs)
+
+
+def held_dense(w: Weights) -> Any:
+    """Return the built-in dense layer, which holds w_out and b_out."""
+    params = nnx.State({"kernel": nnx.Param(w.w_out), "bias": nnx.Param(w.b_out)})
+    return nnx.merge(own_dense(*w.w_out.shape), params)
 
 
 @cache
@@ -209,9 +254,9 @@ def scan_per_step(w: Weights, cell: Cell, x: Array) -> Array:
     return project_each(w, scanned(w, cell, x))
 
 
-def scan_hoisted(w: Weights, cell: Cell, x: Array) -> Array:
-    """Project in the loop, out of which a program transformation takes the products again."""
-    return hoist(lambda w, x: scan_in_loop(w, cell, x))(w, x)
+def scan_hoisted(w: Weights, cell: Cell, x: Array, log: list[Record] | None = None) -> Array:
+    """Project in the loop, out of which a program transformation takes the products again; `log` says what it did."""
+    return hoist(lambda w, x: scan_in_loop(w, cell, x), log=log)(w, x)
 
 
 def squared(y: Array, target: Array, reduce: Any = jnp.mean) -> Array:
@@ -285,7 +330,7 @@ CELLS = {
     "gru": Cell(gru, 1, nnx.GRUCell),
     "lstm": Cell(lstm, 2, nnx.OptimizedLSTMCell),
 }
-HIDDEN = {"unrolled": unrolled, "scan": scanned, "layer": layer, "given": given}
+HIDDEN = {"unrolled": unrolled, "scan": scanned, "layer": layer, "given": given, "modules": modules}
 AFTER = {
     "none": keep,
     "per_step": project_steps,
@@ -300,13 +345,16 @@ IN_THE_LOOP = {
     "scan_in_loop": scan_in_loop,
     "scan_per_step": scan_per_step,
     "scan_hoisted": scan_hoisted,
+    "modules_in_loop": modules_in_loop,
+    "modules_per_step": modules_per_step,
+    "modules_batched": modules_batched,
 }
 LOSSES: dict[str, Loss] = {"squared": squared, "cross_entropy": cross_entropy}
 LOSS_INSIDE = {"unrolled_in_loop_loss": unrolled_in_loop_loss, "scan_in_loop_loss": scan_in_loop_loss}
 
 
-def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Array]:
-    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+def one_layer(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Array]:
+    """Return the program of an arm of one layer."""
     if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
         return program
     hidden, after = HIDDEN[recurrence], AFTER.get(projection)
@@ -315,14 +363,51 @@ def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Array], Ar
     return lambda w, cell, x: after(w, hidden(w, cell, x))
 
 
-def objective(recurrence: str, projection: str, loss: str) -> Callable[[Weights, Cell, Array, Array], Array]:
-    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar."""
-    if inside := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
-        return partial(inside, LOSSES[loss])
-    if family_of(projection) == CHUNKED_LOSS:
-        hidden = HIDDEN[recurrence]
-        return lambda w, cell, x, target: add_chunks(
-            chunk_sizes(projection, x.shape[0]), LOSSES[loss], w, hidden(w, cell, x), target
-        )
-    program = arm(recurrence, projection)
-    return lambda w, cell, x, target: LOSSES[loss](program(w, cell, x), target)
+def arm(recurrence: str, projection: str, layers: int = 1) -> Callable[[Weights, Cell, Array], Array]:
+    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+    program = one_layer(recurrence, projection)
+    if layers == 1:
+        return program
+
+    def chained(w: Weights, cell: Cell, x: Array) -> Array:
+        for layer in range(layers):
+            x = program(weights_of(w, layer), cell, x)
+        return x
+
+    return chained
+
+
+def inside(recurrence: str, projection: str, loss: Loss) -> Callable[[Weights, Cell, Array, Array], Array] | None:
+    """Return the loss of an arm of one layer whose loss is inside, or None where it is not."""
+    if program := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
+        return partial(program, loss)
+    if family_of(projection) != CHUNKED_LOSS:
+        return None
+    hidden = HIDDEN[recurrence]
+    return lambda w, cell, x, target: add_chunks(
+        chunk_sizes(projection, x.shape[0]), loss, w, hidden(w, cell, x), target
+    )
+
+
+def objective(
+    recurrence: str, projection: str, loss: str, layers: int = 1
+) -> Callable[[Weights, Cell, Array, Array], Array]:
+    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar.
+
+    With the loss inside the last layer, those before it project in the loop too, or after it in one product.
+    """
+    measure = LOSSES[loss]
+    last = inside(recurrence, projection, measure)
+    if last is None:
+        program = arm(recurrence, projection, layers)
+        return lambda w, cell, x, target: measure(program(w, cell, x), target)
+    if layers == 1:
+        return last
+    before = one_layer(recurrence, "batched" if family_of(projection) == CHUNKED_LOSS else "in_loop")
+
+    def chained(w: Weights, cell: Cell, x: Array, target: Array) -> Array:
+        for layer in range(layers - 1):
+            x = before(weights_of(w, layer), cell, x)
+        return last(weights_of(w, layers - 1), cell, x, target)
+
+    return chained

@@ -10,7 +10,7 @@ from impls.jax import model
 
 
 def function(
-    recurrence: str, projection: str, cell_name: str, pass_: str, loss: str = "squared"
+    recurrence: str, projection: str, cell_name: str, pass_: str, loss: str = "squared", layers: int = 1
 ) -> Callable[[Weights, Any, Any], Any]:
     """Return the function of a pass: the output (forward), the loss (loss), the loss and its gradients (train).
 
@@ -19,7 +19,7 @@ def function(
     """
     cell = model.CELLS[cell_name]
     if pass_ == "forward" or projection == "none":
-        arm = model.arm(recurrence, projection)
+        arm = model.arm(recurrence, projection, layers)
 
         def forward(w: Weights, x: Any, target: Any) -> Any:
             return arm(w, cell, x)
@@ -31,7 +31,7 @@ def function(
             return jax.vjp(hidden, *w.recurrent)[1](d_h)
 
         return forward if pass_ == "forward" else backward
-    objective = model.objective(recurrence, projection, loss)
+    objective = model.objective(recurrence, projection, loss, layers)
 
     def value(w: Weights, x: Any, target: Any) -> Any:
         return objective(w, cell, x, target)

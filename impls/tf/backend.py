@@ -149,7 +149,7 @@ class Backend:
         tf = self.tf
         recurrence, projection, cell = program.arm.recurrence, program.arm.projection, self.model.CELLS[program.cell]
         if program.pass_ == "forward" or projection == "none":
-            arm = self.model.arm(recurrence, projection)
+            arm = self.model.arm(recurrence, projection, program.layers)
 
             def forward(x: Any) -> Any:
                 return arm(variables, cell, x)
@@ -160,7 +160,7 @@ class Backend:
                 return tape.gradient(hs, variables.recurrent, output_gradients=d_h)
 
             return forward if program.pass_ == "forward" else backward
-        objective = self.model.objective(recurrence, projection, program.loss)
+        objective = self.model.objective(recurrence, projection, program.loss, program.layers)
 
         def loss(x: Any, target: Any) -> Any:
             return objective(variables, cell, x, target)
@@ -384,7 +384,7 @@ def _apart(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _own_gru(program: Program) -> bool:
-    return program.cell == "gru" and program.arm.recurrence == "layer"
+    return program.cell == "gru" and program.arm.recurrence in ("layer", "modules")
 
 
 def _exchanged(a: np.ndarray) -> np.ndarray:

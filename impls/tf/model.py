@@ -20,6 +20,7 @@ from impls.interface import (
     Weights,
     chunk_sizes,
     family_of,
+    weights_of,
 )
 
 State = tuple[Tensor, ...]  # h [B, H], and for lstm c [B, H]
@@ -46,11 +47,12 @@ class Held(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A cell's step, the number of arrays in its state, and the framework's built-in layer."""
+    """A cell's step, the number of arrays in its state, and the framework's built-in layer and cell."""
 
     step: Step
     states: int
     own: Any
+    module: Any
 
 
 def rnn(act: Callable[[Tensor], Tensor], w: Weights, state: State, x: Tensor) -> State:
@@ -161,6 +163,47 @@ def own_layer(cell: Cell, w: Weights) -> Any:
     # The default, an orthogonal start, is not available in bf16. Every start is overwritten by the weights.
     rnn = cell.own(size, return_sequences=True, dtype=w.w_in.dtype.name, recurrent_initializer="zeros")
     return built(rnn, (None, None, inputs), w.recurrent)
+
+
+class Projected(keras.Layer):  # type: ignore[misc]  # mypy looks into no framework
+    """A cell with a dense layer inside, as Keras' RNN layer takes it: what TF1's OutputProjectionWrapper was."""
+
+    def __init__(self, cell: Any, outputs: int) -> None:
+        super().__init__(dtype=cell.dtype)
+        self.cell, self.dense = cell, keras.layers.Dense(outputs, dtype=cell.dtype)
+        self.state_size, self.output_size = cell.state_size, outputs
+
+    def build(self, shape: Any) -> None:
+        """Build both for inputs of a shape [B, I]."""
+        self.cell.build(shape)
+        self.dense.build((None, self.cell.units))
+        self.built = True
+
+    def call(self, inputs: Tensor, states: Any) -> tuple[Tensor, Any]:
+        """Return y [B, O] and the next states."""
+        h, states = self.cell(inputs, states)
+        return self.dense(h), states
+
+    def get_initial_state(self, batch_size: int | None = None) -> Any:
+        return self.cell.get_initial_state(batch_size=batch_size)
+
+
+def own_modules(cell: Cell, w: Weights, projection: str) -> Any:
+    """Return Keras' RNN layer of its cell, which projects in the loop or not, holding its weights."""
+    inputs, size = w.w_in.shape[0], w.w_rec.shape[0]
+    inner = cell.module(size, dtype=w.w_in.dtype.name, recurrent_initializer="zeros")
+    is_inside = projection == "in_loop"
+    step = Projected(inner, w.w_out.shape[1]) if is_inside else inner
+    rnn = keras.layers.RNN(step, return_sequences=True, dtype=w.w_in.dtype.name)
+    return built(rnn, (None, None, inputs), tuple(w) if is_inside else w.recurrent)
+
+
+def modules_per_step(w: Held, cell: Cell, x: Tensor) -> Tensor:
+    return tf.stack([w.dense(h) for h in tf.unstack(layer(w, cell, x))])
+
+
+def modules_batched(w: Held, cell: Cell, x: Tensor) -> Tensor:
+    return w.dense(layer(w, cell, x))
 
 
 def built(layer: Any, shape: tuple[int | None, ...], weights: tuple[Tensor, ...]) -> Any:
@@ -351,16 +394,22 @@ def untrained(w: Weights) -> Trained:
 
 
 CELLS = {
-    "rnn_relu": Cell(rnn_relu, 1, partial(keras.layers.SimpleRNN, activation="relu")),
-    "rnn_tanh": Cell(rnn_tanh, 1, keras.layers.SimpleRNN),
-    "gru": Cell(gru, 1, keras.layers.GRU),
-    "lstm": Cell(lstm, 2, keras.layers.LSTM),
+    "rnn_relu": Cell(
+        rnn_relu,
+        1,
+        partial(keras.layers.SimpleRNN, activation="relu"),
+        partial(keras.layers.SimpleRNNCell, activation="relu"),
+    ),
+    "rnn_tanh": Cell(rnn_tanh, 1, keras.layers.SimpleRNN, keras.layers.SimpleRNNCell),
+    "gru": Cell(gru, 1, keras.layers.GRU, keras.layers.GRUCell),
+    "lstm": Cell(lstm, 2, keras.layers.LSTM, keras.layers.LSTMCell),
 }
 HIDDEN: dict[str, Callable[[Any, Cell, Tensor], Tensor]] = {
     "unrolled": unrolled,
     "scan": scanned,
     "layer": layer,
     "given": given,
+    "modules": layer,
 }
 AFTER: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "none": keep,
@@ -371,11 +420,14 @@ AFTER: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "library": project_library,
     "time_distributed": project_time_distributed,
 }
-IN_THE_LOOP = {
+IN_THE_LOOP: dict[str, Callable[[Any, Cell, Tensor], Tensor]] = {
     "unrolled_in_loop": unrolled_in_loop,
     "unrolled_per_step": unrolled_per_step,
     "scan_in_loop": scan_in_loop,
     "scan_per_step": scan_per_step,
+    "modules_in_loop": layer,
+    "modules_per_step": modules_per_step,
+    "modules_batched": modules_batched,
 }
 LOSSES: dict[str, Loss] = {"squared": squared, "cross_entropy": cross_entropy}
 LOSS_INSIDE = {"unrolled_in_loop_loss": unrolled_in_loop_loss, "scan_in_loop_loss": scan_in_loop_loss}
@@ -384,11 +436,15 @@ OWN_DENSE = {"library": own_dense, "time_distributed": own_time_distributed}
 
 def held(w: Weights, cell: Cell, recurrence: str, projection: str) -> Held:
     """Return an arm's weights in variables: those of the built-in layers, which are built here, or separate ones."""
-    rnn = own_layer(cell, w) if recurrence == "layer" else None
-    dense = OWN_DENSE[projection](w) if projection in OWN_DENSE else None
-    recurrent = variables(rnn) if rnn else map(tf.Variable, w.recurrent)
-    output = variables(dense) if dense else map(tf.Variable, (w.w_out, w.b_out))
-    return Held(*Weights(*recurrent, *output), rnn, dense)
+    if recurrence == "modules":
+        rnn = own_modules(cell, w, projection)
+        dense = own_dense(w) if projection in ("per_step", "batched") else None
+    else:
+        rnn = own_layer(cell, w) if recurrence == "layer" else None
+        dense = OWN_DENSE[projection](w) if projection in OWN_DENSE else None
+    recurrent = variables(rnn) if rnn else list(map(tf.Variable, w.recurrent))
+    output = variables(dense) if dense else list(map(tf.Variable, (w.w_out, w.b_out)))
+    return Held(*Weights(*(recurrent + output)[: len(Weights._fields)]), rnn, dense)
 
 
 def variables(layer: Any) -> list[Any]:
@@ -396,8 +452,8 @@ def variables(layer: Any) -> list[Any]:
     return [variable.value for variable in layer.trainable_variables]
 
 
-def arm(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tensor]:
-    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+def one_layer(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tensor]:
+    """Return the program of an arm of one layer."""
     if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
         return program
     hidden, after = HIDDEN[recurrence], AFTER.get(projection)
@@ -406,14 +462,51 @@ def arm(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tenso
     return lambda w, cell, x: after(w, hidden(w, cell, x))
 
 
-def objective(recurrence: str, projection: str, loss: str) -> Callable[[Any, Cell, Tensor, Tensor], Tensor]:
-    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar."""
-    if inside := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
-        return partial(inside, LOSSES[loss])
-    if family_of(projection) == CHUNKED_LOSS:
-        hidden = HIDDEN[recurrence]
-        return lambda w, cell, x, target: add_chunks(
-            chunk_sizes(projection, x.shape[0]), LOSSES[loss], w, hidden(w, cell, x), target
-        )
-    program = arm(recurrence, projection)
-    return lambda w, cell, x, target: LOSSES[loss](program(w, cell, x), target)
+def arm(recurrence: str, projection: str, layers: int = 1) -> Callable[[Any, Cell, Tensor], Tensor]:
+    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+    program = one_layer(recurrence, projection)
+    if layers == 1:
+        return program
+
+    def chained(w: Any, cell: Cell, x: Tensor) -> Tensor:
+        for layer in range(layers):
+            x = program(weights_of(w, layer), cell, x)
+        return x
+
+    return chained
+
+
+def inside(recurrence: str, projection: str, loss: Loss) -> Callable[[Any, Cell, Tensor, Tensor], Tensor] | None:
+    """Return the loss of an arm of one layer whose loss is inside, or None where it is not."""
+    if program := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
+        return partial(program, loss)
+    if family_of(projection) != CHUNKED_LOSS:
+        return None
+    hidden = HIDDEN[recurrence]
+    return lambda w, cell, x, target: add_chunks(
+        chunk_sizes(projection, x.shape[0]), loss, w, hidden(w, cell, x), target
+    )
+
+
+def objective(
+    recurrence: str, projection: str, loss: str, layers: int = 1
+) -> Callable[[Any, Cell, Tensor, Tensor], Tensor]:
+    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar.
+
+    With the loss inside the last layer, those before it project in the loop too, or after it in one product.
+    """
+    measure = LOSSES[loss]
+    last = inside(recurrence, projection, measure)
+    if last is None:
+        program = arm(recurrence, projection, layers)
+        return lambda w, cell, x, target: measure(program(w, cell, x), target)
+    if layers == 1:
+        return last
+    before = one_layer(recurrence, "batched" if family_of(projection) == CHUNKED_LOSS else "in_loop")
+
+    def chained(w: Any, cell: Cell, x: Tensor, target: Tensor) -> Tensor:
+        for layer in range(layers - 1):
+            x = before(weights_of(w, layer), cell, x)
+        return last(weights_of(w, layers - 1), cell, x, target)
+
+    return chained

@@ -12,7 +12,6 @@ import numpy as np
 from impls.evidence import Evidence
 from impls.interface import (
     FAMILIES,
-    NO_HOIST,
     Data,
     Execution,
     Facts,
@@ -36,17 +35,23 @@ PROTOTYPE = (
 )
 COMPILER = "g++"  # what Inductor calls if CXX is not set, and it is not set for workers
 NO_COMPILER = "Inductor needs the C++ compiler g++ and finds none"
+NO_EAGER_HOIST = "hoist rewrites what torch.compile traces: called eagerly, nothing is traced"
 NO_CUDA_GRAPH = "a CUDA graph is recorded on a GPU"
 NOT_GRAPHED = "Inductor recorded no CUDA graph of it, or runs past the one it recorded"
 NO_TIME_DISTRIBUTED = "TimeDistributed is a layer of Keras"
 FUSION = "batch_linear_post_grad"
 BATCHED_BY_IT = ("in_loop", "per_step")  # what the fusion is for; `none` and `batched` are run as its reference
-UNBATCHED = ("scan", "layer", *(form for form in FAMILIES if form not in ("none", "batched", *BATCHED_BY_IT)))
+UNBATCHED = (
+    "scan",
+    "layer",
+    "modules",
+    *(form for form in FAMILIES if form not in ("none", "batched", *BATCHED_BY_IT)),
+)
 NOTHING_TO_BATCH = "the fusion joins products that are written one by one in one graph: here it is what inductor is"
 NOT_BATCHED = "Inductor's batch_linear fusion did not fire"
 NO_TRITON = "on a GPU Inductor needs Triton, which is not installed"
 NO_OWN_LAYER = "Inductor cannot compile torch's own layer"
-UNROLLS = ("unrolled", "layer")  # Inductor splits a layer of plain RNNs or GRUs into its steps
+UNROLLS = ("unrolled", "layer", "modules")  # Inductor splits a layer of plain RNNs or GRUs into its steps
 NOT_BEFORE = "the program before Inductor, in which they are counted, does not run"
 TRACED = "aot_eager"  # torch's compiler without Inductor: the same trace, its operations called one by one
 SLOW = (*UNROLLS, "given_per_step")  # joining a hundred products takes half a minute
@@ -57,6 +62,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.codes: dict[Program, list[str]] = {}  # what Inductor generated for each program
+        self.hoisted: dict[Program, list[str]] = {}  # what hoist decided of each program
         self.uncompiled: dict[Program, Uncompiled] = {}
         self.counting = False  # whether this process has proved Dynamo's counter
 
@@ -70,11 +76,11 @@ class Backend:
         import torch
 
         missing = None if shutil.which(COMPILER) else NO_COMPILER
-        without = {"time_distributed": NO_TIME_DISTRIBUTED, "hoisted": NO_HOIST}
+        without = {"time_distributed": NO_TIME_DISTRIBUTED}
         unbatched = dict.fromkeys(UNBATCHED, NOTHING_TO_BATCH)
         kept = {"scan_in_loop_loss": KEPT}
         executions = {
-            "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN}),
+            "eager": Execution(traced=False, without=without | {"scan": NO_EAGER_SCAN, "hoisted": NO_EAGER_HOIST}),
             "inductor": Execution(True, missing, without | kept, UNROLLS, {"scan": PROTOTYPE}),
             "inductor-batched": Execution(
                 True, missing, without | unbatched, SLOW, trains=False, usual_passes=(), takes_functions=False
@@ -126,7 +132,7 @@ class Backend:
         function = self._function(program, cell)
         if program.execution != "eager":
             uncompiled = torch.compile(_own_code(function), fullgraph=True, dynamic=False, backend=TRACED)
-            self.uncompiled[program] = Uncompiled(self._run(uncompiled, w, program), w)
+            self.uncompiled[program] = Uncompiled(self._run(uncompiled, w, program), _arrays(w))
             function = self.compiled(function, program)
         run = self._run(function, w, program)
         if program.execution == "cudagraph":
@@ -137,20 +143,20 @@ class Backend:
         """Return a program as a function of w, x and target: its output, or its loss where the pass has one."""
         recurrence, projection = program.arm.recurrence, program.arm.projection
         if program.pass_ == "forward" or projection == "none":
-            arm = self.model.arm(recurrence, projection)
+            arm = self.model.arm(recurrence, projection, program.layers)
 
             def forward(w: Weights, x: Any, target: Any) -> Any:
                 return arm(w, cell, x)
 
             return forward
-        objective = self.model.objective(recurrence, projection, program.loss)
+        objective = self.model.objective(recurrence, projection, program.loss, program.layers)
 
         def loss(w: Weights, x: Any, target: Any) -> Any:
             return objective(w, cell, x, target)
 
         return loss
 
-    def _run(self, function: Any, w: Weights, program: Program) -> Run:
+    def _run(self, function: Any, w: Any, program: Program) -> Run:
         """Return the callable of a pass, for a function of an arm.
 
         It returns the output (forward), the loss (loss), the loss and its gradients (train), or, for projection `none`,
@@ -162,10 +168,12 @@ class Backend:
             with torch.no_grad():
                 return function(w, x, target)
 
+        leaves = _arrays(w)
+
         def run_train(x: Any, target: Any) -> Any:
             out = function(w, x, target)
             # Recurrence `given` does not use w_in, w_rec and b_rec: their gradients are zeros.
-            return out, *torch.autograd.grad(out, w, allow_unused=True, materialize_grads=True)
+            return out, *torch.autograd.grad(out, leaves, allow_unused=True, materialize_grads=True)
 
         def run_backward(x: Any, d_h: Any) -> Any:
             return torch.autograd.grad(function(w, x, d_h), w.recurrent, d_h)
@@ -205,6 +213,8 @@ class Backend:
 
     def get(self, program: Program, outputs: Any) -> Outputs:
         leaves = [leaf.detach().cpu() for leaf in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        if program.arm.recurrence == "modules" and program.pass_ == "train":
+            leaves = _without_second_bias(leaves)
         arrays = named([(leaf.float() if self.dtype else leaf).numpy().copy() for leaf in leaves], program.pass_)
         if program.arm.recurrence == "layer" and program.pass_ == "train":
             arrays["d_b_rec"] = arrays["d_b_rec"][0]  # the framework's layer has two biases; this is the contract's
@@ -255,6 +265,8 @@ class Backend:
         if program.arm.recurrence == "scan":
             result.missing |= {"loops": evidence.NO_LOOPS}
         texts = {f"generated{index}.py": code for index, code in enumerate(self.codes.get(program, ()))}
+        if program in self.hoisted:
+            texts["hoist.txt"] = "".join(f"{line}\n" for line in self.hoisted[program])
         return result, texts | {"operations.txt": text}
 
     def compiled(self, function: Any, program: Program) -> Any:
@@ -270,6 +282,10 @@ class Backend:
             options["triton.cudagraphs"] = True
         if program.execution == "inductor-batched":
             options["post_grad_fusion_options"] = {FUSION: {"min_fuse_set_size": 2}}
+        if program.arm.projection == "hoisted":
+            from impls.torch import hoist
+
+            return hoist.hoist(_own_code(function), log=self.hoisted.setdefault(program, []), options=options)
         return self.torch.compile(_own_code(function), fullgraph=True, dynamic=False, options=options)
 
     def keep_uncompiled(
@@ -325,8 +341,10 @@ class Backend:
         call = first_call
         return lambda x, target: call(x, target)
 
-    def _laid_out(self, program: Program, w: Weights) -> Weights:
+    def _laid_out(self, program: Program, w: Weights) -> Any:
         """Return the weights, laid out as the framework's layers hold theirs if the program has one."""
+        if program.arm.recurrence == "modules":
+            return self.model.Modules(self.model.CELLS[program.cell], w)
         if program.arm.recurrence == "layer":
             w = self._in_a_layer(program, w)
         if program.arm.projection == "library":
@@ -394,6 +412,21 @@ def _own_code(function: Any) -> Any:
     """
     code = function.__code__.replace()
     return types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
+
+
+def _arrays(w: Any) -> tuple[Any, ...]:
+    """Return weights as a tuple of arrays, those of modules too."""
+    return w if isinstance(w, Weights) else tuple(w.parameters())
+
+
+def _without_second_bias(leaves: list[Any]) -> list[Any]:
+    """Return a loss, if there is one, and modules' gradients in the layout of Weights.
+
+    Modules hold matrices transposed, and a second bias, whose gradient is that of the first.
+    """
+    second_bias = 3 + (leaves[0].ndim == 0)  # after two matrices and the first bias, and a loss
+    kept = [leaf for number, leaf in enumerate(leaves) if number != second_bias]
+    return [leaf.T.contiguous() if leaf.ndim == 2 else leaf for leaf in kept]
 
 
 def _column_major(a: Any) -> Any:

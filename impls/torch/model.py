@@ -20,6 +20,7 @@ from impls.interface import (
     Weights,
     chunk_sizes,
     family_of,
+    weights_of,
 )
 from impls.torch import private
 
@@ -32,11 +33,12 @@ Loss = Callable[..., Tensor]  # of y, the target, and how it is reduced
 
 
 class Cell(NamedTuple):
-    """A cell's step, the number of arrays in its state, and the framework's built-in layer."""
+    """A cell's step, the number of arrays in its state, and the framework's built-in layer and module."""
 
     step: Step
     states: int
     own: Any
+    module: Any
 
 
 def rnn(act: Callable[[Tensor], Tensor], w: Weights, state: State, x: Tensor) -> State:
@@ -132,6 +134,51 @@ def layer(w: Weights, cell: Cell, x: Tensor) -> Tensor:
     weights = [w.w_in.T, w.w_rec.T, *w.b_rec]
     train = torch.is_grad_enabled()
     return cell.own(x, state if cell.states > 1 else state[0], weights, True, 1, 0.0, train, False, False)[0]
+
+
+class Modules(torch.nn.Module):  # type: ignore[misc]  # mypy looks into no framework
+    """The weights as users hold them: in the framework's cell and dense layer, called step by step."""
+
+    def __init__(self, cell: Cell, w: Weights) -> None:
+        super().__init__()
+        (inputs, _), (size, outputs) = w.w_in.shape, w.w_out.shape
+        place = {"device": w.w_in.device, "dtype": w.w_in.dtype}
+        self.cell, self.dense = cell.module(inputs, size, **place), torch.nn.Linear(size, outputs, **place)
+        values = (w.w_in.T, w.w_rec.T, w.b_rec, torch.zeros_like(w.b_rec), w.w_out.T, w.b_out)
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters(), values, strict=True):
+                parameter.copy_(value)
+
+    @property
+    def recurrent(self) -> tuple[Tensor, ...]:
+        """The parameters that an arm with projection `none` has; the bias of the recurrent product is zero."""
+        return tuple(self.cell.parameters())
+
+
+def step_modules(w: Modules, x: Tensor, emit: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Call the cell on each step of x [T, B, I], and return a list of T results of emit [B, N]."""
+    state, out = None, []
+    for x_t in x.unbind(0):
+        state = w.cell(x_t, state)
+        out.append(emit(state[0] if isinstance(state, tuple) else state))
+    return out
+
+
+def modules(w: Modules, cell: Cell, x: Tensor) -> Tensor:
+    """Return h [T, B, H] for x [T, B, I], by the framework's cell in a Python loop."""
+    return torch.stack(step_modules(w, x, lambda h: h))
+
+
+def modules_in_loop(w: Modules, cell: Cell, x: Tensor) -> Tensor:
+    return torch.stack(step_modules(w, x, w.dense))
+
+
+def modules_per_step(w: Modules, cell: Cell, x: Tensor) -> Tensor:
+    return torch.stack([w.dense(h) for h in step_modules(w, x, lambda h: h)])
+
+
+def modules_batched(w: Modules, cell: Cell, x: Tensor) -> Tensor:
+    return w.dense(modules(w, cell, x))
 
 
 def given(w: Weights, cell: Cell, x: Tensor) -> Tensor:
@@ -261,12 +308,18 @@ def untrained(w: Weights) -> Trained:
 
 
 CELLS = {
-    "rnn_relu": Cell(rnn_relu, 1, torch.rnn_relu),
-    "rnn_tanh": Cell(rnn_tanh, 1, torch.rnn_tanh),
-    "gru": Cell(gru, 1, torch.gru),
-    "lstm": Cell(lstm, 2, torch.lstm),
+    "rnn_relu": Cell(rnn_relu, 1, torch.rnn_relu, partial(torch.nn.RNNCell, nonlinearity="relu")),
+    "rnn_tanh": Cell(rnn_tanh, 1, torch.rnn_tanh, torch.nn.RNNCell),
+    "gru": Cell(gru, 1, torch.gru, torch.nn.GRUCell),
+    "lstm": Cell(lstm, 2, torch.lstm, torch.nn.LSTMCell),
 }
-HIDDEN = {"unrolled": unrolled, "scan": scanned, "layer": layer, "given": given}
+HIDDEN: dict[str, Callable[[Any, Cell, Tensor], Tensor]] = {
+    "unrolled": unrolled,
+    "scan": scanned,
+    "layer": layer,
+    "given": given,
+    "modules": modules,
+}
 AFTER = {
     "none": keep,
     "per_step": project_steps,
@@ -275,18 +328,23 @@ AFTER = {
     "vmap": project_vmap,
     "library": project_library,
 }
-IN_THE_LOOP = {
+IN_THE_LOOP: dict[str, Callable[[Any, Cell, Tensor], Tensor]] = {
     "unrolled_in_loop": unrolled_in_loop,
     "unrolled_per_step": unrolled_per_step,
     "scan_in_loop": scan_in_loop,
     "scan_per_step": scan_per_step,
+    "unrolled_hoisted": unrolled_in_loop,  # which are compiled by impls.torch.hoist
+    "scan_hoisted": scan_in_loop,
+    "modules_in_loop": modules_in_loop,
+    "modules_per_step": modules_per_step,
+    "modules_batched": modules_batched,
 }
 LOSSES: dict[str, Loss] = {"squared": squared, "cross_entropy": cross_entropy}
 LOSS_INSIDE = {"unrolled_in_loop_loss": unrolled_in_loop_loss, "scan_in_loop_loss": scan_in_loop_loss}
 
 
-def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], Tensor]:
-    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+def one_layer(recurrence: str, projection: str) -> Callable[[Any, Cell, Tensor], Tensor]:
+    """Return the program of an arm of one layer."""
     if program := IN_THE_LOOP.get(f"{recurrence}_{projection}"):
         return program
     hidden, after = HIDDEN[recurrence], AFTER.get(projection)
@@ -295,14 +353,51 @@ def arm(recurrence: str, projection: str) -> Callable[[Weights, Cell, Tensor], T
     return lambda w, cell, x: after(w, hidden(w, cell, x))
 
 
-def objective(recurrence: str, projection: str, loss: str) -> Callable[[Weights, Cell, Tensor, Tensor], Tensor]:
-    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar."""
-    if inside := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
-        return partial(inside, LOSSES[loss])
-    if family_of(projection) == CHUNKED_LOSS:
-        hidden = HIDDEN[recurrence]
-        return lambda w, cell, x, target: add_chunks(
-            chunk_sizes(projection, x.shape[0]), LOSSES[loss], w, hidden(w, cell, x), target
-        )
-    program = arm(recurrence, projection)
-    return lambda w, cell, x, target: LOSSES[loss](program(w, cell, x), target)
+def arm(recurrence: str, projection: str, layers: int = 1) -> Callable[[Any, Cell, Tensor], Tensor]:
+    """Return an arm's program: it maps w, cell and x [T, B, I] to y [T, B, O], or h [T, B, H] for projection `none`."""
+    program = one_layer(recurrence, projection)
+    if layers == 1:
+        return program
+
+    def chained(w: Any, cell: Cell, x: Tensor) -> Tensor:
+        for layer in range(layers):
+            x = program(weights_of(w, layer), cell, x)
+        return x
+
+    return chained
+
+
+def inside(recurrence: str, projection: str, loss: Loss) -> Callable[[Any, Cell, Tensor, Tensor], Tensor] | None:
+    """Return the loss of an arm of one layer whose loss is inside, or None where it is not."""
+    if program := LOSS_INSIDE.get(f"{recurrence}_{projection}"):
+        return partial(program, loss)
+    if family_of(projection) != CHUNKED_LOSS:
+        return None
+    hidden = HIDDEN[recurrence]
+    return lambda w, cell, x, target: add_chunks(
+        chunk_sizes(projection, x.shape[0]), loss, w, hidden(w, cell, x), target
+    )
+
+
+def objective(
+    recurrence: str, projection: str, loss: str, layers: int = 1
+) -> Callable[[Any, Cell, Tensor, Tensor], Tensor]:
+    """Return an arm's loss as a program: it maps w, cell, x [T, B, I] and the target to a scalar.
+
+    With the loss inside the last layer, those before it project in the loop too, or after it in one product.
+    """
+    measure = LOSSES[loss]
+    last = inside(recurrence, projection, measure)
+    if last is None:
+        program = arm(recurrence, projection, layers)
+        return lambda w, cell, x, target: measure(program(w, cell, x), target)
+    if layers == 1:
+        return last
+    before = one_layer(recurrence, "batched" if family_of(projection) == CHUNKED_LOSS else "in_loop")
+
+    def chained(w: Any, cell: Cell, x: Tensor, target: Tensor) -> Tensor:
+        for layer in range(layers - 1):
+            x = before(weights_of(w, layer), cell, x)
+        return last(weights_of(w, layers - 1), cell, x, target)
+
+    return chained

@@ -13,6 +13,8 @@ NAMES = (  # module, and the name in it
     ("torch._dynamo.utils", "counters"),
     ("torch._dynamo", "mark_static_address"),
     ("torch._higher_order_ops.scan", "scan"),
+    ("torch._higher_order_ops.scan", "scan_op"),
+    ("torch._inductor", "compile"),
     ("torch._inductor.codecache", "PyCodeCache.modules"),
     ("torch._inductor.cudagraph_trees", "get_manager"),
     ("torch._inductor.cudagraph_trees", "CUDAGraphTreeManager.get_roots"),
@@ -37,6 +39,20 @@ def scan_operator() -> Any:
     from torch._higher_order_ops.scan import scan
 
     return scan
+
+
+def scan_higher_order() -> Any:
+    """Return what a traced graph calls where the scan operator was called."""
+    from torch._higher_order_ops.scan import scan_op
+
+    return scan_op
+
+
+def compile_by_inductor(module: Any, inputs: Any, options: dict[str, Any] | None) -> Any:
+    """Return a traced graph compiled by Inductor, as torch.compile has it do."""
+    import torch._inductor
+
+    return torch._inductor.compile(module, inputs, options=options)
 
 
 def capture_code(keep: Callable[[str], None]) -> None:

@@ -128,6 +128,7 @@ FACTS = {
     "C5": facts_of_c5,
     "C6": facts_of_c6,
     "C7": lambda: ["as C1"],
+    "C8": list,
 }
 
 

@@ -23,7 +23,7 @@ from harness.run.progress import ProgressReport
 from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
-from impls.interface import CELLS, PASSES, Arm, Settings
+from impls.interface import CELLS, USUAL_PASSES, Arm, Settings
 from tests.conftest import HERE
 from tests.faults import LATE_SIZE
 
@@ -90,7 +90,7 @@ def test_cells_with_gates_pass_where_they_are_compiled(framework, tmp_path):
         for workload in workloads
         for execution in selected["executions"]
         for recurrence in selected["recurrences"]
-        for pass_ in PASSES
+        for pass_ in USUAL_PASSES
     }
     if framework == "torch":  # Inductor does not compile the training of its LSTM
         expected -= {("inductor", "lstm", "train", "layer_library")}
@@ -137,6 +137,46 @@ def check_that_the_projection_adds_the_products_that_were_written(framework, fou
     pairs = claims._program_pairs(found, "flops")
     assert len(pairs)
     assert (pairs.in_loop == pairs.batched).all()
+
+
+ENTROPY = Workload(name="entropy", B=3, T=4, I=2, H=17, O=5, cell="gru", loss="cross_entropy")
+LAYERS = [
+    Workload(name=f"layers-{cell}", B=3, T=3, I=5, H=17, O=5, cell=cell, layers=2) for cell in ("rnn_relu", "lstm")
+]
+LOSSES = {"projections": ["batched", "in_loop_loss", "chunked_loss_1", "chunked_loss_3"], "passes": ["loss", "train"]}
+CHAINED = {"projections": ["in_loop", "per_step", "batched", "hoisted", "chunked_2", "in_loop_loss", "chunked_loss_2"]}
+
+
+@pytest.mark.timeout(600)
+def test_losses_modules_and_layers_pass_both_gates(framework, tmp_path):
+    """Eagerly of every form, and in one loop by the compiler; Inductor, which takes seconds an arm, compiles fewer."""
+    compiled, is_torch = COMPILED[framework], framework == "torch"
+    executions = ["eager", *compiled]
+    cells = [Workload(name=cell, B=3, T=3, I=2, H=17, O=5, cell=cell) for cell in CELLS]
+    modules = {"recurrences": ["modules"], "projections": ["none", "in_loop", "per_step", "batched"]}
+    loops, chained = {"recurrences": ["unrolled", "scan"]}, {"recurrences": ["unrolled", "scan"]} | CHAINED
+    parts = [
+        ([ENTROPY], LOSSES | loops | {"executions": ["eager", *([] if is_torch else compiled)]}),
+        (LAYERS, chained | {"passes": ["loss", "train"], "executions": ["eager", *([] if is_torch else compiled)]}),
+        (cells, modules | {"executions": ["eager", *([] if is_torch else compiled)]}),
+    ]
+    if is_torch:
+        one = {"recurrences": ["unrolled"], "passes": ["train"], "precisions": ["fp32"], "executions": compiled}
+        parts += [([ENTROPY], one | {"projections": ["in_loop_loss", "chunked_loss_3"]})]
+        parts += [(LAYERS[:1], one | {"projections": ["in_loop"]})]
+        parts += [(cells[:1], one | {"recurrences": ["modules"], "projections": ["in_loop", "batched"]})]
+    for _, selected in parts:
+        selected.setdefault("precisions", ["fp32", "fp64"])
+    records = records_together(framework, tmp_path, parts, counted=False)
+    arms = {(r.configuration.execution, r.workload.name, r.pass_, n): a for r in records for n, a in r.arms.items()}
+    assert {arm.status for arm in arms.values()} == {"ok"}, {
+        key: a.reason for key, a in arms.items() if a.status != "ok"
+    }
+    seen = {(execution, workload) for execution, workload, _, _ in arms}
+    names = {"entropy", *(w.name for w in LAYERS), *(w.name for w in cells)}
+    eager_lacks = {*(w.name for w in cells)} if framework == "jax" else set()
+    assert seen >= {("eager", name) for name in names - eager_lacks}
+    assert {execution for execution, _ in seen} == set(executions)
 
 
 SHORTENED = {"recurrences": ["unrolled", "given"], "projections": ["none", "in_loop", "per_step", "bmm", "batched"]}

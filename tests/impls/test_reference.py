@@ -6,17 +6,17 @@ import pytest
 from harness.study.data import data_for
 from harness.study.study import Workload
 from impls import reference, rounding
-from impls.interface import CELLS, TRAIN, TRAIN_NONE, Arm, Weights
+from impls.interface import CELLS, LOSSES, TRAIN, TRAIN_NONE, Arm, Weights
 from tests.conftest import data_of
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 2, 4, 3), (2, 7, 3, 5, 1)]
 
 
-def loss(data, cell, form):
+def loss(data, cell, form, kind="squared"):
     """What the gradients are of: the loss, or without a projection the sum of h by its given gradient."""
     if form == "none":
         return float(np.sum(reference.run(data, cell, "forward", form)["y"] * data.target))
-    return float(reference.run(data, cell, "train", form)["loss"])
+    return float(reference.run(data, cell, "loss", form, loss=kind)["loss"])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -25,8 +25,20 @@ def loss(data, cell, form):
 def test_gradients_are_those_of_finite_differences(shape, cell, form):
     workload = Workload(name="w", **dict(zip("BTIHO", shape, strict=True)), cell=cell)
     arm = Arm("given" if form == "given" else "unrolled", "none" if form == "none" else "batched")
-    data = data_for(arm, data_of(workload, "float64"))
-    found = reference.run(data, cell, "train", form)
+    check_gradients(data_for(arm, data_of(workload, "float64")), cell, form)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_each_loss_and_of_several_layers_are_too(cell, layers, kind):
+    workload = Workload(name="w", B=2, T=3, I=4, H=3, O=4, cell=cell, loss=kind, layers=layers)
+    check_gradients(data_of(workload, "float64"), cell, "projected", kind)
+
+
+def check_gradients(data, cell, form, kind="squared"):
+    """Each gradient is that of finite differences."""
+    found = reference.run(data, cell, "train", form, loss=kind)
     assert tuple(found) == (TRAIN_NONE if form == "none" else TRAIN)
     step = 1e-6
     for name in (name.removeprefix("d_") for name in found if name != "loss"):
@@ -37,9 +49,22 @@ def test_gradients_are_those_of_finite_differences(shape, cell, form):
             for sign in (1, -1):
                 moved = w.copy()
                 moved[index] += sign * step
-                sides.append(loss(data._replace(weights=data.weights._replace(**{name: moved})), cell, form))
+                sides.append(loss(data._replace(weights=data.weights._replace(**{name: moved})), cell, form, kind))
             numeric[index] = (sides[0] - sides[1]) / (2 * step)
         np.testing.assert_allclose(found[f"d_{name}"], numeric, rtol=2e-6, atol=1e-8)
+
+
+def test_cross_entropy_is_the_equation_written_out_and_holds_for_logits_that_exp_overflows_on():
+    workload = Workload(name="w", B=2, T=3, I=2, H=3, O=4, loss="cross_entropy")
+    data = data_of(workload, "float64")
+    y = reference.run(data, workload.cell, "forward", "projected")["y"]
+    shares = np.exp(y) / np.exp(y).sum(-1, keepdims=True)
+    right = np.take_along_axis(shares, data.target[..., None], -1)
+    found = reference.run(data, workload.cell, "loss", "projected", loss="cross_entropy")["loss"]
+    np.testing.assert_allclose(found, -np.log(right).mean(), rtol=1e-12)
+    large = data._replace(weights=data.weights._replace(b_out=data.weights.b_out + 1000))
+    same = reference.run(large, workload.cell, "loss", "projected", loss="cross_entropy")["loss"]
+    np.testing.assert_allclose(same, found, rtol=1e-10)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -77,14 +102,23 @@ def written_out(cell, w, x, h, c):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(("form", "projection"), [("projected", "batched"), ("none", "none")])
-def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell, form, projection):
-    workload = Workload(name="w", B=4, T=6, I=3, H=32, O=5, cell=cell)
+@pytest.mark.parametrize(
+    ("form", "projection", "more"),
+    [
+        ("projected", "batched", {}),
+        ("none", "none", {}),
+        ("projected", "batched", {"loss": "cross_entropy"}),
+        ("projected", "batched", {"layers": 2}),
+    ],
+)
+def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell, form, projection, more):
+    workload = Workload(name="w", B=4, T=6, I=5, H=32, O=5, cell=cell, **more)
+    kind = workload.loss
     data = data_for(Arm("unrolled", projection), data_of(workload, "float64"))
-    exact, sizes = reference.run(data, cell, "train", form), rounding.Sizes()
-    sized = reference.run(data, cell, "train", form, sizes)
+    exact, sizes = reference.run(data, cell, "train", form, loss=kind), rounding.Sizes()
+    sized = reference.run(data, cell, "train", form, sizes, kind)
     noise = rounding.Noise(1, sizes, runs=3)
-    noisy = reference.run(noise.data(data), cell, "train", form, noise)
+    noisy = reference.run(noise.data(data), cell, "train", form, noise, kind)
     for name, value in noisy.items():
         assert np.allclose(sized[name], exact[name], rtol=1e-12, atol=1e-14), name
         for run in value:

@@ -27,8 +27,8 @@ def names(part):
 def test_the_question_has_blocks_of_its_own_which_come_first():
     made = arms_by_part(Study().arms)
     assert list(made) == ["unrolled", "scan", "layer", "given"]
-    for loop, more in (("unrolled", []), ("scan", ["hoisted"])):
-        forms = ["none", "in_loop", "per_step", "bmm", "batched", *more]
+    for loop in ("unrolled", "scan"):
+        forms = ["none", "in_loop", "per_step", "bmm", "batched", "hoisted"]
         assert [arm.name for arm in made[loop]] == [f"{loop}_{form}" for form in forms]
 
 
