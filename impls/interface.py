@@ -39,7 +39,7 @@ IMPOSSIBLE = {  # arms that no framework can have
     "given_hoisted": "without a recurrence there is no loop to take anything out of",
     **{
         f"modules_{projection}": "with modules one projects inside the loop, or after it step by step or at once"
-        for projection in ("bmm", "vmap", "library", "time_distributed", "hoisted")
+        for projection in ("bmm", "vmap", "library", "time_distributed", "hoisted", CHUNKED, CHUNKED_LOSS)
     },
     "given_none": "without recurrence and projection nothing is left to compute",
     "modules_in_loop_loss": "the loss inside is that of the functional loops",

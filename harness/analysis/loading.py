@@ -42,6 +42,8 @@ class Run:
     slopes: pd.DataFrame
     scores: pd.DataFrame
     prototypes: pd.DataFrame
+    peaks: pd.DataFrame
+    fronts: pd.DataFrame
 
     def __repr__(self) -> str:
         """Return the folder and the number of rows of each frame."""

@@ -27,11 +27,7 @@ ELEMENT, RMS = 10.0, 5.0  # standard deviations
 RUNS = (16, 5)  # of the oracle with random roundings: for a small program, and the minimum
 RUN_NUMBERS = 4e6  # numbers in all runs together of a program that is not small
 FP64_BOUND = 1e-12
-BYTES = {
-    "forward": (60, 80),
-    "loss": (60, 120),
-    "train": (150, 120),
-}  # of the oracle and its bounds, see oracle_memory_bytes
+BYTES = {"forward": (60, 80), "loss": (60, 80), "train": (150, 80)}  # of the oracle, see oracle_memory_bytes
 SAMPLED_BYTES = 2 * 2**30  # of the oracle: what would take more is checked on a sample of its sequences
 LEAST_NORMAL = 2.0**-126  # of float32 and bfloat16; smaller numbers are denormals
 LARGEST = {"fp64": float(np.finfo(np.float64).max), "bf16": (2 - 2.0**-7) * 2.0**127}

@@ -8,9 +8,10 @@ import torch
 
 from impls.evidence import Evidence
 from impls.functions import Task, call_by_position, leaves
-from impls.interface import NO_HOIST, Unavailable
+from impls.interface import Unavailable
 from impls.torch.backend import Backend
 
+NO_HOIST = "PyTorch's hoist compiles what it returns: give your file a function impls.torch.hoist.hoist(f) instead"
 NARROW = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
 
 

@@ -250,14 +250,14 @@ def scan_per_step(w: Weights, cell: Cell, x: Tensor) -> Tensor:
     return project_each(w, scanned(w, cell, x))
 
 
-def squared(y: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+def squared(y: Tensor, target: Tensor, reduce: str = "mean") -> Tensor:
     """Return the mean squared error of y [..., O], or the sum of their squares."""
-    return torch.nn.functional.mse_loss(y, target, reduction=reduction)
+    return torch.nn.functional.mse_loss(y, target, reduction=reduce)
 
 
-def cross_entropy(y: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(y: Tensor, target: Tensor, reduce: str = "mean") -> Tensor:
     """Return the mean softmax cross-entropy of logits y [..., O] against classes [...], or their sum."""
-    return torch.nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]), target.reshape(-1), reduction=reduction)
+    return torch.nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]), target.reshape(-1), reduction=reduce)
 
 
 def added(loss: Loss) -> Emit:

@@ -91,7 +91,14 @@ def test_a_full_stdout_is_one_sentence_and_loses_nothing(arguments, tmp_path):
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
     if arguments is RUN:
-        assert [record.kind for record in read_run(tmp_path / "out")] == ["study", "check", "block", "block"]
+        assert [record.kind for record in read_run(tmp_path / "out")] == [
+            "study",
+            "check",
+            "block",
+            "block",
+            "peaks",
+            "peaks",
+        ]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], RUN])

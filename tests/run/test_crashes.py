@@ -191,7 +191,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsy
     status, _ = command(monkeypatch, capsys, *RUN, "--out", str(tmp_path / "run"), "--resume")
     assert status == 0
     found = read_run(tmp_path / "run")
-    blocks = 2 * 2 * 2  # processes, passes, parts
+    blocks = 2 * 2 * 2 + 2 * 2  # processes, passes, parts; and the memory of each pass and part
     assert len({record.key for record in found}) == len(found) == 1 + 2 + blocks
 
 

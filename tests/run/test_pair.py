@@ -693,7 +693,7 @@ def test_an_example_runs(name, harness, unproven, tmp_path):
 
 
 def test_what_rewrites_jax_is_refused_to_others_and_a_name_may_be_taken(load):
-    with pytest.raises(UsageError, match="hoist rewrites JAX's programs, and those of no other framework"):
+    with pytest.raises(UsageError, match="hoist rewrites programs of JAX and PyTorch, and those of no other framework"):
         load(GOOD, hoist=True)
     with pytest.raises(UsageError, match="per_step_hoisted is the name of the hoisted per_step"):
         load(GOOD.replace("batched", "per_step_hoisted"), hoist=True)

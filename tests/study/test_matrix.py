@@ -40,7 +40,7 @@ def test_fp64_is_checked_for_each_cell_and_speaks_for_no_other():
     made_plan = matrix.make_plan(study, [numpy], [1])
     (job,) = matrix.fp64_check_jobs(made_plan, study)
     assert [(todo.workload.name, todo.steps) for todo in job.blocks] == [("a", 3), ("b", 3)]
-    assert len(job.blocks[0].arms) == 5 + 6 + 3 + 6  # the usual ones; a layer projects nothing inside its loop
+    assert len(job.blocks[0].arms) == 6 + 6 + 3 + 6  # the usual ones; a layer projects nothing inside its loop
     assert [arm.name for arm in job.blocks[1].arms] == ["layer_none", "scan_none", "unrolled_none"]
     keys = {gates.program(job.configuration, cell, "forward", "scan_none") for cell in ("gru", "lstm")}
     assert len(keys) == 2

@@ -179,4 +179,4 @@ def test_flags_override_the_file_and_the_file_overrides_the_scale(tmp_path):
     study = load_study(path, "quick", {"rounds": 8})
     assert (study.processes, study.rounds, study.budget_s) == (4, 8, SCALES["quick"]["budget_s"])
     assert [w.T for w in study.workloads] == [20, 2]
-    assert Study(sweep="book") == load_study(None, None, {})
+    assert Study(sweep="book", peaks=True) == load_study(None, None, {})
