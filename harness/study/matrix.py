@@ -336,7 +336,7 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
     limit, steps = study.unroll_limit, cell.workload.T
     unrolls = {cell.arm.recurrence, cell.arm.name} & set(execution.unrolls)
     what = "steps"
-    if family_of(cell.arm.projection) in execution.chunks_unrolled and not unrolls:
+    if family in execution.chunks_unrolled and not unrolls:
         unrolls, steps, what = {CHUNKED}, len(chunk_sizes(cell.arm.projection, steps)), "chunks"
     if limit is not None and execution.traced and unrolls and is_swept:
         return "skipped", "a sweep compiles every size's unrolled steps anew, and unroll_limit is set"

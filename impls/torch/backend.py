@@ -416,7 +416,7 @@ def _own_code(function: Any) -> Any:
 
 def _arrays(w: Any) -> tuple[Any, ...]:
     """Return weights as a tuple of arrays, those of modules too."""
-    return w if isinstance(w, Weights) else tuple(w.parameters())
+    return tuple(w.parameters()) if hasattr(w, "parameters") else w
 
 
 def _without_second_bias(leaves: list[Any]) -> list[Any]:
