@@ -21,6 +21,7 @@ WORTH = 0.9  # share of batched's memory above which nothing is saved to speak o
 CUT = ("chunked", IN_LOOP_LOSS)  # what forms begin with whose memory is their point
 FIGURE = "front-{}-{}"
 MOST_PANELS = 9
+TICKS_MB = [factor * 10**power for power in range(-1, 6) for factor in (1, 2, 3, 5, 7)]
 
 
 def section(tables: Tables) -> Row | None:
@@ -219,5 +220,10 @@ def _draw_panel(axes: Any, forms: pd.DataFrame) -> None:
                 row.projection, (megabytes, row.ratio), xytext=(4, 4), textcoords="offset points", fontsize=6.5
             )
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** 0.15)  # room for the names
+    ticks = [tick for tick in TICKS_MB if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
     axes.set_title(program_name(first, "" if first["device"] == "cpu" else first["device"]), loc="left", fontsize=9)
     axes.grid(color="#f0f0f0")
