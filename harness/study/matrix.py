@@ -319,11 +319,8 @@ def cell_absence(study: Study, framework: Framework, cell: Cell, is_swept: bool 
     execution = framework.executions[cell.configuration.execution]
     if missing := framework.devices[cell.configuration.device] or execution.missing:
         return "unavailable", missing
-    if (
-        reason := IMPOSSIBLE.get(f"{cell.arm.recurrence}_{family_of(cell.arm.projection)}")
-        or _no_chunks(cell)
-        or _not_in_pass(cell)
-    ):
+    family = family_of(cell.arm.projection)
+    if reason := IMPOSSIBLE.get(f"{cell.arm.recurrence}_{family}") or _no_chunks(cell) or _not_in_pass(cell):
         return "impossible", reason
     if cell.configuration.device == "cpu" and cell.configuration.precision == "tf32":
         return "impossible", NO_TF32
