@@ -98,7 +98,7 @@ def test_weights(data, tmp_path):
 @pytest.fixture(scope="module")
 def lines():
     """Of committed records, the first of every kind, and a block with rates and one with evidence."""
-    records = contents(max(REPORTS.glob(f"*/{PACKED}")).parent)
+    records = contents(max(REPORTS.glob(f"*-2-cores/{PACKED}")).parent)
     blocks = [record for record in records if record["kind"] == "block"]
     counted = (block for block in blocks if any(arm.get("evidence") for arm in block["arms"].values()))
     rated = (block for block in blocks if block.get("rates"))
