@@ -56,13 +56,14 @@ def fronts(peak_rows: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     frame["share"] = frame.peak_bytes.astype(float) / frame.batched_bytes.astype(float)
     frame["on_front"] = False
     for _, rows in frame.groupby(GROUP, sort=False):
-        frame.loc[rows.index, "on_front"] = [_is_on_front(row, rows) for row in rows.itertuples()]
+        frame.loc[rows.index, "on_front"] = [
+            _is_on_front(ratio, peak_bytes, rows) for ratio, peak_bytes in zip(rows.ratio, rows.peak_bytes, strict=True)
+        ]
     order = [*GROUP, "peak_bytes", "ratio", "projection"]
     return frame[FRONT].sort_values(order, ascending=[*[True] * len(GROUP), False, True, True], ignore_index=True)
 
 
-def _is_on_front(row: object, rows: pd.DataFrame) -> bool:
+def _is_on_front(ratio: float, peak_bytes: int, rows: pd.DataFrame) -> bool:
     """Return whether no row is both as fast and as small, and one of the two more so."""
-    ratio, peak = row.ratio, row.peak_bytes  # type: ignore[attr-defined]
-    as_good = (rows.ratio <= ratio) & (rows.peak_bytes <= peak)
-    return not (as_good & ((rows.ratio < ratio) | (rows.peak_bytes < peak))).any()
+    as_good = (rows.ratio <= ratio) & (rows.peak_bytes <= peak_bytes)
+    return not (as_good & ((rows.ratio < ratio) | (rows.peak_bytes < peak_bytes))).any()

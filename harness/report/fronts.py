@@ -1,5 +1,6 @@
 """Time against peak memory: the front over all forms of a place, as figures, a table and an advice."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -13,8 +14,8 @@ from harness.report.causes import rows_with_fewest_threads
 from harness.report.figures import Figures, configuration_name, contender_style, execution_rank, program_name
 from harness.report.markdown import Row, amount, interval, table
 from harness.study.parts import BATCHED
-from harness.study.study import LOOPS
-from impls.interface import IN_LOOP_LOSS, chunk_count, family_of
+from harness.study.study import LOOPS, Workload
+from impls.interface import IN_LOOP_LOSS, TRAIN, TRAIN_NONE, chunk_count, family_of
 
 TOLERATED = 1.05  # ratio of times up to which an advice looks for less memory
 WORTH = 0.9  # share of batched's memory above which nothing is saved to speak of
@@ -145,24 +146,20 @@ def _beside_compiler(tables: Tables) -> pd.DataFrame:
     evidence = tables.evidence[(tables.evidence.framework == "jax") & tables.evidence.temp_bytes.notna()]
     frame = tables.peaks.merge(evidence[[*places, "temp_bytes"]], on=places)
     sizes = {workload.name: workload for workload in tables.study.workloads}
-    outputs = [_output_bytes(sizes[row.workload], row) for row in frame.itertuples()]
+    outputs = [_output_bytes(sizes[row["workload"]], row) for row in frame.to_dict("records")]
     frame = frame.assign(
         stated_bytes=frame.temp_bytes.astype(float) + pd.Series(outputs, index=frame.index, dtype=float)
     )
     return frame[(frame.stated_bytes > 1e7) & frame.peak_bytes.notna()]
 
 
-def _output_bytes(workload: Any, row: Any) -> float:
+def _output_bytes(workload: Workload, row: Row) -> float:
     """Return the bytes of a program's outputs in float32."""
-    pass_ = row[GROUP.index("pass") + 1]
-    shapes = workload.shapes
-    size = {name: float(pd.Series(shape, dtype=float).prod()) for name, shape in shapes.items()}
-    if pass_ == "forward":
-        return 4.0 * workload.T * workload.B * (workload.H if row.projection == "none" else workload.O)
-    if pass_ == "loss":
-        return 4.0
-    names = ("w_in", "w_rec", "b_rec") if row.projection == "none" else ("w_in", "w_rec", "b_rec", "w_out", "b_out")
-    return 4.0 * sum(size[name] for name in names)
+    is_alone = row["projection"] == "none"
+    if row["pass"] == "forward":
+        return 4.0 * workload.T * workload.B * (workload.H if is_alone else workload.O)
+    names = () if row["pass"] == "loss" else TRAIN_NONE if is_alone else TRAIN[1:]
+    return 4.0 * (1 + sum(math.prod(workload.shapes[name.removeprefix("d_")]) for name in names))
 
 
 def _table(rows: pd.DataFrame) -> str:

@@ -94,13 +94,13 @@ def rebuild_stack(graph: Graph, stack: Node, log: Log) -> None:
         return
     names: list[str] = []
     with graph.inserting_before(stack):
-        lifted = lift(graph, list(steps), len(steps), names)
+        value = lift(graph, list(steps), len(steps), names)
     if not names:
         if isinstance(steps[0], Node) and is_product(steps[0]):
             log.add("an unrolled loop", len(steps), "stays", [name_of(steps[0])], FEEDS)
         return
     log.add("an unrolled loop", len(steps), "moved", names, MOVED)
-    stack.replace_all_uses_with(lifted.node)
+    stack.replace_all_uses_with(value.node)
 
 
 def lift(graph: Graph, values: list[Any], count: int, names: list[str]) -> Any:
@@ -123,10 +123,10 @@ def has_product_inside(values: list[Any]) -> bool:
     if not all(isinstance(value, Node) and same_operation(value, first) and len(value.users) == 1 for value in values):
         return False
     columns = [list(column) for column in zip(*(value.args for value in values), strict=True)]
-    varying = [place for place, column in enumerate(columns) if any(value is not column[0] for value in column)]
+    places = [place for place, column in enumerate(columns) if any(value is not column[0] for value in column)]
     if is_product(first):
-        return varying == [ROWS[operation_of(first)]]
-    return any(has_product_inside(columns[place]) for place in varying if isinstance(columns[place][0], Node))
+        return places == [ROWS[operation_of(first)]]
+    return any(has_product_inside(columns[place]) for place in places if isinstance(columns[place][0], Node))
 
 
 def same_operation(node: Node, other: Node) -> bool:
@@ -150,70 +150,76 @@ def rebuild_scan(module: GraphModule, scan: Node, log: Log) -> None:
     feeding = ancestors(carries)
     outer = dict(zip(inputs, [None] * len(init) + [*xs] + [*additional], strict=True))
     per_step = set(inputs[: len(init) + len(xs)])
-    moved: dict[int, list[Node]] = {}
+    moves: dict[int, list[Node]] = {}
     for place, y in enumerate(ys):
-        own = [node for node in body.graph.nodes if node in ancestors([y]) - feeding and node.op != "placeholder"]
-        if refusal := why_not(own, y, per_step, feeding):
-            log.add("a scan", steps, "stays", map(name_of, own or [y]), refusal)
+        operations = [
+            node for node in body.graph.nodes if node in ancestors([y]) - feeding and node.op != "placeholder"
+        ]
+        if refusal := why_not(operations, y, per_step, feeding):
+            log.add("a scan", steps, "stays", map(name_of, operations or [y]), refusal)
         else:
-            log.add("a scan", steps, "moved", map(name_of, own), MOVED)
-            moved[place] = own
-    if moved:
-        split_scan(module, scan, body, (inputs, outer, results, len(init), steps), moved)
+            log.add("a scan", steps, "moved", map(name_of, operations), MOVED)
+            moves[place] = operations
+    if moves:
+        split_scan(module, scan, body, (inputs, outer, results, len(init), steps), moves)
 
 
-def why_not(own: list[Node], y: Node, per_step: set[Node], feeding: set[Node]) -> str:
+def why_not(operations: list[Node], y: Node, per_step: set[Node], feeding: set[Node]) -> str:
     """Return why what a result is made of stays in the loop; "" where it may leave."""
-    if not own:
+    if not operations:
         return FEEDS
-    if not any(map(is_product, own)):
+    if not any(map(is_product, operations)):
         return NO_PRODUCT
-    differing = per_step | feeding
-    for node in own:
-        varying = [place for place, value in enumerate(node.args) if isinstance(value, Node) and value in differing]
-        differing.add(node)
+    step_values = per_step | {
+        node for node in feeding if node.op != "placeholder"
+    }  # weights are the same in every step
+    for node in operations:
+        places = [place for place, value in enumerate(node.args) if isinstance(value, Node) and value in step_values]
+        step_values.add(node)
         if not (is_product(node) or is_elementwise(node)) or node.kwargs:
             return f"{name_of(node)} is no operation on rows that is known here"
-        if is_product(node) and varying != [ROWS[operation_of(node)]]:
+        if is_product(node) and places != [ROWS[operation_of(node)]]:
             return f"the matrix of {name_of(node)} is another one in every step"
     return ""
 
 
 def split_scan(
-    module: GraphModule, scan: Node, body: GraphModule, parts: tuple[Any, ...], moved: dict[int, list[Node]]
+    module: GraphModule, scan: Node, body: GraphModule, parts: tuple[Any, ...], moves: dict[int, list[Node]]
 ) -> None:
     """Rebuild a scan without some of its results, which are computed after it from what it stacks instead."""
     inputs, outer, results, count, steps = parts
-    operations = {node: node.args for own in moved.values() for node in own}  # a node that is erased loses its own
-    used = dict.fromkeys(value for values in operations.values() for value in values if isinstance(value, Node))
-    crossing = [value for value in used if value not in operations and outer.get(value) is None]
-    kept = [place for place in range(len(results) - count) if place not in moved]
+    operations = {node: node.args for nodes in moves.values() for node in nodes}  # a node that is erased loses its own
+    operands = dict.fromkeys(value for values in operations.values() for value in values if isinstance(value, Node))
+    crossing = [value for value in operands if value not in operations and outer.get(value) is None]
+    kept_places = [place for place in range(len(results) - count) if place not in moves]
     graph, output = body.graph, next(node for node in body.graph.nodes if node.op == "output")
     with graph.inserting_before(output):  # a scan's results may not be one another, nor its inputs
         copies = [graph.call_function(torch.clone, (value,)) for value in crossing]
-    output.args = (type(output.args[0])([*results[:count], *(results[count + place] for place in kept), *copies]),)
+    output.args = (
+        type(output.args[0])([*results[:count], *(results[count + place] for place in kept_places), *copies]),
+    )
     graph.eliminate_dead_code()
     body.recompile()
     readers = {user.args[1]: user for user in list(scan.users)}
     with module.graph.inserting_after(scan):
-        stacked = {
-            value: module.graph.call_function(operator.getitem, (scan, count + len(kept) + number))
+        stacks = {
+            value: module.graph.call_function(operator.getitem, (scan, count + len(kept_places) + number))
             for number, value in enumerate(crossing)
         }
-    for position, place in enumerate(kept):
+    for position, place in enumerate(kept_places):
         if reader := readers.get(count + place):
             reader.args = (scan, count + position)
-    users = [readers[count + place] for place in moved if count + place in readers]
+    users = [readers[count + place] for place in moves if count + place in readers]
     if not users:
         return
     sliced = inputs[count : count + len(scan.args[2])]
-    values: dict[Any, Any] = {value: node for value, node in outer.items() if node is not None} | stacked
-    values |= {value: Stepped(values[value]) for value in (*sliced, *stacked)}
+    values: dict[Any, Any] = {value: node for value, node in outer.items() if node is not None} | stacks
+    values |= {value: Stepped(values[value]) for value in (*sliced, *stacks)}
     with module.graph.inserting_before(users[0]):
         for node, own_arguments in operations.items():
             arguments = [values[value] if isinstance(value, Node) else value for value in own_arguments]
             values[node] = Stepped(at_once(module.graph, node, arguments, steps))
-    for place in moved:
+    for place in moves:
         if reader := readers.get(count + place):
             reader.replace_all_uses_with(values[results[count + place]].node)
 
@@ -235,12 +241,12 @@ def ancestors(nodes: Iterable[Any]) -> set[Node]:
 
 def at_once(graph: Graph, node: Node, arguments: list[Any], steps: int) -> Node:
     """Add an operation for all steps at once: on arrays [T, B, ...] where one step's are [B, ...]."""
-    plain = [value.node if isinstance(value, Stepped) else value for value in arguments]
+    operands = [value.node if isinstance(value, Stepped) else value for value in arguments]
     if not is_product(node):
-        return graph.create_node(node.op, node.target, tuple(plain))
+        return graph.create_node(node.op, node.target, tuple(operands))
     place = ROWS[operation_of(node)]
-    plain[place] = graph.call_method("flatten", (plain[place], 0, 1))
-    product = graph.create_node(node.op, node.target, tuple(plain))
+    operands[place] = graph.call_method("flatten", (operands[place], 0, 1))
+    product = graph.create_node(node.op, node.target, tuple(operands))
     return graph.call_method("unflatten", (product, 0, (steps, -1)))
 
 

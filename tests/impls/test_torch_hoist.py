@@ -62,6 +62,19 @@ def other_weights(x, w, up, down):
     return torch.stack([x_t @ (up + number) for number, x_t in enumerate(x.unbind(0))])
 
 
+def scanned(x, w, up, down):
+    """Torch's scan operator, whose outputs are made with a matrix that the state is made with too."""
+    import torch
+
+    from impls.torch import private
+
+    def body(h, x_t):
+        h = torch.tanh(x_t + h @ w)
+        return h.clone(), torch.relu(h @ w)
+
+    return private.scan_operator()(body, x.new_zeros(x.shape[1:]), x)[1]
+
+
 @pytest.mark.parametrize(
     ("function", "products", "said"),
     [
@@ -84,3 +97,13 @@ def test_what_no_later_step_needs_is_done_once_and_all_else_stays(function, prod
     assert count == products
     assert len(log) == 1
     assert said in log[0]
+
+
+def test_a_scan_whose_matrix_is_used_twice_moves_the_product_that_no_carry_needs():
+    import torch
+
+    given = [array.detach() for array in arrays()]
+    written, hoisted, count, log = traced(scanned, *given)
+    torch.testing.assert_close(hoisted, written)
+    assert count == 1
+    assert log == ["a scan, 4 steps: moved: matmul, relu: no later step depends on it"]
