@@ -56,9 +56,9 @@ class Functions(Protocol):
         """
 
     def hoisted(self, function: Callable[..., Any], log: list[str]) -> Callable[..., Any]:
-        """Return a function with the work taken out of its loops that may be done after them (impls.jax.hoist).
+        """Return a function with the work taken out of its loops that may be done after them (hoist of the framework).
 
-        Each of its calls appends to `log` what was moved, and what was not and why. Raises Unavailable where the
+        Whenever it is traced, `log` gets what was moved, and what was not and why. Raises Unavailable where the
         framework has no such transformation.
         """
 

@@ -255,7 +255,10 @@ def pair(
     seed: SeedFlag = None,
     timeout: TimeoutFlag = None,
     hoist: Annotated[
-        bool, typer.Option("--hoist", help="Compare the first with itself, with the work taken out of its loops (JAX).")
+        bool,
+        typer.Option(
+            "--hoist", help="Compare the first with itself, with the work taken out of its loops (JAX, torch)."
+        ),
     ] = False,
     out: Annotated[Path, typer.Option(help="The comparison's folder.")] = Path("runs/pair"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the comparison in --out.")] = False,

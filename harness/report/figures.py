@@ -200,7 +200,7 @@ def _draw_forest(part: pd.DataFrame, title: str, margin: float) -> Any:
     axes = figure.subplots()
     _draw_margin(axes, margin)
     contenders = [contender for contender in COLOURS if (part.contender == contender).any()]
-    contenders += sorted(set(part.contender) - set(COLOURS), key=chunk_order)
+    contenders += sorted(set(part.contender) - set(COLOURS), key=lambda name: (family_of(name), chunk_order(name)))
     offsets = [0.6 * (index / max(1, len(contenders) - 1) - 0.5) for index in range(len(contenders))]
     for offset, contender in zip(offsets, contenders, strict=True):
         for mask, alpha in ((is_included(part), 1.0), (~is_included(part), 0.3)):

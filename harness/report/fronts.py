@@ -82,8 +82,8 @@ def advice(forms: pd.DataFrame) -> str:
     by_memory = forms.sort_values(["peak_bytes", "ratio"])
     choices = {
         f"for at most {TOLERATED - 1:.0%} more time": by_memory[by_memory.ratio <= TOLERATED].iloc[0],
-        "the least product of both": forms.loc[(forms.ratio * forms.share).idxmin()],
-        "the least memory": by_memory.iloc[0],
+        "by the product of time and memory": forms.loc[(forms.ratio * forms.share).idxmin()],
+        "by memory alone": by_memory.iloc[0],
     }
     reasons: dict[str, list[str]] = {}
     for reason, row in choices.items():
@@ -92,7 +92,12 @@ def advice(forms: pd.DataFrame) -> str:
     start = f"batched takes {amount(batched.peak_bytes, 'B')}"
     if not reasons:
         return f"{start}, and no form saves a tenth of that."
-    return "; ".join([start, *(f"{' and '.join(names)} has {form}" for form, names in reasons.items())]) + "."
+    return "; ".join([start, *(f"best {_listed(names)} is {form}" for form, names in reasons.items())]) + "."
+
+
+def _listed(names: list[str]) -> str:
+    """Return names as a sentence has them: a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _form(row: Any) -> str:

@@ -165,7 +165,7 @@ def check_pair(pair: Pair, adapter: Functions, request: PairCheckRequest, stage:
         gradients=list(pair.gradients),
         sources=pair_file.sources(pair.path),
         differences=differences,
-        hoisted=pair.log,
+        hoisted=list(dict.fromkeys(pair.log)),  # a function is traced several times
     )
 
 

@@ -269,8 +269,12 @@ class Backend:
             texts["hoist.txt"] = "".join(f"{line}\n" for line in self.hoisted[program])
         return result, texts | {"operations.txt": text}
 
-    def compiled(self, function: Any, program: Program) -> Any:
-        """Return a function compiled whole by Inductor, as the program's execution names it; its code is kept."""
+    def compiled(self, function: Any, program: Program, hoist_log: list[str] | None = None) -> Any:
+        """Return a function compiled whole by Inductor, as the program's execution names it; its code is kept.
+
+        With `hoist_log`, which gets what was decided, work is taken out of its loops before. Such a function is also
+        traced in eager, where its operations then run one by one.
+        """
         self._prove_counting()
         self.codes[program] = []
         private.capture_code(self.codes[program].append)  # called at the first call
@@ -283,9 +287,12 @@ class Backend:
         if program.execution == "inductor-batched":
             options["post_grad_fusion_options"] = {FUSION: {"min_fuse_set_size": 2}}
         if program.arm.projection == "hoisted":
+            hoist_log = self.hoisted.setdefault(program, [])
+        if hoist_log is not None:
             from impls.torch import hoist
 
-            return hoist.hoist(_own_code(function), log=self.hoisted.setdefault(program, []), options=options)
+            compiler = "eager" if program.execution == "eager" else "inductor"
+            return hoist.hoist(_own_code(function), log=hoist_log, options=options, compiler=compiler)
         return self.torch.compile(_own_code(function), fullgraph=True, dynamic=False, options=options)
 
     def keep_uncompiled(

@@ -1,5 +1,6 @@
 """A user's own functions in PyTorch: the contract of impls.functions.Functions."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,10 +9,8 @@ import torch
 
 from impls.evidence import Evidence
 from impls.functions import Task, call_by_position, leaves
-from impls.interface import Unavailable
 from impls.torch.backend import Backend
 
-NO_HOIST = "PyTorch's hoist compiles what it returns: give your file a function impls.torch.hoist.hoist(f) instead"
 NARROW = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
 
 
@@ -23,13 +22,19 @@ class Functions:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self.hoist_logs: dict[Callable[..., Any], list[str]] = {}  # of the functions whose loops are rebuilt
 
     def set_defaults(self, precision: str, seed: int) -> None:
         torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
         torch.manual_seed(seed)
 
     def hoisted(self, function: Callable[..., Any], log: list[str]) -> Callable[..., Any]:
-        raise Unavailable(NO_HOIST)
+        @functools.wraps(function)
+        def call(*inputs: Any) -> Any:
+            return function(*inputs)
+
+        self.hoist_logs[call] = log
+        return call
 
     def is_array(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor)
@@ -46,9 +51,11 @@ class Functions:
 
     def prepare(self, task: Task, inputs: Sequence[Any]) -> Callable[..., Any]:
         function = _total(task, len(inputs)) if task.differentiated else call_by_position(task.function)
+        hoist_log = self.hoist_logs.get(task.function)
         if task.execution != "eager":
             self.backend.keep_uncompiled(task.program, function, lambda target: _run(task, target), inputs)
-            function = self.backend.compiled(function, task.program)
+        if task.execution != "eager" or hoist_log is not None:
+            function = self.backend.compiled(function, task.program, hoist_log)
         return _run(task, function)
 
     def wait(self, outputs: Any) -> None:

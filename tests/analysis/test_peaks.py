@@ -59,13 +59,16 @@ def test_what_cannot_be_told_has_no_front():
 def test_what_saves_memory_is_advised_with_what_it_costs():
     text = fronts.advice(front_of()[1])
     assert text.startswith(
-        "batched takes 100 MB; for at most 5% more time has chunked_loss_4 (k=4): 40% of the memory (40 MB), 1.04"
+        "batched takes 100 MB; best for at most 5% more time is chunked_loss_4 (k=4): 40% of the memory (40 MB), 1.04"
     )
-    assert "the least product of both and the least memory has in_loop_loss: 10% of the memory (10 MB), 1.5" in text
+    assert (
+        "best by the product of time and memory and by memory alone is in_loop_loss: 10% of the memory (10 MB), 1.5"
+        in text
+    )
     dear = TIMES | {"chunked_loss_2": 140, "chunked_loss_4": 150, "in_loop_loss": 1500}
     text = fronts.advice(front_of(dear)[1])
     assert "for at most" not in text
-    assert "the least product of both has chunked_loss_4 (k=4)" in text
-    assert "the least memory has in_loop_loss: 10% of the memory (10 MB), 15" in text
+    assert "best by the product of time and memory is chunked_loss_4 (k=4)" in text
+    assert "best by memory alone is in_loop_loss: 10% of the memory (10 MB), 15" in text
     same = dict.fromkeys(BYTES, 100e6)
     assert fronts.advice(front_of(megabytes=same)[1]) == "batched takes 100 MB, and no form saves a tenth of that."

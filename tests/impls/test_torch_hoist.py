@@ -8,21 +8,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif("torch" not in HERE, reason="
 STEPS = 4
 
 
-def traced(function, *arguments):
+def traced(function, *arguments, **options):
     """Both results of a function, as written and hoisted; how many products the hoisted graph has; and the log."""
     import torch
 
-    from impls.torch import hoist
+    from impls.torch import hoist, rows
+    from impls.torch.hoist_log import Settings
 
-    log, counts = [], []
+    settings, counts = Settings(**options), []
 
     def backend(module, inputs):
-        hoist.transformed(module, log)
-        counts.append(sum(map(hoist.is_product, module.graph.nodes)))
+        hoist.transformed(module, settings)
+        counts.append(sum(map(rows.is_product, module.graph.nodes)))
         return module.forward
 
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
-    return function(*arguments), compiled(*arguments), counts[0], log
+    return function(*arguments), compiled(*arguments), counts[0], settings.log
 
 
 def arrays():
@@ -43,6 +44,30 @@ def two_products(x, w, up, down):
     return torch.stack(out)
 
 
+def two_heads(x, w, up, down):
+    """Two heads of a trunk that no step needs, one of them stacked along the second axis, and views of one matrix."""
+    import torch
+
+    h, first, second = x.new_zeros(x.shape[1:]), [], []
+    for x_t in x.unbind(0):
+        h = torch.tanh(x_t + h @ w)
+        trunk = torch.relu(h @ up)
+        first.append(trunk @ down)
+        second.append(torch.nn.functional.linear(trunk, up))
+    return torch.cat([torch.stack(first), torch.stack(second, dim=1).transpose(0, 1)], dim=2)
+
+
+def broadcast(x, w, up, down):
+    """A row and a number of each step meet its rows; there are as many of these as steps."""
+    import torch
+
+    x, out = torch.cat([x, x[:, :1]], dim=1), []
+    for x_t in x.unbind(0):
+        y = x_t @ up
+        out.append(y * (x_t[0] @ up) - y * x_t.mean())
+    return torch.stack(out)
+
+
 def fed_back(x, w, up, down):
     """The output of a step is part of the next one's input."""
     import torch
@@ -53,6 +78,36 @@ def fed_back(x, w, up, down):
         y = h @ up @ down
         out.append(y)
     return torch.stack(out)
+
+
+def numbered(x, w, up, down):
+    """Each step has a number of its own, behind a product that has none."""
+    import torch
+
+    return torch.stack([(x_t @ up) * (number + 1) for number, x_t in enumerate(x.unbind(0))])
+
+
+def in_place(x, w, up, down):
+    """What a product reads is changed after it."""
+    import torch
+
+    h, out = x.new_zeros(x.shape[1:]), []
+    for x_t in x.unbind(0):
+        h = h + x_t
+        out.append(h @ up.detach())
+        h.mul_(2.0)
+    return torch.stack(out)
+
+
+def without_gradients(x, w, up, down):
+    """A part of each step is not differentiated."""
+    import torch
+
+    out = []
+    for x_t in x.unbind(0):
+        with torch.no_grad():
+            out.append(x_t @ up)
+    return torch.stack(out) + x.sum() + up.sum()
 
 
 def other_weights(x, w, up, down):
@@ -79,6 +134,11 @@ def scanned(x, w, up, down):
     ("function", "products", "said"),
     [
         (two_products, STEPS + 2, "moved: matmul, relu, matmul: no later step depends on it"),
+        (two_heads, STEPS + 3, "moved: matmul, relu, linear: no later step depends on it"),
+        (broadcast, 2, "moved: matmul, matmul, mul, "),
+        (numbered, STEPS, "stays: mul: a number of mul is another one in every step"),
+        (in_place, STEPS, "the whole program: stays: mul_ changes an array in place"),
+        (without_gradients, STEPS, "the whole program: stays: _set_grad_enabled changes a setting in the middle"),
         (fed_back, 3 * STEPS, "stays: matmul: a later step, or something else than the stack"),
         (other_weights, STEPS, "stays: matmul"),
     ],
@@ -95,8 +155,8 @@ def test_what_no_later_step_needs_is_done_once_and_all_else_stays(function, prod
         if expected is not None:
             torch.testing.assert_close(found, expected)
     assert count == products
-    assert len(log) == 1
-    assert said in log[0]
+    assert len(log) == (2 if function is two_heads else 1)
+    assert said in log[-1]
 
 
 def test_a_scan_whose_matrix_is_used_twice_moves_the_product_that_no_carry_needs():
@@ -107,3 +167,43 @@ def test_a_scan_whose_matrix_is_used_twice_moves_the_product_that_no_carry_needs
     torch.testing.assert_close(hoisted, written)
     assert count == 1
     assert log == ["a scan, 4 steps: moved: matmul, relu: no later step depends on it"]
+
+
+def plain_scan(x, w, up, down):
+    """Torch's scan operator with a head of two products, behind a transposed matrix."""
+    import torch
+
+    from impls.torch import private
+
+    def body(h, x_t):
+        h = torch.tanh(x_t + h @ w)
+        return h.clone(), torch.relu(h @ w.t()) @ up
+
+    return private.scan_operator()(body, x.new_zeros(x.shape[1:]), x)[1]
+
+
+@pytest.mark.parametrize("function", [two_products, plain_scan])
+def test_it_is_done_in_pieces_within_a_budget_or_not_at_all(function):
+    import torch
+
+    given = [array.detach() for array in arrays()]
+    for chunk, pieces in ((1, 4), (3, 2), (9, 1)):
+        written, hoisted, count, _ = traced(function, *given, chunk=chunk)
+        torch.testing.assert_close(hoisted, written)
+        assert count == (STEPS + 2 * pieces if function is two_products else 2 * pieces)
+    # h is stacked, and a product, its relu and an output are there for all steps, of three rows each
+    widths = (5, 7, 7, 2) if function is two_products else (5, 5, 5, 7)
+    needed = 3 * 4 * (STEPS * widths[0] + (STEPS - 1) * sum(widths[1:]))
+    *_, count, log = traced(function, *given, memory_budget=needed - 1)
+    assert count == (3 * STEPS if function is two_products else 0)  # a scan's body is not counted
+    assert f"moving it would take {needed} bytes more, and the memory budget is {needed - 1}" in log[0]
+    assert "moved" in traced(function, *given, memory_budget=needed)[-1][0]
+
+
+def test_arguments_that_say_nothing_are_refused():
+    from impls.torch.hoist import hoist
+
+    with pytest.raises(ValueError, match="chunk is a number of steps, at least 1, and not 0"):
+        hoist(two_products, chunk=0)
+    with pytest.raises(ValueError, match="the compiler is inductor or eager, and not xla"):
+        hoist(two_products, compiler="xla")

@@ -1,6 +1,9 @@
 """Committed reports are what their records give, and claim no more than that."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,20 @@ def test_the_same_records_give_the_same_bytes(numpy_backend, tmp_path):
     assert len(files) >= 8
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_no_figure_depends_on_how_python_orders_sets(tmp_path):
+    """Of a report whose forms are many: the hash of a text differs from process to process."""
+    processes = []
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        shutil.copy(REPORTS / "2026-11-26-vocab-chunks-jax" / "records.jsonl.gz", tmp_path / seed)
+        command = [sys.executable, "-m", "harness", "report", "--no-html", str(tmp_path / seed)]
+        processes.append(subprocess.Popen(command, env={**os.environ, "PYTHONHASHSEED": seed}))
+    assert [process.wait() for process in processes] == [0, 0]
+    figures = sorted(file.name for file in (tmp_path / "1" / "figures").glob("*.png"))
+    assert len(figures) >= 4
+    for name in figures:
+        first, second = ((tmp_path / seed / "figures" / name).read_bytes() for seed in ("1", "2"))
+        assert first == second, name
