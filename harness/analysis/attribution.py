@@ -74,7 +74,12 @@ def _cost_intervals(blocks: list[BlockRecord]) -> dict[tuple[Any, ...], Interval
     Each process gives its median over rounds.
     """
     return {
-        key: stats.mean_interval([m / 1e9 for m in stats.row_medians([form - none for form, none in processes])])
+        key: stats.mean_interval(
+            stats.node_means(
+                [m / 1e9 for m in stats.row_medians([p.contender - p.baseline for p in processes])],
+                [p.node for p in processes],
+            )
+        )
         for key, processes in paired_times(blocks, none_pairs).items()
     }
 
@@ -114,13 +119,14 @@ def slopes(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
     `roof_s` is the roofline's part of it, and `once_s` what projecting once adds, the median over the same points.
     """
     points, roofs = _sweep_points(blocks, study)
+    nodes = {block.replicate: block.node for block in blocks}
     rows = []
     for key, processes in points.items():
         all_points = [point for line in processes.values() for point in line]
         once = statistics.median(point.batched for point in all_points)
         steps = {point.workload.T for point in all_points}
-        interval = stats.mean_interval([_slope(line) for line in processes.values()])
-        rows.append([*key, *interval, roofs.get(key, math.nan), once, len(steps), len(processes)])
+        units = stats.node_means(list(map(_slope, processes.values())), [nodes[number] for number in processes])
+        rows.append([*key, *stats.mean_interval(units), roofs.get(key, math.nan), once, len(steps), len(units)])
     return pd.DataFrame(rows, columns=SLOPES).sort_values(SLOPES[:7], kind="stable", ignore_index=True)
 
 

@@ -10,6 +10,7 @@ Left out are programs that are no whole answer: precomputed hidden states, no pr
 Pure: the same tables give the same comparison.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,18 @@ FEWEST = 3  # processes of a program that is named the fastest, where its framew
 FRAMEWORKS = [*PLACE, "kind", *PROGRAM, "time_s", "ratio", "ci_low", "ci_high", "processes", "is_fastest"]
 
 
-def frameworks(times: pd.DataFrame, loops: Loops, prototypes: PrototypeReasons) -> pd.DataFrame:
+def frameworks(
+    times: pd.DataFrame, loops: Loops, prototypes: PrototypeReasons, nodes: Mapping[int, str] | None = None
+) -> pd.DataFrame:
     """Return two rows for each framework and place: its fastest program, and the one that its users write.
 
     `is_fastest`: whether the program is shown to be the fastest of its kind, against that of every other framework at
-    95%. Returns no rows with fewer than two frameworks.
+    95%. `nodes`: process -> the node that it ran on, where there are several. Returns no rows with fewer than two
+    frameworks.
     """
     whole = times.median_s.notna() & (times.recurrence != "given") & ~times.projection.isin(["none", TWIN])
     frame = times[whole]
-    programs = _program_times(frame[~is_prototype(frame, prototypes)])
+    programs = _program_times(frame[~is_prototype(frame, prototypes)], nodes)
     if programs.framework.nunique() < 2:
         return pd.DataFrame(columns=FRAMEWORKS)
     rows = []
@@ -55,11 +59,13 @@ def _fastest_of_each(programs: pd.DataFrame) -> pd.DataFrame:
     return programs.loc[programs.groupby("framework").time_s.idxmin()]
 
 
-def _program_times(times: pd.DataFrame) -> pd.DataFrame:
+def _program_times(times: pd.DataFrame, nodes: Mapping[int, str] | None) -> pd.DataFrame:
     """Return a row for each program and place: its time, the half-width of the interval of its log, its processes."""
     rows = []
     for keys, part in times.groupby([*PLACE, *PROGRAM], sort=True):
-        sample = stats.Sample(tuple(np.log(part.median_s)), 0.0)
+        names = [nodes[int(process)] for process in part.process] if nodes else []
+        units = stats.node_means(np.log(part.median_s).tolist(), names)
+        sample = stats.Sample(tuple(units), 0.0)
         time = stats.estimate_gap(sample, 0.0)
         half = max(float(np.log(time.high / time.low) / 2), LEAST_HALF) if time.processes > 1 else np.nan
         rows.append((*keys, time.ratio, half, time.processes))

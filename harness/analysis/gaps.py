@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,9 +37,17 @@ CHUNKS = (CHUNKED, CHUNKED_LOSS)  # families of contenders, one for each number 
 ADDED = ("in_loop", "per_step", BATCHED)  # projections whose costs are separated from the loop's
 PairNames = tuple[str, str, str, str]  # recurrence and projection of the contender; the baseline's name, and its arm
 MeasuredPair = tuple[tuple[str, str, str], str, str]  # the first three of PairNames; the names of both arms
-PairedTimes = dict[
-    tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]
-]  # Found's keys -> nanoseconds a call, by process
+
+
+class ProcessTimes(NamedTuple):
+    """Nanoseconds a call of contender and baseline in the rounds of one process, and the node that it ran on."""
+
+    contender: np.ndarray
+    baseline: np.ndarray
+    node: str
+
+
+PairedTimes = dict[tuple[Any, ...], list[ProcessTimes]]  # *CONFIG, workload, pass and the first three of PairNames
 PrototypeReasons = dict[tuple[str, str, str], str]  # framework, execution, recurrence of a prototype -> why it is one
 GapSamples = dict[
     tuple[Any, ...], tuple[stats.Sample, float]
@@ -72,7 +80,7 @@ def parse_arm_name(name: str) -> dict[str, str]:
     return {"recurrence": recurrence, "projection": projection}
 
 
-def _batched_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
+def batched_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield the pairs of every other projection and batched, after the same recurrence."""
     for name in arms:
         recurrence, projection = parse_arm_name(name).values()
@@ -101,11 +109,11 @@ def none_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
 
 def _all_pairs(arms: Iterable[str]) -> Iterator[PairNames]:
     """Yield every pair that is compared."""
-    return itertools.chain(_batched_pairs(arms), _contrast_pairs(arms))
+    return itertools.chain(batched_pairs(arms), _contrast_pairs(arms))
 
 
 def paired_times(blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]]) -> PairedTimes:
-    """Return nanoseconds a call of contender and baseline in the same rounds, a pair of arrays for each process."""
+    """Return nanoseconds a call of contender and baseline in the same rounds, of each process."""
     times: PairedTimes = {}
     pairs_by_names: dict[tuple[str, ...], list[MeasuredPair]] = {}  # most blocks have arms of the same names
     for record in blocks:
@@ -116,7 +124,7 @@ def paired_times(blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Ite
             place = block_key(record)
             per_call = call_times_ns(record, names)
             for pair, name, base in pairs_by_names[names]:
-                times.setdefault((*place, *pair), []).append((per_call[name], per_call[base]))
+                times.setdefault((*place, *pair), []).append(ProcessTimes(per_call[name], per_call[base], record.node))
     return times
 
 
@@ -132,11 +140,14 @@ def _measured_pairs(
 
 
 def samples_by_gap(
-    blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]] = _batched_pairs
+    blocks: list[BlockRecord], pairs: Callable[[Iterable[str]], Iterator[PairNames]] = batched_pairs
 ) -> GapSamples:
     """Return the sample of every measured gap, and the median over processes of its rounds."""
     return {
-        key: (stats.gap_sample(processes), float(statistics.median(len(times) for times, _ in processes)))
+        key: (
+            stats.gap_sample([(p.contender, p.baseline) for p in processes], [p.node for p in processes]),
+            float(statistics.median(len(p.contender) for p in processes)),
+        )
         for key, processes in paired_times(blocks, pairs).items()
     }
 

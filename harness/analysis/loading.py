@@ -44,6 +44,7 @@ class Run:
     prototypes: pd.DataFrame
     peaks: pd.DataFrame
     fronts: pd.DataFrame
+    nodes: pd.DataFrame
 
     def __repr__(self) -> str:
         """Return the folder and the number of rows of each frame."""

@@ -6,6 +6,12 @@ gap's own variance over processes and from nothing else. Some gaps vary more tha
 from all gaps would cover the truth too seldom for those that vary most, and too often for the rest: in 87% and 99% of
 cases where half vary six times as much (20 gaps, 3 processes, shrunken variances as below).
 
+Where a study's processes ran on two or more machines of one kind, the nodes of a cluster, the processes of a node share
+what the node is, and are not independent. The node is then the unit: its processes' log ratios are averaged first, and
+Student's t is over nodes. With as many processes on each node the interval holds the truth of machines of this kind at
+95% however much nodes differ (the between-groups mean square of a one-way layout; Snedecor and Cochran 1989, ch. 13);
+more processes on few nodes do not narrow it to nothing.
+
 How much longer a gap has to be measured is planned, not inferred, and a few processes say too little for that. For
 planning, and only there, the gap's variance over processes s^2, on d degrees of freedom, is shrunken towards what all
 gaps say of it (empirical Bayes; Smyth 2004, "Linear models and empirical Bayes methods", eq. 3; limma calls such a
@@ -68,7 +74,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Sample:
-    """Log ratios of one gap, one per process, and the mean sampling variance of these medians (`noise`)."""
+    """Log ratios of one gap, one per process, and the mean sampling variance of these medians (`noise`).
+
+    Of a study that was measured on several nodes they are one per node (`node_means`).
+    """
 
     log_ratios: tuple[float, ...]
     noise: float
@@ -107,8 +116,11 @@ class Variances:
     freedom: float
 
 
-def gap_sample(processes: Sequence[tuple[Times, Times]]) -> Sample:
-    """Return a gap's sample from the times (contender, baseline) of each process, one per round and in order."""
+def gap_sample(processes: Sequence[tuple[Times, Times]], nodes: Sequence[str] = ()) -> Sample:
+    """Return a gap's sample from the times (contender, baseline) of each process, one per round and in order.
+
+    `nodes`: the node that each process ran on, if any is known.
+    """
     log_ratios = [
         np.log(np.asarray(contender, float) / np.asarray(baseline, float)) for contender, baseline in processes
     ]
@@ -116,7 +128,19 @@ def gap_sample(processes: Sequence[tuple[Times, Times]]) -> Sample:
     # The rounds of one process are too few to estimate their spread, so the rounds of all processes are pooled.
     deviations = np.concatenate([row - median for row, median in zip(log_ratios, medians, strict=True)])
     scale = np.mean([len(deviations) / len(row) for row in log_ratios])
-    return Sample(tuple(medians), float(median_variance(deviations) * scale))
+    units = node_means(medians, nodes)
+    return Sample(tuple(units), float(median_variance(deviations) * scale * len(units) / len(medians)))
+
+
+def node_means(values: Sequence[float], nodes: Sequence[str]) -> list[float]:
+    """Return the mean of the values of each node, in the order of the nodes' names; the values where there is one node.
+
+    `nodes`: the node of each value; empty where none is known.
+    """
+    names = sorted(set(nodes))
+    if len(names) < 2:
+        return list(values)
+    return [float(np.mean([value for value, own in zip(values, nodes, strict=True) if own == name])) for name in names]
 
 
 def row_medians(rows: Sequence[np.ndarray]) -> list[float]:

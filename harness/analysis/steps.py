@@ -34,6 +34,7 @@ def steps(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
     Without the points of a sweep, which have no forms between.
     """
     processes_by_place: dict[tuple[Any, ...], list[LogRatios]] = {}
+    nodes: dict[tuple[Any, ...], list[str]] = {}
     swept = {point.name for point in study.swept}
     for block in blocks:
         if block.workload.name in swept:
@@ -41,13 +42,15 @@ def steps(blocks: list[BlockRecord], study: Study) -> pd.DataFrame:
         for recurrence in LOOPS:
             if log_ratios := _log_ratios(block, recurrence):
                 processes_by_place.setdefault((*block_key(block), recurrence), []).append(log_ratios)
+                nodes.setdefault((*block_key(block), recurrence), []).append(block.node)
     rows = []
     for place, processes in processes_by_place.items():
         measured = [form for form in FORMS if all(form in log_ratios for log_ratios in processes)]
         levels = {form: stats.row_medians([log_ratios[form] for log_ratios in processes]) for form in measured}
         for form, next_form in pairwise(measured):
-            level_steps = tuple(np.subtract(levels[form], levels[next_form]))
-            gap = stats.estimate_gap(stats.Sample(level_steps, 0.0), study.margin)
+            level_steps = np.subtract(levels[form], levels[next_form]).tolist()
+            sample = stats.Sample(tuple(stats.node_means(level_steps, nodes[place])), 0.0)
+            gap = stats.estimate_gap(sample, study.margin)
             rows.append((*place, form, next_form, gap.ratio, gap.low, gap.high, gap.processes))
     frame = pd.DataFrame(rows, columns=STEPS)
     return frame.sort_values(PLACE, kind="stable", ignore_index=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import attribution, changes, frameworks, gaps, page_faults, peaks, rates, steps
+from harness.analysis import attribution, changes, frameworks, gaps, nodes, page_faults, peaks, rates, steps
 from harness.analysis.gaps import ARM, block_key, parse_arm_name
 from harness.analysis.operations import least_operations, work_from_evidence
 from harness.errors import UsageError
@@ -65,7 +65,7 @@ CSV: dict[str, Any] = {
 }
 WHERE_THERE_ARE = (
     *("changes", "steps", "frameworks", "rates", "faults", "variables", "costs", "swept", "slopes", "scores"),
-    *("prototypes", "peaks", "fronts"),
+    *("prototypes", "peaks", "fronts", "nodes"),
 )  # fmt: skip
 VARIABLES = [*CONFIG, "workload", "pass", *ARM, "variable", "shape"]
 BLIND = ("jax", "tf")  # XLA launches no CUDA graph while it is profiled (impls.trace); some records hold 0
@@ -140,7 +140,13 @@ class Tables:
     def frameworks(self) -> pd.DataFrame:
         """The comparison of frameworks at the study's workloads, without the sweep's points."""
         is_swept = self.times.workload.isin({point.name for point in self.study.swept})
-        return frameworks.frameworks(self.times[~is_swept], self.loops, self.prototype_reasons)
+        nodes = {block.replicate: block.node for block in self.blocks}
+        return frameworks.frameworks(self.times[~is_swept], self.loops, self.prototype_reasons, nodes)
+
+    @cached_property
+    def nodes(self) -> pd.DataFrame:
+        """The nodes of a merged run, each against the others, at every gap; no rows where there is one node."""
+        return nodes.nodes(gaps.drop_prototypes(self.blocks, self.prototype_reasons))
 
     @cached_property
     def costs(self) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from harness.cli.options import (
     ExecutionFlag,
     FrameworkFlag,
     InputsFlag,
+    JsonFlag,
     LibraryFlag,
     LimitFlag,
     MemoryFlag,
@@ -29,6 +30,7 @@ from harness.cli.options import (
     RecurrenceFlag,
     SeedFlag,
     Selection,
+    ShardFlag,
     StudyFile,
     SweepFlag,
     ThreadsFlag,
@@ -36,6 +38,7 @@ from harness.cli.options import (
     WeightsFlag,
     WorkloadFlag,
     apply_limits,
+    parse_percent,
     parse_threads,
     refuse_blanks,
     split_values,
@@ -92,6 +95,11 @@ def run(
     unroll_limit: LimitFlag = None,
     weights: WeightsFlag = None,
     inputs: InputsFlag = None,
+    shard: ShardFlag = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be measured, and about how long it takes, and end.")
+    ] = False,
+    json_: JsonFlag = False,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_report: Annotated[
@@ -114,11 +122,18 @@ def run(
     flags = selection.fields()
     flags |= {"seed": seed, "timeout_s": timeout, "weights": weights, "inputs": inputs}
     flags |= {"processes": processes, "rounds": rounds, "sweep": sweep, "memory": memory, "library": library}
-    flags |= {"compile_first": compile_first, "peaks": peaks}
+    flags |= {"compile_first": compile_first, "peaks": peaks, "shard": shard}
     preset = "quick" if quick else "rigorous" if rigorous else None
     run_study = apply_limits(load_study(study, preset, flags), budget, unroll_limit)
     if run_study.processes is None and (missing := [name for name in ("pandas", "scipy") if not _is_installed(name)]):
         raise UsageError(f"planning how many processes a gap needs takes {' and '.join(missing)}: give --processes")
+    if dry_run:
+        from harness.cli import plan
+
+        plan.say(run_study, json_)
+        raise typer.Exit(0)
+    if json_:
+        raise UsageError("--json prints the plan of --dry-run; a run's results are CSV and records in its folder")
     _run(run_study, out, resume, report=not no_report, html=not no_html)
 
 
@@ -196,11 +211,12 @@ def explain(
         ),
     ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the program's text.")] = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Count what one cell's program does in a call, and save its text (HLO, graph, generated code)."""
     from harness.cli import explain as explaining
 
-    raise typer.Exit(explaining.explain(cell, out))
+    raise typer.Exit(explaining.explain(cell, out, json_))
 
 
 @app.command()
@@ -287,6 +303,87 @@ def pair(
 
 
 @app.command()
+def submit(
+    study: StudyFile = None,
+    shards: Annotated[int, typer.Option(min=1, max=9999, help="Tasks of the array, each an equal part.")] = 0,
+    processes: Annotated[int | None, typer.Option(help="Worker processes per cell, of all shards together.")] = None,
+    sbatch: Annotated[
+        str, typer.Option(metavar="WORDS", help='More options of sbatch: "--partition=... --gres=gpu:1".')
+    ] = "",
+    no_exclusive: Annotated[
+        bool, typer.Option("--no-exclusive", help="Share nodes with other jobs, which disturb a measurement.")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run the shards here, one after another.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all have ended; Ctrl-C ends the array.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Send again what has no good exit.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The submission's folder.")] = Path("runs/submission"),
+) -> None:
+    """Measure a study in shards, as a job array of Slurm."""
+    from harness.cli import cluster
+
+    words = cluster.Words(study, shards, processes, sbatch, not no_exclusive, local, wait, resume)
+    raise typer.Exit(cluster.submit(words, out))
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A submission's folder.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Say which shards of a submission wait, run, are done or failed, and how long is left."""
+    from harness.cli import cluster
+
+    raise typer.Exit(cluster.say_status(folder, json_))
+
+
+@app.command()
+def cancel(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A submission's folder.")]) -> None:
+    """End a submission's job array. What its shards have measured is kept."""
+    from harness.run import submission
+
+    print(f"cancelled: {', '.join(submission.cancel(folder))}")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The folder of a run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The folder of another, such as a later one.")],
+    fail_on: Annotated[
+        str | None,
+        typer.Option("--fail-on", metavar="PERCENT", help="Exit with 1 where a change is shown and larger: 5%."),
+    ] = None,
+    against_itself: Annotated[
+        bool, typer.Option("--against-itself", help="They are runs of the same: how far do they agree?")
+    ] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Say what changed from one run to another: gaps, times, cells, versions."""
+    from harness.report import compared
+
+    limit = parse_percent("--fail-on", fail_on) if fail_on is not None else None
+    text, failed = compared.compare((a, b), limit, json_, against_itself)
+    print(text.rstrip("\n"))
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def merge(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR", help="The folders of all shards, or of a submission.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The merged run's folder, which may not exist yet.")],
+    no_report: Annotated[bool, typer.Option("--no-report", help="Records only.")] = False,
+    no_html: NoHtmlFlag = False,
+) -> None:
+    """Join the shards of a study into one run, and write its report."""
+    from harness.records.store import FILE
+    from harness.run import merge as merging
+
+    merging.merge(folders, out, _command_line())
+    print(out / FILE if no_report else _write_run_report(out, not no_html))
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="The folder of a run, or of each of several.")],
     out: Annotated[
@@ -312,11 +409,11 @@ def report(
 
 
 @app.command(name="list")
-def list_() -> None:
+def list_(json_: JsonFlag = False) -> None:
     """List what can be studied on this machine, and what cannot, with the reason."""
     from harness.cli import verify
 
-    verify.listing()
+    verify.listing(json_)
 
 
 @app.command()
@@ -375,11 +472,11 @@ def score(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(json_: JsonFlag = False) -> None:
     """Report what on this machine will disturb a measurement, and the noise to expect (half a minute)."""
     from harness.cli import doctor as doctors
 
-    raise typer.Exit(doctors.say())
+    raise typer.Exit(doctors.say(json_))
 
 
 def _run(study: "Study", out: Path, resume: bool, report: bool = True, html: bool = True) -> None:

@@ -1,6 +1,7 @@
 """The command `doctor`: what on this machine will hurt a measurement, what to do about it, and the noise to expect."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +212,12 @@ def measure_noise_floor() -> str:
     )
 
 
-def say() -> int:
+def say(as_json: bool = False) -> int:
     """Print the findings and the noise floor, and return the exit status 0, because advice is not an error."""
+    if as_json:
+        found = [asdict(finding) for finding in findings()]
+        print(json.dumps({"findings": found, "noise_floor": measure_noise_floor()}, indent=1))
+        return 0
     table = Table("", "found", "what to do")
     for finding in findings():
         table.add_row(finding.what, finding.found, finding.advice)

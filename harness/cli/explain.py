@@ -1,11 +1,13 @@
 """The command `explain`: what one cell's program does in a call, with its text for a reader to look at."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.table import Table
 
 import impls
@@ -96,7 +98,7 @@ def parse_cell(words: list[str], executions: Sequence[str]) -> RequestedCell:
     return RequestedCell(choices["framework"], choices["execution"], arm, *settings)
 
 
-def explain(words: list[str], out: Path | None) -> int:
+def explain(words: list[str], out: Path | None, as_json: bool = False) -> int:
     """Print a cell's evidence, write its program's text into `out`, and return the exit status.
 
     Where `out` is None, the text goes into a folder of its own in runs/explain.
@@ -123,7 +125,10 @@ def explain(words: list[str], out: Path | None) -> int:
     if arm.status != "ok" or arm.evidence is None:
         console().print(f"{arm.status}: {arm.reason}", markup=False)
         return 1
-    _print_evidence(place, cell, arm.evidence, folder)
+    if as_json:
+        _print_json(cell, arm.evidence, folder)
+    else:
+        _print_evidence(place, cell, arm.evidence, folder)
     return 0
 
 
@@ -167,6 +172,21 @@ def _verify_and_count(
         with ProgressReport(1) as report:
             (record,) = schedule.run_in_parallel(context, [Job(configuration, 0, (block,))], lambda: math.inf, report)
     return record.arms[cell.arm.name]
+
+
+def _print_json(cell: RequestedCell, evidence: Evidence, folder: Path) -> None:
+    """Print what was counted, and where the text was written, as JSON."""
+    texts = sorted(str(path) for path in folder.glob(f"{cell.arm.name}.*"))
+    print(
+        json.dumps(
+            {
+                "arm": cell.arm.name,
+                "evidence": TypeAdapter(Evidence).dump_python(evidence, mode="json"),
+                "texts": texts,
+            },
+            indent=1,
+        )
+    )
 
 
 def _print_evidence(place: str, cell: RequestedCell, evidence: Evidence, folder: Path) -> None:

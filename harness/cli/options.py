@@ -86,6 +86,11 @@ PeaksFlag = Annotated[
         help="Measure the peak memory of every arm, in processes of their own (the default, but for --quick).",
     ),
 ]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
+ShardFlag = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Measure the I-th N-th of the processes alone, to be merged."),
+]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of weights, inputs and orders.")]
 TimeoutFlag = Annotated[
     float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")
@@ -163,6 +168,14 @@ def parse_threads(text: str) -> int | str:
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise UsageError(f"--threads takes 'all' or a number of at least 1, not {text!r}")
     return int(text)
+
+
+def parse_percent(flag: str, text: str) -> float:
+    """Return a fraction from a percentage such as 5% or 2.5%. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]{1,4}(?:\.[0-9]{1,6})?)\s*%?", text.strip())
+    if not match:
+        raise UsageError(f"{flag} takes a percentage such as 5%, not {text!r}")
+    return float(match[1]) / 100
 
 
 def parse_chunks(text: str) -> int | str:

@@ -1,5 +1,6 @@
 """The commands `verify` and `list`, which report what can be said without timing anything."""
 
+import json
 import math
 import os
 import sys
@@ -7,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from safetensors.numpy import save
@@ -173,10 +175,31 @@ def _print_results(records: list[BlockRecord], plan: matrix.Plan, frameworks: li
     return 1 if failures else 0
 
 
-def listing() -> None:
+def _framework_facts(framework: Framework) -> dict[str, Any]:
+    """Return what a framework offers, as a program would read it: without a reason, it can be run."""
+    executions = [
+        {
+            "device": device,
+            "execution": name,
+            "missing": no_device or execution.missing or execution.without.get(device),
+            "recurrences": {r: execution.without.get(r) or execution.on_request.get(r) for r in RECURRENCES},
+        }
+        for device, no_device in framework.devices.items()
+        for name, execution in framework.executions.items()
+    ]
+    missing = matrix.missing_reason(framework) if framework.missing else None
+    return {"name": framework.name, "missing": missing, "versions": framework.versions, "executions": executions}
+
+
+def listing(as_json: bool = False) -> None:
     """Print frameworks, executions, devices and workloads, and what is missing with its reason."""
     default_study = Study()
     threads = matrix.thread_counts(default_study, environment.cores())
+    if as_json:
+        frameworks = [_framework_facts(framework) for framework in session.probe(default_study, threads)]
+        workloads = [workload.model_dump(mode="json") for workload in study.KNOWN.values()]
+        print(json.dumps({"frameworks": frameworks, "workloads": workloads, "threads": threads}, indent=1))
+        return
     out = console()
     table = Table("framework", "version", "device", "execution", *RECURRENCES)
     notes: list[str] = []

@@ -100,6 +100,11 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def node_name() -> str:
+    """Return the name of this machine among those of a cluster: Slurm's, else the host's."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node() or "unnamed"
+
+
 def load_average() -> float:
     """Return the average number of runnable processes in the last minute."""
     return os.getloadavg()[0]

@@ -198,6 +198,7 @@ class BlockRecord(PassRecord):
     `gpu`: the GPU's state before and after; `throttled`: why its clocks were lowered.
     `first_try`: the GPU was throttled, and the block is measured again.
     `redone`: this is the second try of such a block.
+    `node`: the machine's name among those that measured the shards of a study; empty where there are no shards.
     """
 
     key: str
@@ -209,6 +210,7 @@ class BlockRecord(PassRecord):
     steps: int
     part: str = ""
     compiled_anew: bool = False  # which older records lack
+    node: Annotated[str, Field(max_length=255)] = ""
     load: float
     began: str
     seed: int = 0  # which older records lack
@@ -330,9 +332,18 @@ class HeaderRecord(Model):
         return self.study.model_copy(update={name: NOT_STATED[name] for name in unset}) if unset else self.study
 
 
+class ShardRecord(Model):
+    """One shard of a merged run: its name, i/n; the nodes that measured it; and the key of its own header."""
+
+    shard: str
+    nodes: list[str]
+    key: str
+
+
 class RunHeaderRecord(HeaderRecord):
     """Run header: the first record of a run, with the cells to be measured and those that cannot be.
 
+    `shards`: those that the run was merged from; none where it was measured as a whole.
     `none_in_training`: what projection `none` means in training.
     `loops`: framework -> execution -> the recurrence that its users write.
     """
@@ -342,6 +353,7 @@ class RunHeaderRecord(HeaderRecord):
     absent: list[CellRecord]
     none_in_training: str = ""
     loops: dict[str, dict[str, str]] = {}
+    shards: list[ShardRecord] = []
 
 
 class SampleSizeRecord(PassRecord):

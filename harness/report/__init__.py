@@ -23,6 +23,7 @@ from harness.report import (
     frameworks,
     fronts,
     libraries,
+    nodes,
     prediction,
     scatter,
     summary,
@@ -138,6 +139,7 @@ def make_pages(
     variables["library_sentence"] = libraries.summary(run_tables)
     variables["frameworks"] = frameworks.section(run_tables)
     variables["fronts"] = fronts.section(run_tables)
+    variables["nodes"] = nodes.section(run_tables)
     variables["scatters"] = list(scatter_figure_names)
     return render_pages(variables)
 

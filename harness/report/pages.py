@@ -68,6 +68,9 @@ APPENDIX = (
         "every form, and which are on the front",
         lambda v: v["fronts"] is not None and bool(v["fronts"]["tables"]),
     ),
+    AppendixPage(
+        "nodes", "Shards and nodes", "whether a node disagrees with the others", lambda v: v["nodes"] is not None
+    ),
     AppendixPage("memory", "Does the allocator decide?", "page faults", lambda v: bool(v["memory"])),
     AppendixPage("samples", "What the samples were like", "drift, modes, outliers, overheads", lambda v: True),
     AppendixPage("first-calls", "What one first call costs", "and when it breaks even", lambda v: bool(v["sections"])),

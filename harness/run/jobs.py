@@ -343,6 +343,7 @@ def _empty_record(context: RunContext, job: Job, block: BlockSpec) -> BlockRecor
         part=block.part,
         compiled_anew=compiles_anew(context.study, job),
         began=datetime.now(UTC).isoformat(timespec="seconds"),
+        node=environment.node_name() if context.study.shard else "",
         load=environment.load_average(),
         seed=int(digest([context.study.seed, key]), 16) % 2**31,
         timer_ns=None,

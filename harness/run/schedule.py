@@ -65,8 +65,9 @@ class Schedule:
 
         1. the question in `headline_processes` processes, in the loop and the executions that users would write and
            run, with the first thread count, and the projection alone in as many of them as the pilot has; and then
-           again, for what the first process had no time for; and the memory of its arms;
-        2. the same in passes that users seldom run, in as many processes as the pilot has;
+           again, for what the first process had no time for;
+        2. the same in passes that users seldom run, in as many processes as the pilot has; and the memory of the
+           question's arms;
         3. the question with the other thread counts, in as many;
         4. the rest in as many, and the memory of the rest;
         5. the processes and rounds that the pilot asks for.
@@ -87,8 +88,8 @@ class Schedule:
             if number == len(question):  # a first process has half of the time, and its jobs fair shares of that
                 for again, again_stage in question:
                     yield from self._run_stage(again, [self._drop_tried(job) for job in again_stage])
-                if question:
-                    yield from self._run_later_replicate(of_question)
+            if question and number == len(question) + self.study.pilot:  # after what users seldom run
+                yield from self._run_later_replicate(of_question)
             if number == len(stages) - self.study.pilot:
                 yield from self._run_checks(other_checks)
             yield from self._run_stage(replicate, stage)
@@ -124,7 +125,8 @@ class Schedule:
         """Return the stages that need no result of the pilot, in order: a replicate and its jobs."""
         if self.study.processes:
             return [
-                (number, matrix.replicate_jobs(self.plan, self.study, number)) for number in range(self.study.processes)
+                (number, matrix.replicate_jobs(self.plan, self.study, number))
+                for number in range(self.study.own_processes)
             ]
         headline, alone, *others = Rank
         numbers = range(self.study.headline_processes)
@@ -133,8 +135,9 @@ class Schedule:
         return [(number, matrix.replicate_jobs(self.plan, self.study, number, ranks)) for number, ranks in order]
 
     def _peak_jobs(self, ranks: Iterable[Rank]) -> list[Job]:
-        """Return the jobs that measure memory, none where the study asks for none."""
-        return matrix.peak_jobs(self.plan, self.study, ranks) if self.study.peaks else []
+        """Return the jobs that measure memory, none where the study asks for none, or another shard has them."""
+        is_first = self.study.shard_numbers[0] == 1
+        return matrix.peak_jobs(self.plan, self.study, ranks) if self.study.peaks and is_first else []
 
     def _update_total(self, stages: list[list[Job]]) -> None:
         self.report.expect(sum(len(job.blocks) for stage in stages for job in stage))

@@ -135,7 +135,8 @@ def run(study: Study, folder: Path, resume: bool, command: str, clock: Clock = t
     header = make_study_header(study, frameworks, plan, files, command)
     verification_records, _ = gates.fp64_checks(header, read_verification(folder))
     with folders.private() as private, open_store(folder, resume, header, files, RUN) as (store, earlier):
-        context = make_context(study, frameworks, folder, private, header.basis.model_dump())
+        basis = header.basis.model_dump() | ({"shard": study.shard} if study.shard else {})
+        context = make_context(study, frameworks, folder, private, basis)
         with ProgressReport(0) as report:
             schedule = Schedule(context, plan, earlier, lambda: clock() - start_s, report, verification_records)
             for number, record in enumerate(schedule.records()):
@@ -287,6 +288,11 @@ def _mismatch_reason(stored: Any, header: HeaderRecord, names: tuple[str, ...]) 
         return f"its workers took memory otherwise: {stored_memory}, and now {memory}"
     if (stored_library := stored.whole_study.library) != (library := header.study.library):
         return f"its frameworks multiplied with other libraries: {stored_library}, and now {library}"
+    if (stored_shard := stored.study.shard) != (shard := header.study.shard):
+        shards = [f"shard {name}" if name else "all shards" for name in (stored_shard, shard)]
+        return f"its records are those of {shards[0]}, and not of {shards[1]}"
+    if getattr(stored, "shards", None):
+        return "it was merged from shards: continue those, and merge them again"
     for name in names:
         if getattr(stored, name) != getattr(header, name):
             return "its records belong to another study"

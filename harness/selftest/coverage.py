@@ -28,11 +28,13 @@ WORLD = simulation.World()
 UNEQUAL = simulation.World(arm=0.05)  # processes that favour one arm or the other
 WILD = replace(WORLD, arm=6 * WORLD.arm)  # a gap varies six times as much between processes as in WORLD
 HALVES = (WORLD, WILD)
+NODED = replace(WORLD, arm=3 * WORLD.arm)  # where what differs between processes, and nodes, outweighs the rounds
 STUDY = Study()
 MARGIN = STUDY.margin
 COSTS = sample_size.BlockCosts(process_s=2.0, round_s=0.02)
 PROCESSES, ROUNDS = 10, 40
 FEW, GAPS, FEW_ROUNDS = 3, 20, 5  # for a study of many gaps in few processes
+NODES, ON_EACH = 4, 3  # nodes of a cluster, and processes on each
 TRUTHS = (0.8, 0.95, 1.0, 1.02, 1.1, 1.5)
 NEAR = (0.97, 0.98, 0.99, 1.01, 1.02, 1.03)
 REAL: dict[str, Any] = {  # 432 blocks, each with the batched arm and its A/A control
@@ -95,6 +97,13 @@ def simulate_one_gap(worlds: Worlds, truths: tuple[float, ...], rng: np.random.G
     """Simulate a study of one gap in many processes."""
     ratio, world = float(rng.choice(truths)), worlds[0]
     return [Case(ratio, stats.estimate_gap(simulation.sample(world, ratio, PROCESSES, ROUNDS, rng), MARGIN), world)]
+
+
+def simulate_on_nodes(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
+    """Simulate a study of one gap on several nodes of a cluster, which differ as much as processes do."""
+    ratio, world = float(rng.choice(truths)), worlds[0]
+    sample, _ = simulation.node_sample(world, ratio, NODES, ON_EACH, FEW_ROUNDS, rng)
+    return [Case(ratio, stats.estimate_gap(sample, MARGIN), world)]
 
 
 def simulate_many_gaps(worlds: Worlds, truths: tuple[float, ...], rng: np.random.Generator) -> list[Case]:
@@ -184,6 +193,10 @@ def rows(studies: int, seed: int, workers: int) -> list[TargetResult]:
         _coverage_row(f"95% interval holds the truth: {one_label}", cases(simulate_one_gap, TRUTHS, studies)),
         _coverage_row(
             f"95% interval holds the truth: {one_label}, unequal", cases(simulate_one_gap, TRUTHS, studies, UNEQUAL)
+        ),
+        _coverage_row(
+            f"95% interval holds the truth: one gap, {NODES} nodes × {ON_EACH} processes × {FEW_ROUNDS} rounds",
+            cases(simulate_on_nodes, TRUTHS, studies, NODED),
         ),
         _coverage_row(f"95% interval holds the truth: {few_label}", cases(simulate_many_gaps, TRUTHS, shared_count)),
         _coverage_row(f"95% interval holds the truth: {pilot_label}", cases(simulate_with_pilot, TRUTHS, shared_count)),

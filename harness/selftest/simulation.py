@@ -125,6 +125,22 @@ def measure_processes(
     return process_times
 
 
+def node_sample(
+    world: World, ratio: float, nodes: int, processes: int, rounds: int, rng: np.random.Generator
+) -> tuple[stats.Sample, stats.Sample]:
+    """Return the sample of one gap from nodes that differ by as much as processes do, and the one that ignores nodes.
+
+    `processes`: of each node. The true ratio of machines of this kind is `ratio`, and that of a node differs from it
+    as a process's does from its node's.
+    """
+    times, names = [], []
+    for node in range(nodes):
+        own = ratio * math.exp(math.sqrt(2) * world.arm * rng.normal())  # both arms of a process vary by world.arm
+        times += measure_processes(world, own, processes, rounds, rng)
+        names += [f"n{node}"] * processes
+    return stats.gap_sample(times, names), stats.gap_sample(times)
+
+
 def sample(world: World, ratio: float, processes: int, rounds: int, rng: np.random.Generator) -> stats.Sample:
     """Return the sample of one gap of true `ratio`, from a simulated study of so many processes and rounds."""
     return stats.gap_sample(measure_processes(world, ratio, processes, rounds, rng))

@@ -448,7 +448,8 @@ def _is_calibration(block: BlockSpec, study: Study) -> bool:
 def _random_order(configurations: Iterable[Configuration], study: Study, replicate: int) -> list[Configuration]:
     """Return the configurations in a random order, which the study's seed and the replicate determine."""
     order = list(configurations)
-    random.Random(f"{study.seed}/{replicate}").shuffle(order)
+    place = f"{replicate}" if study.shard is None else f"{study.shard}/{replicate}"
+    random.Random(f"{study.seed}/{place}").shuffle(order)
     return order
 
 

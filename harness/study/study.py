@@ -237,6 +237,7 @@ class Study(BaseModel):
     `processes`: worker processes of a cell. With None there is first a pilot of `pilot` processes, or a few more for
     the question (harness.run.schedule). The question's arms then get as many processes, at most `processes_max`, as
     bring the 95% interval of each of their gaps to ±`target`.
+    `shard`: i/n where only the i-th n-th of the processes is measured, to be merged with the others.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -272,6 +273,7 @@ class Study(BaseModel):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     weights: str | None = None
     inputs: str | None = None
+    shard: str | None = None
 
     @field_validator("recurrences", "passes", "precisions", "devices")
     @classmethod
@@ -318,6 +320,19 @@ class Study(BaseModel):
         return None if value == math.inf else value
 
     @model_validator(mode="after")
+    def _check_shard(self) -> "Study":
+        if self.shard is None:
+            return self
+        numbers = re.fullmatch("([0-9]{1,4})/([0-9]{1,4})", self.shard)
+        if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ValueError(f"shard takes i/n, such as 2/8, with i from 1 to n, not {self.shard!r}")
+        if self.processes is None:
+            raise ValueError("shard takes a study of a known number of processes: give --processes")
+        if int(numbers[2]) > self.processes:
+            raise ValueError(f"shard {self.shard} of {self.processes} processes: some shards would have none")
+        return self
+
+    @model_validator(mode="after")
     def _check_consistency(self) -> "Study":
         for name, values in self:
             if isinstance(values, list) and len({str(v) for v in values}) != len(values):
@@ -341,6 +356,18 @@ class Study(BaseModel):
     def headline_processes(self) -> int:
         """Return in how many processes the question is measured before the rest, in the loop that users would write."""
         return max(self.pilot, min(HEADLINE_PROCESSES, self.processes_max))
+
+    @property
+    def shard_numbers(self) -> tuple[int, int]:
+        """Return the number of the shard, from 1, and of how many; 1 and 1 where all processes are measured."""
+        first, _, count = (self.shard or "1/1").partition("/")
+        return int(first), int(count)
+
+    @property
+    def own_processes(self) -> int:
+        """Return how many processes of each cell are measured here, of a study that says how many there are in all."""
+        number, count = self.shard_numbers
+        return len(range(number - 1, self.processes or 0, count))
 
     @property
     def arms(self) -> list[Arm]:
