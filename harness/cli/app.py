@@ -305,7 +305,9 @@ def pair(
 @app.command()
 def submit(
     study: StudyFile = None,
-    shards: Annotated[int, typer.Option(min=1, max=9999, help="Tasks of the array, each an equal part.")] = 0,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=9999, help="Tasks of the array, each an equal part of the processes.")
+    ] = None,
     processes: Annotated[int | None, typer.Option(help="Worker processes per cell, of all shards together.")] = None,
     sbatch: Annotated[
         str, typer.Option(metavar="WORDS", help='More options of sbatch: "--partition=... --gres=gpu:1".')
@@ -321,7 +323,7 @@ def submit(
     """Measure a study in shards, as a job array of Slurm."""
     from harness.cli import cluster
 
-    words = cluster.Words(study, shards, processes, sbatch, not no_exclusive, local, wait, resume)
+    words = cluster.Words(study, shards or 0, processes, sbatch, not no_exclusive, local, wait, resume)
     raise typer.Exit(cluster.submit(words, out))
 
 

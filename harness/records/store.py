@@ -14,6 +14,7 @@ A last line that was cut while it was being written is not a record; one that la
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from harness.study.study import Workload
 
 SCHEMA = 1
 FILE = "records.jsonl"
+LONGEST_LINE, LARGEST_FILE = 2**28, 2**34  # bytes; of a long study they are 2**21 and 2**31
 PACKED = f"{FILE}.gz"  # the compressed form; resuming a run unpacks it
 
 
@@ -95,12 +97,24 @@ def read_records(folder: Path, format_: Format[R]) -> list[R]:
     path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
         with gzip.open(packed) if packed.exists() and not path.exists() else path.open("rb") as file:
-            lines = (line for line in file if _is_complete_line(line))
+            lines = (line for line in _lines(path, file) if _is_complete_line(line))
             records = [_parse_line(path, format_, number, line) for number, line in enumerate(lines, 1)]
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     _check_workloads(path, records)
     return records
+
+
+def _lines(path: Path, file: io.BufferedIOBase) -> Iterator[bytes]:
+    """Yield a file's lines. Raises UsageError where one is too long, or all of them (a packed file holds much)."""
+    total = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        total += len(line)
+        if len(line) > LONGEST_LINE or total > LARGEST_FILE:
+            raise UsageError(
+                f"{path} is too large for records: over {LONGEST_LINE:,} bytes in a line, or {LARGEST_FILE:,}"
+            )
+        yield line
 
 
 def header_of(records: Sequence[Any]) -> RunHeaderRecord:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.machine.environment import read_text
 from harness.records.schema import BlockRecord, RunHeaderRecord, RunRecord, ShardRecord
 from harness.records.store import FILE, RUN, Store, header_of, lock_folder, read_run
 from harness.run.session import run_folder, with_key
 
 SUBMISSION = "submission.json"  # in a folder whose parts are the shards of one submission
 SHARD = "shard-{}"  # the name of such a part
+EXITS = "exits"  # the folder of the files that say how each part ended
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,15 @@ def _places(folder: Path) -> list[Path]:
     """Return a shard's folder itself, or those of a submission's shards."""
     if not (folder / SUBMISSION).is_file():
         return [folder]
-    return sorted(path for path in folder.glob(SHARD.format("*")) if path.is_dir())
+    places = sorted(path for path in folder.glob(SHARD.format("*")) if path.is_dir())
+    for place in places:
+        number = place.name.removeprefix(SHARD.format(""))
+        if (read_text(folder / EXITS / number) or "").strip() != "0":
+            raise UsageError(
+                f"shard {number} of {folder} has no good exit: `status` says why and `submit --resume` sends it again; "
+                "given one by one, shards are merged as they are"
+            )
+    return places
 
 
 def _lock(stack: ExitStack, folder: Path) -> None:

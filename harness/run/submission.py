@@ -24,10 +24,10 @@ from harness.errors import UsageError
 from harness.machine import folders
 from harness.records.schema import BlockRecord, RunHeaderRecord
 from harness.records.store import latest_blocks, read_run
-from harness.run.merge import SHARD, SUBMISSION
+from harness.run.merge import EXITS, SHARD, SUBMISSION
 from harness.study.study import Study
 
-STUDY, SCRIPT, LOGS, EXITS = "study.toml", "job.sh", "logs", "exits"
+STUDY, SCRIPT, LOGS = "study.toml", "job.sh", "logs"
 PENDING, RUNNING, DONE, FAILED, LOST = "pending", "running", "done", "failed", "lost"
 USUAL = ("--job-name=fusegap", "--nodes=1", "--hint=nomultithread", "--no-requeue", "--open-mode=append")
 LARGEST = 1_000_000  # bytes of a submission's own file

@@ -72,7 +72,10 @@ def test_the_command_line_refuses_in_one_sentence(arguments, why, capsys, monkey
 
 FLAGS = {
     "run": "framework device threads execution recurrence projection chunks pass precision workload processes rounds "
-    "budget sweep memory library seed timeout unroll-limit weights inputs out",
+    "budget sweep memory library seed timeout unroll-limit weights inputs shard out",
+    "merge": "out",
+    "submit": "shards processes sbatch out",
+    "compare": "fail-on",
     "verify": "framework device threads execution recurrence projection chunks pass precision workload seed timeout "
     "unroll-limit weights inputs save-outputs bound out",
     "train": "framework execution threads steps processes seed timeout out",
