@@ -68,7 +68,11 @@ def facts(study: Study) -> dict[str, Any]:
 
 def _sentence(study: Study, cells: int, processes: int, rounds_s: float) -> str:
     """Say how much is measured, and what is known of how long that takes."""
-    many = f"{processes} processes" if study.processes else f"a pilot of {processes} processes, and more as it asks"
+    many = (
+        ("one process" if processes == 1 else f"{processes} processes")
+        if study.processes
+        else f"a pilot of {processes} processes, and more as it asks"
+    )
     shard = f", shard {study.shard}" if study.shard else ""
     start = f"{cells} programs in {many}{shard}: rounds of about {duration(rounds_s)}"
     rest = "starting, compiling, verifying and counting come on top"

@@ -88,7 +88,7 @@ def submit(study: Study, file: Path, folder: Path, shards: int, options: Options
 def check_shards(study: Study, shards: int) -> None:
     """Raise UsageError where a study cannot be cut into so many shards."""
     if study.processes is None or study.processes < shards:
-        found = "no number of processes" if study.processes is None else f"{study.processes} processes"
+        found = "no number of them" if study.processes is None else f"{study.processes}"
         raise UsageError(f"{shards} shards take a study of as many processes or more, and this one has {found}")
     if study.shard:
         raise UsageError("the study is a shard already")

@@ -141,10 +141,10 @@ def test_committed_records_can_be_read():
             assert len(store.read_records(path.parent, format_)) > 3
 
 
-def test_a_file_that_is_too_large_for_records_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    (tmp_path / store.FILE).write_bytes(b'{"schema": 1}' + b" " * 400 + b"\n" + b"x" * 100 + b"\n")
-    for name, limit in (("LONGEST_LINE", 300), ("LARGEST_FILE", 450)):
-        with monkeypatch.context() as limited:
-            limited.setattr(store, name, limit)
-            with pytest.raises(UsageError, match="is too large for records"):
-                read_records(tmp_path, RUN)
+@pytest.mark.parametrize(("name", "limit"), [("LONGEST_LINE", 300), ("LARGEST_FILE", 450)])
+def test_a_file_that_is_too_large_for_records_is_refused_before_it_fills_the_memory(name, limit, tmp_path, monkeypatch):
+    with gzip.open(tmp_path / PACKED, "wb") as file:
+        file.write(b" " * (400 if name == "LONGEST_LINE" else 200) + b"\n" + b" " * 300 + b"\n")
+    monkeypatch.setattr(store, name, limit)
+    with gzip.open(tmp_path / PACKED) as file, pytest.raises(UsageError, match="is too large for records"):
+        list(store._lines(tmp_path / PACKED, file))

@@ -106,7 +106,7 @@ def test_what_slurm_refuses_is_one_sentence_and_nothing_is_left(harness, tmp_pat
             ("--shards", "60", "--processes", "60"),
             "60 shards are too many for this cluster, whose arrays have fewer than 50",
         ),
-        (("--processes", "1"), "2 shards take a study of as many processes or more, and this one has 1 processes"),
+        (("--processes", "1"), "2 shards take a study of as many processes or more, and this one has 1"),
     ):
         given = ["submit", tmp_path / "study.toml", "--shards", "2", "--processes", "2", *words]
         done = harness(*given, "--out", tmp_path / "out")
