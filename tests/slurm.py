@@ -1,6 +1,8 @@
 """A Slurm of two nodes on this machine, for tests: munge, slurmctld and two slurmd, as root and without systemd.
 
 Needs Debian's slurm-wlm and munge. Both nodes are this machine under two names.
+
+    python -m tests.slurm    # starts and stops one; the exit status says whether that works here
 """
 
 import contextlib
@@ -8,6 +10,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -158,3 +162,22 @@ def kill_tree(pid: int) -> None:
     for process in [*parent.children(recursive=True), parent]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def main() -> int:
+    """Start and stop a Slurm, and return 0 if that works."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = Slurm(Path(folder) / "slurm")
+        try:
+            running.start()
+        except (AssertionError, OSError, subprocess.SubprocessError) as error:
+            print(f"Slurm does not start: {error}", file=sys.stderr)
+            return 1
+        finally:
+            running.stop()
+            time.sleep(1)  # the daemons write as they end
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,6 +24,8 @@ def nodes(blocks: list[BlockRecord]) -> pd.DataFrame:
     with its 95% interval, which is not corrected; `p` is corrected, and `disagrees` says whether it is at most 5%.
     """
     rows = []
+    if len({block.node for block in blocks}) < 2:
+        return pd.DataFrame(columns=NODES)
     for key, processes in paired_times(blocks, pairs).items():
         medians = stats.row_medians([np.log(p.contender / p.baseline) for p in processes])
         for name in sorted({p.node for p in processes}):

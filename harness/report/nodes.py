@@ -10,7 +10,7 @@ def section(tables: Tables) -> Row | None:
     if not tables.header.shards:
         return None
     names = sorted({block.node for block in tables.blocks if block.node})
-    found = tables.nodes[tables.nodes.disagrees]
+    found = tables.nodes[tables.nodes.disagrees.astype(bool)]
     unit = (
         f"on {len(names)} nodes ({', '.join(names)}): each node's processes are averaged first, intervals are "
         "Student's t over nodes, and what a table counts as processes are nodes"

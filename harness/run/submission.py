@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,9 @@ def submit(study: Study, file: Path, folder: Path, shards: int, options: Options
     try:
         job = send(folder, range(1, shards + 1), run)
     except UsageError:
-        if is_new:
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)  # it was empty, or not there
+        if not is_new:
+            folder.mkdir()
         raise
     return job
 
@@ -144,7 +145,8 @@ def status(folder: Path, run: Run = subprocess.run) -> list[ShardState]:
     """Return the state of every shard. Raises UsageError where a folder is no submission."""
     submission = load(folder)
     queue = _queue(submission.jobs, run)
-    return [_state(folder, number, queue.get(number)) for number in range(1, submission.shards + 1)]
+    states = [_state(folder, number, queue.get(number)) for number in range(1, submission.shards + 1)]
+    return states if submission.jobs else [_as_here(folder, state) for state in states]
 
 
 def seconds_left(folder: Path, states: list[ShardState], now: float) -> float | None:
@@ -275,6 +277,14 @@ def _state(folder: Path, number: int, queued: tuple[str, str] | None) -> ShardSt
     else:
         state, detail = LOST, "it is not in the queue and left no exit status: its node died, or its time was up"
     return ShardState(number, state, detail, node, blocks, expected)
+
+
+def _as_here(folder: Path, state: ShardState) -> ShardState:
+    """Return the state of a shard of a submission that runs here, where no queue knows what has not ended."""
+    if state.state != LOST:
+        return state
+    is_locked = (folder / SHARD.format(state.number) / ".lock").exists()
+    return replace(state, state=RUNNING if is_locked else PENDING, detail="")
 
 
 def _read_exit(file: Path) -> int | None:

@@ -116,6 +116,11 @@ def test_shards_run_here_one_after_another_are_merged_and_what_failed_is_run_aga
     assert "all shards are done. Join them with: python -m harness merge" in done.stdout
     status = command("status", str(out), "--json")
     assert json.loads(status.stdout)["counts"] == {"done": 2}
+    (out / "exits" / "2").unlink()
+    assert [state.state for state in submission.status(out)] == ["done", "pending"]
+    (out / "shard-2" / ".lock").touch()
+    assert [state.state for state in submission.status(out)] == ["done", "running"]
+    (out / "shard-2" / ".lock").unlink()
     (out / "exits" / "2").write_text("1\n")
     refused = command("merge", str(out), "--out", str(tmp_path / "merged"))
     assert refused.returncode == 2
