@@ -120,10 +120,10 @@ def test_the_real_study_makes_at_least_400_comparisons():
     assert "inductor-batched" not in study.executions
 
 
-def test_intervals_over_nodes_hold_where_nodes_differ_as_processes_do_and_those_over_processes_do_not():
-    rng = np.random.default_rng(5)
-    samples = [coverage.simulation.node_sample(coverage.NODED, 1.1, 4, 3, 5, rng) for _ in range(300)]
-    gaps = [[stats.estimate_gap(sample, 0.02) for sample in pair] for pair in zip(*samples, strict=True)]
-    over_nodes, over_processes = (share(gap.low <= 1.1 <= gap.high for gap in kind) for kind in gaps)
-    assert 0.92 <= over_nodes <= 0.98
-    assert over_processes < 0.9
+def test_intervals_over_nodes_hold_where_nodes_differ_as_processes_do_and_those_over_processes_do_not(monkeypatch):
+    def over_nodes():
+        return share(map(coverage.covers, cases(coverage.simulate_on_nodes, (1.1,), worlds=(coverage.NODED,))))
+
+    assert 0.91 <= over_nodes() <= 0.99
+    monkeypatch.setattr(stats, "node_means", lambda values, nodes: list(values))
+    assert over_nodes() < 0.93
