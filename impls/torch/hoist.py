@@ -66,7 +66,7 @@ def run_hoisted(module: GraphModule, inputs: list[Any], settings: Settings) -> C
 def transformed(module: GraphModule, settings: Settings) -> GraphModule:
     """Return a traced graph with its loops rebuilt, in place; loops inside a scan's body first."""
     for node in list(module.graph.nodes):
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if private.is_higher_order(node.target):
             if node.target is not private.scan_higher_order():
                 settings.log.append(f"{name_of(node)}: stays: a region of its own is not entered")
                 continue

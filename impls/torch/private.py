@@ -15,6 +15,7 @@ NAMES = (  # module, and the name in it
     ("torch._higher_order_ops.scan", "scan"),
     ("torch._higher_order_ops.scan", "scan_op"),
     ("torch._inductor", "compile"),
+    ("torch._ops", "HigherOrderOperator"),
     ("torch._inductor.codecache", "PyCodeCache.modules"),
     ("torch._inductor.cudagraph_trees", "get_manager"),
     ("torch._inductor.cudagraph_trees", "CUDAGraphTreeManager.get_roots"),
@@ -46,6 +47,13 @@ def scan_higher_order() -> Any:
     from torch._higher_order_ops.scan import scan_op
 
     return scan_op
+
+
+def is_higher_order(target: Any) -> bool:
+    """Return whether what a traced graph calls is an operator of functions, such as the scan operator."""
+    from torch._ops import HigherOrderOperator
+
+    return isinstance(target, HigherOrderOperator)
 
 
 def compile_by_inductor(module: Any, inputs: Any, options: dict[str, Any] | None) -> Any:
