@@ -6,10 +6,8 @@ Each scan is drawn from a number: its carry, xs and ys, the operations of its bo
     python scripts/hoist_bodies.py --first 17 --count 1    # one of them again
 """
 
-import argparse
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from impls.jax.hoist import Record, hoist
+from scripts.drawn_programs import compare_all
 
 B, WIDTHS = 2, (2, 3)  # rows of every matrix, and its possible columns
 RELATIVE, ABSOLUTE = 1e-9, 1e-11  # of differences in float64
@@ -332,19 +331,7 @@ def compare(number: int, transform: Callable[..., Any] = hoist) -> Outcome:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=500, help="how many scans (default: 500)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first (default: 0)")
-    arguments = parser.parse_args()
-    start = time.perf_counter()
-    equal = moved = 0
-    for number in range(arguments.first, arguments.first + arguments.count):
-        outcome = compare(number)
-        equal, moved = equal + (not outcome.differences), moved + outcome.moved
-        for difference in outcome.differences:
-            print(f"scan {number}: {difference}", flush=True)
-    print(f"{equal} of {arguments.count} equal, {moved} with something moved, in {time.perf_counter() - start:.0f} s")
-    return 0 if equal == arguments.count else 1
+    return compare_all(__doc__, lambda number: f"scan {number}", lambda number: compare(number))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ stacked, and the arguments of `hoist`. Its graph runs as it is, and not through 
     python scripts/hoist_loops.py --first 17 --count 1    # one of them again
 """
 
-import argparse
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from impls.torch import private
 from impls.torch.hoist import hoist
+from scripts.drawn_programs import compare_all
 
 B, WIDTHS = 3, (2, 3)  # rows of every matrix, and its possible columns; some steps have as many as there are rows
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}  # of differences in float64
@@ -309,19 +308,7 @@ def compare(number: int, transform: Callable[..., Any] = hoist) -> Outcome:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=500, help="how many loops (default: 500)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first (default: 0)")
-    arguments = parser.parse_args()
-    start = time.perf_counter()
-    equal = moved = 0
-    for number in range(arguments.first, arguments.first + arguments.count):
-        outcome = compare(number)
-        equal, moved = equal + (not outcome.differences), moved + outcome.moved
-        for difference in outcome.differences:
-            print(f"{number}, {make_loop(number).text}: {difference}", flush=True)
-    print(f"{equal} of {arguments.count} equal, {moved} with something moved, in {time.perf_counter() - start:.0f} s")
-    return 0 if equal == arguments.count else 1
+    return compare_all(__doc__, lambda number: f"{number}, {make_loop(number).text}", lambda number: compare(number))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class RunChanges:
     agreement: Agreement
     no_times: str
 
-    def past(self, limit: float) -> pd.DataFrame:
+    def larger_than(self, limit: float) -> pd.DataFrame:
         """Return the changes that are shown and larger than a limit, a fraction such as 0.05, in either direction."""
         frame = self.changes[self.changes.changed]
         return frame[np.abs(np.log(frame.change)) > np.log1p(limit)]
@@ -102,10 +102,9 @@ def _times(tables: Tables, workloads: list[str]) -> pd.DataFrame:
     """Return a run's programs with the geometric mean of their processes' median calls, in seconds."""
     times = tables.times[tables.times.median_s.notna() & tables.times.workload.isin(workloads)]
     times = times[times.projection != TWIN]
-    nodes = {block.replicate: block.node for block in tables.blocks}
     rows = []
     for keys, part in times.groupby(PROGRAM, sort=True):
-        logs = stats.node_means(np.log(part.median_s).tolist(), [nodes.get(int(p), "") for p in part.process])
+        logs = stats.node_means(np.log(part.median_s).tolist(), [tables.node_of[int(p)] for p in part.process])
         mean, low, high = stats.mean_interval(logs)
         rows.append((*keys, *np.exp([mean, low, high]), len(logs)))
     return pd.DataFrame(rows, columns=[*PROGRAM, "ratio", "ci_low", "ci_high", "processes"]).dropna(subset="ci_low")

@@ -140,8 +140,12 @@ class Tables:
     def frameworks(self) -> pd.DataFrame:
         """The comparison of frameworks at the study's workloads, without the sweep's points."""
         is_swept = self.times.workload.isin({point.name for point in self.study.swept})
-        nodes = {block.replicate: block.node for block in self.blocks}
-        return frameworks.frameworks(self.times[~is_swept], self.loops, self.prototype_reasons, nodes)
+        return frameworks.frameworks(self.times[~is_swept], self.loops, self.prototype_reasons, self.node_of)
+
+    @cached_property
+    def node_of(self) -> dict[int, str]:
+        """Return process -> the node that it ran on; "" where the run was measured as a whole."""
+        return {block.replicate: block.node for block in self.blocks}
 
     @cached_property
     def nodes(self) -> pd.DataFrame:

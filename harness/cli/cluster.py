@@ -49,7 +49,7 @@ def _begin(words: Words, out: Path) -> list[int]:
         if words.study or words.shards or words.processes or words.sbatch:
             raise UsageError("--resume sends what the folder has: it takes no study, shards, processes or --sbatch")
         if words.local:
-            states = submission.status(out)
+            states = submission.status(out, with_progress=False)
             return [state.number for state in states if state.state != DONE]
         return submission.resume(out)[1]
     if not words.study or not words.shards:
@@ -79,7 +79,7 @@ def _wait(out: Path) -> int:
     """Wait until no shard is waiting or running, and return the exit status; Ctrl-C ends the array."""
     try:
         while True:
-            states = submission.status(out)
+            states = submission.status(out, with_progress=False)
             if not any(state.state in (PENDING, RUNNING) for state in states):
                 return _end(out)
             time.sleep(submission.WAIT_S)
@@ -90,7 +90,7 @@ def _wait(out: Path) -> int:
 
 def _end(out: Path) -> int:
     """Say how all shards ended, and what comes next; return the exit status."""
-    states = submission.status(out)
+    states = submission.status(out, with_progress=False)
     for state in states:
         if state.state != DONE:
             print(f"shard {state.number} {state.state}: {state.detail}")

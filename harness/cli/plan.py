@@ -10,10 +10,9 @@ from harness.errors import UsageError
 from harness.machine import environment
 from harness.report.markdown import duration
 from harness.run import session
-from harness.run.jobs import LESS_TIME
+from harness.run.jobs import rounds_seconds
 from harness.run.progress import console
 from harness.study import matrix
-from harness.study.parts import is_question
 from harness.study.study import Study
 
 
@@ -41,13 +40,8 @@ def facts(study: Study) -> dict[str, Any]:
     if not plan.cells:
         raise UsageError(f"nothing of this study can be measured here: {plan.absent[0].reason}")
     jobs = matrix.replicate_jobs(plan, study, 0)
-    shares = [
-        1.0 if not block.is_swept and (not block.part or is_question(block.part)) else LESS_TIME
-        for job in jobs
-        for block in job.blocks
-    ]
     processes = study.own_processes if study.processes else study.pilot
-    rounds_s = processes * study.block_s * sum(shares)
+    rounds_s = processes * sum(rounds_seconds(study, block) for job in jobs for block in job.blocks)
     cells = Counter(cell.configuration for cell in plan.cells)
     return {
         "configurations": [

@@ -14,7 +14,7 @@ from harness.report.markdown import execution_name, interval, pluralize, seconds
 from harness.study.configuration import CONFIG
 
 SHOWN = 40  # cells that came or went, and facts, that the Markdown lists; JSON has all of them
-SAME = ("code: hash", "machine: ")  # what repeated runs of the same share: beginnings of facts' names
+OWN = ("study: ", "workload: ", "code: commit")  # beginnings of the names of facts in which repeated runs may differ
 
 
 def compare(folders: tuple[Path, Path], limit: float | None, as_json: bool, is_repeated: bool) -> tuple[str, bool]:
@@ -23,71 +23,76 @@ def compare(folders: tuple[Path, Path], limit: float | None, as_json: bool, is_r
     `is_repeated`: they are runs of the same, of which the agreement is asked. Raises UsageError on records that cannot
     be read, and where repeated runs differ in code, versions or machine.
     """
-    found = run_changes(*map(read_tables, folders))
-    if is_repeated and (other := [name for name in found.environment if _is_basis(name)]):
-        raise UsageError(f"{folders[1]} is no repetition of {folders[0]}: they differ in {other[0]}")
-    past = found.past(limit) if limit is not None else found.changes.iloc[:0]
+    comparison = run_changes(*map(read_tables, folders))
+    if is_repeated and (differing := [name for name in comparison.environment if _is_basis(name)]):
+        raise UsageError(f"{folders[1]} is no repetition of {folders[0]}: they differ in {differing[0]}")
+    failures = comparison.larger_than(limit) if limit is not None else comparison.changes.iloc[:0]
     write = _as_json if as_json else _as_markdown
-    return write(folders, found, past, limit), bool(len(past))
+    return write(folders, comparison, failures, limit), bool(len(failures))
 
 
 def _is_basis(name: str) -> bool:
     """Return whether a fact is one that repeated runs share: the code, the machine, and the versions."""
-    return name.startswith(SAME) or not name.startswith(("study: ", "workload: ", "code: "))
+    return not name.startswith(OWN)
 
 
-def _as_json(folders: tuple[Path, Path], found: RunChanges, past: pd.DataFrame, limit: float | None) -> str:
-    share, low, high = found.agreement.interval
+def _as_json(folders: tuple[Path, Path], comparison: RunChanges, failures: pd.DataFrame, limit: float | None) -> str:
+    share, low, high = comparison.agreement.interval
     content: dict[str, Any] = {
         "a": str(folders[0]),
         "b": str(folders[1]),
-        "environment": {name: {"a": a, "b": b} for name, (a, b) in found.environment.items()},
-        "changes": json.loads(found.changes.to_json(orient="records")),
-        "appeared": found.appeared,
-        "gone": found.gone,
-        "no_times": found.no_times,
+        "environment": {name: {"a": a, "b": b} for name, (a, b) in comparison.environment.items()},
+        "changes": json.loads(comparison.changes.to_json(orient="records")),
+        "appeared": comparison.appeared,
+        "gone": comparison.gone,
+        "no_times": comparison.no_times,
         "agreement": {
-            "compared": found.agreement.compared,
-            "agreeing": found.agreement.agreeing,
-            "opposite": found.agreement.opposite,
+            "compared": comparison.agreement.compared,
+            "agreeing": comparison.agreement.agreeing,
+            "opposite": comparison.agreement.opposite,
             "share": None if math.isnan(share) else share,
             "ci_low": None if math.isnan(low) else low,
             "ci_high": None if math.isnan(high) else high,
         },
         "fail_on": limit,
-        "failed": bool(len(past)),
+        "failed": bool(len(failures)),
     }
     return json.dumps(content, indent=1)
 
 
-def _as_markdown(folders: tuple[Path, Path], found: RunChanges, past: pd.DataFrame, limit: float | None) -> str:
+def _as_markdown(
+    folders: tuple[Path, Path], comparison: RunChanges, failures: pd.DataFrame, limit: float | None
+) -> str:
     a, b = folders
-    parts = [f"# What changed from {a} to {b}", _summary(found), agreement_sentence(found.agreement)]
+    parts = [f"# What changed from {a} to {b}", _summary(comparison), agreement_sentence(comparison.agreement)]
     if limit is not None:
-        count = pluralize(len(past), "change")
-        parts.append(f"**{count} past {limit:.3g}**" if len(past) else f"No change is past {limit:.3g}.")
+        count, percent = pluralize(len(failures), "change"), f"{100 * limit:.4g}%"
+        parts.append(f"**{count} past {percent}**" if len(failures) else f"No change is past {percent}.")
     for kind, title in ((GAP, "Gaps"), (TIME, "Times")):
-        changed = found.changes[found.changes.changed & (found.changes.kind == kind)]
-        if len(changed):
-            ordered = changed.sort_values("change", key=lambda change: -abs(change.map(math.log)))
+        rows = comparison.changes[comparison.changes.changed & (comparison.changes.kind == kind)]
+        if len(rows):
+            ordered = rows.sort_values("change", key=lambda change: -abs(change.map(math.log)))
             parts += [f"## {title} that changed", table(["", "a", "b", "b / a"], map(_row, ordered.to_dict("records")))]
-    for title, cells in (("Cells that only b measured", found.appeared), ("Cells that only a measured", found.gone)):
+    for title, cells in (
+        ("Cells that only b measured", comparison.appeared),
+        ("Cells that only a measured", comparison.gone),
+    ):
         if cells:
             more = [f"- and {len(cells) - SHOWN} more"] if len(cells) > SHOWN else []
             parts += [f"## {title}", "\n".join([*(f"- {cell}" for cell in cells[:SHOWN]), *more])]
-    if found.environment:
-        rows = [[name, *(value[:SHOWN] for value in pair)] for name, pair in found.environment.items()]
-        parts += ["## What differs in the environments", table(["", "a", "b"], rows)]
+    if comparison.environment:
+        facts = [[name, *(value[:SHOWN] for value in pair)] for name, pair in comparison.environment.items()]
+        parts += ["## What differs in the environments", table(["", "a", "b"], facts)]
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(found: RunChanges) -> str:
+def _summary(comparison: RunChanges) -> str:
     """Say how many cells were compared, and how many changed."""
     parts = []
     for kind, noun in ((GAP, "gap"), (TIME, "time")):
-        frame = found.changes[found.changes.kind == kind]
+        frame = comparison.changes[comparison.changes.kind == kind]
         parts.append(f"{int(frame.changed.sum())} of {pluralize(len(frame), noun)}")
-    note = f" Times were not compared: {found.no_times}." if found.no_times else ""
+    note = f" Times were not compared: {comparison.no_times}." if comparison.no_times else ""
     return (
         f"Changed beyond their joint interval, by Welch's t at 5%, Holm-corrected over all of a kind: {parts[0]} and "
         f"{parts[1]}.{note}"

@@ -10,7 +10,7 @@ def section(tables: Tables) -> Row | None:
     if not tables.header.shards:
         return None
     names = sorted({block.node for block in tables.blocks if block.node})
-    found = tables.nodes[tables.nodes.disagrees.astype(bool)]
+    disagreements = tables.nodes[tables.nodes.disagrees.astype(bool)]
     unit = (
         f"on {len(names)} nodes ({', '.join(names)}): each node's processes are averaged first, intervals are "
         "Student's t over nodes, and what a table counts as processes are nodes"
@@ -27,7 +27,7 @@ def section(tables: Tables) -> Row | None:
             f"{row['others']:.3g}",
             interval(row["change"], row["ci_low"], row["ci_high"]),
         ]
-        for row in found.to_dict("records")
+        for row in disagreements.to_dict("records")
     ]
     head = ["node", "gap", "contender", "its ratio", "the others'", "one over the other"]
     return {
@@ -42,9 +42,9 @@ def _disagreement(tables: Tables) -> str:
     """Say which nodes disagree with the others, "" where none could be compared."""
     if tables.nodes.empty:
         return ""
-    found = tables.nodes[tables.nodes.disagrees]
-    if found.empty:
+    disagreements = tables.nodes[tables.nodes.disagrees]
+    if disagreements.empty:
         return "No node disagrees with the others at any gap (Welch's t at 5%, Holm-corrected)."
-    counts = found.groupby("node").size()
+    counts = disagreements.groupby("node").size()
     parts = [f"{name} at {count} of its {(tables.nodes.node == name).sum()} gaps" for name, count in counts.items()]
     return f"**A node disagrees with the others**: {'; '.join(parts)} ([which](appendix/nodes.md))."

@@ -276,8 +276,8 @@ def _ask_watched(
 def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) -> BlockRequest:
     """Return a worker's request for one attempt at a block."""
     study, framework = context.study, context.frameworks[job.configuration.framework]
-    block_s = study.block_s * (1 if _has_full_time(block) else LESS_TIME)
-    limits = RoundLimits(block.rounds or study.rounds_min, block.rounds or study.rounds, block_s)
+    least, most = block.rounds or study.rounds_min, block.rounds or study.rounds
+    limits = RoundLimits(least, most, rounds_seconds(study, block))
     return BlockRequest(
         workload=block.workload,
         steps=block.steps,
@@ -300,9 +300,10 @@ def _request(context: RunContext, job: Job, block: BlockSpec, attempt: Attempt) 
     )
 
 
-def _has_full_time(block: BlockSpec) -> bool:
-    """Return whether a block has the whole of the study's time for a block."""
-    return not block.is_swept and (not block.part or is_question(block.part))
+def rounds_seconds(study: Study, block: BlockSpec) -> float:
+    """Return how many seconds a block's rounds should take."""
+    has_full_time = not block.is_swept and (not block.part or is_question(block.part))
+    return study.block_s * (1 if has_full_time else LESS_TIME)
 
 
 def _counted_arms(context: RunContext, job: Job, block: BlockSpec) -> tuple[Arm, ...]:

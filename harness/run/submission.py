@@ -5,7 +5,6 @@ each that ended. What has no good exit can be sent again. Slurm is asked by its 
 the user's that is not quoted.
 """
 
-import json
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def write(study: Study, file: Path, folder: Path, shards: int, options: Options)
 
 def resume(folder: Path, run: Run = subprocess.run) -> tuple[str, list[int]]:
     """Send again what has no good exit, and is not waiting or running. Return the job's id and the shards' numbers."""
-    states = status(folder, run)
+    states = status(folder, run, with_progress=False)
     again = [state.number for state in states if state.state in (FAILED, LOST)]
     if not again:
         counts = ", ".join(f"{number} {state}" for state, number in counted(states).items())
@@ -141,11 +140,14 @@ def run_here(folder: Path, numbers: Iterable[int], say: Callable[[str], None]) -
             subprocess.run(["/bin/sh", str(folder / SCRIPT)], env=environment, stdout=log, stderr=log, check=False)
 
 
-def status(folder: Path, run: Run = subprocess.run) -> list[ShardState]:
-    """Return the state of every shard. Raises UsageError where a folder is no submission."""
+def status(folder: Path, run: Run = subprocess.run, with_progress: bool = True) -> list[ShardState]:
+    """Return the state of every shard. Raises UsageError where a folder is no submission.
+
+    Without `with_progress` no records are read, which are many, and no blocks are counted.
+    """
     submission = load(folder)
     queue = _queue(submission.jobs, run)
-    states = [_state(folder, number, queue.get(number)) for number in range(1, submission.shards + 1)]
+    states = [_state(folder, number, queue.get(number), with_progress) for number in range(1, submission.shards + 1)]
     return states if submission.jobs else [_as_here(folder, state) for state in states]
 
 
@@ -261,9 +263,9 @@ def _queue(jobs: list[str], run: Run) -> dict[int, tuple[str, str]]:
     return queue
 
 
-def _state(folder: Path, number: int, queued: tuple[str, str] | None) -> ShardState:
+def _state(folder: Path, number: int, queued: tuple[str, str] | None, with_progress: bool) -> ShardState:
     """Return the state of one shard, from the queue, from the file of its exit, and from its records."""
-    blocks, expected, nodes = _progress(folder / SHARD.format(number))
+    blocks, expected, nodes = _progress(folder / SHARD.format(number)) if with_progress else (0, 0, [])
     exit_ = _read_exit(folder / EXITS / str(number))
     node = (queued[1] if queued else "") or ", ".join(nodes)
     if queued and queued[0] in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
@@ -312,4 +314,4 @@ def _progress(folder: Path) -> tuple[int, int, list[str]]:
 
 def rows_of(states: list[ShardState]) -> list[dict[str, Any]]:
     """Return the states as a program would read them."""
-    return json.loads(json.dumps([state.__dict__ for state in states]))
+    return [asdict(state) for state in states]

@@ -55,7 +55,7 @@ def test_a_run_is_itself(runs):
     assert found["agreement"]["share"] == 1.0
     text, _ = compared.compare(tuple(runs), 0.05, False, True)
     assert "The runs agree on" in text
-    assert "No change is past 0.05." in text
+    assert "No change is past 5%." in text
 
 
 def test_an_arm_that_takes_half_as_long_again_is_found_and_the_limit_decides(runs):
