@@ -144,7 +144,11 @@ def describe(path: Path, error: BaseException) -> str:
 
 
 def _import(path: Path) -> ModuleType:
-    """Import a file under the name MODULE, with its folder first on the import path, as Python runs a script."""
+    """Import a file under the name MODULE, with its folder first on the import path, as Python runs a script.
+
+    No bytecode is written: Python takes what it wrote for a file of the same size and second for the file itself.
+    """
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(MODULE, path)
     if spec is None or spec.loader is None:

@@ -44,18 +44,18 @@ class Columns:
     arguments: dict[Column, list[Column]]
     obstacles: dict[Column, str]
 
-    def below(self, column: Column, moved: set[Column]) -> list[Column]:
+    def below(self, column: Column, choice: set[Column]) -> list[Column]:
         """Return the columns that are moved with one, itself last."""
-        found: dict[Column, None] = {}
+        order: dict[Column, None] = {}
 
         def visit(column: Column) -> None:
-            if column in moved and column not in found:
+            if column in choice and column not in order:
                 for argument in self.arguments[column]:
                     visit(argument)
-                found[column] = None
+                order[column] = None
 
         visit(column)
-        return list(found)
+        return list(order)
 
     def crossing(self, columns: Iterable[Column]) -> list[Column]:
         """Return what columns need of the loop: arguments that differ by step and are not among them."""
@@ -68,14 +68,14 @@ def rebuild(graph: Graph, settings: Settings) -> None:
     """Compute what is stacked for all steps at once, where it may be. Adds to the log."""
     stacks = [stack for node in graph.nodes if (stack := as_stack(node))]
     columns = explore(stacks)
-    moved, refusals = decide(columns, stacks, settings)
+    choice, refusals = decide(columns, stacks, settings)
     values: dict[tuple[Column, int], Any] = {}
     for stack in stacks:
         steps = len(stack.column)
-        names = [name_of(column[0]) for column in columns.below(stack.column, moved)]
+        names = [name_of(column[0]) for column in columns.below(stack.column, choice)]
         if names:
             settings.add(LOOP, steps, "moved", names, MOVED)
-            replace(graph, stack, columns, moved, settings, values)
+            replace(graph, stack, columns, choice, settings, values)
         elif reason := refusals.get(stack.node) or columns.obstacles.get(stack.column):
             if has_product_below(columns, stack.column):
                 settings.add(LOOP, steps, "stays", [name_of(stack.column[0])], reason)
@@ -161,46 +161,46 @@ def decide(columns: Columns, stacks: list[Stack], settings: Settings) -> tuple[s
     """Return the columns to move, and the stacks that would take too much memory, with the reason."""
     refusals: dict[Node, str] = {}
     while True:
-        allowed = [stack for stack in stacks if stack.node not in refusals]
-        moved = movable(columns, allowed)
-        paid: set[Column] = set()
-        for stack in allowed:
-            below = columns.below(stack.column, moved)
-            if reason := settings.over_budget(extra_bytes(columns, [*paid, *below], settings)) if below else "":
+        candidates = [stack for stack in stacks if stack.node not in refusals]
+        choice = movable(columns, candidates)
+        counted: set[Column] = set()
+        for stack in candidates:
+            below = columns.below(stack.column, choice)
+            if reason := settings.over_budget(extra_bytes(columns, [*counted, *below], settings)) if below else "":
                 refusals[stack.node] = reason
                 break
-            paid |= set(below)
+            counted |= set(below)
         else:
-            return moved, refusals
+            return choice, refusals
 
 
 def movable(columns: Columns, stacks: list[Stack]) -> set[Column]:
     """Return the columns that only the stacks need, and that have a product in or under them."""
-    moved: set[Column] = set()
+    choice: set[Column] = set()
     pending = [stack.column for stack in stacks]
     while pending:
         column = pending.pop()
-        if column in columns.arguments and column not in moved:
-            moved.add(column)
+        if column in columns.arguments and column not in choice:
+            choice.add(column)
             pending.extend(columns.arguments[column])
     while True:
-        replaced = {stack.node for stack in stacks if stack.column in moved}
-        inside = replaced | {node for column in moved for node in column}
-        feeding = ancestors(node for column in columns.crossing(moved) for node in column)
-        staying = {column for column in moved if not feeding.isdisjoint(column)}
-        staying |= {column for column in moved if any(user not in inside for node in column for user in node.users)}
-        staying |= {column for column in moved if not any(is_product(c[0]) for c in columns.below(column, moved))}
-        if not staying:
-            return moved
-        moved -= staying
+        replaced = {stack.node for stack in stacks if stack.column in choice}
+        members = replaced | {node for column in choice for node in column}
+        loop_nodes = ancestors(node for column in columns.crossing(choice) for node in column)
+        leftovers = {column for column in choice if not loop_nodes.isdisjoint(column)}
+        leftovers |= {column for column in choice if any(user not in members for node in column for user in node.users)}
+        leftovers |= {column for column in choice if not any(is_product(c[0]) for c in columns.below(column, choice))}
+        if not leftovers:
+            return choice
+        choice -= leftovers
 
 
-def extra_bytes(columns: Columns, moved: list[Column], settings: Settings) -> int:
+def extra_bytes(columns: Columns, choice: list[Column], settings: Settings) -> int:
     """Return the bytes that are stacked for columns, and those of their values, beyond one step's."""
-    moved = list(dict.fromkeys(moved))
-    steps = max(map(len, moved))
-    stacked = steps * sum(step_bytes(column[0]) for column in columns.crossing(moved))
-    return stacked + (settings.at_once(steps) - 1) * sum(step_bytes(column[0]) for column in moved)
+    choice = list(dict.fromkeys(choice))
+    steps = max(map(len, choice))
+    stacked = steps * sum(step_bytes(column[0]) for column in columns.crossing(choice))
+    return stacked + (settings.at_once(steps) - 1) * sum(step_bytes(column[0]) for column in choice)
 
 
 def has_product_below(columns: Columns, column: Column) -> bool:
@@ -217,7 +217,7 @@ def replace(
     graph: Graph,
     stack: Stack,
     columns: Columns,
-    moved: set[Column],
+    choice: set[Column],
     settings: Settings,
     values: dict[tuple[Column, int], Any],
 ) -> None:
@@ -228,7 +228,7 @@ def replace(
         if is_unchanging(column):
             return column[0]
         if (column, start) not in values:
-            if column in moved:
+            if column in choice:
                 operands = [value(argument, start, stop) for argument in columns.arguments[column]]
                 node = at_once(graph, column[0], operands, stop - start)
             else:

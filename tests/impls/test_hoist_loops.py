@@ -9,7 +9,7 @@ pytestmark = [
     pytest.mark.skipif("torch" not in HERE, reason="it is about PyTorch"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),  # its scan operator's own
 ]
-NUMBERS = range(16)
+NUMBERS = range(10)
 
 
 def test_random_loops_are_the_same_after_it():
@@ -17,7 +17,7 @@ def test_random_loops_are_the_same_after_it():
 
     outcomes = [compare(number) for number in NUMBERS]
     assert [outcome for outcome in outcomes if outcome.differences] == []
-    assert sum(outcome.moved for outcome in outcomes) >= 4
+    assert sum(outcome.moved for outcome in outcomes) >= 3
     texts = [make_loop(number).text for number in range(200)]
     assert texts == [make_loop(number).text for number in range(200)]
     kinds = ("scan of", "loop of 1", "in place", "no_grad", "noise", "numbered", "+rows", "addmm", "quadratic", "@t[")

@@ -173,6 +173,24 @@ def test_who_draws_figures_ends_with_a_report_that_is_killed():
     assert not alive
 
 
+def test_a_process_whose_parent_has_ended_before_it_asks_the_kernel_ends_too():
+    script = (
+        "import time\nfrom concurrent.futures import ProcessPoolExecutor\n"
+        "from harness.machine.parent import end_with_parent\n"
+        "def late():\n    time.sleep(1.5)\n    end_with_parent()\n"
+        "ProcessPoolExecutor(1, initializer=late).submit(time.sleep, 600)\nprint(flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()
+        children = psutil.Process(parent.pid).children()
+        assert children
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys, undrawn):
     left = iter([True] * 3)
     real = os.fsync
