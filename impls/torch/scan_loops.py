@@ -85,8 +85,8 @@ def rebuild(module: GraphModule, call: Node, settings: Settings) -> None:
         operations = [node for node in scan.body.graph.nodes if node in above - staying and node.op != "placeholder"]
         together = list(dict.fromkeys(node for nodes in (*moves.values(), operations) for node in nodes))
         if not any(is_product(node) for node in operations if node not in unchanging):
-            reason = next((obstacles[node] for node in above if node in obstacles), NO_PRODUCT if above else FEEDS)
             operations = [node for node in scan.body.graph.nodes if node in above and node.op != "placeholder"]
+            reason = next((obstacles[node] for node in operations if node in obstacles), NO_PRODUCT if above else FEEDS)
         else:
             reason = settings.over_budget(extra_bytes(together, scan, settings))
         settings.add(LOOP, scan.steps, "stays" if reason else "moved", map(name_of, operations or [y]), reason or MOVED)

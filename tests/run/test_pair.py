@@ -662,18 +662,12 @@ def main():
 
 SMALLER = {
     "world_model": (("T, B, A, H, O = 64, 16, 8, 200, 64", "T, B, A, H, O = 3, 2, 2, 5, 4"), "xla", "--hoist"),
-    "decoder": (
-        ("T, B, E, H, V = 30, 16, 64, 128, 1000", "T, B, E, H, V = 3, 2, 4, 5, 7"),
-        "inductor",
-        "--hoist",
-        "--pass",
-        "forward",
-    ),
+    "decoder": (("T, B, E, H, V = 30, 16, 64, 128, 1000", "T, B, E, H, V = 3, 2, 4, 5, 7"), "eager", "--hoist"),
     "time_distributed": (("T, B, H, O = 20, 32, 64, 10", "T, B, H, O = 3, 2, 4, 5"), "graph"),
 }
 PRODUCTS = {  # of the forward pass: of the baseline, of what it is compared with, and of the hoisted baseline
     "world_model": (12, 8, 8),
-    "decoder": (9, 7, 7),
+    "decoder": (9, 7, None),  # what is traced is not eager, and has no times
     "time_distributed": (3, 1),
 }
 LINES = {"world_model": (2, 1), "decoder": (1, 0)}  # of the hoist's log: of what was moved, and of what stays
@@ -691,9 +685,10 @@ def test_an_example_runs(name, harness, unproven, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("they are the same function (checked in float64).")
     header, *processes = read_records(tmp_path / "out", PAIR)
-    assert [process.pass_ for process in processes] == (["forward"] if "--pass" in more else ["forward", "train"])
+    assert [process.pass_ for process in processes] == ["forward", "train"]
     evidence = [processes[0].arms[function].evidence for function in header.functions]
-    assert tuple(sum(product.times for product in e.written or e.products) for e in evidence) == PRODUCTS[name]
+    counts = [None if e is None else sum(product.times for product in e.written or e.products) for e in evidence]
+    assert tuple(counts) == PRODUCTS[name]
     moved = [line for line in header.hoisted if re.search(": moved: (1 dot_general|matmul, add): ", line)]
     stays = [line for line in header.hoisted if "stays: 2 dot_general" in line]
     assert (len(moved), len(stays)) == LINES.get(name, (0, 0))

@@ -61,9 +61,9 @@ def states(harness, out):
 
 def test_a_study_is_sent_a_node_dies_what_is_lost_is_sent_again_and_all_is_merged(cluster, harness, tmp_path):
     out = tmp_path / "sent"
-    done = harness("submit", tmp_path / "study.toml", "--shards", "4", "--processes", "8", "--out", out)
+    done = harness("submit", tmp_path / "study.toml", "--shards", "3", "--processes", "3", "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "4 tasks. Watch it with: python -m harness status" in done.stdout
+    assert "3 tasks. Watch it with: python -m harness status" in done.stdout
     cluster.wait_for(lambda: "running" in states(harness, out), "a shard to run")
     nodes = [line.split() for line in cluster.run("squeue", "--noheader", "--states=R", "--format=%K %N").splitlines()]
     assert nodes
@@ -82,16 +82,16 @@ def test_a_study_is_sent_a_node_dies_what_is_lost_is_sent_again_and_all_is_merge
     again = harness("submit", "--resume", "--wait", "--out", out)
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"{after.count('lost') + after.count('failed')} tasks" in again.stdout
-    assert states(harness, out) == ["done"] * 4
+    assert states(harness, out) == ["done"] * 3
     merged = harness("merge", out, "--out", tmp_path / "merged")
     assert merged.returncode == 0, merged.stderr
     blocks = latest_blocks(read_run(tmp_path / "merged"), "block")
-    assert {block.replicate for block in blocks} == set(range(8))
+    assert {block.replicate for block in blocks} == set(range(3))
     assert {block.node for block in blocks} <= set(slurm.NODES)
-    assert "Merged from 4 shards" in (tmp_path / "merged" / "report.md").read_text()
+    assert "Merged from 3 shards" in (tmp_path / "merged" / "report.md").read_text()
     nothing = harness("submit", "--resume", "--out", out)
     assert nothing.returncode == 2
-    assert "is to be sent again: 4 done" in nothing.stderr
+    assert "is to be sent again: 3 done" in nothing.stderr
 
 
 def dead(cluster, node):
