@@ -25,7 +25,10 @@ ThreadsFlag = Annotated[
     Values, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")
 ]
 ExecutionFlag = Annotated[
-    Values, typer.Option("--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph.")
+    Values,
+    typer.Option(
+        "--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph; or of one framework: jax:xla."
+    ),
 ]
 RecurrenceFlag = Annotated[Values, typer.Option("--recurrence", help="unrolled, scan, layer, given, modules.")]
 ProjectionFlag = Annotated[

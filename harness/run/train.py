@@ -111,7 +111,7 @@ def select_jobs(
     first, absent = [], []
     for framework in frameworks:
         for name, execution in framework.executions.items():
-            if study.executions and name not in study.executions:
+            if not study.selects(framework.name, name):
                 continue
             configuration = Configuration(framework.name, "cpu", threads, name, "fp32")
             arms = tuple(Arm(execution.loop, form) for form in ("in_loop", BATCHED))

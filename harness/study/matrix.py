@@ -265,7 +265,12 @@ def missing_reason(framework: Framework) -> str:
 
 def _check_executions(study: Study, frameworks: list[Framework]) -> None:
     """Raise UsageError when an execution or device that the study names is unknown or missing."""
-    executions = {name: e for framework in frameworks for name, e in framework.executions.items()}
+    executions = {
+        name: execution
+        for framework in frameworks
+        for short, execution in framework.executions.items()
+        for name in (short, f"{framework.name}:{short}")
+    }
     for name in study.executions or ():
         try:
             execution = executions[validate_choice("execution", name, executions)]
@@ -299,7 +304,7 @@ def make_plan(study: Study, frameworks: list[Framework], threads: list[int]) -> 
 
 def _cells(study: Study, framework: Framework, threads: list[int]) -> Iterator[Cell]:
     """Yield every cell of a study in one framework, whether it can be measured or not."""
-    executions = [e for e in framework.executions if not study.executions or e in study.executions]
+    executions = [e for e in framework.executions if study.selects(framework.name, e)]
     devices = [d for d in framework.devices if not study.devices or d in study.devices]
     for device, execution, precision in itertools.product(devices, executions, study.precisions):
         for count in threads if device == "cpu" else threads[-1:]:  # on a GPU the host's thread count is not varied
@@ -366,7 +371,7 @@ def prototypes(study: Study, frameworks: list[Framework]) -> list[Prototype]:
         Prototype(framework.name, name, recurrence, reason)
         for framework in frameworks
         for name, execution in framework.executions.items()
-        if not study.executions or name in study.executions
+        if study.selects(framework.name, name)
         for recurrence, reason in execution.prototypes.items()
     ]
 

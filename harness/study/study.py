@@ -221,6 +221,7 @@ class Study(BaseModel):
     A selection of None means everything that this machine has. The exceptions are recurrences and projections: with
     neither selected, the arms are those of USUAL; with one of the two selected, the other has all its values.
 
+    `executions`: each is one of every framework that has it, or of one: `eager`, `jax:xla`.
     `chunks`: into how many chunks of time the projection, and the loss if CUT names it, are cut after a loop of ours,
     beside BETWEEN or the projections selected; `T` is one chunk for each step.
     `sweep`: the workload around which sizes are swept, in the loop that users would write in each execution, with the
@@ -346,6 +347,10 @@ class Study(BaseModel):
         if (uncut := [name for name in self.projections or () if name in CUT]) and not self.chunks:
             raise ValueError(f"projections: {uncut[0]} needs --chunks, or its number of chunks: {uncut[0]}_4")
         return self
+
+    def selects(self, framework: str, execution: str) -> bool:
+        """Return whether the study's executions include that one of a framework."""
+        return not self.executions or not {execution, f"{framework}:{execution}"}.isdisjoint(self.executions)
 
     @property
     def swept(self) -> list[Workload]:
