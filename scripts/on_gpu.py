@@ -23,6 +23,7 @@ from harness.cli import streams
 from harness.machine import folders
 
 QUESTION = "--projection none,in_loop,per_step,bmm,batched"
+FORMS = "--projection hoisted,chunked_2,in_loop_loss,chunked_loss_2"
 ODD = "--workload B=7,T=5,I=3,H=65,O=33,cell=lstm --workload B=5,T=4,I=31,H=64,O=1,cell=gru"
 RUN = "run --no-report --device {device} --sweep none"
 COARSE = {"gpu": "tf32", "cpu": "bf16"}  # a precision that breaks the bounds of fp32
@@ -51,40 +52,48 @@ class Part:
 
 
 PARTS = [
-    Part("verify", f"verify --device {{device}} --precision fp32 {QUESTION} {ODD}", 0.12, False),
+    Part(
+        "verify",
+        f"verify --device {{device}} --precision fp32 --execution eager,xla --recurrence unrolled,scan,modules,given "
+        f"{QUESTION} {FORMS} {ODD}",
+        0.08,
+        False,
+    ),
     Part(
         "planted",
         "verify --device {device} --framework torch,jax --precision {coarse} --bound fp32 --workload vocab "
         "--execution eager,xla --recurrence unrolled,scan --projection batched --pass forward",
-        0.05,
+        0.04,
         False,
         (1,),
         ("wrong: torch", "wrong: jax"),
     ),
-    Part("main", f"{RUN} --execution eager,inductor,cudagraph,xla scripts/on_gpu.toml", 0.4),
+    Part("main", f"{RUN} --execution torch:eager,jax:xla scripts/on_gpu.toml", 0.3),
     Part("counts", f"score {COUNTS} {{out}}/main", 0.01, False, needs_gpu=True),
     Part(
-        "loops",
-        f"{FIRST} --framework jax --execution xla --workload vocab,stream --recurrence scan {QUESTION} --processes 3",
-        0.1,
+        "unrolled",
+        f"{FIRST} --framework torch --execution inductor,cudagraph --workload vocab,stream --recurrence unrolled "
+        "--projection in_loop,batched --unroll-limit -1 --processes 2",
+        0.25,
+    ),
+    Part(
+        "chunks",
+        f"{RUN} --execution torch:eager,jax:xla --workload lm --recurrence unrolled,scan --pass train --peaks "
+        "--projection none,in_loop,batched,in_loop_loss,chunked_loss --chunks 1,4,16,T --processes 3",
+        0.14,
     ),
     Part(
         "precisions",
-        f"{FIRST} --precision tf32,bf16 --execution eager,xla --workload vocab --recurrence unrolled,scan {QUESTION} "
-        "--pass forward --unroll-limit 0 --processes 2",
-        0.1,
-    ),
-    Part(
-        "unrolled",
-        f"{FIRST} --framework torch --execution inductor,cudagraph --workload book,vocab --recurrence unrolled "
-        "--projection in_loop,batched --unroll-limit -1 --processes 2",
-        0.15,
+        f"{RUN} --precision tf32,bf16 --execution torch:eager,jax:xla --workload book,vocab,stream "
+        "--recurrence unrolled,scan --projection none,in_loop,batched --pass forward --unroll-limit 0 --processes 2",
+        0.09,
     ),
     Part(
         "deepbench",
-        f"{FIRST} --workload deepbench-rnn-1760-16 --workload deepbench-lstm-1024-64 --recurrence unrolled,scan "
-        "--projection none,in_loop,batched --execution eager,xla --unroll-limit 0 --pass forward --processes 2",
-        0.1,
+        f"{RUN} --workload deepbench-rnn-1760-16 --workload deepbench-lstm-1024-64 --recurrence unrolled,scan "
+        "--projection none,in_loop,batched --execution torch:eager,jax:xla --unroll-limit 0 --pass forward "
+        "--processes 2",
+        0.09,
     ),
 ]
 
