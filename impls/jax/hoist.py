@@ -20,7 +20,6 @@ from impls.jax.jaxprs import Builder, flattened, values, within
 from impls.jax.loop_body import Body, Cut, Division, cut, divide, has_product
 
 ENTERED = ("jit", "closed_call", "cond", "while")  # calls inside which scans are transformed; all else stays as it is
-PARAMETERS = {"jaxpr", "length", "num_carry", "num_consts", "reverse", "unroll"}  # of a scan
 FEEDING = "the next carry depends on it"
 NEEDED = "an operation that stays in the loop depends on it"
 NO_PRODUCT = "nothing in it is a product, so that doing it for all steps at once would save little"
@@ -145,17 +144,15 @@ def names_of(equations: list[Any]) -> tuple[str, ...]:
 
 def rebuild(builder: Builder, scan: Any, settings: Settings) -> None:
     """Add a scan to a jaxpr under construction, with what may leave its body moved behind it."""
-    steps = scan.params["length"]
-    refusal = None
-    if set(scan.params) != PARAMETERS:
-        refusal = f"the scan has parameters that are not known: {', '.join(sorted(set(scan.params) ^ PARAMETERS))}"
-    elif steps < 2:
-        refusal = f"the scan has {steps} steps, so that there is nothing to do at once"
-    if refusal:
+    steps, counts = scan.params["length"], private.scan_counts(scan)
+    if counts is None or steps < 2:
+        names = ", ".join(sorted(scan.params))
+        unknown = f"the scan's parameters are those of no version of JAX that is known: {names}"
+        refusal = unknown if counts is None else f"the scan has {steps} steps, so that there is nothing to do at once"
         settings.log.append(record(scan, scan.params["jaxpr"].jaxpr.eqns, refusal))
         builder.add(scan)
         return
-    body = Body(flattened(scan.params["jaxpr"]), scan.params["num_consts"], scan.params["num_carry"])
+    body = Body(flattened(scan.params["jaxpr"]), *counts)
     moved, division = decide(scan, body, settings)
     if moved:
         add_in_two(builder, scan, body, cut(body, moved, division.obstacles), settings)
@@ -349,7 +346,7 @@ def add_in_two(builder: Builder, scan: Any, body: Body, plan: Cut, settings: Set
     kept_ys = [ys[place] for place in kept_places]
     crossing = [core.Var(core.unmapped_aval(steps, 0, value.aval)) for value in plan.crossing]
     results = [core.Var(value.aval) for value in (*scan.outvars[:count], *kept_ys)]
-    params = scan.params | {"jaxpr": loop.closed, "num_consts": loop.num_consts}
+    params = private.scan_parameters(scan, loop.closed, loop.num_consts, count)
     builder.equations.append(scan.replace(invars=operands, outvars=[*results, *crossing], params=params))
     outputs = [body.outputs[place] for place in kept_places]
     pairs = zip(outputs, results[count:], strict=True)

@@ -23,6 +23,8 @@ DUMP, TRITON = "xla_dump_to", "xla_gpu_enable_triton_gemm"  # options: a folder;
 PLUGINS = ("jax-cuda13-pjrt", "jax-cuda12-pjrt")  # packages, one of which holds XLA for GPUs
 DUMPED = "sm_*_gpu_after_optimizations.txt"  # end of the name of the file with the optimised program
 THREADS = "PJRT_NPROC"  # environment variable: threads of XLA's CPU client
+OF_A_SCAN = {"jaxpr", "length", "reverse", "unroll"}  # parameters, beside those that group its inputs and results
+COUNTED, GROUPED = {"num_carry", "num_consts"}, {"ft_in", "ft_out"}  # how they are grouped: to JAX 0.10, from 0.11
 
 
 def source_line(equation: Any) -> str:
@@ -30,3 +32,28 @@ def source_line(equation: Any) -> str:
     from jax._src import source_info_util
 
     return source_info_util.summarize(equation.source_info) or "unknown"
+
+
+def scan_counts(scan: Any) -> tuple[int, int] | None:
+    """Return how many of a scan's inputs are constants, and how many carries; None if its parameters are not known."""
+    grouping = set(scan.params) - OF_A_SCAN
+    if not set(scan.params) >= OF_A_SCAN or grouping not in (COUNTED, GROUPED):
+        return None
+    if grouping == COUNTED:
+        return scan.params["num_consts"], scan.params["num_carry"]
+    consts, carries, _ = scan.params["ft_in"].unpack()
+    return len(consts), len(carries)
+
+
+def scan_parameters(scan: Any, closed: Any, num_consts: int, num_carry: int) -> dict[str, Any]:
+    """Return the parameters of a scan that has another body, with so many constants, and carries as before."""
+    params = scan.params | {"jaxpr": closed}
+    if set(scan.params) >= COUNTED:
+        return params | {"num_consts": num_consts}
+    from jax._src import flattree
+
+    def grouped(*counts: int) -> Any:
+        return flattree.pack(tuple(flattree.nones(count) for count in counts))
+
+    num_xs, num_ys = len(closed.jaxpr.invars) - num_consts - num_carry, len(closed.jaxpr.outvars) - num_carry
+    return params | {"ft_in": grouped(num_consts, num_carry, num_xs), "ft_out": grouped(num_carry, num_ys)}
