@@ -15,7 +15,7 @@ of the right class (int32).
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -50,6 +50,7 @@ NO_OUTPUTS = "with the loss inside there is never a whole y to return: its forwa
 NO_LOSS = "projection none has no loss"
 ONE_LAYER = ("layer", "given", "modules", "none", "library", "time_distributed")  # recurrences and projections
 NO_LAYERS = "several layers are studied in the loops and projections that are written here, which hold their weights"
+NOTHING_MOVED = "hoist moved nothing, so that this would be in_loop under another name"
 NO_HOIST = "hoist rewrites programs of JAX and PyTorch, and those of no other framework"
 WHOLE = "T"  # as a number of chunks: one for each step
 NO_TF32 = "TF32 is how a GPU's matrix units take fp32: a CPU has none"
@@ -212,6 +213,13 @@ class Facts:
 
 class Unavailable(Exception):  # noqa: N818  it reports a finding, not an error of the harness
     """A framework does not support what a program asks for. The message is a sentence that gives the reason."""
+
+
+def require_moved(log: Iterable[str]) -> None:
+    """Raise Unavailable if the lines of a hoist's log say of nothing that it was moved."""
+    lines = list(log)
+    if not any(": moved: " in line for line in lines):
+        raise Unavailable(": ".join([NOTHING_MOVED, *lines[:1]]))
 
 
 Outputs = dict[str, np.ndarray]

@@ -23,6 +23,7 @@ from impls.interface import (
     Weights,
     chunk_sizes,
     family_of,
+    require_moved,
     weights_of,
 )
 from impls.jax.hoist import Record, hoist
@@ -255,8 +256,16 @@ def scan_per_step(w: Weights, cell: Cell, x: Array) -> Array:
 
 
 def scan_hoisted(w: Weights, cell: Cell, x: Array, log: list[Record] | None = None) -> Array:
-    """Project in the loop, out of which a program transformation takes the products again; `log` says what it did."""
-    return hoist(lambda w, x: scan_in_loop(w, cell, x), log=log)(w, x)
+    """Project in the loop, out of which a program transformation takes the products again; `log` says what it did.
+
+    Raises Unavailable if it took nothing out.
+    """
+    records: list[Record] = []
+    y = hoist(lambda w, x: scan_in_loop(w, cell, x), log=records)(w, x)
+    require_moved(map(str, records))
+    if log is not None:
+        log += records
+    return y
 
 
 def squared(y: Array, target: Array, reduce: Any = jnp.mean) -> Array:

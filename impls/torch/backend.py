@@ -24,6 +24,7 @@ from impls.interface import (
     named,
     prove_counting,
     require_layer,
+    require_moved,
 )
 from impls.torch import private
 
@@ -316,13 +317,14 @@ class Backend:
         """Return a run whose first call raises Unavailable if Inductor does not do what the execution's name says.
 
         This is so if Inductor cannot compile a layer; if, under inductor-batched, its counter does not show that the
-        fusion joined the T products; or if no CUDA graph was recorded. A CUDA graph runs three times at its
-        first call: to warm up, to record, and to replay.
+        fusion joined the T products; if nothing was taken out of the loop that `hoisted` has rebuilt; or if no CUDA
+        graph was recorded. A CUDA graph runs three times at its first call: to warm up, to record, and to replay.
         """
         is_layer = program.arm.recurrence == "layer"
         needs_fusion = program.execution == "inductor-batched" and program.arm.projection in BATCHED_BY_IT
         needs_graph = program.execution == "cudagraph"
-        if not (needs_fusion or is_layer or needs_graph):
+        is_hoisted = program.arm.projection == "hoisted"
+        if not (needs_fusion or is_layer or needs_graph or is_hoisted):
             return run
         call = run
 
@@ -337,6 +339,8 @@ class Backend:
                 raise
             if needs_fusion and self.counters["inductor"][FUSION] == fusions_before:
                 raise Unavailable(NOT_BATCHED)
+            if is_hoisted:
+                require_moved(self.hoisted[program])
             if needs_graph:
                 for _ in range(2):
                     outputs = run(x, target)

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from harness.run.progress import ProgressReport
 from harness.study import matrix, weights
 from harness.study.study import NAMED, Study, Workload
 from harness.verify.output_check import OutputCheck
-from impls.interface import CELLS, USUAL_PASSES, Arm, Settings
+from impls.interface import CELLS, USUAL_PASSES, Arm, Program, Settings, Unavailable
 from tests.conftest import HERE
 from tests.faults import LATE_SIZE
 
@@ -376,6 +377,22 @@ def test_torch_scan_is_right_where_weights_of_both_loops_have_the_same_shape(har
     arguments = ["--framework", "torch", *cell, "--precision", "fp32", "--workload", "B=4,T=3,I=4,H=4,O=4"]
     done = harness("verify", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_hoisted_program_of_torch_of_which_nothing_was_moved_is_unavailable():
+    from impls.torch.backend import Backend
+
+    program = Program(Arm("unrolled", "hoisted"), "rnn_tanh", "forward", "inductor")
+    for verb in ("moved", "stays"):
+        backend = Backend()
+        backend.device, backend.counters = "cpu", {"inductor": Counter()}
+        backend.hoisted[program] = ["loop, 3 steps: stays: tanh: fed", f"loop, 3 steps: {verb}: matmul: reason"]
+        run = backend._proven(lambda x, target: x, program)
+        if verb == "moved":
+            assert run("y", None) == "y"
+        else:
+            with pytest.raises(Unavailable, match=r"hoist moved nothing, .* in_loop under another name: loop"):
+                run("y", None)
 
 
 def test_a_cuda_graph_is_proven_by_what_inductor_recorded_and_did_not_skip():

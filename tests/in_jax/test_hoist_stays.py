@@ -1,6 +1,7 @@
 """Taking work out of scans in JAX: what stays in the loop, and the reason that is given, in float64."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from jax.experimental import io_callback
 from jax.extend import core
 from jax.interpreters import mlir
 
-from impls.jax import hoist as hoisting
+from impls.interface import Unavailable
+from impls.jax import model, private
 from impls.jax.hoist import FEEDING, NEEDED, NO_PRODUCT, hoist
 from impls.jax.loop_body import BRANCHES, CALLBACK, CHECKPOINT, COLLECTIVE, RANDOM, REFERENCE
 from scripts.hoist_bodies import differences
@@ -177,8 +179,33 @@ def test_what_cannot_be_mapped_stays(arrays):
 
 
 def test_a_scan_with_unknown_parameters_is_left_alone(arrays, monkeypatch):
-    monkeypatch.setattr(hoisting, "PARAMETERS", hoisting.PARAMETERS - {"unroll"})
-    assert reasons(same(projecting, *arrays)) == ["the scan has parameters that are not known: unroll"]
+    monkeypatch.setattr(private, "OF_A_SCAN", private.OF_A_SCAN - {"unroll"})
+    (reason,) = reasons(same(projecting, *arrays))
+    assert reason.startswith("the scan's parameters are those of no version of JAX that is known: ")
+
+
+def test_a_hoisted_arm_of_which_nothing_was_moved_is_unavailable(arrays, monkeypatch):
+    w, w_out, _, xs = arrays
+    weights = model.Weights(w, w, jnp.zeros(H), w_out, jnp.zeros(O))
+    assert model.scan_hoisted(weights, model.CELLS["rnn_tanh"], xs).shape == (T, B, O)
+    monkeypatch.setattr(private, "scan_counts", lambda scan: None)
+    with pytest.raises(
+        Unavailable, match=r"hoist moved nothing, so that this would be in_loop under another name: .* known"
+    ):
+        model.scan_hoisted(weights, model.CELLS["rnn_tanh"], xs)
+
+
+def test_inputs_are_grouped_as_each_version_of_jax_groups_them():
+    class Groups(tuple):
+        def unpack(self):
+            return self
+
+    def scan(**grouping):
+        return SimpleNamespace(params=dict.fromkeys(private.OF_A_SCAN) | grouping)
+
+    assert private.scan_counts(scan(num_consts=2, num_carry=3)) == (2, 3)
+    assert private.scan_counts(scan(ft_in=Groups([[None] * 2, [None] * 3, []]), ft_out=None)) == (2, 3)
+    assert private.scan_counts(scan(num_consts=2)) is None
 
 
 def test_mutable_arrays_are_read_and_written_at_every_step(arrays):
