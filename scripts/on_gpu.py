@@ -54,7 +54,8 @@ class Part:
 PARTS = [
     Part(
         "verify",
-        f"verify --device {{device}} --precision fp32 --execution eager,xla --recurrence unrolled,scan,modules,given "
+        f"verify --device {{device}} --precision fp32 --execution torch:eager,jax:xla "
+        f"--recurrence unrolled,scan,modules,given "
         f"{QUESTION} {FORMS} {ODD}",
         0.08,
         False,
@@ -78,19 +79,19 @@ PARTS = [
     ),
     Part(
         "chunks",
-        f"{RUN} --execution torch:eager,jax:xla --workload lm --recurrence unrolled,scan --pass train --peaks "
+        f"{FIRST} --execution torch:eager,jax:xla --workload lm --recurrence unrolled,scan --pass train --peaks "
         "--projection none,in_loop,batched,in_loop_loss,chunked_loss --chunks 1,4,16,T --processes 3",
         0.14,
     ),
     Part(
         "precisions",
-        f"{RUN} --precision tf32,bf16 --execution torch:eager,jax:xla --workload book,vocab,stream "
+        f"{FIRST} --precision tf32,bf16 --execution torch:eager,jax:xla --workload book,vocab,stream "
         "--recurrence unrolled,scan --projection none,in_loop,batched --pass forward --unroll-limit 0 --processes 2",
         0.09,
     ),
     Part(
         "deepbench",
-        f"{RUN} --workload deepbench-rnn-1760-16 --workload deepbench-lstm-1024-64 --recurrence unrolled,scan "
+        f"{FIRST} --workload deepbench-rnn-1760-16 --workload deepbench-lstm-1024-64 --recurrence unrolled,scan "
         "--projection none,in_loop,batched --execution torch:eager,jax:xla --unroll-limit 0 --pass forward "
         "--processes 2",
         0.09,
