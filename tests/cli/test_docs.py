@@ -82,11 +82,17 @@ def test_the_front_door_is_two_screens_and_leads_to_every_page():
 
 
 @pytest.mark.parametrize(
-    ("report", "threads", "count"), [("2026-11-26-amd-epyc-2-cores", 1, 8), ("2026-11-26-h100", 16, 5)]
+    ("reports", "threads", "count"),
+    [
+        (["2026-11-26-amd-epyc-2-cores"], 1, 8),
+        (["2026-11-26-h100", "2026-11-27-h100", "2026-11-27-h100-unrolled", "2026-11-27-h100-stream"], 16, 5),
+    ],
 )
-def test_the_front_door_s_tables_are_what_their_reports_measured(report, threads, count):
-    assert f"(reports/{report}/report.md)" in README
-    gaps = pd.read_csv(ROOT / "reports" / report / "gaps.csv")
+def test_the_front_door_s_tables_are_what_their_reports_measured(reports, threads, count):
+    """Of several reports, each cell is from the first that has it."""
+    assert all(f"(reports/{report}/report.md)" in README for report in reports)
+    gaps = pd.concat([pd.read_csv(ROOT / "reports" / report / "gaps.csv") for report in reports])
+    gaps = gaps.drop_duplicates(["framework", "execution", "recurrence", "workload", "pass", "threads", "contender"])
     gaps = gaps[(gaps.contender == "in_loop") & (gaps.threads == threads) & gaps.trusted & gaps.ci_low.notna()]
     tables = [block.splitlines() for block in README.split("\n\n") if block.startswith("| | book forward")]
     columns, _, *rows = next(table for table in tables if len(table) == 2 + count)

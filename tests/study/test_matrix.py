@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness.errors import UsageError
 from harness.records import gates
 from harness.run import session
 from harness.study import matrix, study
@@ -79,3 +80,31 @@ def test_all_cores_are_not_measured_twice_where_their_number_is_given_too():
     study = Study(threads=[2, "all"], workloads=[NAMED["book"]])
     cells = matrix.make_plan(study, [framework], matrix.thread_counts(study, 2)).cells
     assert len(cells) == len(set(cells)) > 0
+
+
+EACH = [
+    Framework(name, executions={"eager": execution(), other: execution()}, devices={"cpu": None})
+    for name, other in (("torch", "inductor"), ("jax", "xla"))
+]
+
+
+@pytest.mark.parametrize(
+    ("executions", "found"),
+    [
+        (None, {"torch eager", "torch inductor", "jax eager", "jax xla"}),
+        (["eager"], {"torch eager", "jax eager"}),
+        (["torch:eager", "jax:xla"], {"torch eager", "jax xla"}),
+        (["xla", "torch:inductor"], {"torch inductor", "jax xla"}),
+    ],
+)
+def test_an_execution_is_that_of_every_framework_or_of_the_one_that_is_named(executions, found):
+    plan = matrix.make_plan(
+        Study(executions=executions), matrix.select_frameworks(Study(executions=executions), EACH), [1]
+    )
+    assert {f"{c.configuration.framework} {c.configuration.execution}" for c in plan.cells} == found
+
+
+@pytest.mark.parametrize(("name", "hint"), [("jax:xlaa", "jax:xla"), ("torch:xla", "jax:xla"), ("eagr", "eager")])
+def test_an_execution_that_no_framework_has_is_refused_with_the_nearest(name, hint):
+    with pytest.raises(UsageError, match=f"unknown execution '{name}': did you mean {hint}"):
+        matrix.select_frameworks(Study(executions=[name]), EACH)
