@@ -35,6 +35,7 @@ from harness.cli.options import (
     SweepFlag,
     ThreadsFlag,
     TimeoutFlag,
+    VenvFlag,
     WeightsFlag,
     WorkloadFlag,
     apply_limits,
@@ -96,6 +97,7 @@ def run(
     weights: WeightsFlag = None,
     inputs: InputsFlag = None,
     shard: ShardFlag = None,
+    venv: VenvFlag = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be measured, and about how long it takes, and end.")
     ] = False,
@@ -134,6 +136,11 @@ def run(
         raise typer.Exit(0)
     if json_:
         raise UsageError("--json prints the plan of --dry-run; a run's results are CSV and records in its folder")
+    if venv:
+        from harness.cli import versions
+
+        write = partial(_write_run_report, html=not no_html)
+        raise typer.Exit(versions.run(run_study, venv, out, resume, _command_line(), write))
     _run(run_study, out, resume, report=not no_report, html=not no_html)
 
 

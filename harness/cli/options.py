@@ -94,6 +94,14 @@ ShardFlag = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Measure the I-th N-th of the processes alone, to be merged."),
 ]
+VenvFlag = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--venv",
+        metavar="DIR",
+        help="Measure with the frameworks of this virtual environment and of others in turn, and compare them.",
+    ),
+]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of weights, inputs and orders.")]
 TimeoutFlag = Annotated[
     float | None, typer.Option("--timeout", help="Seconds of silence after which a worker is ended.")
