@@ -158,7 +158,8 @@ def _draw(frame: pd.DataFrame, margin: float) -> Any:
         axes.grid(axis="y", color="#f0f0f0")
     for axes in panels[len(places) :]:
         axes.set_visible(False)
-    figure.supylabel("in_loop / batched, log scale, 95% interval: above 1, projecting once is faster", fontsize=9)
+    parts = "in_loop / batched, log scale, 95% interval:", "above 1, projecting once is faster"
+    figure.supylabel(("\n" if rows == 1 else " ").join(parts), fontsize=9)  # a single row has no room for one line
     return figure
 
 
