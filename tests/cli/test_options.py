@@ -72,7 +72,7 @@ def test_the_command_line_refuses_in_one_sentence(arguments, why, capsys, monkey
 
 FLAGS = {
     "run": "framework device threads execution recurrence projection chunks pass precision workload processes rounds "
-    "budget sweep memory library seed timeout unroll-limit weights inputs shard out",
+    "budget sweep memory library seed timeout unroll-limit weights inputs shard venv out",
     "merge": "out",
     "submit": "shards processes sbatch out",
     "compare": "fail-on",
