@@ -54,9 +54,8 @@ class Part:
 PARTS = [
     Part(
         "verify",
-        f"verify --device {{device}} --precision fp32 --execution torch:eager,jax:xla "
-        f"--recurrence unrolled,scan,modules,given "
-        f"{QUESTION} {FORMS} {ODD}",
+        "verify --device {device} --precision fp32 --execution torch:eager,jax:xla "
+        f"--recurrence unrolled,scan,modules,given {QUESTION} {FORMS} {ODD}",
         0.08,
         False,
     ),

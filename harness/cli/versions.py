@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from harness.cli import streams
 from harness.run import versions
 from harness.run.merge import merge
 from harness.study.study import Study
@@ -30,7 +31,7 @@ def run(
         shards, all_well = versions.measure(study, sys.argv[1:], environments, out, resume, _say)
     except KeyboardInterrupt:
         print("\ninterrupted; what is measured is kept: the same command with --resume goes on", file=sys.stderr)
-        return 130
+        return streams.INTERRUPTED
     runs = [out / name for name in shards]
     for folder, parts in zip(runs, shards.values(), strict=True):
         if not folder.exists():

@@ -104,7 +104,7 @@ def select_configurations(
         raise UsageError(f"functions are compared on a CPU, but {reason}")
     configurations, absent = [], []
     for name, execution in framework.executions.items():
-        if name not in (study.executions or framework.executions):
+        if not study.selects(framework.name, name):
             continue
         if not execution.takes_functions:
             if study.executions:

@@ -49,11 +49,6 @@ class Turn:
     def log(self) -> Path:
         return self.folder.parent / f"{self.folder.name}.log"
 
-    @property
-    def exit(self) -> Path:
-        """Return the file with the exit status of a shard that ended."""
-        return self.folder.parent / f"{self.folder.name}.exit"
-
 
 def environments_of(given: Sequence[Path]) -> list[Environment]:
     """Return the environments of some folders. Raises UsageError for fewer than two, two of a name, and no Python."""
@@ -100,16 +95,17 @@ def measure(
     shards: dict[str, list[Path]] = {}
     statuses = []
     for turn in turns(environments, study.processes, out):
+        say(f"process {turn.number} of {study.processes} in {turn.environment.name}")
+        statuses.append(_measure_shard(turn, [*own, "--shard", f"{turn.number}/{study.processes}"], run))
         shards.setdefault(turn.environment.name, []).append(turn.folder)
-        if not turn.exit.exists():
-            say(f"process {turn.number} of {study.processes} in {turn.environment.name}")
-            _measure_shard(turn, [*own, "--shard", f"{turn.number}/{study.processes}"], run)
-        statuses.append(turn.exit.read_text(encoding="utf-8"))
-    return shards, set(statuses) == {"0"}
+    return shards, not any(statuses)
 
 
-def _measure_shard(turn: Turn, words: Sequence[str], run: Run) -> None:
-    """Measure one shard with an environment's Python, and write down how it ended. Raises UsageError."""
+def _measure_shard(turn: Turn, words: Sequence[str], run: Run) -> int:
+    """Measure one shard with an environment's Python, or what is left of it, and return 1 where a cell went wrong.
+
+    Raises UsageError where it measures nothing, and where the shard's folder is of another study.
+    """
     folders.make_folder(turn.folder.parent)
     command = [str(turn.environment.python), "-m", "harness", *words, "--out", str(turn.folder)]
     command += ["--resume"] if turn.folder.exists() and any(turn.folder.iterdir()) else []
@@ -118,8 +114,8 @@ def _measure_shard(turn: Turn, words: Sequence[str], run: Run) -> None:
     with turn.log.open("ab") as log:
         done = run(command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": path}, check=False)
     if done.returncode not in (0, 1) or not (turn.folder / FILE).exists():  # 1: what went wrong is in its records
-        raise UsageError(f"process {turn.number} in {turn.environment.name} measured nothing: {_last_line(turn.log)}")
-    turn.exit.write_text(str(done.returncode), encoding="utf-8")
+        raise UsageError(f"process {turn.number} in {turn.environment.name} was not measured: {_last_line(turn.log)}")
+    return done.returncode
 
 
 def without(words: Sequence[str], options: dict[str, int]) -> list[str]:
