@@ -50,15 +50,20 @@ from impls.interface import (
     Weights,
     weights_of,
 )
-from impls.rounding import Noise, Sizes
+from impls.rounding import Accumulated, Noise, Sizes, sum_of
 
 Array = np.ndarray
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
+BLOCK_NUMBERS = 2**20  # of outputs that are computed at once
 FORMS = ("none", "projected", "given")  # y is h; y is h projected; y is x, the hidden states, projected
 
 
 class Exact:
-    """The operations of the oracle in plain NumPy."""
+    """The operations of the oracle in plain NumPy.
+
+    `outers`, `columns` and `totals` are the sums `outer`, `column` and `total` of arrays that come in blocks of steps.
+    They take the number of all steps, T.
+    """
 
     def weights(self, w: Weights) -> Weights:
         return w
@@ -77,6 +82,15 @@ class Exact:
 
     def total(self, a: Array) -> Array:
         return a.sum()
+
+    def outers(self, _steps: int) -> Accumulated:
+        return Accumulated(self.outer)
+
+    def columns(self, _steps: int) -> Accumulated:
+        return Accumulated(self.column)
+
+    def totals(self, _steps: int) -> Accumulated:
+        return Accumulated(self.total)
 
     def row(self, a: Array) -> Array:
         """Return the sum [..., 1] of a [..., N] over its last axis."""
@@ -107,9 +121,17 @@ def run(data: Data, cell: str, pass_: str, form: str, ops: Operations | None = N
     these three gradients are zero. Operations that compute R runs at once take x [T, R, B, I] and target [T, 1, B, O],
     and return [T, R, B, O] or [R, ...].
     """
-    results = dict(quantities(data, cell, pass_, form, ops, loss))
-    names = {"forward": FORWARD, "loss": LOSS}.get(pass_) or (TRAIN_NONE if form == "none" else TRAIN)
-    return {name: np.asarray(results[name]) for name in names}
+    names = output_names(pass_, form)
+    blocks: dict[str, list[Array]] = {name: [] for name in names}
+    for name, array in quantities(data, cell, pass_, form, ops, loss):
+        if name in blocks:
+            blocks[name].append(np.asarray(array))
+    return {name: np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for name, arrays in blocks.items()}
+
+
+def output_names(pass_: str, form: str) -> tuple[str, ...]:
+    """Return the names of a program's outputs, in order."""
+    return {"forward": FORWARD, "loss": LOSS}.get(pass_) or (TRAIN_NONE if form == "none" else TRAIN)
 
 
 def quantities(
@@ -117,34 +139,39 @@ def quantities(
 ) -> Iterator[tuple[str, Array]]:
     """Yield every quantity that a program computes, by name and in the order of computing; see `run`.
 
-    These are x [T, B, I], h [T, B, H] and y [T, B, O]. A loss adds error = y - target (`squared` alone) and loss.
-    Training adds d_y (but not for form `none`), then d_h, the gradients d_a and d_u [T, B, G*H] of the products of a
-    step, and those of the weights.
+    These are x [T, B, I], h [T, B, H] and y [T, B, O]. A loss adds the terms of its sum and loss. Training adds d_y
+    (but not for form `none`), then d_h, the gradients d_a and d_u [T, B, G*H] of the products of a step, and those of
+    the weights.
+
+    The outputs of the last layer, the terms and their d_y come in blocks of steps, [t, B, O], one after another, so
+    that no more of them than `block_steps` says is in memory.
     """
     ops = ops or Exact()
     count = len(data.weights.w_in) if data.weights.w_in.ndim > 2 else 0  # of layers, where they have an axis
     layers = [weights_of(data.weights, number) for number in range(count)] if count else [data.weights]
-    runs, x = [], data.x
+    runs: list[LayerRun] = []
     for w in map(ops.weights, layers):
+        x = projected(runs[-1].h, runs[-1].w, ops) if runs else data.x
         if form != "given":
             yield "x", x
         h, tapes = (x, []) if form == "given" else hidden(w, x, CELLS[cell], ops)  # [T, B, H]
         yield "h", h
-        y = h if form == "none" else ops.moved(ops.product(h, w.w_out) + w.b_out)  # [T, B, O]
-        yield "y", y
         runs.append(LayerRun(w, x, h, tapes))
-        x = y
-    if pass_ == "forward":
-        return
-    d_y = data.target if form == "none" else (yield from LOSSES[loss](y, data.target, ops))
-    if pass_ == "loss":
+    if form == "none":
+        yield "y", h
+        above: HeadGradients | None = given_gradient(runs[-1], data.target)
+    else:
+        above = yield from head(runs[-1], data.target, pass_, LOSSES[loss], ops)
+    if above is None or pass_ != "train":
         return
     gradients = []
     for number, run_ in reversed([*enumerate(runs)]):
-        d, d_a = yield from layer_backward(run_, d_y, form, CELLS[cell], ops)
+        d, d_a = yield from layer_backward(run_, above, form, CELLS[cell], ops)
         gradients.append(d)
         if number and d_a is not None:
             d_y = ops.product(d_a, np.swapaxes(run_.w.w_in, -1, -2))
+            yield "d_y", d_y
+            above = sum_of(HeadSums(runs[number - 1].w, len(d_y), ops), runs[number - 1].h, d_y)
     for name in Weights._fields:
         arrays = [getattr(d, name) for d in reversed(gradients)]
         axis = -1 - (1 if name.startswith("b_") else 2)  # before the weight's own axes, after that of the runs
@@ -160,40 +187,110 @@ class LayerRun(NamedTuple):
     tapes: list[State]
 
 
-def layer_backward(
-    run_: LayerRun, d_y: Array, form: str, cell: "Cell", ops: Operations
-) -> Generator[tuple[str, Array], None, tuple[Weights, Array | None]]:
-    """Yield the gradients inside a layer, by name; return those of its weights, and of a [T, B, G*H].
+class HeadGradients(NamedTuple):
+    """The gradients of a layer's hidden states [T, B, H], of w_out [H, O] and of b_out [O]."""
 
-    For form `none`, d_y is the gradient of h.
-    """
+    d_h: Array
+    d_w_out: Array
+    d_b_out: Array
+
+
+def given_gradient(run_: LayerRun, d_h: Array) -> HeadGradients:
+    """Return the gradients of a layer without a projection: that of its hidden states, the same for all runs."""
+    return HeadGradients(np.broadcast_to(d_h, run_.h.shape), np.zeros_like(run_.w.w_out), np.zeros_like(run_.w.b_out))
+
+
+def layer_backward(
+    run_: LayerRun, above: HeadGradients, form: str, cell: "Cell", ops: Operations
+) -> Generator[tuple[str, Array], None, tuple[Weights, Array | None]]:
+    """Yield the gradients inside a layer, by name; return those of its weights, and of a [T, B, G*H]."""
     w, x, h, tapes = run_
-    d = Weights(*map(np.zeros_like, w))
-    if form == "none":
-        d_h = np.broadcast_to(d_y, h.shape)  # the same gradient for every run computed at once
-    else:
-        yield "d_y", d_y
-        d_h = ops.product(d_y, np.swapaxes(w.w_out, -1, -2))
-        d = d._replace(w_out=ops.outer(h, d_y), b_out=ops.column(d_y))
-    yield "d_h", d_h
+    d = Weights(*map(np.zeros_like, w))._replace(w_out=above.d_w_out, b_out=above.d_b_out)
+    yield "d_h", above.d_h
     if form == "given":
         return d, None
-    d_a, d_u = backward(w, d_h, tapes, cell, ops)
+    d_a, d_u = backward(w, above.d_h, tapes, cell, ops)
     yield from (("d_a", d_a), ("d_u", d_u))
     h_before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
     return d._replace(w_in=ops.outer(x, d_a), w_rec=ops.outer(h_before, d_u), b_rec=ops.column(d_a)), d_a
 
 
-def squared(y: Array, target: Array, ops: Operations) -> Generator[tuple[str, Array], None, Array]:
-    """Yield the error and the loss, by name; return the gradient of y [T, B, O] for a target [T, B, O]."""
+class Loss(NamedTuple):
+    """A loss, the mean of its terms, for a block of outputs y [t, B, O] and its target.
+
+    `terms` takes y, the target and the operations, and returns the terms [t, B, ...], none of them negative, and a
+    tape. `back` takes the tape, the number of all terms and the operations, and returns the gradient of y [t, B, O].
+    """
+
+    terms: Callable[[Array, Array, Operations], tuple[Array, State]]
+    back: Callable[[State, Array, Operations], Array]
+
+
+def block_steps(batch: int, outputs: int) -> int:
+    """Return how many steps' outputs are computed at once: BLOCK_NUMBERS numbers, and at least one step's."""
+    return max(1, BLOCK_NUMBERS // (batch * outputs))
+
+
+def projected(h: Array, w: Weights, ops: Operations) -> Array:
+    """Return the outputs [t, B, O] of hidden states [t, B, H]."""
+    return ops.moved(ops.product(h, w.w_out) + w.b_out)
+
+
+class HeadSums:
+    """The gradients of a layer's projection, from those of its outputs, in blocks of steps."""
+
+    def __init__(self, w: Weights, steps: int, ops: Operations) -> None:
+        self.ops, self.transposed = ops, np.swapaxes(w.w_out, -1, -2)
+        self.d_h: list[Array] = []
+        self.d_w_out, self.d_b_out = ops.outers(steps), ops.columns(steps)
+
+    def add(self, h: Array, d_y: Array) -> None:
+        """Add the next steps: hidden states [t, B, H] and gradients of the outputs [t, B, O]."""
+        self.d_h.append(self.ops.product(d_y, self.transposed))
+        self.d_w_out.add(h, d_y)
+        self.d_b_out.add(d_y)
+
+    def value(self) -> HeadGradients:
+        return HeadGradients(np.concatenate(self.d_h), self.d_w_out.value(), self.d_b_out.value())
+
+
+def head(
+    run_: LayerRun, target: Array, pass_: str, loss: Loss, ops: Operations
+) -> Generator[tuple[str, Array], None, HeadGradients | None]:
+    """Yield the last layer's outputs, the terms of the loss and d_y, by name and block, and the loss at the end.
+
+    Return the gradients; None but in training.
+    """
+    w, steps, count = run_.w, len(run_.h), np.asarray(target.size, run_.h.dtype)
+    gradients, total = HeadSums(w, steps, ops), ops.totals(steps)
+    size = block_steps(run_.h.shape[-2], w.w_out.shape[-1])
+    for block in (slice(start, start + size) for start in range(0, steps, size)):
+        y = projected(run_.h[block], w, ops)
+        yield "y", y
+        if pass_ != "forward":
+            terms, tape = loss.terms(y, target[block], ops)
+            yield "terms", terms
+            total.add(terms)
+        if pass_ == "train":
+            d_y = loss.back(tape, count, ops)
+            yield "d_y", d_y
+            gradients.add(run_.h[block], d_y)
+    if pass_ != "forward":
+        yield "loss", total.value() / count
+    return gradients.value() if pass_ == "train" else None
+
+
+def squared_terms(y: Array, target: Array, ops: Operations) -> tuple[Array, State]:
     error = y - target
-    yield "error", error
-    yield "loss", ops.total(np.square(error)) / np.asarray(target.size, y.dtype)
-    return ops.moved(error * np.asarray(2 / target.size, y.dtype))
+    return np.square(error), (error,)
 
 
-def cross_entropy(y: Array, target: Array, ops: Operations) -> Generator[tuple[str, Array], None, Array]:
-    """Yield the loss, by name; return the gradient of logits y [T, B, O] for classes [T, B].
+def squared_back(tape: State, count: Array, ops: Operations) -> Array:
+    return ops.moved(tape[0] * (2 / count))
+
+
+def cross_entropy_terms(y: Array, target: Array, ops: Operations) -> tuple[Array, State]:
+    """Return the terms [t, B, 1] of logits y for classes [t, B], and a tape.
 
     The logarithm of the sum is taken as a number of its own, which a library may subtract from every logit: its
     rounding error is then relative to itself, and not to what is left.
@@ -202,12 +299,15 @@ def cross_entropy(y: Array, target: Array, ops: Operations) -> Generator[tuple[s
     largest = y.max(axis=-1, keepdims=True)
     sums = ops.row(ops.moved(np.exp(ops.moved(y - largest))))
     log_sums = ops.moved(ops.moved(np.log(sums)) + largest)
-    losses = ops.moved(log_sums - np.take_along_axis(y, right, -1))
-    yield "loss", ops.total(losses) / np.asarray(target.size, y.dtype)
+    return ops.moved(log_sums - np.take_along_axis(y, right, -1)), (y, log_sums, right)
+
+
+def cross_entropy_back(tape: State, count: Array, ops: Operations) -> Array:
+    y, log_sums, right = tape
     shares = ops.moved(np.exp(ops.moved(y - log_sums)))
     at_right = np.take_along_axis(shares, right, -1) - 1
     np.put_along_axis(shares, right, at_right, -1)
-    return ops.moved(shares / np.asarray(target.size, y.dtype))
+    return ops.moved(shares / count)
 
 
 def hidden(w: Weights, x: Array, cell: "Cell", ops: Operations) -> tuple[Array, list[State]]:
@@ -346,4 +446,7 @@ CELLS = {
     "gru": Cell(1, gru_step, gru_back),
     "lstm": Cell(2, lstm_step, lstm_back),
 }
-LOSSES = {"squared": squared, "cross_entropy": cross_entropy}
+LOSSES = {
+    "squared": Loss(squared_terms, squared_back),
+    "cross_entropy": Loss(cross_entropy_terms, cross_entropy_back),
+}

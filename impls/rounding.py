@@ -19,7 +19,9 @@ causes the same rounding error again, so these errors do not average out.
 """
 
 import itertools
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,16 +60,34 @@ ROUNDINGS = {
 }
 
 
+class Accumulated:
+    """A sum over steps whose terms come in blocks of steps: the sum of what `block_sum` returns, then `finished`."""
+
+    def __init__(
+        self, block_sum: Callable[..., Array], finished: Callable[[Array], Array] = lambda total: total
+    ) -> None:
+        self.block_sum, self.finished = block_sum, finished
+        self.total: Any = 0.0
+
+    def add(self, *arrays: Array) -> None:
+        """Add the terms of the next steps: the arrays that `block_sum` takes."""
+        self.total = self.total + self.block_sum(*arrays)
+
+    def value(self) -> Array:
+        return self.finished(self.total)
+
+
 class Noise:
     """The oracle's operations with random errors of a precision's size; same methods as impls.reference.Exact.
 
-    They compute `runs` runs at once (R in the shapes), on an axis before that of the batch. `sizes` comes from a run of
-    the oracle on the same data and weights.
+    They compute `runs` runs at once (R in the shapes), on an axis before that of the batch. `sizes` are the operations
+    of a run of the oracle on the same data and weights, which is ahead: what an operation needs of it was recorded
+    since these operations were made, and is forgotten once it is read.
     """
 
     def __init__(self, seed: int, sizes: "Sizes", runs: int = 1) -> None:
         self.random, self.runs, self.rounding = np.random.default_rng(seed), runs, sizes.rounding
-        self.deviations, self.before_relu = iter(sizes.deviations), iter(sizes.before_relu)
+        self.deviations, self.before_relu = sizes.follow()
 
     def data(self, data: Data) -> Data:
         """Return float64 data in the shapes that these operations take: x [T, R, B, I], target [T, 1, B, O]."""
@@ -86,15 +106,23 @@ class Noise:
 
     def outer(self, a: Array, b: Array) -> Array:
         """Return the product [R, M, N] of a [T, R, B, M] and b [T, R, B, N], summed over T and B."""
-        return self._erring(np.swapaxes(rows(self._operand(a)), 1, 2) @ rows(self._operand(b)))
+        return sum_of(self.outers(len(a)), a, b)
 
     def column(self, a: Array) -> Array:
         """Return the sum [R, N] of a [T, R, B, N] over T and B."""
-        return self._erring(rows(a).sum(axis=1))
+        return sum_of(self.columns(len(a)), a)
 
-    def total(self, a: Array) -> Array:
-        """Return the sum [R] of all elements of a [T, R, B, N] in each run."""
-        return self._erring(rows(a).sum(axis=(1, 2)))
+    def outers(self, _steps: int) -> Accumulated:
+        return Accumulated(
+            lambda a, b: np.swapaxes(rows(self._operand(a)), 1, 2) @ rows(self._operand(b)), self._erring
+        )
+
+    def columns(self, _steps: int) -> Accumulated:
+        return Accumulated(lambda a: rows(a).sum(axis=1), self._erring)
+
+    def totals(self, _steps: int) -> Accumulated:
+        """Return the sum [R] of all elements of arrays [T, R, B, N] in each run."""
+        return Accumulated(lambda a: rows(a).sum(axis=(1, 2)), self._erring)
 
     def row(self, a: Array) -> Array:
         """Return the sum [T, R, B, 1] of a [T, R, B, N] over its last axis."""
@@ -116,7 +144,7 @@ class Noise:
 
     def relu(self, a: Array) -> tuple[Array, Array]:
         """Return max(a, 0) and its slope, 0 or 1. The slope is random where rounding may change the sign of a."""
-        exact = next(self.before_relu)
+        exact = self.before_relu.popleft()
         error = np.abs(a - exact)
         near = np.abs(exact) < NEAR * np.maximum(error, np.sqrt(np.mean(np.square(error))))
         slope = np.where(near, self.random.integers(0, 2, a.shape, dtype=bool), a > 0)
@@ -124,7 +152,7 @@ class Noise:
 
     def _erring(self, exact: Array) -> Array:
         """Add to an exact sum the random errors of its additions and of rounding its result."""
-        deviation = next(self.deviations)
+        deviation = self.deviations.popleft()
         if np.ndim(deviation) == 3:  # [T, B, N]
             deviation = deviation[:, None]
         return exact + deviation * self.random.standard_normal(np.shape(exact), dtype=np.float32)
@@ -143,14 +171,18 @@ class Noise:
 class Sizes:
     """The oracle's exact operations, which also record how much each sum may err and the input of each relu.
 
-    `deviations` holds, for every product and sum in order, the standard deviation of the error of each element.
+    Each follower gets, for every product and sum in order, the standard deviation of the error of each element.
     """
 
     def __init__(self, rounding: Rounding = ROUNDINGS["fp32"]) -> None:
         self.rounding = rounding
-        self.deviations: list[Array] = []
-        self.before_relu: list[Array] = []
+        self.followers: list[tuple[deque[Array], deque[Array]]] = []
         self.distinct: dict[tuple[object, ...], bool] = {}  # whether all rows of a weight differ, by its memory
+
+    def follow(self) -> tuple[deque[Array], deque[Array]]:
+        """Return two queues that are filled from now on: with deviations, and with the inputs of each relu."""
+        self.followers.append((deque(), deque()))
+        return self.followers[-1]
 
     def weights(self, w: Weights) -> Weights:
         return w
@@ -158,40 +190,30 @@ class Sizes:
     def product(self, a: Array, b: Array) -> Array:
         """Return the product of a [..., K] and a weight b [K, N]: [..., N]."""
         exact, peak = partial_sums(a, b)
-        self._keep(exact, peak, _norms(a, b), len(b), self._repeats(a, b))
+        self.keep(exact, peak, _norms(a, b), len(b), self._repeats(a, b))
         return exact
 
     def outer(self, a: Array, b: Array) -> Array:
         """Return the product [M, N] of a [T, B, M] and b [T, B, N], summed over T and B in either order."""
-        rows_a, rows_b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
-        exact, peak = partial_sums(rows_a.T, rows_b)
-        if min(a.shape[:2]) > 1:
-            swapped_a, swapped_b = (np.swapaxes(array, 0, 1).reshape(-1, array.shape[-1]) for array in (a, b))
-            peak = np.maximum(peak, partial_sums(swapped_a.T, swapped_b)[1])
-        self._keep(exact, peak, _norms(rows_a.T, rows_b), len(rows_a), repetition(rows_a, rows_b), len(a))
-        return exact
+        return sum_of(self.outers(len(a)), a, b)
 
     def column(self, a: Array) -> Array:
         """Return the sum [N] of a [T, B, N] over T and B, in either order."""
-        terms = a.reshape(-1, a.shape[-1])
-        peak = np.maximum(_prefix_peak(a.sum(axis=1)), _prefix_peak(a.sum(axis=0)))
-        exact, repeats = terms.sum(axis=0), repetition(terms, np.ones((len(terms), 1)))
-        self._keep(
-            exact, peak, np.linalg.norm(terms / _scale(terms), axis=0) * _scale(terms), len(terms), repeats, len(a)
-        )
-        return exact
+        return sum_of(self.columns(len(a)), a)
 
-    def total(self, a: Array) -> Array:
-        """Return the sum of all elements of a [T, B, N], none of which is negative."""
-        terms, exact = a.reshape(-1, a.shape[-1]), a.sum()
-        norm = np.asarray(np.linalg.norm(terms / _scale(a)) * _scale(a))
-        self._keep(exact, exact, norm, a.size, repetition(terms, np.ones((len(terms), 1))), len(a))
-        return exact
+    def outers(self, steps: int) -> "SizedOuters":
+        return SizedOuters(self, steps)
+
+    def columns(self, steps: int) -> "SizedColumns":
+        return SizedColumns(self, steps)
+
+    def totals(self, steps: int) -> "SizedTotals":
+        return SizedTotals(self, steps)
 
     def row(self, a: Array) -> Array:
         """Return the sum [T, B, 1] of a [T, B, N] over its last axis; no element is negative."""
         exact, norm = a.sum(axis=-1, keepdims=True), np.linalg.norm(a, axis=-1, keepdims=True)
-        self._keep(exact, exact, norm, a.shape[-1], repetition(a.reshape(-1, a.shape[-1]).T, np.ones((a.shape[-1], 1))))
+        self.keep(exact, exact, norm, a.shape[-1], repetition(a.reshape(-1, a.shape[-1]).T, np.ones((a.shape[-1], 1))))
         return exact
 
     def moved(self, a: Array) -> Array:
@@ -201,10 +223,11 @@ class Sizes:
         return 0.5 * (1 + np.tanh(0.5 * a))
 
     def relu(self, a: Array) -> tuple[Array, Array]:
-        self.before_relu.append(a)
+        for _, before_relu in self.followers:
+            before_relu.append(a)
         return np.maximum(a, 0), (a > 0).astype(a.dtype)
 
-    def _keep(self, exact: Array, peak: Array, norm: Array, terms: int, repeats: float, steps: int = 0) -> None:
+    def keep(self, exact: Array, peak: Array, norm: Array, terms: int, repeats: float, steps: int = 0) -> None:
         """Record the standard deviation of a sum's error, by the formula in the module's docstring.
 
         `steps` is the number of partial sums that are results themselves.
@@ -212,7 +235,8 @@ class Sizes:
         units = self.rounding.sum * np.sqrt(terms) + self.rounding.step * np.sqrt(steps)
         sum_error = DEVIATION * units * np.sqrt(repeats) * np.hypot(peak, norm / 2)  # no square overflows
         result_error = np.hypot(self.rounding.result * exact / np.sqrt(3), self.rounding.least)
-        self.deviations.append(np.hypot(sum_error, result_error))
+        for deviations, _ in self.followers:
+            deviations.append(np.hypot(sum_error, result_error))
 
     def _repeats(self, a: Array, b: Array) -> float:
         """Return how often a product's terms repeat. Most weights have no equal rows, and are checked only once."""
@@ -220,6 +244,121 @@ class Sizes:
         if memory not in self.distinct:
             self.distinct[memory] = repetition(b, b) < 1 + TELLING
         return 1.0 if self.distinct[memory] else repetition(a.reshape(-1, a.shape[-1]).T, b)
+
+
+class SizedOuters:
+    """The product [M, N] of arrays a [t, B, M] and b [t, B, N] in blocks of steps, summed over T and B.
+
+    Its partial sums are those of BLOCKS equal parts of the terms: of the steps with all their sequences, or of the
+    sequences with all their steps.
+    """
+
+    def __init__(self, sizes: Sizes, steps: int) -> None:
+        self.sizes, self.steps, self.first, self.batch = sizes, steps, 0, 0
+        self.parts: list[list[Any]] = []  # of each order, the sums of its parts
+        self.norm: Any = 0.0
+        self.repetition = Repetition()
+
+    def add(self, a: Array, b: Array) -> None:
+        """Add the terms of the next steps."""
+        rows_a, rows_b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
+        self.norm = np.hypot(self.norm, _norms(rows_a.T, rows_b))
+        self.repetition.add(rows_a, rows_b)
+        self.batch = a.shape[1]
+        steps, sequences = np.arange(self.first, self.first + len(a))[:, None], np.arange(self.batch)
+        orders = [steps * self.batch + sequences]
+        if min(self.steps, self.batch) > 1:
+            orders.append(sequences * self.steps + steps)
+        edges = part_edges(self.steps * self.batch)
+        self.parts = self.parts or [[0.0] * (len(edges) - 1) for _ in orders]
+        for parts, places in zip(self.parts, orders, strict=True):
+            part_of_row = (np.searchsorted(edges, places, side="right") - 1).ravel()
+            for part in np.unique(part_of_row):
+                chosen = part_of_row == part
+                parts[part] = parts[part] + rows_a[chosen].T @ rows_b[chosen]
+        self.first += len(a)
+
+    def value(self) -> Array:
+        (exact, peak), *others = map(peak_sums, self.parts)
+        for _, other in others:
+            peak = np.maximum(peak, other)
+        terms = self.steps * self.batch
+        self.sizes.keep(exact, peak, self.norm, terms, self.repetition.value(), self.steps)
+        return exact
+
+
+class SizedColumns:
+    """The sum [N] of arrays [t, B, N] in blocks of steps over T and B, in either order."""
+
+    def __init__(self, sizes: Sizes, steps: int) -> None:
+        self.sizes, self.steps, self.batch = sizes, steps, 0
+        self.by_step: list[Array] = []  # the sums of each step [N], and of each sequence [B, N]
+        self.by_sequence: Any = 0.0
+        self.norm: Any = 0.0
+        self.repetition = Repetition()
+
+    def add(self, a: Array) -> None:
+        """Add the terms of the next steps."""
+        terms = a.reshape(-1, a.shape[-1])
+        self.batch = a.shape[1]
+        self.by_step.append(a.sum(axis=1))
+        self.by_sequence = self.by_sequence + a.sum(axis=0)
+        self.norm = np.hypot(self.norm, np.linalg.norm(terms / scale_of(terms), axis=0) * scale_of(terms))
+        self.repetition.add(terms, np.ones((len(terms), 1)))
+
+    def value(self) -> Array:
+        by_step = np.concatenate(self.by_step)
+        exact, peak = by_step.sum(axis=0), np.maximum(_prefix_peak(by_step), _prefix_peak(self.by_sequence))
+        self.sizes.keep(exact, peak, self.norm, self.steps * self.batch, self.repetition.value(), self.steps)
+        return exact
+
+
+class SizedTotals:
+    """The sum of all elements of arrays [t, B, N] in blocks of steps, none of which is negative."""
+
+    def __init__(self, sizes: Sizes, steps: int) -> None:
+        self.sizes, self.steps, self.terms = sizes, steps, 0
+        self.exact: Any = 0.0
+        self.norm: Any = 0.0
+        self.repetition = Repetition()
+
+    def add(self, a: Array) -> None:
+        """Add the terms of the next steps."""
+        terms = a.reshape(-1, a.shape[-1])
+        self.exact, self.terms = self.exact + a.sum(), self.terms + a.size
+        self.norm = np.hypot(self.norm, np.linalg.norm(terms / scale_of(a)) * scale_of(a))
+        self.repetition.add(terms, np.ones((len(terms), 1)))
+
+    def value(self) -> Array:
+        self.sizes.keep(self.exact, self.exact, self.norm, self.terms, self.repetition.value(), self.steps)
+        return np.asarray(self.exact)
+
+
+class Repetition:
+    """How often a row of a [K, M] and b [K, N] together is repeated, on average over the rows that are not zero.
+
+    Two random projections identify a row. Rows count as equal within TELLING of their size. Rows come in blocks.
+    """
+
+    def __init__(self) -> None:
+        self.projections: list[tuple[Array, Array]] = []  # those of the blocks' rows of a and of b
+
+    def add(self, a: Array, b: Array) -> None:
+        nonzero = a.any(axis=1) & b.any(axis=1)
+        random = np.random.default_rng(0)
+        first, second = (
+            part[nonzero] @ (random.standard_normal((part.shape[1], 2)) @ np.array([1, 1j])) for part in (a, b)
+        )
+        self.projections.append((first, second))
+
+    def value(self) -> float:
+        keys = np.zeros(sum(len(first) for first, _ in self.projections), complex)
+        if len(keys) < 2:
+            return 1.0
+        for projection in map(np.concatenate, zip(*self.projections, strict=True)):
+            keys += projection / (np.sqrt(np.mean(np.square(np.abs(projection)))) or 1.0)
+        _, counts = np.unique(np.round(keys / TELLING), return_counts=True)
+        return float(np.square(counts.astype(float)).sum() / counts.sum())
 
 
 def rows(a: Array) -> Array:
@@ -232,11 +371,19 @@ def times(a: Array, b: Array) -> Array:
     return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1]) if b.ndim == 2 else a @ b
 
 
+def part_edges(terms: int) -> Array:
+    """Return where the parts of a sum in its own order begin and end: BLOCKS of them, or one for each term."""
+    return np.linspace(0, terms, min(BLOCKS, terms) + 1).astype(int)
+
+
 def partial_sums(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the product of a [..., K] and b [K, N], and the peak magnitude of sums over first or last blocks of K."""
-    terms = len(b)
-    edges = np.linspace(0, terms, min(BLOCKS, terms) + 1).astype(int)
-    parts = [times(a[..., start:end], b[start:end]) for start, end in itertools.pairwise(edges)]
+    """Return the product of a [..., K] and b [K, N], and the peak magnitude of sums over first or last parts of K."""
+    edges = itertools.pairwise(part_edges(len(b)))
+    return peak_sums([times(a[..., start:end], b[start:end]) for start, end in edges])
+
+
+def peak_sums(parts: Sequence[Array]) -> tuple[Array, Array]:
+    """Return the sum of arrays, and for each element the peak magnitude of the sums of the first or last of them."""
     exact = sum(parts[1:], start=parts[0])
     peak, prefix = np.abs(exact), parts[0]
     for part in parts[1:]:
@@ -247,12 +394,12 @@ def partial_sums(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _norms(a: Array, b: Array) -> Array:
     """Return, for a [..., K] and b [K, N], the root of the sum of squared terms; float32 has digits enough for it."""
-    scale_a, scale_b = _scale(a), _scale(b)
+    scale_a, scale_b = scale_of(a), scale_of(b)
     squares = times(np.square((a / scale_a).astype("float32")), np.square((b / scale_b).astype("float32")))
     return np.sqrt(squares.astype("float64")) * scale_a * scale_b
 
 
-def _scale(a: Array) -> float:
+def scale_of(a: Array) -> float:
     """Return the largest magnitude of a, as a divisor: 1 if all elements are zero."""
     return float(np.abs(a).max()) or 1.0
 
@@ -264,17 +411,11 @@ def _prefix_peak(a: Array) -> Array:
 
 
 def repetition(a: Array, b: Array) -> float:
-    """Return how often a row of a [K, M] and b [K, N] together is repeated, on average over the rows that are not zero.
+    """Return the `Repetition` of the rows of a [K, M] and b [K, N]."""
+    return sum_of(Repetition(), a, b)
 
-    Two random projections identify a row. Rows count as equal within TELLING of their size.
-    """
-    nonzero = a.any(axis=1) & b.any(axis=1)
-    if nonzero.sum() < 2:
-        return 1.0
-    random = np.random.default_rng(0)
-    keys = np.zeros(int(nonzero.sum()), complex)
-    for part in (a[nonzero], b[nonzero]):
-        projection = part @ (random.standard_normal((part.shape[1], 2)) @ np.array([1, 1j]))
-        keys += projection / (np.sqrt(np.mean(np.square(np.abs(projection)))) or 1.0)
-    _, counts = np.unique(np.round(keys / TELLING), return_counts=True)
-    return float(np.square(counts.astype(float)).sum() / counts.sum())
+
+def sum_of(accumulated: Any, *arrays: Array) -> Any:
+    """Return what accumulates in one block."""
+    accumulated.add(*arrays)
+    return accumulated.value()

@@ -1,9 +1,11 @@
 """The tie between a process and the process that started it."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -20,3 +22,9 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)
+
+
+def end_first_without_memory() -> None:
+    """Have the kernel end this process before others when memory runs out, where it can be told."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")

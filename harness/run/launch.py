@@ -120,6 +120,8 @@ class Worker:
         """Return the error of a worker that ended, with how it ended and the end of its output."""
         code = self.process.wait()
         ending = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        if code == -signal.SIGKILL:
+            ending += ", which the kernel sends when memory runs out"
         self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, self.log.tell() - TAIL))
         tail = self.log.read().decode(errors="replace").strip()

@@ -1,11 +1,13 @@
 """The session of a run: probe the frameworks, open the run folder, and measure the schedule into its records."""
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,11 +193,18 @@ def prepare_files(study: Study) -> weights.Files:
 
 
 def _refuse_large(workload: Workload, study: Study) -> None:
-    """Raise UsageError when the oracle would take more memory than is free."""
-    required_bytes = max(oracle_memory_bytes(workload, pass_) for pass_ in study.passes)
+    """Raise UsageError when the oracle, or the outputs of the forward pass, would take more memory than is free.
+
+    What an arm takes of memory is no reason: that is measured, and an arm that gets no more is a record.
+    """
+    oracle_bytes = max(oracle_memory_bytes(workload, pass_) for pass_ in study.passes)
+    outputs_bytes = math.prod((4, workload.T, workload.B, workload.O)) if "forward" in study.passes else 0
+    whose, required_bytes = max(
+        ("the oracle needs", oracle_bytes), ("its outputs take", outputs_bytes), key=itemgetter(1)
+    )
     if required_bytes > (free_bytes := environment.free_memory_bytes()):
         sizes = f"about {required_bytes / 2**30:.1f} GiB, but {free_bytes / 2**30:.1f} GiB are free"
-        raise UsageError(f"workload {workload.name} cannot be verified here: the oracle needs {sizes}")
+        raise UsageError(f"workload {workload.name} cannot be verified here: {whose} {sizes}")
 
 
 def _refuse_overflow(study: Study, workload: Workload, data: Data) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 import tomllib
 from collections import Counter
@@ -43,7 +44,7 @@ from impls.interface import (
 Size = Annotated[int, Field(ge=1, le=65536)]
 HEADLINE_PROCESSES = 5  # for the question, in the loop that users would write, before the rest is measured
 CALIBRATING = 2  # points of a sweep that predictions are fitted on
-LARGEST_BYTES = 4 << 30  # of the arrays of one float32 call
+SWEPT_BYTES = 4 << 30  # of the arrays of one float32 call, at most, of a sweep's points
 LARGEST_FILE = 1 << 20  # bytes of a study file
 LONGEST_NAME = 64  # characters: names become parts of file names
 NAMES = (
@@ -112,11 +113,14 @@ class Workload(BaseModel):
     def _check_size(self) -> "Workload":
         if self.layers > 1 and self.I != self.O:
             raise ValueError(f"with layers={self.layers} I must be O: what a layer returns is the next one's input")
-        states = self.T * self.B * (self.I + 4 * len(GATES[self.cell]) * self.H + 3 * self.O)
-        weights = len(GATES[self.cell]) * self.H * (self.I + self.H) + self.H * self.O
-        if 4 * self.layers * (states + 2 * weights) > LARGEST_BYTES:
-            raise ValueError("its arrays would take more than 4 GiB")
         return self
+
+    @property
+    def call_bytes(self) -> int:
+        """Return the bytes of one float32 call's arrays: inputs, weights, gates, outputs, and as many gradients."""
+        gates = self.T * self.B * len(GATES[self.cell]) * self.H
+        arrays = sum(map(math.prod, self.shapes.values())) + self.layers * (gates + self.T * self.B * self.O)
+        return 2 * 4 * arrays
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -150,6 +154,16 @@ NAMED = {
 }
 
 LM = Workload(name="lm", B=32, T=128, I=256, H=512, O=8000, cell="lstm", loss="cross_entropy")  # a language model
+
+
+def third_of_memory(memory_bytes: int) -> Workload:
+    """Return a language model's workload whose logits [T, B, O] take a third of a memory, or a little less."""
+    steps, outputs = 512, 32_000
+    batch = min(65536, max(1, memory_bytes // 3 // (4 * steps * outputs)))
+    return Workload(name="lm-third", B=batch, T=steps, I=128, H=128, O=outputs, cell="lstm", loss="cross_entropy")
+
+
+THIRD = third_of_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 WIDE = 10_000  # outputs: a vocabulary
 DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), with a wide output
     w.name: w
@@ -166,7 +180,7 @@ DEEPBENCH = {  # the shapes of Baidu's DeepBench for recurrent layers (2016), wi
         ),
     )
 }
-KNOWN = NAMED | {LM.name: LM} | DEEPBENCH
+KNOWN = NAMED | {LM.name: LM, THIRD.name: THIRD} | DEEPBENCH
 
 LOOPS = ("unrolled", "scan")  # recurrences whose loop is ours, so that something can be projected inside it
 BETWEEN = ("in_loop", "per_step", "batched")  # what a study of chunks compares them with
@@ -203,7 +217,9 @@ def points_around(centre: Workload) -> list[Workload]:
             with suppress(ValidationError):
                 if value != getattr(centre, size):
                     sizes = centre.model_dump() | {size: value, "name": f"{prefix}-{size}{value}"}
-                    points.setdefault(f"{size}{value}", Workload(**sizes))
+                    point = Workload(**sizes)
+                    if point.call_bytes <= SWEPT_BYTES:
+                        points.setdefault(f"{size}{value}", point)
     return sorted(
         points.values(),
         key=lambda point: point is not points["centre"] and point is not _point_with_other_steps(points),

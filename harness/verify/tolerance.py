@@ -11,7 +11,10 @@ Flushing a denormal to zero is not IEEE arithmetic. It is allowed where it is le
 largest element.
 """
 
-from typing import Any, NamedTuple
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,16 +22,22 @@ from harness.study.data import DTYPES, cast, data_for, probe_data
 from harness.study.study import Workload
 from impls import reference
 from impls.interface import Arm, Data, Outputs, Weights
-from impls.rounding import Noise, Rounding, Sizes
+from impls.rounding import Noise, Rounding, Sizes, scale_of
 
 METHOD = "any order of summation"  # how bounds are made: older records lack it, and had other bounds
 CLOSE = 10  # first steps of a training, in which a loss differs from the oracle's by rounding alone
 ELEMENT, RMS = 10.0, 5.0  # standard deviations
 RUNS = (16, 5)  # of the oracle with random roundings: for a small program, and the minimum
 RUN_NUMBERS = 4e6  # numbers in all runs together of a program that is not small
+NUMBERS_AT_ONCE = 32e6  # numbers that runs computed at once hold at most, unless one run holds more
 FP64_BOUND = 1e-12
-BYTES = {"forward": (60, 80), "loss": (60, 80), "train": (150, 80)}  # of the oracle, see oracle_memory_bytes
+BYTES = (60, 80)  # of the oracle in a forward pass: for each of T*G*H numbers of a sequence, and for each of T*O
+# And with a loss: for each number of the states, of the outputs computed at once, and of the weights; the second one is
+# for each of the runs computed at once.
+LOSS_BYTES = {"states": (40, 50), "block": (60, 60), "weights": (20, 20)}
+INPUT_BYTES = 12  # for each number of x and of the target
 SAMPLED_BYTES = 2 * 2**30  # of the oracle: what would take more is checked on a sample of its sequences
+TERMS = {"squared": "the sum of the squared errors", "cross_entropy": "the sum of the cross entropies"}
 LEAST_NORMAL = 2.0**-126  # of float32 and bfloat16; smaller numbers are denormals
 LARGEST = {"fp64": float(np.finfo(np.float64).max), "bf16": (2 - 2.0**-7) * 2.0**127}
 LARGEST_FP32 = float(np.finfo(np.float32).max)
@@ -86,30 +95,94 @@ def reference_with_deviations(
     `data` is float64, and may be a part of the workload's. A deviation is that of the runs with random roundings, or
     `_separable_approximation` of it where that is larger, because few runs may miss an element.
     """
-    sizes, cell, loss = Sizes(rounding), workload.cell, workload.loss
+    arguments = (workload.cell, pass_, form)
+    names = reference.output_names(pass_, form)
+    steps, batch, _ = data.x.shape
+    runs, at_once = noise_runs(workload, steps, batch, names)
+    true: dict[str, list[Array]] = {}  # of each quantity the blocks, of which only y has more than one
+    variances: dict[str, list[Array]] = {name: [] for name in names}  # of the errors relative to the largest
     with np.errstate(over="ignore", invalid="ignore"):
-        true = reference.run(data, cell, pass_, form, sizes, loss)
-        steps, batch, _ = data.x.shape
-        width, outputs = data.weights.w_rec.shape[-1], data.weights.w_out.shape[-1]
-        numbers = steps * batch * workload.layers * (width + outputs) + sum(a.size for a in true.values())
-        runs = int(np.clip(RUN_NUMBERS / numbers, RUNS[1], RUNS[0]))
-        chunk = int(np.clip(RUN_NUMBERS / numbers, 1, runs))  # runs computed at once
-        squares = {name: np.zeros(array.shape) for name, array in true.items()}
-        scales = {name: float(np.abs(array).max()) or 1.0 for name, array in true.items()}
-        for first in range(0, runs, chunk):
-            noise = Noise(first, sizes, min(chunk, runs - first))
-            for name, array in reference.run(noise.data(data), cell, pass_, form, noise, loss).items():
-                axis = 1 if name == "y" else 0
-                error = (array - np.expand_dims(true[name], axis)) / scales[name]  # so that no square overflows
-                squares[name] += np.square(error).sum(axis) / runs
-    return true, {
-        n: scales[n] * np.sqrt(np.maximum(array, _separable_approximation(array))) for n, array in squares.items()
+        for first in range(0, runs, at_once):
+            sizes = Sizes(rounding)
+            noise = Noise(first, sizes, min(at_once, runs - first))
+            exact = reference.quantities(data, *arguments, sizes, workload.loss)
+            noisy = reference.quantities(noise.data(data), *arguments, noise, workload.loss)
+            true = {name: [] for name in names}
+            for (name, array), (_, with_noise) in zip(exact, noisy, strict=True):
+                if name in true:
+                    axis = 1 if name == "y" else 0
+                    error = (with_noise - np.expand_dims(array, axis)) / scale_of(array)  # so that no square overflows
+                    true[name].append(np.asarray(array))
+                    _add_at(variances[name], len(true[name]) - 1, np.square(error).sum(axis) / runs)
+    outputs = {name: _joined(blocks) for name, blocks in true.items()}
+    deviations = {
+        name: _joined([scale_of(array) * np.sqrt(variance) for array, variance in zip(true[name], blocks, strict=True)])
+        for name, blocks in variances.items()
     }
+    return outputs, {name: _smoothed(deviations[name], scale_of(outputs[name])) for name in names}
+
+
+class Numbers(NamedTuple):
+    """How many numbers the oracle computes: gates of all states, outputs, outputs of one block, and each weight's."""
+
+    states: int
+    outputs: int
+    block: int
+    weights: dict[str, int]
+
+
+def numbers_of(workload: Workload, steps: int, batch: int) -> Numbers:
+    """Return how many numbers the oracle computes for some steps and sequences of a workload."""
+    sizes = {name: math.prod(workload.shapes[name]) for name in Weights._fields}
+    states = steps * batch * workload.layers * workload.shapes["w_rec"][-1]
+    block = min(steps, reference.block_steps(batch, workload.O)) * batch * workload.O
+    return Numbers(states, steps * batch * workload.O, block, sizes)
+
+
+def noise_runs(workload: Workload, steps: int, batch: int, names: Sequence[str]) -> tuple[int, int]:
+    """Return how many runs of the oracle have random roundings, and how many of them are computed at once.
+
+    `names`: those of the program's outputs.
+    """
+    numbers = numbers_of(workload, steps, batch)
+    sizes = {"y": numbers.outputs, "loss": 1} | {f"d_{name}": size for name, size in numbers.weights.items()}
+    all_numbers = numbers.states + workload.layers * numbers.outputs + sum(sizes[name] for name in names)
+    runs = int(np.clip(RUN_NUMBERS / all_numbers, *RUNS[::-1]))
+    numbers_of_run = numbers.states + numbers.block + sum(numbers.weights.values())
+    return runs, int(np.clip(NUMBERS_AT_ONCE / numbers_of_run, 1, runs))
+
+
+def _add_at(arrays: list[Array], place: int, array: Array) -> None:
+    """Add an array to the one at a place of a list, or append it as the first of its place."""
+    if place < len(arrays):
+        arrays[place] = arrays[place] + array
+    else:
+        arrays.append(array)
+
+
+def _joined(blocks: list[Array]) -> Array:
+    """Return blocks of steps as one array."""
+    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _smoothed(deviation: Array, scale: float) -> Array:
+    """Return an array of deviations, none of them smaller than its separable approximation."""
+    squares = np.square(deviation / scale)
+    return scale * np.sqrt(np.maximum(squares, _separable_approximation(squares)))
 
 
 def oracle_memory_bytes(workload: Workload, pass_: str) -> float:
-    """Return the memory that the oracle and its bounds take for the sequences that are checked."""
-    return checked_sequences(workload, pass_) * _bytes_per_sequence(workload, pass_)
+    """Return the memory that the oracle and its bounds take for the sequences that are checked.
+
+    It is fitted on measurements of a few sizes. With a loss, the outputs are there in blocks only.
+    """
+    inputs = INPUT_BYTES * sum(math.prod(workload.shapes[name]) for name in ("x", "target"))
+    if pass_ == "forward":
+        return inputs + checked_sequences(workload, pass_) * _bytes_per_sequence(workload)
+    numbers = numbers_of(workload, workload.T, workload.B)
+    at_once = noise_runs(workload, workload.T, workload.B, reference.output_names(pass_, "projected"))[1]
+    sizes = {"states": numbers.states, "block": numbers.block, "weights": sum(numbers.weights.values())}
+    return float(inputs + sum(size * (LOSS_BYTES[of][0] + LOSS_BYTES[of][1] * at_once) for of, size in sizes.items()))
 
 
 def checked_sequences(workload: Workload, pass_: str) -> int:
@@ -119,15 +192,12 @@ def checked_sequences(workload: Workload, pass_: str) -> int:
     """
     if pass_ != "forward":
         return workload.B
-    return min(workload.B, max(1, int(SAMPLED_BYTES // _bytes_per_sequence(workload, pass_))))
+    return min(workload.B, max(1, int(SAMPLED_BYTES // _bytes_per_sequence(workload))))
 
 
-def _bytes_per_sequence(workload: Workload, pass_: str) -> float:
-    """Return the memory that the oracle and its bounds take for one sequence.
-
-    It is fitted on measurements of a few sizes: BYTES for each of T*G*H and of T*O numbers.
-    """
-    bytes_per_state, bytes_per_output = BYTES[pass_]
+def _bytes_per_sequence(workload: Workload) -> float:
+    """Return the memory that the oracle and its bounds take for one sequence of a forward pass."""
+    bytes_per_state, bytes_per_output = BYTES
     width = workload.shapes["w_rec"][-1]
     return float(workload.layers * workload.T * (width * bytes_per_state + workload.O * bytes_per_output))
 
@@ -176,11 +246,15 @@ def overflow_reason(data: Data, workload: Workload, pass_: str, form: str, preci
     at most the product of the norms of the two factors (Cauchy-Schwarz).
     """
     largest = LARGEST.get(precision, LARGEST_FP32)
+    total, steps = 0.0, Counter[str]()  # of the loss's terms, and of each quantity's blocks so far
     with np.errstate(over="ignore", invalid="ignore"):
         for name, array in reference.quantities(data, workload.cell, pass_, form, loss=workload.loss):
-            size = np.square(array).sum() if name == "error" else np.abs(array)
+            total += float(array.sum()) if name == "terms" else 0.0
+            size = np.asarray(total) if name == "terms" else np.abs(array)
             if not (np.max(size) <= largest):
-                return _overflow_message(name, size, largest, precision)
+                label = TERMS[workload.loss] if name == "terms" else name
+                return _overflow_message(label, size, largest, precision, steps[name], len(data.x))
+            steps[name] += len(array) if array.ndim == 3 else 0
             if not (peak := _partial_sum_bound(name, array, data, form)) <= largest:
                 range_end = f"{precision} ends at {largest:.2g}"
                 return (
@@ -189,16 +263,15 @@ def overflow_reason(data: Data, workload: Workload, pass_: str, form: str, preci
     return None
 
 
-def _overflow_message(name: str, size: Any, largest: float, precision: str) -> str:
+def _overflow_message(label: str, size: Array, largest: float, precision: str, first: int, steps: int) -> str:
     """Return at which step a quantity overflows, and how far.
 
-    An error overflows when the sum of its squares does, because the loss is made of that sum.
+    `first`: the number of steps before the first one of `size`. A loss overflows when the sum of its terms does.
     """
-    label = "the sum of the squared errors" if name == "error" else name
-    step, peak = "", float(np.nanmax(size)) if np.ndim(size) else float(size)
-    if np.ndim(size) == 3:
+    step, peak = "", float(np.nanmax(size)) if size.ndim else float(size)
+    if size.ndim == 3:
         index = int(np.argmax(~(size <= largest).all(axis=(1, 2))))
-        step, peak = f" at step {index + 1} of {len(size)}", float(np.max(size[index]))
+        step, peak = f" at step {first + index + 1} of {steps}", float(np.max(size[index]))
     extent = "beyond what fp64 holds" if not np.isfinite(peak) else f"{peak:.1e}, which fp64 holds"
     return f"{label} overflows in {precision}{step}: it reaches {extent}; {precision} ends at {largest:.2g}"
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from harness.errors import UsageError
-from harness.machine.parent import end_with_parent
+from harness.machine.parent import end_first_without_memory, end_with_parent
 from harness.records.schema import CallOverheads
 from harness.study import weights
 from harness.study.data import DTYPES, cast
@@ -64,6 +64,7 @@ def main() -> None:
     Command-line arguments: the framework, and the file descriptor to answer on.
     """
     end_with_parent()  # so that no worker keeps measuring after its parent was killed
+    end_first_without_memory()  # and its parent records why
     framework, descriptor = sys.argv[1], int(sys.argv[2])
     with os.fdopen(descriptor, "wb") as answers:
 

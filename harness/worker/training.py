@@ -116,10 +116,11 @@ def oracle_losses(data: Data, cell: str, stage: Callable[[str, str], None]) -> O
     float32_losses = list(reference.train(data, cell))
     stage("", "with random roundings")
     first_steps, sizes = exact_data._replace(x=exact_data.x[:CLOSE], target=exact_data.target[:CLOSE]), Sizes()
+    followers = [Noise(seed, sizes) for seed in range(RUNS[0])]
     list(reference.train(first_steps, cell, sizes))
     x, target = (array[:, :, None] for array in first_steps[1:])  # the axis of runs has length 1
     single_run = first_steps._replace(x=x, target=target)
-    noisy_losses = np.array([list(reference.train(single_run, cell, Noise(seed, sizes))) for seed in range(RUNS[0])])
+    noisy_losses = np.array([list(reference.train(single_run, cell, noise)) for noise in followers])
     deviations = np.sqrt(np.mean(np.square(noisy_losses / exact_losses[:CLOSE] - 1), axis=0))
     bounds = (ELEMENT * np.maximum.accumulate(deviations)).tolist()
     return OracleLosses(losses=exact_losses, float32=float32_losses, bounds=bounds)

@@ -116,8 +116,8 @@ def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell, form, projecti
     kind = workload.loss
     data = data_for(Arm("unrolled", projection), data_of(workload, "float64"))
     exact, sizes = reference.run(data, cell, "train", form, loss=kind), rounding.Sizes()
-    sized = reference.run(data, cell, "train", form, sizes, kind)
     noise = rounding.Noise(1, sizes, runs=3)
+    sized = reference.run(data, cell, "train", form, sizes, kind)
     noisy = reference.run(noise.data(data), cell, "train", form, noise, kind)
     for name, value in noisy.items():
         assert np.allclose(sized[name], exact[name], rtol=1e-12, atol=1e-14), name
@@ -125,3 +125,44 @@ def test_noise_is_rounding_sized_and_leaves_the_truth_alone(cell, form, projecti
             error = np.max(np.abs(run - exact[name])) / np.max(np.abs(exact[name]))
             assert 0 < error < 1e-5, name
         assert not np.array_equal(value[0], value[1]), name
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("pass_", ["forward", "loss", "train"])
+def test_outputs_in_blocks_of_steps_give_the_same(monkeypatch, pass_, kind, layers):
+    workload = Workload(name="w", B=3, T=7, I=4, H=8, O=4, cell="gru", loss=kind, layers=layers)
+    data = data_of(workload, "float64")
+    whole = reference.run(data, "gru", pass_, "projected", loss=kind)
+    monkeypatch.setattr(reference, "BLOCK_NUMBERS", 2 * 3 * 4)  # two steps, and one at the end
+    found = [
+        (name, np.shape(array)) for name, array in reference.quantities(data, "gru", pass_, "projected", loss=kind)
+    ]
+    assert [shape[0] for name, shape in found if name == "y"] == [2, 2, 2, 1]
+    blocks = reference.run(data, "gru", pass_, "projected", loss=kind)
+    assert whole.keys() == blocks.keys()
+    for name, array in whole.items():
+        np.testing.assert_allclose(blocks[name], array, rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(9, 4), (5, 1), (1, 6), (3, 2)])
+@pytest.mark.parametrize("sum_", ["outers", "columns", "totals"])
+def test_the_deviation_of_a_sum_is_the_same_in_blocks_of_steps(sum_, steps, batch):
+    """Also where rows repeat, and where the terms of one step are a thousand times those of another."""
+    random = np.random.default_rng(0)
+    arrays = [np.abs(random.normal(1, 1, (steps, batch, size))) for size in ((6, 5) if sum_ == "outers" else (5,))]
+    for array in arrays:
+        array[-1] *= 1000
+        array[: steps // 2] = array[0]
+    deviations = []
+    for size in (steps, 2, 1):
+        sizes = rounding.Sizes()
+        queue, _ = sizes.follow()
+        total = getattr(sizes, sum_)(steps)
+        for start in range(0, steps, size):
+            total.add(*(array[start : start + size] for array in arrays))
+        total.value()
+        deviations.append(queue.popleft())
+        assert not queue
+    for others in deviations[1:]:
+        np.testing.assert_allclose(others, deviations[0], rtol=1e-6)

@@ -1,5 +1,7 @@
 """The output check: what it must let through, and what it must catch."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from harness.study.data import cast, probe_data
 from harness.study.study import Workload
 from harness.verify import output_check, tolerance
 from impls import reference
-from impls.interface import CELLS, Data, Weights
+from impls.interface import CELLS, LOSSES, Data, Weights
 from impls.rounding import ROUNDINGS, repetition
 from tests.conftest import data_of
 from tests.library import ORDERS, Library
@@ -375,7 +377,26 @@ def test_what_fits_is_checked_whole_and_so_is_every_training_and_every_wrong_sha
 
 
 def test_the_oracle_s_memory_is_that_of_what_is_checked(monkeypatch):
-    assert tolerance.oracle_memory_bytes(LARGE, "forward") == 6 * PER_SEQUENCE
+    inputs = 12 * 4 * 6 * (3 + 5)
+    assert tolerance.oracle_memory_bytes(LARGE, "forward") == inputs + 6 * PER_SEQUENCE
     monkeypatch.setattr(tolerance, "SAMPLED_BYTES", 2.5 * PER_SEQUENCE)
-    assert tolerance.oracle_memory_bytes(LARGE, "forward") == 2 * PER_SEQUENCE
-    assert tolerance.oracle_memory_bytes(LARGE, "train") == 6 * 4 * (32 * 150 + 5 * 80)
+    assert tolerance.oracle_memory_bytes(LARGE, "forward") == inputs + 2 * PER_SEQUENCE
+
+
+@pytest.mark.parametrize("pass_", ["loss", "train"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_never_holds_all_outputs_at_once(pass_, loss):
+    """And the oracle takes no more than it says, and not much less."""
+    workload = Workload(name="w", B=64, T=512, I=4, H=8, O=500, cell="rnn_tanh", loss=loss)
+    data = data_of(workload, "float64")
+    tracemalloc.start()
+    try:
+        tolerance.reference_with_deviations(data, workload, pass_, "projected", ROUNDINGS["fp32"])
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    said_bytes = tolerance.oracle_memory_bytes(workload, pass_)
+    assert said_bytes / 3 < peak_bytes < said_bytes
+    runs, at_once = tolerance.noise_runs(workload, workload.T, workload.B, reference.output_names(pass_, "projected"))
+    assert runs == at_once == 5
+    assert peak_bytes < 8 * 512 * 64 * 500 * runs  # the outputs of all runs

@@ -36,8 +36,8 @@ def test_a_precisions_own_roundings_pass_and_the_next_coarser_do_not(precision, 
 def rounded(data, cell, how):
     """Outputs of the oracle with random roundings, as float32."""
     data, sizes = cast(data, "float64"), rounding.Sizes(how)
-    reference.run(data, cell, "train", "projected", sizes)
     noise = rounding.Noise(20, sizes)
+    reference.run(data, cell, "train", "projected", sizes)
     made = reference.run(noise.data(data), cell, "train", "projected", noise)
     return {name: np.array(array[0], np.float32) for name, array in made.items()}
 

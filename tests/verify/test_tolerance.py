@@ -8,7 +8,8 @@ from harness.errors import UsageError
 from harness.machine import environment
 from harness.run import session
 from harness.study import weights
-from harness.study.study import NAMED, Study, Workload
+from harness.study.study import NAMED, Study, Workload, third_of_memory
+from harness.verify import tolerance
 from tests.impls.test_frameworks import records_together
 
 GROWING = Workload(name="growing", B=2, T=40, I=3, H=8, O=4, cell="rnn_relu")
@@ -53,8 +54,21 @@ def test_inputs_of_which_only_the_probe_overflows_are_refused(tmp_path):
 def test_what_needs_more_memory_than_is_free_is_refused(monkeypatch):
     monkeypatch.setattr(environment, "free_memory_bytes", lambda: 10**8)
     session.prepare_files(Study(workloads=[NAMED["book"]]))
-    with pytest.raises(UsageError, match=r"the oracle needs about 0\.2 GiB, but 0\.1 GiB are free"):
+    with pytest.raises(UsageError, match=r"the oracle needs about 0\.5 GiB, but 0\.1 GiB are free"):
         session.prepare_files(Study(workloads=[NAMED["vocab"]]))
+    huge = Workload(name="huge", B=65536, T=65536, I=1, H=1, O=9, loss="cross_entropy")
+    with pytest.raises(UsageError, match=r"its outputs take about 144\.0 GiB, but 0\.1 GiB are free"):
+        session.prepare_files(Study(workloads=[huge], passes=["forward"]))
+
+
+@pytest.mark.parametrize("gib", [1, 24, 128])
+def test_the_logits_of_lm_third_take_a_third_of_the_memory_and_its_oracle_fits_beside_them(gib):
+    memory_bytes = gib << 30
+    workload = third_of_memory(memory_bytes)
+    logits_bytes = 4 * workload.T * workload.B * workload.O
+    assert memory_bytes / 3 - 4 * workload.T * workload.O < logits_bytes <= memory_bytes / 3
+    if gib > 20:
+        assert tolerance.oracle_memory_bytes(workload, "train") < memory_bytes / 3
 
 
 @pytest.mark.timeout(300)
