@@ -50,7 +50,7 @@ def test_the_script_is_printed_and_asks_the_program(shell):
 def test_bash_completes_commands_flags_and_their_values(typed, completed):
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
     done = program(_FUSEGAP_COMPLETE="complete_bash", **words)
-    assert done.stdout.split() == completed, done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, completed), done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--show-completion", "--install-completion"])
