@@ -51,10 +51,11 @@ if TYPE_CHECKING:  # commands import what they need themselves, so that --help d
 
 app = typer.Typer(
     help="fusegap: is projecting an RNN's output once per step slower than once for all steps?",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer uses but does not export
+PROGRAM = "fusegap"  # the console script
+COMPLETION = {"--install-completion", "--show-completion"}
 BAD = ("wrong", "failed", "timeout", "refused")
 R = TypeVar("R")  # a record of a run or of a training
 
@@ -598,6 +599,8 @@ def _run_command() -> int | None:
     """Run a command and return its exit status. Raises UsageError."""
     try:
         refuse_blanks(sys.argv[1:])
+        if COMPLETION & set(sys.argv[1:2]) and Path(sys.argv[0]).name != PROGRAM:
+            raise UsageError(f"a shell completes the name of a program: call {PROGRAM} {sys.argv[1]}")
         return app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except USAGE_ERROR as error:
         raise UsageError(" ".join(error.format_message().split())) from None

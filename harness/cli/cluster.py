@@ -36,7 +36,8 @@ def submit(words: Words, out: Path) -> int:
         try:
             submission.run_here(out, numbers, lambda line: print(line, flush=True))
         except KeyboardInterrupt:
-            print(f"\nwhat is measured is kept. Continue with: {_command('submit', out, '--local', '--resume')}")
+            again = _command("submit", "--local", "--resume", "--out", out)
+            print(f"\nwhat is measured is kept. Continue with: {again}")
             return 130
         return _end(out)
     print(f"job {submission.load(out).jobs[-1]}: {len(numbers)} tasks. Watch it with: {_command('status', out)}")
@@ -45,13 +46,15 @@ def submit(words: Words, out: Path) -> int:
 
 def _begin(words: Words, out: Path) -> list[int]:
     """Write a submission's folder and send it, unless it runs here; return the numbers of its shards."""
+    if words.local and words.sbatch:
+        raise UsageError("--sbatch is for Slurm, and --local runs the shards here: give one of them")
     if words.resume:
-        if words.study or words.shards or words.processes or words.sbatch:
-            raise UsageError("--resume sends what the folder has: it takes no study, shards, processes or --sbatch")
+        if words.study or words.shards or words.processes:
+            raise UsageError("--resume sends what the folder has: it takes no study, shards or processes")
         if words.local:
             states = submission.status(out, with_progress=False)
             return [state.number for state in states if state.state != DONE]
-        return submission.resume(out)[1]
+        return submission.resume(out, words=_split(words.sbatch))[1]
     if not words.study or not words.shards:
         raise UsageError("submit takes a study file and --shards: what is measured, and in how many parts")
     study = load_study(words.study, None, {"processes": words.processes})
@@ -95,7 +98,8 @@ def _end(out: Path) -> int:
         if state.state != DONE:
             print(f"shard {state.number} {state.state}: {state.detail}")
     if any(state.state != DONE for state in states):
-        print(f"Send them again with: {_command('submit', '--resume', '--out', out)}")
+        here = [] if submission.load(out).jobs else ["--local"]
+        print(f"Send them again with: {_command('submit', '--resume', *here, '--out', out)}")
         return 1
     print(f"all shards are done. Join them with: {_command('merge', out, '--out', 'FOLDER')}")
     return 0

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -16,11 +16,55 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Study")
 Values = list[str] | None
+
+
+def complete(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return what completes a flag's value in a shell: the last of several with commas between them."""
+
+    def completions(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{value}" for value in values() if value.startswith(last)]
+
+    return completions
+
+
+def _frameworks() -> list[str]:
+    import impls
+
+    return impls.names()
+
+
+def _words(name: str) -> Callable[[], Iterable[str]]:
+    """Return what returns the words of one of the contract's tuples, such as PASSES."""
+
+    def words() -> Iterable[str]:
+        from impls import interface
+
+        return getattr(interface, name)
+
+    return words
+
+
+def _projections() -> list[str]:
+    from impls.interface import FAMILIES
+
+    return [family.removesuffix("_k") for family in FAMILIES]  # --chunks says into how many
+
+
+def _workloads() -> Iterable[str]:
+    from harness.study.study import KNOWN
+
+    return KNOWN
+
+
 StudyFile = Annotated[Path | None, typer.Argument(help="Study file (TOML); flags override it.")]
 FrameworkFlag = Annotated[
-    Values, typer.Option("--framework", help="tf, torch, jax; flags take a,b and may be repeated.")
+    Values,
+    typer.Option(
+        "--framework", autocompletion=complete(_frameworks), help="tf, torch, jax; flags take a,b and may be repeated."
+    ),
 ]
-DeviceFlag = Annotated[Values, typer.Option("--device", help="cpu, gpu.")]
+DeviceFlag = Annotated[Values, typer.Option("--device", autocompletion=complete(_words("DEVICES")), help="cpu, gpu.")]
 ThreadsFlag = Annotated[
     Values, typer.Option("--threads", help="Processor threads of a worker: numbers or 'all' cores.")
 ]
@@ -30,11 +74,17 @@ ExecutionFlag = Annotated[
         "--execution", help="eager, graph, xla, inductor, inductor-batched, cudagraph; or of one framework: jax:xla."
     ),
 ]
-RecurrenceFlag = Annotated[Values, typer.Option("--recurrence", help="unrolled, scan, layer, given, modules.")]
+RecurrenceFlag = Annotated[
+    Values,
+    typer.Option(
+        "--recurrence", autocompletion=complete(_words("RECURRENCES")), help="unrolled, scan, layer, given, modules."
+    ),
+]
 ProjectionFlag = Annotated[
     Values,
     typer.Option(
         "--projection",
+        autocompletion=complete(_projections),
         help="none, in_loop, per_step, batched, bmm, vmap, library, time_distributed, hoisted, chunked_<k>, "
         "in_loop_loss, chunked_loss_<k> (the last two have the loss inside).",
     ),
@@ -47,12 +97,20 @@ ChunksFlag = Annotated[
         "--projection chunked_loss cuts the loss with it.",
     ),
 ]
-PassFlag = Annotated[Values, typer.Option("--pass", help="forward, loss, train.")]
-PrecisionFlag = Annotated[Values, typer.Option("--precision", help="fp32, fp64, tf32, bf16, as_shipped.")]
+PassFlag = Annotated[
+    Values, typer.Option("--pass", autocompletion=complete(_words("PASSES")), help="forward, loss, train.")
+]
+PrecisionFlag = Annotated[
+    Values,
+    typer.Option(
+        "--precision", autocompletion=complete(_words("PRECISIONS")), help="fp32, fp64, tf32, bf16, as_shipped."
+    ),
+]
 WorkloadFlag = Annotated[
     Values,
     typer.Option(
         "--workload",
+        autocompletion=complete(_workloads),
         help="book, vocab, stream, another that `list` names, or "
         "B=..,T=..,I=..,H=..,O=..[,cell=..][,loss=..][,layers=..].",
     ),
@@ -75,6 +133,7 @@ LibraryFlag = Annotated[
     str | None,
     typer.Option(
         "--library",
+        autocompletion=complete(_words("LIBRARIES")),
         help="as_shipped, or plain (no oneDNN in TensorFlow, no YNNPACK in XLA; torch has no such setting).",
     ),
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.cli import streams
+from harness.machine.folders import add_path_to_errors
 from harness.run import versions
 from harness.run.merge import merge
 from harness.study.study import Study
@@ -38,7 +39,8 @@ def run(
             merge(parts, folder, command)
         print(write(folder))
     texts = [compared.compare((runs[0], other), None, False, False)[0] for other in runs[1:]]
-    (out / FILE).write_text("\n".join(texts), encoding="utf-8")
+    with add_path_to_errors(out / FILE):
+        (out / FILE).write_text("\n".join(texts), encoding="utf-8")
     print(out / FILE)
     return 0 if all_well else 1
 

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from harness.errors import UsageError
+from harness.machine.folders import add_path_to_errors
 from harness.records.schema import Model
+from harness.records.store import is_complete_line, repair_last_line
 from impls.thunks import Launch, Launches
 
 FILE = "counts.jsonl"
@@ -125,7 +127,8 @@ def _read_file(path: Path) -> list[CountRecord]:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-        return [CountRecord.model_validate_json(line) for line in content.splitlines()]
+        lines = content.splitlines(keepends=True)
+        return [CountRecord.model_validate_json(line) for line in lines if is_complete_line(line)]
     except (OSError, EOFError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     except ValidationError as error:
@@ -133,6 +136,7 @@ def _read_file(path: Path) -> list[CountRecord]:
 
 
 def append(folder: Path, records: Iterable[CountRecord]) -> None:
-    """Append counts to a folder's file."""
-    with (folder / FILE).open("a", encoding="utf-8") as file:
+    """Append counts to a folder's file, in place of a last line that was cut while it was being written."""
+    repair_last_line(folder / FILE)
+    with add_path_to_errors(folder / FILE), (folder / FILE).open("a", encoding="utf-8") as file:
         file.writelines(f"{record.model_dump_json(by_alias=True)}\n" for record in records)

@@ -97,7 +97,7 @@ def read_records(folder: Path, format_: Format[R]) -> list[R]:
     path, packed = folder / format_.file, folder / f"{format_.file}.gz"
     try:
         with gzip.open(packed) if packed.exists() and not path.exists() else path.open("rb") as file:
-            lines = (line for line in _lines(path, file) if _is_complete_line(line))
+            lines = (line for line in _lines(path, file) if is_complete_line(line))
             records = [_parse_line(path, format_, number, line) for number, line in enumerate(lines, 1)]
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -124,7 +124,7 @@ def header_of(records: Sequence[Any]) -> RunHeaderRecord:
     return header
 
 
-def _is_complete_line(line: bytes) -> bool:
+def is_complete_line(line: bytes) -> bool:
     """Return whether a line was written to its end.
 
     Without a newline it is whole if it parses: a record is a JSON object, and no prefix of one is valid JSON.
@@ -189,7 +189,7 @@ class Store(Generic[R]):
             attempt += 1
         record = record.model_copy(update={"key": key})
         if not self.last_line_complete:
-            self._repair_last_line()
+            repair_last_line(self.path)
         self.last_line_complete = False  # until the whole line is written
         line = json.dumps({"schema": SCHEMA, **record.model_dump(by_alias=True)})
         with add_path_to_errors(self.path), self.path.open("a", encoding="utf-8") as file:
@@ -217,17 +217,18 @@ class Store(Generic[R]):
         self.keys = set(map(_key, records))
         return records
 
-    def _repair_last_line(self) -> None:
-        """Add a missing newline to the last line, or drop that line if it was cut; leave the lines before it alone."""
-        if not self.path.exists():
-            return
-        with self.path.open("r+b") as file:
-            content = file.read()
-            start = content.rfind(b"\n") + 1
-            if start < len(content) and _is_complete_line(content[start:]):
-                file.write(b"\n")
-            else:
-                file.truncate(start)
+
+def repair_last_line(path: Path) -> None:
+    """Add a missing newline to a file's last line, or drop that line if it was cut; leave the lines before it alone."""
+    if not path.exists():
+        return
+    with add_path_to_errors(path), path.open("r+b") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if start < len(content) and is_complete_line(content[start:]):
+            file.write(b"\n")
+        else:
+            file.truncate(start)
 
 
 def _key(record: Any) -> str:

@@ -5,7 +5,8 @@ of the study. Every shard compiles, verifies and counts for itself.
 """
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from harness.machine.environment import read_text
 from harness.records.schema import BlockRecord, RunHeaderRecord, RunRecord, ShardRecord
 from harness.records.store import FILE, RUN, Store, header_of, lock_folder, read_run
 from harness.run.session import run_folder, with_key
+from harness.study import weights
 
 SUBMISSION = "submission.json"  # in a folder whose parts are the shards of one submission
 SHARD = "shard-{}"  # the name of such a part
@@ -57,15 +59,27 @@ def merge(given: list[Path], out: Path, command: str) -> list[RunRecord]:
             _lock(stack, place)
         shards = sorted((_read(place) for place in places), key=lambda shard: shard.number)
         _check(shards)
-        with run_folder(out, resume=False):
+        with run_folder(out, resume=False), _undone_on_failure(out):
             store = Store(out, RUN)
             store.append(_merged_header(shards, command))
             for shard in shards:
                 for record in _own_records(shard):
                     store.append(record)
-            if (weights := shards[0].folder / "weights").is_dir():
-                shutil.copytree(weights, out / "weights", dirs_exist_ok=True)
+            if (stored := shards[0].folder / "weights").is_dir():
+                files = {file.name: file.read_bytes() for file in sorted(stored.iterdir())}
+                weights.write_files(out / "weights", files)
             return store.recover()
+
+
+@contextmanager
+def _undone_on_failure(out: Path) -> Iterator[None]:
+    """Remove what was joined so far when not all can be: a part of it would pass for the whole study."""
+    try:
+        yield
+    except BaseException:
+        (out / FILE).unlink(missing_ok=True)
+        shutil.rmtree(out / "weights", ignore_errors=True)
+        raise
 
 
 def _places(folder: Path) -> list[Path]:

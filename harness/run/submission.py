@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ STUDY, SCRIPT, LOGS = "study.toml", "job.sh", "logs"
 PENDING, RUNNING, DONE, FAILED, LOST = "pending", "running", "done", "failed", "lost"
 USUAL = ("--job-name=fusegap", "--nodes=1", "--hint=nomultithread", "--no-requeue", "--open-mode=append")
 LARGEST = 1_000_000  # bytes of a submission's own file
+BEGUN = "task begun"  # how a task's lines in a shard's log begin: one that was sent again adds to it
+UNFINISHED = ".part"  # ends the name of an exit status that is being written
+TAIL = 10_000  # bytes of a log in which Slurm says why it ended a task
+CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* .* CANCELLED AT \S+( DUE TO ([A-Z ]+))?")
 WAIT_S = 5.0  # between two looks at the queue
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -73,16 +78,10 @@ def submit(study: Study, file: Path, folder: Path, shards: int, options: Options
     """Write a submission and send it to Slurm; return the job's id. Raises UsageError, after which nothing is left."""
     check_shards(study, shards)
     _require_slurm(shards, run)
-    is_new = not folder.exists()
-    write(study, file, folder, shards, options)
-    try:
-        job = send(folder, range(1, shards + 1), run)
-    except UsageError:
-        shutil.rmtree(folder)  # it was empty, or not there
-        if not is_new:
-            folder.mkdir()
-        raise
-    return job
+    _require_empty(folder)
+    with _undone_on_failure(folder):
+        write(study, file, folder, shards, options)
+        return send(folder, range(1, shards + 1), run)
 
 
 def check_shards(study: Study, shards: int) -> None:
@@ -95,39 +94,69 @@ def check_shards(study: Study, shards: int) -> None:
 
 
 def write(study: Study, file: Path, folder: Path, shards: int, options: Options) -> None:
-    """Write a submission's folder. Raises UsageError where it holds anything already."""
+    """Write a submission's folder, or nothing. Raises UsageError where it holds anything already."""
+    _require_empty(folder)
+    assert study.processes is not None
+    words = [*USUAL, *(["--exclusive"] if options.exclusive else []), *options.words]
+    with _undone_on_failure(folder):
+        for part in (folder, folder / LOGS, folder / EXITS):
+            folders.make_folder(part)
+        _write(folder / STUDY, file.read_bytes())
+        _write(folder / SCRIPT, _script(folder.resolve(), shards, study.processes).encode())
+        _save(folder, Submission(shards=shards, processes=study.processes, words=words, began=time.time()))
+
+
+def _require_empty(folder: Path) -> None:
+    """Raise UsageError where a folder holds anything."""
     if folder.exists() and any(folder.iterdir()):
         hint = "; --resume sends what has no good exit" if (folder / SUBMISSION).exists() else ""
         raise UsageError(f"{folder} is not empty{hint}")
-    assert study.processes is not None
-    folders.check_writable(folder)
-    for part in (folder, folder / LOGS, folder / EXITS):
-        folders.make_folder(part)
-    shutil.copyfile(file, folder / STUDY)
-    (folder / SCRIPT).write_text(_script(folder.resolve(), shards, study.processes), encoding="utf-8")
-    words = [*USUAL, *(["--exclusive"] if options.exclusive else []), *options.words]
-    _save(folder, Submission(shards=shards, processes=study.processes, words=words, began=time.time()))
 
 
-def resume(folder: Path, run: Run = subprocess.run) -> tuple[str, list[int]]:
-    """Send again what has no good exit, and is not waiting or running. Return the job's id and the shards' numbers."""
+@contextmanager
+def _undone_on_failure(folder: Path) -> Iterator[None]:
+    """Leave a folder as it was, empty or not there, when it cannot be filled or sent."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except (UsageError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not is_new:
+            folder.mkdir()
+        raise
+
+
+def resume(folder: Path, run: Run = subprocess.run, words: Sequence[str] = ()) -> tuple[str, list[int]]:
+    """Send again what has no good exit, and is not waiting or running. Return the job's id and the shards' numbers.
+
+    `words`: more options of sbatch, which stand after the earlier ones and so replace them.
+    """
     states = status(folder, run, with_progress=False)
     again = [state.number for state in states if state.state in (FAILED, LOST)]
     if not again:
         counts = ", ".join(f"{number} {state}" for state, number in counted(states).items())
         raise UsageError(f"nothing of {folder} is to be sent again: {counts}")
-    return send(folder, again, run), again
+    return send(folder, again, run, words), again
 
 
-def send(folder: Path, numbers: Iterable[int], run: Run) -> str:
-    """Send the array's tasks of some shards, and return the job's id. Raises UsageError when Slurm refuses."""
+def send(folder: Path, numbers: Iterable[int], run: Run, more: Sequence[str] = ()) -> str:
+    """Send the array's tasks of some shards, and return the job's id.
+
+    `more`: options of sbatch beside those that the submission has; it keeps them. Raises UsageError when Slurm refuses,
+    or when the job's id cannot be written down, after which the job is cancelled: nobody would find it again.
+    """
     submission, place = load(folder), folder.resolve()
+    submission = submission.model_copy(update={"words": [*submission.words, *more]})
     own = ["--parsable", f"--array={','.join(map(str, numbers))}", f"--output={place / LOGS / SHARD.format('%a')}.log"]
     done = _ask(["sbatch", *submission.words, *own, str(place / SCRIPT)], run)
     if done.returncode:
         raise UsageError(f"sbatch refused: {_last_line(done)}")
     job = done.stdout.strip().partition(";")[0]
-    _save(folder, submission.model_copy(update={"jobs": [*submission.jobs, job]}))
+    try:
+        _save(folder, submission.model_copy(update={"jobs": [*submission.jobs, job]}))
+    except OSError as error:
+        _ask(["scancel", job], run)
+        raise UsageError(f"{folder / SUBMISSION} cannot be written: {error.strerror}; job {job} is cancelled") from None
     return job
 
 
@@ -198,8 +227,13 @@ def load(folder: Path) -> Submission:
 
 def _save(folder: Path, submission: Submission) -> None:
     temporary = folder / f".{SUBMISSION}"
-    temporary.write_text(submission.model_dump_json() + "\n", encoding="utf-8")
+    _write(temporary, (submission.model_dump_json() + "\n").encode())
     temporary.replace(folder / SUBMISSION)
+
+
+def _write(file: Path, content: bytes) -> None:
+    with folders.add_path_to_errors(file):
+        file.write_bytes(content)
 
 
 def _script(folder: Path, shards: int, processes: int) -> str:
@@ -211,12 +245,13 @@ def _script(folder: Path, shards: int, processes: int) -> str:
         f"out={place}/{SHARD.format('')}$number",
         f"exit={place}/{EXITS}/$number",
         f"cd {shlex.quote(os.getcwd())} || exit 2",
-        'rm -f "$exit"',
+        f'rm -f "$exit" "$exit{UNFINISHED}"',
+        f'echo "{BEGUN} on ${{SLURMD_NODENAME:-this machine}}"',
         'resume=; [ -d "$out" ] && [ -n "$(ls -A "$out")" ] && resume=--resume',
         f'{python} -m harness run {place}/{STUDY} --processes {processes} --shard "$number/{shards}" --out "$out" '
         "--no-report $resume",
         "status=$?",
-        'echo $status > "$exit.part" && mv "$exit.part" "$exit"',
+        f'echo $status > "$exit{UNFINISHED}" && mv "$exit{UNFINISHED}" "$exit"',
         "exit $status",
     ]
     return "\n".join(lines) + "\n"
@@ -276,9 +311,27 @@ def _state(folder: Path, number: int, queued: tuple[str, str] | None, with_progr
         state, detail = DONE, ""
     elif exit_ is not None:
         state, detail = FAILED, f"exit status {exit_}, see {folder / LOGS / SHARD.format(number)}.log"
+    elif (folder / EXITS / f"{number}{UNFINISHED}").exists():
+        state, detail = FAILED, "its exit status could not be written: is the disk full?"
     else:
-        state, detail = LOST, "it is not in the queue and left no exit status: its node died, or its time was up"
+        state, detail = LOST, _why_lost(folder / LOGS / f"{SHARD.format(number)}.log")
     return ShardState(number, state, detail, node, blocks, expected)
+
+
+def _why_lost(log: Path) -> str:
+    """Return why a task left no exit status: what Slurm wrote into its log as it ended it, or what may have been."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - TAIL))
+            text = stream.read(TAIL).decode("utf-8", "replace").rpartition(BEGUN)[2]
+    except OSError:
+        text = ""
+    if not (found := CANCELLED.search(text)):
+        return "it is not in the queue and left no exit status: its node died, or its disk was full"
+    reason = (found[2] or "").strip().lower()
+    if reason == "time limit":
+        return 'its time limit was reached; --resume --sbatch "--time=..." gives it more'
+    return f"it was cancelled{f': {reason}' if reason else ''}"
 
 
 def _as_here(folder: Path, state: ShardState) -> ShardState:

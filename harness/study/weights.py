@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from harness.errors import UsageError
+from harness.machine.folders import add_path_to_errors
 from harness.study.study import NAMED, Workload
 from impls.interface import Data, Weights
 
@@ -179,7 +180,8 @@ def write_files(folder: Path, contents: Files) -> None:
     """Write files into a folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        (folder / name).write_bytes(content)
+        with add_path_to_errors(folder / name):
+            (folder / name).write_bytes(content)
 
 
 def file_hashes(contents: Files) -> dict[str, str]:

@@ -73,3 +73,12 @@ def test_what_cannot_be_read_is_one_sentence(record, tmp_path):
     (tmp_path / counts.PACKED).write_bytes(b"no gzip")
     with pytest.raises(UsageError, match="cannot be read"):
         counts.read(tmp_path)
+
+
+def test_a_line_that_a_full_disk_cut_is_none_and_what_is_added_takes_its_place(record, tmp_path):
+    counts.append(tmp_path, [record, record])
+    whole = (tmp_path / counts.FILE).read_bytes()
+    (tmp_path / counts.FILE).write_bytes(whole[:-9])
+    assert counts.read(tmp_path) == [record]
+    counts.append(tmp_path, [record])
+    assert (tmp_path / counts.FILE).read_bytes() == whole

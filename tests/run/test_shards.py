@@ -1,14 +1,18 @@
 """Shards of a study and their merging: what a merged run has, and what is refused."""
 
+import errno
 import json
+import re
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from harness import report
 from harness.analysis.loading import read_tables
 from harness.errors import UsageError
+from harness.records import store
 from harness.records.schema import BlockRecord
 from harness.records.store import FILE, latest_blocks, read_run
 from harness.run import merge, session
@@ -165,6 +169,32 @@ def test_a_shard_continues_only_itself_and_a_merged_run_is_not_continued(shards,
     merge.merge(shards, tmp_path / "all", "merge")
     with pytest.raises(UsageError, match="it was merged from shards: continue those, and merge them again"):
         session.run(study(processes=5, peaks=True), tmp_path / "all", True, "")
+
+
+@pytest.mark.parametrize("written", [0, 1, 5])
+def test_a_merge_that_a_full_disk_ends_leaves_no_part_of_it(written, shards, tmp_path, monkeypatch):
+    left, out = iter([True] * written), tmp_path / "all"
+
+    def fsync(file):
+        if not next(left, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(store.os, "fsync", fsync)
+        with pytest.raises(OSError, match=re.escape(str(out / FILE))):
+            merge.merge(shards, out, "")
+    assert not list(out.iterdir())
+    assert merge.merge(shards, out, "")
+
+
+def test_weights_that_a_merge_cannot_write_are_named(shards, tmp_path, monkeypatch):
+    def write_bytes(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(OSError, match=r"all/weights/.*safetensors"):
+        merge.merge(shards, tmp_path / "all", "")
+    assert not list((tmp_path / "all").iterdir())
 
 
 def test_what_a_dead_shard_has_is_kept_and_it_alone_is_redone(shards):

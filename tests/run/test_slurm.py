@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from harness.records.store import latest_blocks, read_run
+from harness.records.store import FILE, latest_blocks, read_run
+from harness.run import submission
 from tests import slurm
 from tests.conftest import FOURTH
 
@@ -128,6 +129,36 @@ def test_cancel_ends_the_array_and_keeps_what_is_measured(cluster, harness, tmp_
     assert done.stdout.startswith("cancelled: ")
     cluster.wait_for(lambda: not {"pending", "running"} & set(states(harness, out)), "the array to end")
     assert set(states(harness, out)) <= {"lost", "failed"}
+
+
+def test_a_task_past_its_time_says_so_and_it_alone_goes_on_with_more(cluster, harness, tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY.replace("block_s = 0.01", "block_s = 1.0").replace("= 4\n", "= 9999\n"))
+    out = tmp_path / "sent"
+    given = ["--shards", "2", "--processes", "200", "--sbatch", "--time=10", "--out", out]
+    assert harness("submit", tmp_path / "study.toml", *given).returncode == 0
+    cluster.wait_for(lambda: blocks_of(out), "a block of the first shard")
+    cluster.run("scontrol", "update", f"JobId={submission.load(out).jobs[0]}_1", "EndTime=now+1")
+    cluster.wait_for(lambda: states(harness, out) == ["lost", "running"], "Slurm, which looks every half a minute")
+    said = harness("status", out)
+    assert said.returncode == 1
+    assert "its time limit was reached" in " ".join(said.stdout.split())
+    kept, blocks = (out / "shard-1" / FILE).read_bytes(), blocks_of(out)
+    assert harness("report", out / "shard-1", "--no-html").returncode == 0
+    again = harness("submit", "--resume", "--sbatch", "--time=30", "--out", out)
+    assert "1 tasks" in again.stdout, again.stderr
+    cluster.wait_for(lambda: blocks_of(out) > blocks, "a block more")
+    limits = cluster.run("squeue", "--noheader", "--array", "--states=R", "--format=%K %l").splitlines()
+    assert sorted(limits) == ["1 30:00", "2 10:00"]
+    assert (out / "shard-1" / FILE).read_bytes().startswith(kept)
+    assert harness("cancel", out).returncode == 0
+    cluster.wait_for(lambda: states(harness, out) == ["lost", "lost"], "both to end")
+    assert " ".join(harness("status", out).stdout.split()).count("it was cancelled") == 2
+
+
+def blocks_of(out):
+    """How many blocks the first shard has measured."""
+    file = out / "shard-1" / FILE
+    return len(latest_blocks(read_run(out / "shard-1"), "block")) if file.exists() else 0
 
 
 def test_a_folder_that_is_taken_is_a_failure_with_its_reason_in_the_log(cluster, harness, tmp_path):
