@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from impls.torch import private, scan_loops, unrolled_loops
 from impls.torch.hoist_log import Settings
-from impls.torch.rows import hazard, name_of
+from impls.torch.rows import hazard, make_positional, name_of
 
 Backend = Callable[[GraphModule, list[Any]], Callable[..., Any]]
 
@@ -76,6 +76,7 @@ def transformed(module: GraphModule, settings: Settings) -> GraphModule:
     if reason := hazard(module.graph):
         settings.log.append(f"the whole program: stays: {reason}")
         return module
+    make_positional(module.graph)
     for node in list(module.graph.nodes):
         if node.target is private.scan_higher_order():
             scan_loops.rebuild(module, node, settings)
