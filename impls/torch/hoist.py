@@ -4,7 +4,8 @@ Dynamo traces a function into a graph: a Python loop as its steps one after anot
 with a body. What no later step needs is done for all steps at once: T small matrix products become one. `hoist` does
 this to the graph, before its gradients are taken, and has Inductor compile the result.
 
-Moved are operations on rows (impls.torch.rows), where a product is among them. Everything else stays.
+Moved are operations that treat each row by itself (impls.torch.rows), where a product is among them. Everything else
+stays.
 """
 
 from collections.abc import Callable

@@ -27,6 +27,7 @@ ALONG_AXIS: dict[str, int] = {
     **{"cumsum": 1, "glu": 1, "normalize": 2},
 }
 NORMS = ("layer_norm", "rms_norm")  # over trailing axes, which are counted from the end as it is
+ITSELF = ("dropout", "positive")  # operations that return their argument; dropout outside of training
 OPERATORS: dict[Any, str] = {  # of Python -> the name of torch's operator, where it is another
     **{operator.truediv: "div", operator.mod: "remainder", operator.pos: "positive", operator.invert: "bitwise_not"},
     **{operator.and_: "bitwise_and", operator.or_: "bitwise_or", operator.xor: "bitwise_xor"},
@@ -135,6 +136,8 @@ def at_once(graph: Graph, node: Node, operands: Sequence[Any], steps: int) -> No
     if is_on_rows(node):
         arguments, keywords = along_last(node, arrays)
         return graph.create_node(node.op, node.target, arguments, keywords)
+    if own_name(node) in ITSELF:  # but a stack is an array of its own
+        return graph.call_function(torch.clone, (arrays[0],))
     if not is_product(node):
         rank = array_of(node).dim()
         for place, value in enumerate(operands):

@@ -239,8 +239,11 @@ def replace(
         return values[column, start]
 
     with graph.inserting_before(stack.node):
+        is_there = (stack.column, 0) in values
         pieces = [value(stack.column, start, stop).node for start, stop in settings.pieces(len(stack.column))]
         result = pieces[0] if len(pieces) == 1 else graph.call_function(torch.cat, (pieces,))
+        if is_there:  # each stack is an array of its own
+            result = graph.call_function(torch.clone, (result,))
         if stack.axis:
             result = graph.call_method("movedim", (result, 0, stack.axis))
             result = graph.call_method("contiguous", (result,))

@@ -239,6 +239,22 @@ def test_a_head_of_layers_is_done_once():
     assert log == [f"an unrolled loop, {STEPS} steps: moved: {names}: no later step depends on it"]
 
 
+def test_each_stack_is_an_array_of_its_own():
+    import torch
+
+    def twice(x, w, up, scale):
+        out = [x_t @ w @ up for x_t in x.unbind(0)]
+        same = [torch.nn.functional.dropout(y, 0.5, training=False) for y in out]
+        return torch.stack(out), torch.stack(same), torch.stack(out)
+
+    given = [array.detach() for array in head_arguments(3)]
+    written, hoisted, _, log = traced(twice, *given)
+    torch.testing.assert_close(hoisted, written)
+    assert len(log) == 3
+    assert all(": moved: " in line for line in log)
+    assert len({array.data_ptr() for array in hoisted}) == len(hoisted)
+
+
 STAYING = {
     "softmax: softmax is along another axis than the last": lambda F, y, g, x: y.softmax(0),
     "sum: sum is along another axis than the last": lambda F, y, g, x: y.sum(dim=(0, 1)),
