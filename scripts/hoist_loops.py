@@ -114,6 +114,12 @@ class Drawing:
             "half": lambda w, t, a: 0.5 * a,
             "gelu": lambda w, t, a: functional.gelu(a),
             "sin": lambda w, t, a: torch.sin(a),
+            "leaky_relu": lambda w, t, a: functional.leaky_relu(a, 0.1, False),
+            "gelu tanh": lambda w, t, a: functional.gelu(a, approximate="tanh"),
+            "log1p": lambda w, t, a: a.abs().log1p(),
+            "clamp": lambda w, t, a: a.clamp(min=-0.5),
+            "where": lambda w, t, a: torch.where((a > 0.1) & (a < 1.0), a, 0.5 * a),
+            "not dropped": lambda w, t, a: functional.dropout(a, 0.5, training=False),
         }
         name, place = self.draw.choice(sorted(functions)), self.pick(lambda kind: True)
         self.add(name, functions[name], (place,), self.kinds[place])
@@ -140,6 +146,24 @@ class Drawing:
             self.add("+rows", lambda w, t, a: a + w[f"r{width}"], (place,), (B, width))
         else:
             self.add("*bias", lambda w, t, a: a * w[f"b{width}"], (place,), self.kinds[place])
+
+    def on_rows(self, place: int | None = None) -> None:
+        """Add an operation along the last axis of rows, or of one row, or along the others: of a value, or any."""
+        place = self.pick(lambda kind: len(kind) > 0) if place is None else place
+        kind = self.kinds[place]
+        last = self.draw.choice((-1, len(kind) - 1))
+        key = f"b{kind[-1]}"
+        functions = {
+            "softmax": (lambda w, t, a: torch.softmax(a, last), kind),
+            "log_softmax": (lambda w, t, a: functional.log_softmax(a, dim=last), kind),
+            "layer_norm": (lambda w, t, a: functional.layer_norm(a, kind[-1:], w[key], eps=0.1), kind),
+            "layer_norm of all": (lambda w, t, a: functional.layer_norm(a, kind, eps=0.1), kind),
+            "sum to": (lambda w, t, a: a.sum(last), kind[:-1]),
+            "logsumexp": (lambda w, t, a: a.logsumexp(dim=last, keepdim=True) - a, kind),
+            "softmax of columns": (lambda w, t, a: a.softmax(0), kind),
+        }
+        name = self.draw.choice(sorted(functions))
+        self.add(f"{name} along {last}", functions[name][0], (place,), functions[name][1])
 
     def reduced(self) -> None:
         place = self.rows()
@@ -177,7 +201,7 @@ class Drawing:
     def fill(self, count: int) -> None:
         """Add random operations."""
         kinds = [(self.product, 6), (self.unary, 5), (self.binary, 4), (self.weighted, 2), (self.reduced, 2)]
-        kinds += [(self.quadratic, 1)]
+        kinds += [(self.quadratic, 1), (self.on_rows, 3)]
         if not self.is_scan:
             kinds += [(self.numbered, 1), (self.unsafe, 0.5)]
         functions, shares = zip(*kinds, strict=True)
@@ -210,7 +234,9 @@ def make_loop(number: int) -> Loop:
     next_h = drawing.add("next h", lambda w, t, a, h: torch.tanh(a @ w[square] + h), tuple(feeding), (B, widths[0]))
     drawing.add("+1", lambda w, t, h: h + 1.0, (next_h,), (B, widths[0]))
     drawing.product()
-    drawing.fill(draw.randrange(5))
+    if draw.random() < 0.6:
+        drawing.on_rows(len(drawing.kinds) - 1)
+    drawing.fill(draw.randrange(4))
     next_c = draw.choice((1, 1, 1, drawing.rows(widths[1])))
     ys = [drawing.pick(lambda kind: True) for _ in range(draw.randrange(1, 4))]
     ys.append(len(drawing.kinds) - 1)

@@ -4,7 +4,8 @@ Dynamo traces a function into a graph: a Python loop as its steps one after anot
 with a body. What no later step needs is done for all steps at once: T small matrix products become one. `hoist` does
 this to the graph, before its gradients are taken, and has Inductor compile the result.
 
-Moved are operations on rows (impls.torch.rows), where a product is among them. Everything else stays.
+Moved are operations that treat each row by itself (impls.torch.rows), where a product is among them. Everything else
+stays.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch.fx import GraphModule
 
 from impls.torch import private, scan_loops, unrolled_loops
 from impls.torch.hoist_log import Settings
-from impls.torch.rows import hazard, name_of
+from impls.torch.rows import hazard, make_positional, name_of
 
 Backend = Callable[[GraphModule, list[Any]], Callable[..., Any]]
 
@@ -76,6 +77,7 @@ def transformed(module: GraphModule, settings: Settings) -> GraphModule:
     if reason := hazard(module.graph):
         settings.log.append(f"the whole program: stays: {reason}")
         return module
+    make_positional(module.graph)
     for node in list(module.graph.nodes):
         if node.target is private.scan_higher_order():
             scan_loops.rebuild(module, node, settings)

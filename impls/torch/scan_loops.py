@@ -203,5 +203,5 @@ def unchanging_values(graph: Graph, scan: Scan, unchanging: set[Node]) -> dict[N
     for node in scan.body.graph.nodes:
         if node in unchanging and node not in values:
             operands = tuple(values[value] if isinstance(value, Node) else value for value in node.args)
-            values[node] = graph.create_node(node.op, node.target, operands)
+            values[node] = graph.create_node(node.op, node.target, operands, node.kwargs)
     return values

@@ -17,11 +17,13 @@ from impls.torch.rows import (
     ancestors,
     array_of,
     at_once,
+    is_constant,
     is_product,
     is_pure,
     name_of,
     obstacle,
     step_bytes,
+    why_unknown,
 )
 
 LOOP = "an unrolled loop"
@@ -118,10 +120,10 @@ def arguments_of(column: Column) -> list[Column]:
 def why_not(column: Column) -> str:
     """Return why a column is not one operation that can be done for all steps at once; "" if it is."""
     first = column[0]
+    if isinstance(first, Node) and (reason := why_unknown(first)):
+        return reason
     if not all(isinstance(node, Node) and is_alike(node, first) for node in column):
         return f"it is not the same operation in every step: {name_of(first)} in the first"
-    if not is_pure(first):
-        return f"{name_of(first)} is no operation on rows that is known here"
     stepped = {place for place, argument in enumerate(arguments_of(column)) if not is_unchanging(argument)}
     return obstacle(first, stepped)
 
@@ -129,13 +131,13 @@ def why_not(column: Column) -> str:
 def is_alike(node: Node, other: Node) -> bool:
     """Return whether two nodes are the same operation with as many arguments, on results of the same shape."""
     same = (node.op, node.target, len(node.args)) == (other.op, other.target, len(other.args))
-    if not same or node.kwargs or other.kwargs or not all(map(is_hashable, (*node.args, *other.args))):
+    if not same or node.kwargs != other.kwargs or not all(map(is_argument, (*node.args, *other.args))):
         return False
     return has_same_shape(array_of(node), array_of(other))
 
 
-def is_hashable(value: Any) -> bool:
-    return isinstance(value, (Node, int, float, bool, str, type(None)))
+def is_argument(value: Any) -> bool:
+    return isinstance(value, Node) or is_constant(value)
 
 
 def has_same_shape(array: Any, other: Any) -> bool:
@@ -237,8 +239,11 @@ def replace(
         return values[column, start]
 
     with graph.inserting_before(stack.node):
+        is_there = (stack.column, 0) in values
         pieces = [value(stack.column, start, stop).node for start, stop in settings.pieces(len(stack.column))]
         result = pieces[0] if len(pieces) == 1 else graph.call_function(torch.cat, (pieces,))
+        if is_there:  # each stack is an array of its own
+            result = graph.call_function(torch.clone, (result,))
         if stack.axis:
             result = graph.call_method("movedim", (result, 0, stack.axis))
             result = graph.call_method("contiguous", (result,))
