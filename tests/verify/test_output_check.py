@@ -385,9 +385,11 @@ def test_the_oracle_s_memory_is_that_of_what_is_checked(monkeypatch):
 
 @pytest.mark.parametrize("pass_", ["loss", "train"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_loss_never_holds_all_outputs_at_once(pass_, loss):
+def test_a_loss_never_holds_all_outputs_at_once(pass_, loss, monkeypatch):
     """And the oracle takes no more than it says, and not much less."""
-    workload = Workload(name="w", B=64, T=512, I=4, H=8, O=500, cell="rnn_tanh", loss=loss)
+    monkeypatch.setattr(reference, "BLOCK_NUMBERS", 2**16)
+    monkeypatch.setattr(tolerance, "RUN_NUMBERS", 1)
+    workload = Workload(name="w", B=16, T=160, I=4, H=8, O=500, cell="rnn_tanh", loss=loss)
     data = data_of(workload, "float64")
     tracemalloc.start()
     try:
@@ -399,4 +401,4 @@ def test_a_loss_never_holds_all_outputs_at_once(pass_, loss):
     assert said_bytes / 3 < peak_bytes < said_bytes
     runs, at_once = tolerance.noise_runs(workload, workload.T, workload.B, reference.output_names(pass_, "projected"))
     assert runs == at_once == 5
-    assert peak_bytes < 8 * 512 * 64 * 500 * runs  # the outputs of all runs
+    assert peak_bytes < 8 * 160 * 16 * 500 * runs / 1.5  # the outputs of all runs
