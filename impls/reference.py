@@ -50,7 +50,8 @@ from impls.interface import (
     Weights,
     weights_of,
 )
-from impls.rounding import Accumulated, Noise, Sizes, sum_of
+from impls.rounding import Noise, Sizes
+from impls.sums import Accumulated, sum_of
 
 Array = np.ndarray
 State = tuple[Array, ...]  # h [B, H], and for lstm c [B, H]
@@ -126,7 +127,12 @@ def run(data: Data, cell: str, pass_: str, form: str, ops: Operations | None = N
     for name, array in quantities(data, cell, pass_, form, ops, loss):
         if name in blocks:
             blocks[name].append(np.asarray(array))
-    return {name: np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for name, arrays in blocks.items()}
+    return {name: joined(arrays) for name, arrays in blocks.items()}
+
+
+def joined(blocks: list[Array]) -> Array:
+    """Return blocks of steps as one array."""
+    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
 def output_names(pass_: str, form: str) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from harness.study.data import DTYPES, cast, data_for, probe_data
 from harness.study.study import Workload
 from impls import reference
 from impls.interface import Arm, Data, Outputs, Weights
-from impls.rounding import Noise, Rounding, Sizes, scale_of
+from impls.rounding import Noise, Rounding, Sizes
+from impls.sums import scale_of
 
 METHOD = "any order of summation"  # how bounds are made: older records lack it, and had other bounds
 CLOSE = 10  # first steps of a training, in which a loss differs from the oracle's by rounding alone
@@ -114,12 +115,12 @@ def reference_with_deviations(
                     error = (with_noise - np.expand_dims(array, axis)) / scale_of(array)  # so that no square overflows
                     true[name].append(np.asarray(array))
                     _add_at(variances[name], len(true[name]) - 1, np.square(error).sum(axis) / runs)
-    outputs = {name: _joined(blocks) for name, blocks in true.items()}
-    deviations = {
-        name: _joined([scale_of(array) * np.sqrt(variance) for array, variance in zip(true[name], blocks, strict=True)])
-        for name, blocks in variances.items()
-    }
-    return outputs, {name: _smoothed(deviations[name], scale_of(outputs[name])) for name in names}
+    outputs = {name: reference.joined(blocks) for name, blocks in true.items()}
+    deviations = {}
+    for name, blocks in variances.items():
+        scaled = [scale_of(array) * np.sqrt(variance) for array, variance in zip(true[name], blocks, strict=True)]
+        deviations[name] = _smoothed(reference.joined(scaled), scale_of(outputs[name]))
+    return outputs, deviations
 
 
 class Numbers(NamedTuple):
@@ -158,11 +159,6 @@ def _add_at(arrays: list[Array], place: int, array: Array) -> None:
         arrays[place] = arrays[place] + array
     else:
         arrays.append(array)
-
-
-def _joined(blocks: list[Array]) -> Array:
-    """Return blocks of steps as one array."""
-    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
 def _smoothed(deviation: Array, scale: float) -> Array:

@@ -23,6 +23,7 @@ from harness.machine import environment
 from harness.records import store
 from harness.records.store import FILE, PACKED, lock_folder, read_run
 from harness.run import jobs, session
+from harness.run.launch import Worker
 from harness.study import matrix
 from scripts import kills
 from tests.conftest import FOURTH, HERE, add_frameworks
@@ -106,7 +107,7 @@ def test_the_report_does_not_depend_on_the_order_of_the_records(tmp_path, undraw
 
 @pytest.mark.parametrize(
     ("mischief", "reason"),
-    [("kill", "SIGKILL"), ("noise", ""), ("exit", "ended with status 3")],
+    [("kill", "SIGKILL, which the kernel sends when memory runs out"), ("noise", ""), ("exit", "ended with status 3")],
 )
 def test_what_a_worker_does_stays_with_its_arm(mischief, reason, tmp_path, monkeypatch):
     plant(mischief, tmp_path, monkeypatch)
@@ -189,6 +190,15 @@ def test_a_process_whose_parent_has_ended_before_it_asks_the_kernel_ends_too():
     for process in alive:
         process.kill()
     assert not alive
+
+
+def test_a_worker_ends_before_its_parent_when_memory_runs_out():
+    with Worker("numpy", {}, timeout_s=60) as worker:
+        score, end_s = Path(f"/proc/{worker.process.pid}/oom_score_adj"), time.monotonic() + 30
+        while score.read_text() != "1000\n" and time.monotonic() < end_s:
+            time.sleep(0.05)
+        assert score.read_text() == "1000\n"
+    assert Path("/proc/self/oom_score_adj").read_text() != "1000\n"
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys, undrawn):

@@ -13,7 +13,8 @@ from harness.study.study import Workload
 from harness.verify import output_check, tolerance
 from impls import reference
 from impls.interface import CELLS, LOSSES, Data, Weights
-from impls.rounding import ROUNDINGS, repetition
+from impls.rounding import ROUNDINGS
+from impls.sums import repetition
 from tests.conftest import data_of
 from tests.library import ORDERS, Library
 
