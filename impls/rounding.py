@@ -30,8 +30,10 @@ from impls.sums import (
     SizedColumns,
     SizedOuters,
     SizedTotals,
+    Squares,
     partial_sums,
     repetition,
+    squares_of,
     sum_of,
     term_norms,
     times,
@@ -121,8 +123,13 @@ class Noise:
 
     def moved(self, a: Array) -> Array:
         """Return an operation's result with the error of a library's approximation, which never changes its sign."""
-        noise = self._even(a)
-        return a + a * (self.rounding.result * noise) + np.copysign(self.rounding.least * noise, a)
+        noise = self._even(a).astype(np.float64)  # in float32 the least numbers are denormals, each a hundred cycles
+        least = np.copysign(self.rounding.least * noise, a)
+        noise *= self.rounding.result
+        noise *= a
+        noise += a
+        noise += least
+        return noise
 
     def sigmoid(self, a: Array) -> Array:
         """Return a sigmoid with its error.
@@ -168,7 +175,7 @@ class Sizes:
     def __init__(self, rounding: Rounding = ROUNDINGS["fp32"]) -> None:
         self.rounding = rounding
         self.followers: list[tuple[deque[Array], deque[Array]]] = []
-        self.distinct: dict[tuple[object, ...], bool] = {}  # whether all rows of a weight differ, by its memory
+        self.known: dict[tuple[object, ...], KnownWeight] = {}  # by a weight's memory
 
     def follow(self) -> tuple[deque[Array], deque[Array]]:
         """Return two queues that are filled from now on: with deviations, and with the inputs of each relu."""
@@ -176,12 +183,14 @@ class Sizes:
         return self.followers[-1]
 
     def weights(self, w: Weights) -> Weights:
+        self.known.clear()
         return w
 
     def product(self, a: Array, b: Array) -> Array:
         """Return the product of a [..., K] and a weight b [K, N]: [..., N]."""
-        exact, peak = partial_sums(a, b)
-        self.keep(exact, peak, term_norms(a, b), len(b), self._repeats(a, b))
+        (exact, peak), known = partial_sums(a, b), self._known(b)
+        repeats = 1.0 if known.distinct else repetition(a.reshape(-1, a.shape[-1]).T, b)
+        self.keep(exact, peak, term_norms(squares_of(a), known.squares), len(b), repeats)
         return exact
 
     def outer(self, a: Array, b: Array) -> Array:
@@ -229,12 +238,21 @@ class Sizes:
         for deviations, _ in self.followers:
             deviations.append(np.hypot(sum_error, result_error))
 
-    def _repeats(self, a: Array, b: Array) -> float:
-        """Return how often a product's terms repeat. Most weights have no equal rows, and are checked only once."""
-        memory = (b.ctypes.data, b.shape, b.strides)
-        if memory not in self.distinct:
-            self.distinct[memory] = repetition(b, b) < 1 + TELLING
-        return 1.0 if self.distinct[memory] else repetition(a.reshape(-1, a.shape[-1]).T, b)
+    def _known(self, weight: Array) -> "KnownWeight":
+        """Return what is known of a weight, which is found once for all steps."""
+        memory = (weight.ctypes.data, weight.shape, weight.strides)
+        if memory not in self.known:
+            distinct = repetition(weight, weight) < 1 + TELLING
+            self.known[memory] = KnownWeight(weight, squares_of(weight), distinct)
+        return self.known[memory]
+
+
+class KnownWeight(NamedTuple):
+    """A weight, its squares, and whether all its rows differ. It is kept so that no other array gets its memory."""
+
+    weight: Array
+    squares: Squares
+    distinct: bool
 
 
 def rows(a: Array) -> Array:

@@ -5,7 +5,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class SizedOuters:
     def add(self, a: Array, b: Array) -> None:
         """Add the terms of the next steps."""
         rows_a, rows_b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
-        self.norm = np.hypot(self.norm, term_norms(rows_a.T, rows_b))
+        self.norm = np.hypot(self.norm, term_norms(squares_of(rows_a.T), squares_of(rows_b)))
         self.repetition.add(rows_a, rows_b)
         self.batch = a.shape[1]
         steps, sequences = np.arange(self.first, self.first + len(a))[:, None], np.arange(self.batch)
@@ -178,16 +178,26 @@ def peak_sums(parts: Sequence[Array]) -> tuple[Array, Array]:
     return exact, peak
 
 
-def term_norms(a: Array, b: Array) -> Array:
-    """Return, for a [..., K] and b [K, N], the root of the sum of squared terms; float32 has digits enough for it."""
-    scale_a, scale_b = scale_of(a), scale_of(b)
-    squares = times(np.square((a / scale_a).astype("float32")), np.square((b / scale_b).astype("float32")))
-    return np.sqrt(squares.astype("float64")) * scale_a * scale_b
+class Squares(NamedTuple):
+    """The squares of an array's elements over its largest magnitude, in float32, and that magnitude."""
+
+    squares: Array
+    scale: float
+
+
+def squares_of(a: Array) -> Squares:
+    scale = scale_of(a)
+    return Squares(np.square((a / scale).astype("float32")), scale)
+
+
+def term_norms(a: Squares, b: Squares) -> Array:
+    """Return, for those of a [..., K] and b [K, N], the root of the sum of squared terms; float32 has digits enough."""
+    return np.sqrt(times(a.squares, b.squares).astype("float64")) * a.scale * b.scale
 
 
 def scale_of(a: Array) -> float:
     """Return the largest magnitude of a, as a divisor: 1 if all elements are zero."""
-    return float(np.abs(a).max()) or 1.0
+    return float(max(a.max(), -a.min())) or 1.0
 
 
 def _prefix_peak(a: Array) -> Array:
