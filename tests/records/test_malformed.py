@@ -25,7 +25,7 @@ from tests.conftest import SMALL
 from tests.made import lines as contents
 
 REPORTS = Path(__file__).parents[2] / "reports"
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WORDS = """
 run verify report list selftest doctor --all --quick --rigorous --resume --real --framework --threads
 --execution --recurrence --projection --pass --precision --workload --processes --rounds --budget --seed
