@@ -218,7 +218,9 @@ def layer_backward(
     d_a, d_u = backward(w, above.d_h, tapes, cell, ops)
     yield from (("d_a", d_a), ("d_u", d_u))
     h_before = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
-    return d._replace(w_in=ops.outer(x, d_a), w_rec=ops.outer(h_before, d_u), b_rec=ops.column(d_a)), d_a
+    steps = len(x)
+    d_w_in, d_w_rec = sum_of(ops.outers(steps), x, d_a), sum_of(ops.outers(steps), h_before, d_u)
+    return d._replace(w_in=d_w_in, w_rec=d_w_rec, b_rec=sum_of(ops.columns(steps), d_a)), d_a
 
 
 class Loss(NamedTuple):

@@ -34,7 +34,6 @@ from impls.sums import (
     partial_sums,
     repetition,
     squares_of,
-    sum_of,
     term_norms,
     times,
 )
@@ -97,20 +96,14 @@ class Noise:
         """Return the product [..., R, B, N] of a [..., R, B, K] and a weight b [K, N] or [R, K, N]."""
         return self._erring(times(self._operand(a), b))
 
-    def outer(self, a: Array, b: Array) -> Array:
-        """Return the product [R, M, N] of a [T, R, B, M] and b [T, R, B, N], summed over T and B."""
-        return sum_of(self.outers(len(a)), a, b)
-
-    def column(self, a: Array) -> Array:
-        """Return the sum [R, N] of a [T, R, B, N] over T and B."""
-        return sum_of(self.columns(len(a)), a)
-
     def outers(self, _steps: int) -> Accumulated:
+        """Return the product [R, M, N] of arrays a [T, R, B, M] and b [T, R, B, N], summed over T and B."""
         return Accumulated(
             lambda a, b: np.swapaxes(rows(self._operand(a)), 1, 2) @ rows(self._operand(b)), self._erring
         )
 
     def columns(self, _steps: int) -> Accumulated:
+        """Return the sum [R, N] of arrays [T, R, B, N] over T and B."""
         return Accumulated(lambda a: rows(a).sum(axis=1), self._erring)
 
     def totals(self, _steps: int) -> Accumulated:
@@ -192,14 +185,6 @@ class Sizes:
         repeats = 1.0 if known.distinct else repetition(a.reshape(-1, a.shape[-1]).T, b)
         self.keep(exact, peak, term_norms(squares_of(a), known.squares), len(b), repeats)
         return exact
-
-    def outer(self, a: Array, b: Array) -> Array:
-        """Return the product [M, N] of a [T, B, M] and b [T, B, N], summed over T and B in either order."""
-        return sum_of(self.outers(len(a)), a, b)
-
-    def column(self, a: Array) -> Array:
-        """Return the sum [N] of a [T, B, N] over T and B, in either order."""
-        return sum_of(self.columns(len(a)), a)
 
     def outers(self, steps: int) -> SizedOuters:
         return SizedOuters(self, steps)

@@ -16,6 +16,7 @@ side.
 import argparse
 import csv
 import dataclasses
+import io
 import math
 import random
 import sys
@@ -105,29 +106,33 @@ class FaultPlantingCheck(output_check.OutputCheck):
         result = super().check(saved, workload, steps, pass_, precision)
         for name, moments in output_check._outputs_by_arm(saved).items():
             form = output_check.form_of(name)
-            key = (workload, steps, pass_, precision, form)
+            key = (workload, steps, pass_, precision, form, result.sequences)
             expected = {moment: self.expected(*key, moment) for moment in moments}
+            checked = {
+                moment: output_check._select_outputs(outputs, workload.B, result.sequences)
+                for moment, outputs in moments.items()
+            }
             verdict = result.arms[name]
             self._add("", result.bounds[form], verdict)
             if verdict.status == "ok" and precision == "fp32":
                 for fault in FAULTS:
-                    self._plant(fault, key, moments, expected)
+                    self._plant(fault, key, checked, expected)
         self.kept.clear()
         return result
 
     def _plant(self, fault: str, key: tuple[Any, ...], moments: dict[str, Outputs], expected: Any) -> None:
         """Add a fault to the outputs of a program, and check them if the change is larger than VISIBLE."""
-        workload, steps, pass_, precision, form = key
+        workload, steps, pass_, precision, form, sequences = key
         faulty, size = {}, 0.0
         for moment, outputs in moments.items():
-            data = cast(self._data(workload, steps, precision, form, moment), "float64")
+            data = cast(self._data(workload, steps, precision, form, sequences, moment), "float64")
             truth = {name: bound.true for name, bound in expected[moment].items()}
             change = fault_effect(fault, data, (workload.cell, pass_, form), truth, self.random)
             size = max(size, relative_size(change, truth) if moment == "after" else 0.0)
             faulty[moment] = {name: (outputs[name] + change[name]).astype(outputs[name].dtype) for name in outputs}
         if size > VISIBLE:
             bounds = {name: bound.relative for name, bound in expected["after"].items()}
-            self._add(fault, bounds, output_check._check_arm(faulty, expected, None, 1), size)
+            self._add(fault, bounds, output_check._check_arm(faulty, expected, {}, sequences), size)
 
     def _add(self, fault: str, bounds: Any, verdict: ArmCheck, size: float = math.nan) -> None:
         """Append a row for a check: its status, and the largest errors as fractions of their bounds."""
@@ -385,9 +390,8 @@ def main() -> None:
                 file.flush()
                 if row["status"] not in ("ok", "unavailable") and not row["fault"]:
                     print(row, file=sys.stderr, flush=True)
-    text = summary(
-        [row for file in options.out.glob("cases*.csv") for row in csv.DictReader(file.open(encoding="utf-8"))]
-    )
+    tables = [io.StringIO(file.read_text(encoding="utf-8")) for file in options.out.glob("cases*.csv")]
+    text = summary([row for table in tables for row in csv.DictReader(table)])
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

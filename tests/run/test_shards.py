@@ -2,6 +2,7 @@
 
 import errno
 import json
+import random
 import re
 import shutil
 from itertools import pairwise
@@ -84,26 +85,33 @@ def rewritten(folder, change):
     (folder / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def slowed(line):
-    """Triple what in_loop takes on this node."""
-    for name, arm in line.get("arms", {}).items():
-        if name.endswith("in_loop"):
-            arm["samples_ns"] = [3 * ns for ns in arm["samples_ns"]]
+def timed(factor):
+    """Made-up times of every record: a millisecond, within a hundredth, and `factor` times that for in_loop."""
+
+    def change(line):
+        random_times = random.Random(line["key"])
+        for name, arm in line.get("arms", {}).items():
+            mean_ns = 1e6 * (factor if name.endswith("in_loop") else 1)
+            arm["samples_ns"] = [round(mean_ns * random_times.gauss(1, 0.01)) for _ in arm.get("samples_ns") or []]
+
+    return change
 
 
-def test_a_node_that_disagrees_is_named(tmp_path, monkeypatch):
-    for number in (1, 2, 3):
+def test_a_node_that_disagrees_is_named_and_none_that_does_not(tmp_path, monkeypatch):
+    folders = [tmp_path / f"s{number}" for number in (1, 2, 3)]
+    for number, folder in enumerate(folders, 1):
         monkeypatch.setenv("SLURMD_NODENAME", f"n{number}")
-        session.run(
-            study(processes=9, rounds=6, passes=["forward"], shard=f"{number}/3"), tmp_path / f"s{number}", False, ""
-        )
-    rewritten(tmp_path / "s2", slowed)
-    merge.merge([tmp_path / f"s{number}" for number in (1, 2, 3)], tmp_path / "all", "merge")
-    report.write(tmp_path / "all", html=False)
-    assert "**A node disagrees with the others**" in (text := (tmp_path / "all" / "report.md").read_text())
-    assert "n2 at " in text
-    frame = read_tables(tmp_path / "all").nodes
-    assert set(frame[frame.disagrees & (frame.contender == "in_loop")].node) >= {"n2"}
+        session.run(study(processes=9, rounds=6, passes=["forward"], shard=f"{number}/3"), folder, False, "")
+    for factor, named in ((1.0, set()), (3.0, {"n2"})):
+        for folder in folders:
+            rewritten(folder, timed(factor if folder.name == "s2" else 1.0))
+        merge.merge(folders, tmp_path / f"all-{factor}", "merge")
+        report.write(tmp_path / f"all-{factor}", html=False)
+        text = (tmp_path / f"all-{factor}" / "report.md").read_text()
+        assert ("**A node disagrees with the others**" in text) == bool(named)
+        assert ("n2 at " in text) == bool(named)
+        frame = read_tables(tmp_path / f"all-{factor}").nodes
+        assert set(frame[frame.disagrees & (frame.contender == "in_loop")].node) == named
 
 
 def machine(line):
