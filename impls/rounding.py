@@ -116,7 +116,7 @@ class Noise:
 
     def moved(self, a: Array) -> Array:
         """Return an operation's result with the error of a library's approximation, which never changes its sign."""
-        noise = self._even(a).astype(np.float64)  # in float32 the least numbers are denormals, each a hundred cycles
+        noise = self._even(a).astype(np.float64)  # in float32 the least ones are denormals, which are slow
         least = np.copysign(self.rounding.least * noise, a)
         noise *= self.rounding.result
         noise *= a
