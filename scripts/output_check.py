@@ -40,7 +40,7 @@ from harness.study.study import Study, Workload
 from harness.verify import output_check
 from harness.verify.output_check import ArmCheck, BlockCheck
 from impls import reference
-from impls.interface import CELLS, IMPOSSIBLE, PASSES, PROJECTIONS, RECURRENCES, Arm, Data, Outputs
+from impls.interface import CELLS, PASSES, PROJECTIONS, RECURRENCES, Arm, Data, Outputs
 
 SHARES = {  # relative frequency of each execution; those that compile fast have more cases
     ("torch", "eager"): 18, ("torch", "inductor"): 6, ("torch", "inductor-batched"): 2,
@@ -276,9 +276,9 @@ def operation_count(w: Workload, pass_: str) -> float:
 def is_possible(case: ProgramCase, frameworks: dict[str, matrix.Framework]) -> bool:
     """Return whether a case's execution is available and can run its arm."""
     framework, execution = case.execution
-    facts = frameworks[framework].executions[execution]
     cell = matrix.Cell(Configuration(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
-    return not (facts.missing or IMPOSSIBLE.get(case.arm.name) or matrix.missing_requirement(facts, cell))
+    absence = matrix.cell_absence(Study(unroll_limit=None), frameworks[framework], cell)
+    return absence is None or absence[0] == "skipped"
 
 
 def check_cases(

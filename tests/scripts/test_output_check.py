@@ -4,7 +4,11 @@ import csv
 
 import pytest
 
+from harness.run import session
+from harness.study.study import Study, Workload
+from impls.interface import Arm
 from scripts import output_check
+from tests.conftest import HERE
 
 
 @pytest.mark.slow
@@ -27,3 +31,18 @@ def test_programs_are_right_and_planted_faults_are_caught(tmp_path, monkeypatch,
     assert all(planted.values())
     assert set(planted["dropped_bias"] + planted["shifted_step"]) == {"wrong"}
     assert "| all | " in (tmp_path / "table.md").read_text()
+
+
+def test_what_the_study_calls_impossible_is_not_drawn(asked_once):
+    """A loss of hidden states without a projection was drawn, and failed."""
+    frameworks = {framework.name: framework for framework in session.probe(Study(frameworks=HERE), [1])}
+    execution = {"torch": "eager", "tf": "eager", "jax": "xla"}[HERE[0]]
+    workload = Workload(name="w", B=3, T=4, I=2, H=5, O=6)
+    possible = {
+        (projection, pass_): output_check.is_possible(
+            output_check.ProgramCase((HERE[0], execution), 1, workload, pass_, Arm("unrolled", projection)), frameworks
+        )
+        for projection in ("none", "batched")
+        for pass_ in ("forward", "loss")
+    }
+    assert [case for case, is_possible in possible.items() if not is_possible] == [("none", "loss")]
