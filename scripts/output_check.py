@@ -54,6 +54,7 @@ OPERATIONS = (1e9, 2e10)  # maximum of a case: usually, and in one case of fifty
 BLOCK = 60  # maximum number of cases in one worker
 VISIBLE = 1e-6  # smallest change that is counted, relative to a quantity's largest element
 WRONG = 0.01  # error of one wrong element, relative to its quantity's root mean square
+UNLIMITED = Study(unroll_limit=None)  # the number of unrolled steps has its own limit here, COPIES
 FAULTS = ("tf32", "bf16", "dropped_bias", "shifted_step", "missing_gradient", "wrong_element")
 CORNERS = (  # sizes that random draws seldom reach; jit(vmap) of more than 32,768 rows is jax issue 39103
     (("jax", "xla"), Arm("given", "vmap"), "forward", {"T": 40_000, "B": 1, "I": 3, "H": 64, "O": 16}),
@@ -277,8 +278,8 @@ def is_possible(case: ProgramCase, frameworks: dict[str, matrix.Framework]) -> b
     """Return whether a case's execution is available and can run its arm."""
     framework, execution = case.execution
     cell = matrix.Cell(Configuration(framework, "cpu", 1, execution, "fp32"), case.workload, case.pass_, case.arm)
-    absence = matrix.cell_absence(Study(unroll_limit=None), frameworks[framework], cell)
-    return absence is None or absence[0] == "skipped"
+    absence = matrix.cell_absence(UNLIMITED, frameworks[framework], cell)
+    return absence is None or absence[0] == "skipped"  # what a study has on request only
 
 
 def check_cases(
@@ -390,8 +391,8 @@ def main() -> None:
                 file.flush()
                 if row["status"] not in ("ok", "unavailable") and not row["fault"]:
                     print(row, file=sys.stderr, flush=True)
-    tables = [io.StringIO(file.read_text(encoding="utf-8")) for file in options.out.glob("cases*.csv")]
-    text = summary([row for table in tables for row in csv.DictReader(table)])
+    texts = [file.read_text(encoding="utf-8") for file in options.out.glob("cases*.csv")]
+    text = summary([row for rows in texts for row in csv.DictReader(io.StringIO(rows))])
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

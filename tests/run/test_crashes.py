@@ -63,7 +63,7 @@ def start(out, *more):
 @pytest.mark.timeout(600)
 def test_kills_at_random_instants_lose_and_double_nothing(tmp_path):
     """The short form of scripts/kills.py, whose long form is in the committed report's appendix."""
-    found = kills.disturb_run(tmp_path, KILLS, seed=4, processes=4)
+    found = kills.disturb_run(tmp_path, KILLS, seed=4, processes=6)
     assert sum(found["kills"].values()) == KILLS
     assert found["left_running"] == 0
     assert (found["lost"], found["doubled"], found["finished"], found["same_blocks"]) == (0, 0, True, True)
